@@ -1,0 +1,31 @@
+"""Random numbers, sampling from logits and losses over the vocabulary: a torch reference and Triton kernels behind one name."""
+
+from discrete_distill.kernels.losses import TokenLosses, token_losses
+from discrete_distill.kernels.philox import (
+    STREAM_CANDIDATE,
+    STREAM_COIN,
+    STREAM_CORRUPTION,
+    STREAM_REMASK,
+    STREAM_TIME,
+    STREAM_TOKEN,
+    STREAM_USER,
+    philox_4x32,
+    uniform,
+)
+from discrete_distill.kernels.sampling import SampledRows, sample_rows
+
+__all__ = [
+    "STREAM_CANDIDATE",
+    "STREAM_COIN",
+    "STREAM_CORRUPTION",
+    "STREAM_REMASK",
+    "STREAM_TIME",
+    "STREAM_TOKEN",
+    "STREAM_USER",
+    "SampledRows",
+    "TokenLosses",
+    "philox_4x32",
+    "sample_rows",
+    "token_losses",
+    "uniform",
+]

@@ -1,0 +1,268 @@
+"""The bidirectional diffusion transformer of MDLM (arXiv 2406.07524), after DiT (arXiv 2212.09748): rotary positions,
+adaptive layer norm, a head over the vocabulary. Attention is PyTorch's own; module names follow MDLM's checkpoints.
+
+Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditioning width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+NUM_FREQUENCIES = 128
+
+
+@dataclass(kw_only=True, frozen=True)
+class DiTConfig:
+    """Shape of the network.
+
+    Args:
+        vocab_size: classes, mask included.
+        max_length: longest sequence it is meant for, in tokens; longer ones are refused.
+        hidden_size: width (paper: 768).
+        num_layers: blocks (paper: 12).
+        num_heads: attention heads (paper: 12).
+        cond_size: width of the conditioning vector (paper: 128).
+        dropout: probability inside blocks during training (paper: 0.1).
+        time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
+        step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
+
+    Raises:
+        ValueError: if the width is not a multiple of twice the number of heads, or a size is not positive.
+    """
+
+    vocab_size: int
+    max_length: int = 1024
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    cond_size: int = 128
+    dropout: float = 0.1
+    time_conditioning: bool = False
+    step_conditioning: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads} (rotary pairs)"
+            )
+
+
+def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864), halves rotated against each other, in fp32."""
+    first, second = x_BHLd.float().chunk(2, dim=-1)
+    turned = torch.cat((first * cos_Ld - second * sin_Ld, second * cos_Ld + first * sin_Ld), dim=-1)
+    return turned.to(x_BHLd.dtype)
+
+
+class Rotary(nn.Module):
+    """Cosines and sines for every position, ``[L, head_dim / 2]``."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", base ** (-torch.arange(0, head_dim, 2).float() / head_dim))
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
+        return angle.cos(), angle.sin()
+
+
+class LayerNorm(nn.Module):
+    """Layer norm in fp32 with a scale and no bias."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), (x.shape[-1],), self.weight.float()).to(x.dtype)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of a scalar, then a two-layer network: ``[B] -> [B, C]``."""
+
+    def __init__(self, cond_size: int, num_scalars: int = 1) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * NUM_FREQUENCIES * num_scalars, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size)
+        )
+
+    def forward(self, *scalars: Tensor) -> Tensor:
+        return self.mlp(torch.cat([sinusoidal_features(scalar) for scalar in scalars], dim=-1))
+
+
+def sinusoidal_features(scalar_B: Tensor, max_period: float = 10_000.0) -> Tensor:
+    """``[B, 2 * NUM_FREQUENCIES]``: cosines then sines, periods spaced geometrically up to ``max_period``."""
+    steps = torch.arange(NUM_FREQUENCIES, device=scalar_B.device, dtype=torch.float32)
+    frequencies = torch.exp(-math.log(max_period) * steps / NUM_FREQUENCIES)
+    angle = scalar_B[:, None].float() * frequencies
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+class Embedding(nn.Module):
+    """Token embedding under MDLM's parameter name; also reads soft tokens (rows of probabilities)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.embedding)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each modulated and gated by the conditioning vector."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.norm1 = LayerNorm(size)
+        self.attn_qkv = nn.Linear(size, 3 * size, bias=False)
+        self.attn_out = nn.Linear(size, size, bias=False)
+        self.norm2 = LayerNorm(size)
+        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size))
+        self.adaLN_modulation = nn.Linear(config.cond_size, 6 * size)
+        nn.init.zeros_(self.adaLN_modulation.weight)
+        nn.init.zeros_(self.adaLN_modulation.bias)
+
+    def attend(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None) -> Tensor:
+        qkv = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        q, k, v = rotate(qkv[0], *rotary), rotate(qkv[1], *rotary), qkv[2]
+        out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        return self.attn_out(rearrange(out_BHLd, "b h l d -> b l (h d)"))
+
+    def forward(
+        self, x_BLD: Tensor, cond_BC: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None
+    ) -> Tensor:
+        modulation = self.adaLN_modulation(cond_BC)[:, None].chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        out = self.attend(modulate(self.norm1(x_BLD), shift_attn, scale_attn), rotary, attention_mask)
+        x_BLD = x_BLD + gate_attn * F.dropout(out, self.dropout, self.training)
+        out = self.mlp(modulate(self.norm2(x_BLD), shift_mlp, scale_mlp))
+        return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
+
+
+def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """``x (1 + scale) + shift``."""
+    return x_BLD * (1.0 + scale_B1D) + shift_B1D
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation and the vocabulary head. The head starts at zero: uniform predictions."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
+        self.adaLN_modulation = nn.Linear(config.cond_size, 2 * config.hidden_size)
+        for layer in (self.linear, self.adaLN_modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def features(self, x_BLD: Tensor, cond_BC: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(cond_BC)[:, None].chunk(2, dim=-1)
+        return modulate(self.norm_final(x_BLD), shift, scale)
+
+
+class DiT(nn.Module, PyTorchModelHubMixin):
+    """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol.
+
+    Args:
+        config: its shape; a dictionary of the same fields is accepted too (as read back from ``config.json``).
+    """
+
+    def __init__(self, config: DiTConfig | dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, DiTConfig) else DiTConfig(**config)
+        config = self.config
+        self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
+        self.sigma_map = TimestepEmbedder(config.cond_size)
+        self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.output_layer = FinalLayer(config)
+        if config.step_conditioning:
+            self.step_map = TimestepEmbedder(config.cond_size, num_scalars=2)
+            nn.init.zeros_(self.step_map.mlp[-1].weight)
+            nn.init.zeros_(self.step_map.mlp[-1].bias)
+
+    @property
+    def accepts_step(self) -> bool:
+        """Whether the network is told where its step ends."""
+        return self.config.step_conditioning
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
+
+        Raises:
+            ValueError: if the sequence is longer than ``config.max_length``.
+        """
+        if x_t.shape[1] > self.config.max_length:
+            raise ValueError(
+                f"sequence of {x_t.shape[1]} tokens is longer than the model's max_length {self.config.max_length}"
+            )
+        return self.vocab_embed(x_t)
+
+    def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
+        """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
+        # MDLM passes sigma; for the log-linear schedule that is -log(1 - (1 - 1e-3) t).
+        sigma = -torch.log1p(-(1.0 - 1e-3) * t) if self.config.time_conditioning else torch.zeros_like(t[:1])
+        cond = self.sigma_map(sigma)
+        if self.config.step_conditioning and s is not None:
+            # Times are spread over the range that the sinusoids resolve.
+            cond = cond + self.step_map(1000.0 * t, 1000.0 * s)
+        return F.silu(cond)
+
+    def encode(self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """From embeddings ``[B, L, D]`` (ids embedded, or mixtures of embeddings) to head features ``[B, L, D]``.
+
+        Args:
+            h_BLD: embeddings.
+            t: ``[B]``.
+            s: ``[B]`` or None, see ``step_conditioning``.
+            attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+        """
+        cond = self.condition(t, s)
+        rotary = self.rotary_emb(h_BLD.shape[1])
+        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        for block in self.blocks:
+            h_BLD = block(h_BLD, cond, rotary, key_mask)
+        return self.output_layer.features(h_BLD, cond)
+
+    def features(
+        self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Head features ``[B, L, D]``."""
+        return self.encode(self.embed(x_t), t, s, attention_mask)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
+        return self.output_layer.linear(features)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Raw logits ``[B, L, V]``."""
+        return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
+
+    def with_step_conditioning(self) -> DiT:
+        """A copy that is also told its step; its answers are this network's until it is trained."""
+        config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
+        copy = DiT(config).to(self.output_layer.linear.weight)
+        missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
+        assert not unexpected and all(name.startswith("step_map.") for name in missing)
+        return copy

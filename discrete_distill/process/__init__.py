@@ -1,0 +1,38 @@
+"""The forward and reverse process of masked diffusion."""
+
+from .denoiser import Denoiser, FeatureDenoiser, logits_at, step_kwargs
+from .masking import Corruption, MaskedDiffusion, NelboOutput
+from .schedules import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    MaskingSchedule,
+    PolynomialSchedule,
+)
+from .time import BetaTime, StratifiedTime, TimeLaw, TimeSample, UniformTime
+from .weights import ConstantWeight, ElboWeight, TimeWeight
+
+__all__ = [
+    "BetaTime",
+    "ConstantWeight",
+    "Corruption",
+    "CosineSchedule",
+    "Denoiser",
+    "ElboWeight",
+    "FeatureDenoiser",
+    "GeometricSchedule",
+    "LinearSchedule",
+    "LogLinearSchedule",
+    "MaskedDiffusion",
+    "MaskingSchedule",
+    "NelboOutput",
+    "PolynomialSchedule",
+    "StratifiedTime",
+    "TimeLaw",
+    "TimeSample",
+    "TimeWeight",
+    "UniformTime",
+    "logits_at",
+    "step_kwargs",
+]

@@ -1,0 +1,237 @@
+"""Masked (absorbing) diffusion: corruption, substitution rules, reverse posterior and likelihood bound.
+
+Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .denoiser import Denoiser, logits_at
+from .schedules import LogLinearSchedule, MaskingSchedule
+from .time import StratifiedTime, TimeLaw
+
+
+class Corruption(NamedTuple):
+    """Noisy tokens ``z_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that turns a sum
+    over masked positions into an unbiased estimate of the whole NELBO sum."""
+
+    z_t: Tensor
+    t: Tensor
+    weight: Tensor
+
+
+class NelboOutput(NamedTuple):
+    """Negative evidence lower bound.
+
+    Attributes:
+        loss: scalar, nats per token, averaged over all tokens of the batch (not over rows).
+        nats: ``[B]``, nats per sequence.
+        num_tokens: ``[B]``, tokens that could be masked.
+    """
+
+    loss: Tensor
+    nats: Tensor
+    num_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """The absorbing process of MDLM (arXiv 2406.07524).
+
+    Forward: each position independently ``P(z_t = x) = alpha(t)``, ``P(z_t = m) = 1 - alpha(t)``. Reverse from ``t`` to
+    ``s < t``: a visible token stays; a masked one is revealed with probability ``(alpha_s - alpha_t) / (1 - alpha_t)``
+    and only then drawn from the denoiser. Time 0 is data and time 1 is all mask *exactly*, whatever ``eps`` the
+    schedule carries, so a sampler that ends at 0 leaves no mask and one that starts at 1 reveals as much as it should.
+
+    Args:
+        mask_token_id: id of the mask; never guessed.
+        schedule: ``alpha(t)``.
+
+    Raises:
+        ValueError: if ``mask_token_id`` is negative.
+    """
+
+    mask_token_id: int
+    schedule: MaskingSchedule = LogLinearSchedule()
+
+    def __post_init__(self) -> None:
+        if self.mask_token_id < 0:
+            raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
+
+    def is_masked(self, z_t: Tensor) -> Tensor:
+        """Bool, of the shape of ``z_t``."""
+        return z_t == self.mask_token_id
+
+    def visible_probability(self, t: Tensor) -> Tensor:
+        """``alpha(t)`` with the ends made exact: 1 at ``t = 0`` and 0 at ``t = 1``."""
+        alpha = self.schedule.alpha(t)
+        alpha = torch.where(t <= 0.0, torch.ones_like(alpha), alpha)
+        return torch.where(t >= 1.0, torch.zeros_like(alpha), alpha)
+
+    def unmask_probability(self, t: Tensor, s: Tensor) -> Tensor:
+        """``(alpha_s - alpha_t) / (1 - alpha_t)``, elementwise; 1 where ``s = 0``."""
+        alpha_t, alpha_s = self.visible_probability(t), self.visible_probability(s)
+        return ((alpha_s - alpha_t) / (1.0 - alpha_t)).clamp(0.0, 1.0)
+
+    def corrupt(
+        self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Draw ``z_t`` from ``x``.
+
+        Args:
+            x: int64 ``[B, L]``.
+            t: ``[B]`` in ``[0, 1]``.
+            movable: bool ``[B, L]``; positions that may be masked (all, by default).
+            generator: source of randomness, on the device of ``x``.
+
+        Returns:
+            int64 ``[B, L]``.
+        """
+        uniform = torch.rand(x.shape, device=x.device, generator=generator)
+        hidden = uniform >= self.visible_probability(t)[:, None]
+        if movable is not None:
+            hidden = hidden & movable
+        return torch.where(hidden, self.mask_token_id, x)
+
+    def corrupt_by_count(
+        self, x: Tensor, count: Tensor, *, movable: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Mask exactly ``count`` movable positions of each row, chosen uniformly.
+
+        Args:
+            x: int64 ``[B, L]``.
+            count: int64 ``[B]``, at most the number of movable positions of the row.
+            movable: bool ``[B, L]``; all, by default.
+            generator: source of randomness.
+        """
+        order = torch.rand(x.shape, device=x.device, generator=generator)
+        if movable is not None:
+            order = order.masked_fill(~movable, 2.0)
+        rank = order.argsort(dim=1).argsort(dim=1)
+        return torch.where(rank < count[:, None], self.mask_token_id, x)
+
+    def draw_corruption(
+        self,
+        x: Tensor,
+        *,
+        by: Literal["time", "count"] = "time",
+        movable: Tensor | None = None,
+        time_law: TimeLaw | None = None,
+        generator: Generator | None = None,
+    ) -> Corruption:
+        """One corruption of each row, at levels spread evenly over the batch.
+
+        ``by="time"``: ``t ~ pi``, each position masked by its own coin, weight ``omega(t) / pi(t)`` with ``omega`` of
+        the ELBO. ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over ``1..n``, weight
+        ``n / k``; the same expectation (the NELBO does not depend on the schedule) without the heavy tail of ``1 / t``.
+
+        Raises:
+            ValueError: if ``by`` is neither "time" nor "count".
+        """
+        batch = x.shape[0]
+        if by == "time":
+            law = time_law if time_law is not None else StratifiedTime(low=1e-3)
+            t, density = law.sample(batch, device=x.device, generator=generator)
+            z_t = self.corrupt(x, t, movable=movable, generator=generator)
+            return Corruption(z_t, t, self.schedule.elbo_weight(t) / density)
+        if by != "count":
+            raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
+        u = StratifiedTime().sample(batch, device=x.device, generator=generator).t
+        size = self.num_movable(x, movable)
+        count = ((u * size).long() + 1).minimum(size)
+        z_t = self.corrupt_by_count(x, count, movable=movable, generator=generator)
+        return Corruption(z_t, self.time_of_count(count, size), size / count.clamp(min=1))
+
+    def time_of_count(self, count: Tensor, size: Tensor) -> Tensor:
+        """The time at which ``count`` of ``size`` masked positions is the expected number; fp32, in ``[0, 1]``."""
+        fraction = count.float() / size.float().clamp(min=1.0)
+        return self.schedule.inverse(1.0 - fraction).clamp(0.0, 1.0)
+
+    @staticmethod
+    def num_movable(x: Tensor, movable: Tensor | None) -> Tensor:
+        """Positions of each row that may be masked, int64 ``[B]``."""
+        if movable is None:
+            return torch.full((x.shape[0],), x.shape[1], device=x.device, dtype=torch.long)
+        return movable.sum(dim=1)
+
+    def masked_log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax in which the mask has probability 0."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        mask_column = torch.arange(logits.shape[-1], device=logits.device) == self.mask_token_id
+        return F.log_softmax(logits.masked_fill(mask_column, float("-inf")), dim=-1)
+
+    def log_probs(self, logits: Tensor, z_t: Tensor) -> Tensor:
+        """The SUBS parameterisation of MDLM: the mask is never predicted, visible tokens are carried over.
+
+        Args:
+            logits: raw, ``[B, L, V]``; not modified.
+            z_t: int64 ``[B, L]``.
+
+        Returns:
+            ``log p(x_i | z_t)``, fp32 (fp64 for fp64 logits) ``[B, L, V]``.
+
+        Raises:
+            ValueError: if the mask is not in the vocabulary of the logits.
+        """
+        vocab_size = logits.shape[-1]
+        if self.mask_token_id >= vocab_size:
+            raise ValueError(
+                f"mask_token_id {self.mask_token_id} is outside the {vocab_size} classes of the logits; "
+                "the network's vocabulary must include the mask"
+            )
+        log_probs = self.masked_log_probs(logits)
+        carried = torch.full_like(log_probs, float("-inf")).scatter(-1, z_t[..., None], 0.0)
+        return torch.where(self.is_masked(z_t)[..., None], log_probs, carried)
+
+    def posterior(self, logits: Tensor, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Law of each position of ``z_s`` given ``z_t``, under the denoiser: probabilities ``[B, L, V]``.
+
+        ``P(z_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and ``P(z_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at
+        masked positions; visible ones stay. Samplers do not draw from this joint (they draw coin and token apart).
+        """
+        probs = self.log_probs(logits, z_t).exp()
+        reveal = self.unmask_probability(t, s)[:, None, None].to(probs.dtype)
+        stay = F.one_hot(z_t, probs.shape[-1]).to(probs.dtype)
+        revealed = reveal * probs + (1.0 - reveal) * stay
+        return torch.where(self.is_masked(z_t)[..., None], revealed, stay)
+
+    def nelbo(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        by: Literal["time", "count"] = "time",
+        time_law: TimeLaw | None = None,
+        movable: Tensor | None = None,
+        generator: Generator | None = None,
+        **cond: Any,
+    ) -> NelboOutput:
+        """One unbiased estimate of the bound ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | z_t)] dt``.
+
+        The Rao-Blackwellised form of MDLM (arXiv 2406.07524, eq. 10), with low-discrepancy times (or counts) over the
+        batch. Vocabulary logits are computed at masked positions only.
+
+        Args:
+            denoiser: any `Denoiser`.
+            x: clean tokens, int64 ``[B, L]``.
+            by: see `draw_corruption`.
+            time_law: law of ``t`` for ``by="time"``; stratified uniform on ``[1e-3, 1]`` by default.
+            movable: bool ``[B, L]``; tokens that count (no prompt, no padding). All by default.
+            generator: source of randomness.
+            **cond: passed to the denoiser.
+        """
+        z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
+        rows = self.is_masked(z_t).flatten().nonzero().squeeze(1)
+        log_probs_NV = self.masked_log_probs(logits_at(denoiser, z_t, t, rows, **cond))
+        token_nats = -log_probs_NV.gather(1, x.flatten()[rows, None]).squeeze(1)
+        owner = rows // x.shape[1]
+        nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
+        nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
+        num_tokens = self.num_movable(x, movable)
+        return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)

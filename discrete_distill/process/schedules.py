@@ -1,0 +1,161 @@
+"""Masking schedules: the probability ``alpha(t)`` that a token is still visible at time ``t``.
+
+Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule knows its derivative and its
+inverse, so losses, weights and samplers never differentiate or search for themselves.
+
+Sources: log-linear, MDLM (arXiv 2406.07524); linear, LLaDA (arXiv 2502.09992); cosine, MaskGIT (arXiv 2202.04200);
+polynomial, MD4 (arXiv 2406.04329); geometric, SEDD (arXiv 2310.16834).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class MaskingSchedule(ABC):
+    """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse. All methods are elementwise."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that a token is visible at time ``t`` (any shape)."""
+
+    @abstractmethod
+    def dalpha(self, t: Tensor) -> Tensor:
+        """Derivative ``d alpha / d t``, per unit of time; negative."""
+
+    @abstractmethod
+    def inverse(self, alpha: Tensor) -> Tensor:
+        """The time ``t`` at which ``alpha(t)`` takes the given value."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Total noise ``sigma(t) = -log alpha(t)``, in nats: what MDLM networks are conditioned on."""
+        return -torch.log(self.alpha(t))
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """``omega(t) = -alpha'(t) / (1 - alpha(t))``: the rate at which masked tokens are revealed, per unit of time."""
+        return -self.dalpha(t) / (1.0 - self.alpha(t))
+
+
+@dataclass(frozen=True)
+class LogLinearSchedule(MaskingSchedule):
+    """``alpha(t) = 1 - (1 - eps) t``, whose ``sigma`` is log-linear. MDLM, arXiv 2406.07524.
+
+    Args:
+        eps: what is still visible at ``t = 1``; 1e-3 in MDLM. In ``[0, 1)``.
+
+    Raises:
+        ValueError: if ``eps`` is outside ``[0, 1)``.
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eps < 1.0:
+            raise ValueError(f"eps must lie in [0, 1), got {self.eps}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - (1.0 - self.eps) * t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -(1.0 - self.eps))
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (1.0 - alpha) / (1.0 - self.eps)
+
+
+@dataclass(frozen=True)
+class LinearSchedule(MaskingSchedule):
+    """``alpha(t) = 1 - t``: a fraction ``t`` is masked. LLaDA, arXiv 2502.09992."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -1.0)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return 1.0 - alpha
+
+
+@dataclass(frozen=True)
+class CosineSchedule(MaskingSchedule):
+    """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first, many last. MaskGIT, arXiv 2202.04200."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - torch.cos(0.5 * math.pi * (1.0 - t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -0.5 * math.pi * torch.sin(0.5 * math.pi * (1.0 - t))
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return 1.0 - (2.0 / math.pi) * torch.acos(1.0 - alpha)
+
+
+@dataclass(frozen=True)
+class PolynomialSchedule(MaskingSchedule):
+    """``alpha(t) = 1 - t ** exponent``. MD4, arXiv 2406.04329.
+
+    Args:
+        exponent: above 0; 1 is the linear schedule, 2 masks slowly near the data.
+
+    Raises:
+        ValueError: if ``exponent`` is not positive.
+    """
+
+    exponent: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.exponent > 0.0:
+            raise ValueError(f"exponent must be positive, got {self.exponent}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t**self.exponent
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.exponent * t ** (self.exponent - 1.0)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (1.0 - alpha) ** (1.0 / self.exponent)
+
+
+@dataclass(frozen=True)
+class GeometricSchedule(MaskingSchedule):
+    """``alpha(t) = exp(-sigma_min^(1-t) sigma_max^t)``. SEDD, arXiv 2310.16834.
+
+    Args:
+        sigma_min: total noise at ``t = 0``, in nats.
+        sigma_max: total noise at ``t = 1``, in nats.
+
+    Raises:
+        ValueError: unless ``0 < sigma_min < sigma_max``.
+    """
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max is needed, got {self.sigma_min} and {self.sigma_max}")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1.0 - t) * self.sigma_max**t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.sigma(t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        sigma = self.sigma(t)
+        return -sigma * math.log(self.sigma_max / self.sigma_min) * torch.exp(-sigma)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        log_ratio = math.log(self.sigma_max / self.sigma_min)
+        return (torch.log(-torch.log(alpha)) - math.log(self.sigma_min)) / log_ratio
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        # expm1 keeps 1 - alpha exact where sigma is small.
+        return self.dalpha(t) / torch.expm1(-self.sigma(t))

@@ -1,0 +1,118 @@
+"""Laws ``pi(t)`` of the time at which a loss looks, with the density that importance weighting needs.
+
+Each law lives on ``[low, high]`` inside ``[0, 1]`` by an affine map, so that its density is exact there: clamping, as
+research code does, would put atoms on the ends and bias every importance weight.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+
+class TimeSample(NamedTuple):
+    """Times ``[n]`` in ``[0, 1]`` and their density ``pi(t)`` ``[n]``, per unit of time."""
+
+    t: Tensor
+    density: Tensor
+
+
+@dataclass(frozen=True)
+class TimeLaw(ABC):
+    """A law of ``t`` on ``[low, high]``.
+
+    Args:
+        low: least time; 0 is data.
+        high: greatest time; 1 is all mask.
+
+    Raises:
+        ValueError: unless ``0 <= low < high <= 1``.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(f"0 <= low < high <= 1 is needed, got low = {self.low}, high = {self.high}")
+
+    @abstractmethod
+    def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
+        """``n`` draws on ``[0, 1]``."""
+
+    @abstractmethod
+    def _unit_density(self, u: Tensor) -> Tensor:
+        """Density on ``[0, 1]``."""
+
+    def sample(
+        self, n: int, *, device: torch.device | str = "cpu", generator: Generator | None = None
+    ) -> TimeSample:
+        """Draw ``n`` times, fp32 ``[n]``, with their densities."""
+        if n < 1:
+            raise ValueError(f"the number of times must be at least 1, got {n}")
+        t = self.low + (self.high - self.low) * self._unit_sample(n, torch.device(device), generator)
+        return TimeSample(t, self.density(t))
+
+    def density(self, t: Tensor) -> Tensor:
+        """``pi(t)``, per unit of time; 0 outside ``[low, high]``."""
+        width = self.high - self.low
+        u = (t - self.low) / width
+        inside = (u >= 0.0) & (u <= 1.0)
+        return torch.where(inside, self._unit_density(u.clamp(0.0, 1.0)) / width, torch.zeros_like(u))
+
+
+@dataclass(frozen=True)
+class UniformTime(TimeLaw):
+    """Independent uniform times."""
+
+    def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
+        return torch.rand(n, device=device, generator=generator)
+
+    def _unit_density(self, u: Tensor) -> Tensor:
+        return torch.ones_like(u)
+
+
+@dataclass(frozen=True)
+class StratifiedTime(UniformTime):
+    """One uniform time in each of ``n`` equal cells, in random order: the low-discrepancy sampler of VDM, arXiv
+    2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean varies far less."""
+
+    def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
+        cell = torch.randperm(n, device=device, generator=generator)
+        return (cell + torch.rand(n, device=device, generator=generator)) / n
+
+
+@dataclass(frozen=True)
+class BetaTime(TimeLaw):
+    """``Beta(a, b)`` stretched to ``[low, high]``; DiDi-Instruct (arXiv 2509.25035) uses (1, 1) and (2, 2).
+
+    Args:
+        a: first shape, above 0; larger moves mass to ``t = 1``.
+        b: second shape, above 0; larger moves mass to ``t = 0``.
+
+    Raises:
+        ValueError: if a shape is not positive.
+    """
+
+    a: float = 2.0
+    b: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.a > 0.0 and self.b > 0.0):
+            raise ValueError(f"a and b must be positive, got a = {self.a}, b = {self.b}")
+
+    def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
+        # torch.distributions takes no generator; this is the primitive it is made of.
+        x = torch._standard_gamma(torch.full((n,), self.a, device=device), generator=generator)
+        y = torch._standard_gamma(torch.full((n,), self.b, device=device), generator=generator)
+        return x / (x + y)
+
+    def _unit_density(self, u: Tensor) -> Tensor:
+        log_norm = math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b)
+        return math.exp(log_norm) * u ** (self.a - 1.0) * (1.0 - u) ** (self.b - 1.0)

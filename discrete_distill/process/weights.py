@@ -1,0 +1,61 @@
+"""Weights ``omega(t)`` of a loss over time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .schedules import LogLinearSchedule, MaskingSchedule
+
+
+class TimeWeight(ABC):
+    """A positive weight ``omega(t)``, elementwise in ``t`` of any shape."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ConstantWeight(TimeWeight):
+    """``omega(t) = value``.
+
+    Raises:
+        ValueError: if ``value`` is not positive.
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.value > 0.0:
+            raise ValueError(f"the weight must be positive, got {self.value}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.value)
+
+
+@dataclass(frozen=True)
+class ElboWeight(TimeWeight):
+    """``omega(t) = -alpha'(t) / (1 - alpha(t))``, kept in ``[low, high]``; DiDi-Instruct clips to [0.1, 10].
+
+    Args:
+        schedule: whose ELBO it is the weight of.
+        low: least weight.
+        high: greatest weight; ``inf`` leaves the ELBO as it is.
+
+    Raises:
+        ValueError: unless ``0 <= low <= high``.
+    """
+
+    schedule: MaskingSchedule = field(default_factory=LogLinearSchedule)
+    low: float = 0.0
+    high: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= self.high:
+            raise ValueError(f"0 <= low <= high is needed, got low = {self.low}, high = {self.high}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.schedule.elbo_weight(t).clamp(self.low, self.high)

@@ -1,0 +1,1 @@
+"""Whole recipes, each runnable as a module."""
