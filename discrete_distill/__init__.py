@@ -1,0 +1,65 @@
+"""Parts for distilling and sampling masked diffusion language models, and DiDi-Instruct assembled from them."""
+
+from .divergence import (
+    AuxiliaryDenoiserLogRatio,
+    DiscriminatorLogRatio,
+    ExactLogRatio,
+    ScoreFunctionIntegralKL,
+    token_divergence,
+)
+from .exact import integral_kl
+from .matching import IntermediateStateMatcher, Rollout
+from .methods import DiDiInstruct, DiDiInstructConfig
+from .models import Discriminator
+from .process import (
+    BetaTime,
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    MaskedDiffusion,
+    PolynomialSchedule,
+    StratifiedTime,
+    UniformTime,
+)
+from .rewards import (
+    BatchNormalizer,
+    GroupNormalizer,
+    LeaveOneOutNormalizer,
+    LogRatioReward,
+    group_advantages,
+)
+from .samplers import AncestralSampler, RGASampler, SamplerOutput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AncestralSampler",
+    "AuxiliaryDenoiserLogRatio",
+    "BatchNormalizer",
+    "BetaTime",
+    "CosineSchedule",
+    "DiDiInstruct",
+    "DiDiInstructConfig",
+    "Discriminator",
+    "DiscriminatorLogRatio",
+    "ExactLogRatio",
+    "GeometricSchedule",
+    "GroupNormalizer",
+    "IntermediateStateMatcher",
+    "LeaveOneOutNormalizer",
+    "LinearSchedule",
+    "LogLinearSchedule",
+    "LogRatioReward",
+    "MaskedDiffusion",
+    "PolynomialSchedule",
+    "RGASampler",
+    "Rollout",
+    "SamplerOutput",
+    "ScoreFunctionIntegralKL",
+    "StratifiedTime",
+    "UniformTime",
+    "group_advantages",
+    "integral_kl",
+    "token_divergence",
+]

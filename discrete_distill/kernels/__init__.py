@@ -1,5 +1,6 @@
-"""Random numbers, sampling from logits and losses over the vocabulary: a torch reference and Triton kernels behind one name."""
+"""Random numbers, sampling and losses over the vocabulary: torch and Triton behind one name."""
 
+from discrete_distill.kernels.chunked import linear_cross_entropy, linear_token_losses, sample_features
 from discrete_distill.kernels.losses import TokenLosses, token_losses
 from discrete_distill.kernels.philox import (
     STREAM_CANDIDATE,
@@ -24,7 +25,10 @@ __all__ = [
     "STREAM_USER",
     "SampledRows",
     "TokenLosses",
+    "linear_cross_entropy",
+    "linear_token_losses",
     "philox_4x32",
+    "sample_features",
     "sample_rows",
     "token_losses",
     "uniform",

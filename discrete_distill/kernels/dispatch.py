@@ -47,8 +47,8 @@ def _why_not_triton(device: torch.device) -> str | None:
 def resolve_backend(backend: str, device: torch.device) -> Literal["torch", "triton"]:
     """Turn a requested backend into the one that runs.
 
-    `auto` follows the environment variable DISCRETE_DISTILL_BACKEND where it is set; otherwise it takes Triton on a CUDA
-    device that can run it, and torch elsewhere. An explicit `torch` or `triton` is obeyed.
+    `auto` follows the environment variable DISCRETE_DISTILL_BACKEND where it is set; otherwise it takes
+    Triton on a CUDA device that can run it, and torch elsewhere. An explicit `torch` or `triton` is obeyed.
 
     Raises:
         ValueError: an unknown name, or Triton asked for where it cannot run (with the reason and the remedy).
@@ -71,7 +71,8 @@ def resolve_backend(backend: str, device: torch.device) -> Literal["torch", "tri
 
 
 def scalar_tensor(name: str, value: int | Tensor, device: torch.device) -> Tensor:
-    """`value` as an int64 tensor without dimensions on `device`; made by a fill, so it can be captured in a CUDA graph.
+    """`value` as an int64 tensor without dimensions on `device`; made by a fill, so it can be captured in a
+    CUDA graph.
 
     Raises:
         TypeError: not an integer.
@@ -83,7 +84,7 @@ def scalar_tensor(name: str, value: int | Tensor, device: torch.device) -> Tenso
         if value.numel() != 1:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; pass an int or an int64 tensor of one element")
         if value.device != device:
-            raise ValueError(f"{name} is on {value.device} and the logits are on {device}; move it there once, before the loop")
+            raise ValueError(f"{name} is on {value.device} and the other tensors are on {device}; move it there once")
         return value.reshape(()).to(torch.int64)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); pass an int or an int64 tensor of one element")

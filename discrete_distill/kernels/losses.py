@@ -1,4 +1,4 @@
-"""`token_losses`: log-probability, entropy and both KL divergences of every row, from one read of the logits."""
+"""`token_losses`: log-probability, entropy and both KL divergences, from one read of the logits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,17 @@ def _uses_triton(backend: str, student: Tensor, teacher: Tensor | None) -> bool:
     return resolve_backend(backend, student.device) == "triton"
 
 
-@torch.library.custom_op("discrete_distill::token_losses", mutates_args=())
+_SCHEMA = (
+    "(Tensor student, Tensor? teacher, Tensor tokens, Tensor? active, SymInt mask_token_id, "
+    "SymInt num_classes, str backend) -> Tensor"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor gradients, Tensor student, Tensor? teacher, Tensor tokens, Tensor? active, Tensor statistics, "
+    "SymInt mask_token_id, SymInt num_classes, str backend) -> Tensor"
+)
+
+
+@torch.library.custom_op("discrete_distill::token_losses", mutates_args=(), schema=_SCHEMA)
 def _token_losses_op(
     student: Tensor,
     teacher: Tensor | None,
@@ -69,7 +79,7 @@ def _(
     return student.new_empty((STATISTICS, student.shape[0]), dtype=compute_dtype(student))
 
 
-@torch.library.custom_op("discrete_distill::token_losses_backward", mutates_args=())
+@torch.library.custom_op("discrete_distill::token_losses_backward", mutates_args=(), schema=_BACKWARD_SCHEMA)
 def _token_losses_backward_op(
     gradients: Tensor,
     student: Tensor,
@@ -122,7 +132,11 @@ _token_losses_op.register_autograd(_backward, setup_context=_save)
 
 
 def check_token_rows(
-    shape: torch.Size, device: torch.device, tokens: Tensor, weight: Tensor | None, name: str = "student_logits_RV"
+    shape: torch.Size,
+    device: torch.device,
+    tokens: Tensor,
+    weight: Tensor | None,
+    name: str = "student_logits_RV",
 ) -> None:
     """Raise unless `tokens` is int64 `[R]` and `weight` is None or `[R]`, both on `device`."""
     if tokens.dtype != torch.int64:
@@ -131,7 +145,9 @@ def check_token_rows(
         if tensor is None:
             continue
         if tensor.shape != shape[:1]:
-            raise ValueError(f"{argument} has shape {tuple(tensor.shape)} and {name} has {shape[0]} rows; pass one a row")
+            raise ValueError(
+                f"{argument} has shape {tuple(tensor.shape)} and {name} has {shape[0]} rows; pass one a row"
+            )
         if tensor.device != device:
             raise ValueError(f"{argument} is on {tensor.device} and {name} on {device}; move one of them")
 
@@ -143,11 +159,13 @@ def _check_logits(student: Tensor, teacher: Tensor | None) -> None:
         if tensor.dtype not in _LOGIT_DTYPES:
             raise TypeError(f"{name} is {tensor.dtype}; pass bfloat16, float16, float32 or float64")
         if tensor.dim() != 2 or tensor.shape[1] == 0:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; pass [R, V] with V > 0 (flatten batch and length)")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; pass [R, V] with V > 0 (flatten batch and length)"
+            )
     if teacher is not None and (teacher.shape != student.shape or teacher.device != student.device):
         raise ValueError(
             f"teacher_logits_RV is {tuple(teacher.shape)} on {teacher.device} and student_logits_RV is "
-            f"{tuple(student.shape)} on {student.device}; both models must see the same rows, classes and device"
+            f"{tuple(student.shape)} on {student.device}; they must have the same"
         )
 
 
@@ -161,33 +179,40 @@ def token_losses(
     num_classes: int | None = None,
     backend: Backend = "auto",
 ) -> TokenLosses:
-    r"""Log-probability of a token, entropy, and KL divergences from and to a teacher: per row, differentiable.
+    r"""Log-probability of a token, entropy, and KL divergences from and to a teacher: per row,
+    differentiable.
 
-    .. math:: \log p_y, \quad -\sum_v p_v \log p_v, \quad \mathrm{KL}(q \| p), \quad \mathrm{KL}(p \| q), \qquad
+    .. math:: \log p_y, \quad -\sum_v p_v \log p_v, \quad \mathrm{KL}(q \| p), \quad \mathrm{KL}(p \| q),
               p = \mathrm{softmax}(\text{student}),\ q = \mathrm{softmax}(\text{teacher})
 
-    The terms of the student's loss of DiDi-Instruct (arXiv 2509.25035): policy gradient, entropy and the two regularisers.
-    One read of the logits forward, one read and one write backward; differentiable once, with respect to the student only.
+    The terms of the student's loss of DiDi-Instruct (arXiv 2509.25035): policy gradient, entropy and the two
+    regularisers. One read of the logits forward, one read and one write backward; differentiable once, with
+    respect to the student only.
 
     Args:
-        student_logits_RV: `[R, V]` raw logits, bf16, fp16, fp32 (fp64: the reference, in fp64). Never written to. Logits below
-            -1e5, -inf included, are read as -1e5 and get no gradient, so that all values stay finite.
-        teacher_logits_RV: like the student's, any of these dtypes, taken as constant; None when only the first two are
-            wanted.
-        tokens_R: `[R]` int64; a row whose token is outside `[0, num_classes)` has log_prob NaN unless its weight is zero.
-        weight_R: `[R]`, any dtype; **only whether it is zero matters**: such rows are skipped (value 0, gradient 0). The
-            outputs are not multiplied by it, since each of the four usually has a weight of its own.
-        mask_token_id: a class with probability zero in both models; the last one is the fast case. None: there is none.
-        num_classes: classes from this one on are padding (a head padded from 50258 to 50304 outputs): no probability, no
-            gradient. None: all `V` are classes.
-        backend: "auto", "torch" or "triton"; the environment variable DISCRETE_DISTILL_BACKEND replaces "auto".
+        student_logits_RV: `[R, V]` raw logits, bf16, fp16, fp32 (fp64: the reference, in fp64). Never written
+            to. Logits below -1e5, -inf included, are read as -1e5 and get no gradient, so that all values
+            stay finite.
+        teacher_logits_RV: like the student's, any of these dtypes, taken as constant; None when only the
+            first two are wanted.
+        tokens_R: `[R]` int64; a row whose token is outside `[0, num_classes)` has log_prob NaN unless its
+            weight is zero.
+        weight_R: `[R]`, any dtype; **only whether it is zero matters**: such rows are skipped (value 0,
+            gradient 0). The outputs are not multiplied by it, since each of the four usually has a weight of
+            its own.
+        mask_token_id: a class with probability zero in both models; the last one is the fast case. None:
+            there is none.
+        num_classes: classes from this one on are padding (a head padded from 50258 to 50304 outputs): no
+            probability, no gradient. None: all `V` are classes.
+        backend: "auto", "torch" or "triton"; the environment variable DISCRETE_DISTILL_BACKEND replaces
+            "auto".
 
     Returns:
         `TokenLosses(log_prob, entropy, forward_kl, reverse_kl)`, each `[R]` in nats.
 
     Raises:
-        ValueError: shapes or devices that do not fit, a mask token or `num_classes` outside the vocabulary, or Triton asked
-            for where it cannot run.
+        ValueError: shapes or devices that do not fit, a mask token or `num_classes` outside the vocabulary,
+            or Triton asked for where it cannot run.
         TypeError: a dtype that does not fit.
     """
     _check_logits(student_logits_RV, teacher_logits_RV)

@@ -1,15 +1,19 @@
 """Counter-based random numbers: Philox4x32-10, the same words in torch and in Triton.
 
-A counter-based generator has no state: the word at a counter is a pure function of the counter and a key. A draw that is
-named by (candidate, global row, step, stream) is therefore the same whatever the chunking, the device or the backend.
+A counter-based generator has no state: the word at a counter is a pure function of the counter and a key. A
+draw that is named by (candidate, global row, step, stream) is therefore the same whatever the chunking, the
+device or the backend.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32 with 10 rounds, Random123).
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32 with 10 rounds,
+    Random123).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from discrete_distill.kernels.dispatch import resolve_backend, scalar_tensor
 
 STREAM_TOKEN = 0
 """Which token a row draws (`sample_rows`)."""
@@ -63,27 +67,10 @@ def _key(seed: Word) -> tuple[Word, Word]:
     return low, high
 
 
-def philox_4x32(
+def torch_philox_4x32(
     seed: Word, candidate: Word, row: Word, step: Word, stream: Word
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four independent uniform 32-bit words for every counter `(candidate, row, step, stream)`.
-
-    Philox4x32-10 (Salmon et al., SC 2011). Bit-identical to `tl.philox` of Triton and to Random123.
-
-    Args:
-        seed: 64-bit key; an int (taken modulo 2**64) or an int64 tensor of one element.
-        candidate: first counter; int or integer tensor, taken modulo 2**32.
-        row: second counter; the *global* row number, so that splitting a batch changes nothing.
-        step: third counter.
-        stream: fourth counter; one of the `STREAM_*` constants, or `STREAM_USER` and above. The counters broadcast.
-
-    Returns:
-        Four int64 tensors of the broadcast shape of the counters, with values in [0, 2**32).
-
-    Raises:
-        TypeError: a counter or the seed is not an integer.
-        ValueError: the seed has more than one element.
-    """
+    """`philox_4x32` in torch whatever the device: the definition."""
     counters = {"candidate": candidate, "row": row, "step": step, "stream": stream}
     c0, c1, c2, c3 = (_as_word(name, value) for name, value in counters.items())
     key_0, key_1 = _key(seed)
@@ -93,16 +80,68 @@ def philox_4x32(
         c0, c1, c2, c3 = high_1 ^ c1 ^ key_0, low_1, high_0 ^ c3 ^ key_1, low_0
         key_0 = (key_0 + _WEYL_0) & _MASK32
         key_1 = (key_1 + _WEYL_1) & _MASK32
-    device = next((value.device for value in (*counters.values(), seed) if isinstance(value, Tensor)), None)
-    words = [w if isinstance(w, Tensor) else torch.full((), w, dtype=torch.int64, device=device) for w in (c0, c1, c2, c3)]
+    device = _device(*counters.values(), seed)
+    words = [
+        w if isinstance(w, Tensor) else torch.full((), w, dtype=torch.int64, device=device) for w in (c0, c1, c2, c3)
+    ]
     w0, w1, w2, w3 = torch.broadcast_tensors(*words)
     return w0, w1, w2, w3
+
+
+def _device(*values: Word) -> torch.device | None:
+    """The device that the numbers belong on: that of the first tensor which is more than a CPU scalar."""
+    devices = [value.device for value in values if isinstance(value, Tensor)]
+    return next((device for device in devices if device.type != "cpu"), devices[0] if devices else None)
+
+
+def philox_4x32(
+    seed: Word, candidate: Word, row: Word, step: Word, stream: Word
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four independent uniform 32-bit words for every counter `(candidate, row, step, stream)`.
+
+    Philox4x32-10 (Salmon et al., SC 2011). Bit-identical to Random123 and on every backend; one kernel on a
+    CUDA device where Triton runs (torch.compile fuses the torch version by itself).
+
+    Args:
+        seed: 64-bit key; an int (taken modulo 2**64) or an int64 tensor of one element.
+        candidate: first counter; int or integer tensor, taken modulo 2**32.
+        row: second counter; the *global* row number, so that splitting a batch changes nothing.
+        step: third counter.
+        stream: fourth counter; one of the `STREAM_*` constants, or `STREAM_USER` and above. The counters
+            broadcast.
+
+    Returns:
+        Four int64 tensors of the broadcast shape of the counters, with values in [0, 2**32).
+
+    Raises:
+        TypeError: a counter or the seed is not an integer.
+        ValueError: the seed has more than one element.
+    """
+    device = _device(candidate, row, step, stream, seed)
+    eager_on_cuda = device is not None and device.type == "cuda" and not torch.compiler.is_compiling()
+    if device is not None and eager_on_cuda and resolve_backend("auto", device) == "triton":
+        from discrete_distill.kernels.triton_philox import triton_philox_4x32
+
+        counters = {"candidate": candidate, "row": row, "step": step, "stream": stream}
+        return triton_philox_4x32(
+            scalar_tensor("seed", seed, device),
+            [_counter_tensor(name, value, device) for name, value in counters.items()],
+        )
+    return torch_philox_4x32(seed, candidate, row, step, stream)
+
+
+def _counter_tensor(name: str, value: Word, device: torch.device) -> Tensor:
+    word = _as_word(name, value)
+    if isinstance(word, Tensor):
+        return word.to(device) if word.dim() == 0 else word
+    return torch.full((), word, dtype=torch.int64, device=device)
 
 
 def to_unit_interval(words: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Map 32-bit words to uniforms strictly inside (0, 1).
 
-    float64: `(w + 1/2) 2**-32`. float32: `(floor(w / 2**9) + 1/2) 2**-23`, since 24 bits are all that fp32 holds below 1.
+    float64: `(w + 1/2) 2**-32`. float32: `(floor(w / 2**9) + 1/2) 2**-23`, since 24 bits are all that fp32
+        holds below 1.
 
     Args:
         words: integer tensor with values in [0, 2**32), any shape.
@@ -118,7 +157,9 @@ def to_unit_interval(words: Tensor, dtype: torch.dtype = torch.float64) -> Tenso
         return (words.to(torch.float64) + 0.5) * 2.0**-32
     if dtype == torch.float32:
         return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
-    raise ValueError(f"dtype is {dtype}; uniforms come in torch.float64 or torch.float32, convert the result if you must")
+    raise ValueError(
+        f"dtype is {dtype}; uniforms come in torch.float64 or torch.float32, convert the result if you must"
+    )
 
 
 def uniform(
@@ -143,7 +184,8 @@ def uniform(
 
     Raises:
         TypeError: a counter or the seed is not an integer.
-        ValueError: `word` is not in 0..3, or `dtype` is neither float64 nor float32, or the seed is not one number.
+        ValueError: `word` is not in 0..3, or `dtype` is neither float64 nor float32, or the seed is not one
+            number.
     """
     if word not in (0, 1, 2, 3):
         raise ValueError(f"word is {word!r}; a counter has four words, pass 0, 1, 2 or 3")

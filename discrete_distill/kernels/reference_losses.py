@@ -19,11 +19,11 @@ from torch import Tensor
 from discrete_distill.kernels.reference_sampling import rows_per_chunk
 
 LOGIT_FLOOR = -1e5
-"""Lower logits, -inf included, are read as this: a token that one model forbids and the other does not then costs a large
-but finite divergence, and one that both forbid costs nothing."""
+"""Lower logits, -inf included, are read as this: a token that one model forbids and the other does not then
+costs a large but finite divergence, and one that both forbid costs nothing."""
 
 STATISTICS = 8
-"""Rows of the saved statistics: log_prob, entropy, forward, reverse, max s, log sum exp(s - max), and these two of t."""
+"""Saved rows: log_prob, entropy, forward, reverse, max s, log sum exp(s - max), and these two of t."""
 
 
 def compute_dtype(student: Tensor) -> torch.dtype:
@@ -39,7 +39,7 @@ def _floored(logits: Tensor, rows: slice | Tensor, last: int, forbidden: int | N
 
 
 def _centre(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In place: `values - max`. Returns the maximum `[R]`, the softmax `[R, V]` and the log-normaliser `[R]`."""
+    """`values - max` in place; returns maximum `[R]`, softmax `[R, V]` and log-normaliser `[R]`."""
     top = values.amax(-1, keepdim=True)
     probabilities = values.sub_(top).exp()
     mass = probabilities.sum(-1, keepdim=True)
@@ -47,8 +47,8 @@ def _centre(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Row-wise inner product without a temporary of their size."""
-    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).flatten()
+    """Row-wise inner product (sum adds pairwise; bmm would lose a digit at V = 50000)."""
+    return (left * right).sum(-1)
 
 
 def _row_chunks(student: Tensor, active: Tensor | None) -> list[slice | Tensor]:
@@ -75,7 +75,7 @@ def reference_token_losses(
     mask_token_id: int,
     num_classes: int,
 ) -> Tensor:
-    """Statistics `[8, R]` (see STATISTICS); zero in rows that are not active and, without a teacher, where it enters."""
+    """Statistics `[8, R]` (see STATISTICS), zero in inactive rows and where a missing teacher enters."""
     dtype = compute_dtype(student)
     last, forbidden = _class_limits(mask_token_id, num_classes)
     statistics = torch.zeros((STATISTICS, student.shape[0]), dtype=dtype, device=student.device)
@@ -108,7 +108,7 @@ def reference_token_losses_backward(
     mask_token_id: int,
     num_classes: int,
 ) -> Tensor:
-    """Gradient with respect to the student's logits, `[R, V]` in their dtype, from gradients `[4, R]` of the outputs."""
+    """Gradient of the student's logits, `[R, V]` in their dtype, from gradients `[4, R]` of the outputs."""
     dtype = compute_dtype(student)
     last, forbidden = _class_limits(mask_token_id, num_classes)
     result = torch.zeros_like(student, memory_format=torch.contiguous_format)

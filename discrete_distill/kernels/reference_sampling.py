@@ -1,10 +1,11 @@
 """The sampler in torch: its definition, the CPU path, and what the Triton kernel is tested against.
 
-The definition. Token `v` belongs to lane `v mod 1024`. With `e_v = exp((y_v - max y) / T)` in fp32, lane masses are summed
-in fp32; from there on everything is fp64. A first uniform picks the lane by inverse CDF over the lane masses, a second one
-picks the token among those of the lane. Both come from one Philox counter `(candidate, global row, step, STREAM_TOKEN)`.
-Two levels keep the long sum inside a lane, where a GPU needs no exchange between threads, and fp64 at both levels leaves no
-bias in the tail (what 32-bit uniforms resolve is 2**-32 of the lane masses).
+The definition. Token `v` belongs to lane `v mod 1024`. With `e_v = exp((y_v - max y) / T)` in fp32, lane
+masses are summed in fp32; from there on everything is fp64. A first uniform picks the lane by inverse CDF
+over the lane masses, a second one picks the token among those of the lane. Both come from one Philox counter
+`(candidate, global row, step, STREAM_TOKEN)`. Two levels keep the long sum inside a lane, where a GPU needs
+no exchange between threads, and fp64 at both levels leaves no bias in the tail (what 32-bit uniforms resolve
+is 2**-32 of the lane masses).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from discrete_distill.kernels.philox import STREAM_TOKEN, philox_4x32, to_unit_interval
+from discrete_distill.kernels.philox import STREAM_TOKEN, to_unit_interval, torch_philox_4x32
 
 LANES = 1024
 """Part of the definition: another number of lanes draws other tokens from the same seed."""
@@ -29,7 +30,7 @@ def rows_per_chunk(device: torch.device, vocab_size: int) -> int:
 
 
 def _own_fp32(tensor: Tensor, rows: slice | Tensor, last: int) -> Tensor:
-    """The first `last` columns of some rows as fp32 that may be overwritten (indexing by a tensor has copied already)."""
+    """Leading columns of some rows as fp32 of our own (indexing by a tensor has copied already)."""
     return tensor[rows, :last].to(torch.float32, copy=isinstance(rows, slice))
 
 
@@ -86,8 +87,10 @@ def inverse_cdf(masses: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return index.clamp_(max=masses.shape[-1] - 1), total
 
 
-def _draw(weights: Tensor, lane_uniforms: Tensor, token_uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens `[R, M]`, their log-probabilities (fp32) and totals `[R, 1]` from unnormalised weights `[R, V]`."""
+def _draw(
+    weights: Tensor, lane_uniforms: Tensor, token_uniforms: Tensor, return_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens `[R, M]`, their log-probabilities and the entropy `[R]` from weights `[R, V]`."""
     rows, vocab_size = weights.shape
     lane, total = inverse_cdf(lane_masses(weights), lane_uniforms)
     depth = -(-vocab_size // LANES)
@@ -99,7 +102,8 @@ def _draw(weights: Tensor, lane_uniforms: Tensor, token_uniforms: Tensor) -> tup
     log_probs = (member_weights.gather(-1, place).squeeze(-1) / total).log().to(torch.float32)
     tokens = lane + place.squeeze(-1) * LANES
     valid = (total > 0) & (total < float("inf"))
-    return torch.where(valid, tokens, -1), torch.where(valid, log_probs, float("nan")), total
+    entropy = _entropy(weights, total) if return_entropy else None
+    return torch.where(valid, tokens, -1), torch.where(valid, log_probs, float("nan")), entropy
 
 
 def _entropy(weights: Tensor, total: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def reference_sample_rows(
 
     chosen: Tensor | None = None
     if active is not None and device.type == "cpu":
-        chosen = active.nonzero().squeeze(1)  # on a CPU this waits for nothing, and inactive rows then cost nothing
+        chosen = active.nonzero().squeeze(1)  # on a CPU this waits for nothing
         rows, count = rows[chosen], len(chosen)
     key, at = (int(seed), int(step)) if device.type == "cpu" else (seed, step)
     candidates = torch.arange(num_candidates, device=device)
@@ -146,16 +150,19 @@ def reference_sample_rows(
     for start in range(0, count, chunk):
         if start % block == 0:
             numbers = rows[start : start + block, None]
-            lane_words, token_words, _, _ = philox_4x32(key, candidates, numbers, at, STREAM_TOKEN)
+            lane_words, token_words, _, _ = torch_philox_4x32(key, candidates, numbers, at, STREAM_TOKEN)
         here = slice(start, min(start + chunk, count))
         which = here if chosen is None else chosen[here]
         words = slice(start % block, start % block + here.stop - start)
-        weights = torch.softmax(_tempered(logits, which, last, inverse_temperature, forbidden, tilt, tilt_scale), -1)
-        tokens[which], log_probs[which], total = _draw(
-            weights, to_unit_interval(lane_words[words]), to_unit_interval(token_words[words])
+        uniforms = to_unit_interval(lane_words[words]), to_unit_interval(token_words[words])
+        # Only small tensors outlive this line, so that the next chunk does not find the last one still there.
+        tokens[which], log_probs[which], entropies = _draw(
+            torch.softmax(_tempered(logits, which, last, inverse_temperature, forbidden, tilt, tilt_scale), -1),
+            *uniforms,
+            return_entropy,
         )
-        if return_entropy:
-            entropy[which] = _entropy(weights, total)
+        if entropies is not None:
+            entropy[which] = entropies
     if active is not None and chosen is None:
         tokens = torch.where(active[:, None], tokens, -1)
         log_probs = torch.where(active[:, None], log_probs, 0.0)

@@ -20,15 +20,23 @@ class SampledRows(NamedTuple):
     """What `sample_rows` returns, for `R` rows and `M` candidates."""
 
     tokens: Tensor
-    """`[R, M]` int64. -1 in inactive rows, and in rows whose logits hold no finite maximum (all -inf, NaN or +inf)."""
+    """`[R, M]` int64. -1 in inactive rows and where no finite logit is the largest (NaN, all -inf)."""
     log_probs: Tensor
-    """`[R, M]` float32, nats: log-probability of the token under the distribution that was drawn from (tempered, tilted,
-    without the mask token). 0 in inactive rows, NaN where there was nothing to draw from. Carries no gradient."""
+    """`[R, M]` float32, nats: log-probability of the token under the distribution that was drawn from
+    (tempered, tilted, without the mask token). 0 in inactive rows, NaN where there was nothing to draw from.
+    Carries no gradient."""
     entropy: Tensor | None
     """`[R]` float32, nats: entropy of that distribution; 0 in inactive rows; None unless asked for."""
 
 
-@torch.library.custom_op("discrete_distill::sample_rows", mutates_args=())
+_SCHEMA = (
+    "(Tensor logits, Tensor seed, Tensor rows, Tensor step, SymInt num_candidates, "
+    "float inverse_temperature, SymInt mask_token_id, Tensor? tilt, Tensor? tilt_scale, Tensor? active, "
+    "bool return_entropy, str backend) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("discrete_distill::sample_rows", mutates_args=(), schema=_SCHEMA)
 def _sample_rows_op(
     logits: Tensor,
     seed: Tensor,
@@ -44,8 +52,8 @@ def _sample_rows_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (
-        logits, seed, rows, step, num_candidates, inverse_temperature, mask_token_id, tilt, tilt_scale, active,
-        return_entropy,
+        logits, seed, rows, step, num_candidates, inverse_temperature, mask_token_id, tilt, tilt_scale,
+        active, return_entropy,
     )  # fmt: skip
     if resolve_backend(backend, logits.device) == "triton" and num_candidates <= MAX_CANDIDATES_TRITON:
         from discrete_distill.kernels.triton_sampling import triton_sample_rows
@@ -83,7 +91,9 @@ def _check_tilt(logits: Tensor, tilt: Tensor | None, tilt_scale: float | Tensor 
     if tilt is None or tilt_scale is None:
         return None
     if tilt.shape != logits.shape:
-        raise ValueError(f"tilt has shape {tuple(tilt.shape)} and the logits {tuple(logits.shape)}; pass one value a logit")
+        raise ValueError(
+            f"tilt has shape {tuple(tilt.shape)} and the logits {tuple(logits.shape)}; pass one value a logit"
+        )
     if tilt.dtype not in _LOGIT_DTYPES:
         raise TypeError(f"tilt is {tilt.dtype}; pass a floating tensor")
     if isinstance(tilt_scale, Tensor):
@@ -120,9 +130,11 @@ def check_mask_token(mask_token_id: int | None, vocab_size: int) -> int:
     if mask_token_id is None:
         return -1
     if not 0 <= mask_token_id < vocab_size:
-        raise ValueError(f"mask_token_id is {mask_token_id} and the logits have {vocab_size} classes; pass None if none is it")
+        raise ValueError(f"mask_token_id is {mask_token_id} and the logits have {vocab_size} classes; or pass None")
     if vocab_size == 1:
-        raise ValueError("the only class is the mask token: nothing is left to draw; pass logits over the whole vocabulary")
+        raise ValueError(
+            "the only class is the mask token: nothing is left to draw; pass logits over the whole vocabulary"
+        )
     return mask_token_id
 
 
@@ -145,15 +157,15 @@ def sample_rows(
 
     .. math:: p(v) \propto \exp(\ell_v / T + h\,\mathrm{clip}(g_v, -1, 1)), \quad v \ne m
 
-    The token is drawn apart from the coin that decides whether a position is unmasked: one categorical for both loses tail
-    tokens in fp32, and low-precision Gumbel noise lowers the temperature (arXiv 2409.02908). The tilt is that of
-    reward-guided ancestral sampling (arXiv 2509.25035). Two-level inverse CDF over 1024 lanes: fp32 sums, fp64 tails. The
-    number of lanes is part of the definition: a seed gives the same tokens on every backend (on a GPU up to rare flips from
-    approximate exponentials) and under every chunking.
+    The token is drawn apart from the coin that decides whether a position is unmasked: one categorical for
+    both loses tail tokens in fp32, and low-precision Gumbel noise lowers the temperature (arXiv 2409.02908).
+    The tilt is that of reward-guided ancestral sampling (arXiv 2509.25035). Two-level inverse CDF over 1024
+    lanes: fp32 sums, fp64 tails. The number of lanes is part of the definition: a seed gives the same tokens
+    on every backend (on a GPU up to rare flips from approximate exponentials) and under every chunking.
 
     Args:
-        logits_RV: `[R, V]` raw logits, bf16, fp16 or fp32 (fp64 is read as fp32), any strides; never written to. -inf
-            forbids a token.
+        logits_RV: `[R, V]` raw logits, bf16, fp16 or fp32 (fp64 is read as fp32), any strides; never written
+            to. -inf forbids a token.
         seed: 64-bit; an int, or an int64 tensor of one element on the device of the logits (for CUDA graphs).
         rows_R: `[R]` int64 *global* row numbers (modulo 2**32), the counters of the draws.
         step: number of the sampling step, int or tensor like `seed`.
@@ -162,17 +174,20 @@ def sample_rows(
         mask_token_id: `m`, a class that is never drawn; the last one is the fast case. None: there is none.
         tilt: `g`, `[R, V]` floating, for instance the gradient of a reward with respect to log p. Finite.
         tilt_scale: `h`, a float or a tensor of one element on the device of the logits.
-        active_R: `[R]` bool; rows where it is False are not read and return -1, 0 and 0. None: all are active.
+        active_R: `[R]` bool; rows where it is False are not read and return -1, 0 and 0. None: all are
+            active.
         return_entropy: whether the entropy is wanted.
-        backend: "auto", "torch" or "triton"; the environment variable DISCRETE_DISTILL_BACKEND replaces "auto".
+        backend: "auto", "torch" or "triton"; the environment variable DISCRETE_DISTILL_BACKEND replaces
+            "auto".
 
     Returns:
-        `SampledRows(tokens [R, M] int64, log_probs [R, M] float32, entropy [R] float32 or None)`; nothing carries a
-        gradient (`token_losses` gives differentiable log-probabilities).
+        `SampledRows(tokens [R, M] int64, log_probs [R, M] float32, entropy [R] float32 or None)`; nothing
+        carries a gradient (`token_losses` gives differentiable log-probabilities).
 
     Raises:
-        ValueError: shapes or devices that do not fit, a temperature that is not positive and finite, a mask token outside
-            the vocabulary, `num_candidates < 1`, a tilt without its scale, or Triton asked for where it cannot run.
+        ValueError: shapes or devices that do not fit, a temperature that is not positive and finite, a mask
+            token outside the vocabulary, `num_candidates < 1`, a tilt without its scale, or Triton asked for
+            where it cannot run.
         TypeError: a dtype that does not fit.
     """
     _check_rows(logits_RV, rows_R, active_R)

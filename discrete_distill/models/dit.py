@@ -1,5 +1,6 @@
-"""The bidirectional diffusion transformer of MDLM (arXiv 2406.07524), after DiT (arXiv 2212.09748): rotary positions,
-adaptive layer norm, a head over the vocabulary. Attention is PyTorch's own; module names follow MDLM's checkpoints.
+"""The bidirectional diffusion transformer of MDLM (arXiv 2406.07524), after DiT (arXiv 2212.09748): rotary
+positions, adaptive layer norm, a head over the vocabulary. Attention is PyTorch's own; module names follow
+MDLM's checkpoints.
 
 Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditioning width.
 """
@@ -54,7 +55,8 @@ class DiTConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads} (rotary pairs)"
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
+                "so that a head splits into rotary pairs"
             )
 
 
@@ -95,12 +97,12 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, cond_size: int, num_scalars: int = 1) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * NUM_FREQUENCIES * num_scalars, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size)
-        )
+        size = 2 * NUM_FREQUENCIES * num_scalars
+        self.mlp = nn.Sequential(nn.Linear(size, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size))
 
     def forward(self, *scalars: Tensor) -> Tensor:
-        return self.mlp(torch.cat([sinusoidal_features(scalar) for scalar in scalars], dim=-1))
+        features = torch.cat([sinusoidal_features(scalar) for scalar in scalars], dim=-1)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 def sinusoidal_features(scalar_B: Tensor, max_period: float = 10_000.0) -> Tensor:
@@ -112,7 +114,7 @@ def sinusoidal_features(scalar_B: Tensor, max_period: float = 10_000.0) -> Tenso
 
 
 class Embedding(nn.Module):
-    """Token embedding under MDLM's parameter name; also reads soft tokens (rows of probabilities)."""
+    """Token embedding under MDLM's parameter name."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -183,7 +185,7 @@ class DiT(nn.Module, PyTorchModelHubMixin):
     """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol.
 
     Args:
-        config: its shape; a dictionary of the same fields is accepted too (as read back from ``config.json``).
+        config: its shape, or a dictionary of the same fields (as read back from ``config.json``).
     """
 
     def __init__(self, config: DiTConfig | dict[str, Any]) -> None:
@@ -197,8 +199,8 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         self.output_layer = FinalLayer(config)
         if config.step_conditioning:
             self.step_map = TimestepEmbedder(config.cond_size, num_scalars=2)
-            nn.init.zeros_(self.step_map.mlp[-1].weight)
-            nn.init.zeros_(self.step_map.mlp[-1].bias)
+            for parameter in self.step_map.mlp[-1].parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def accepts_step(self) -> bool:
@@ -213,7 +215,8 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         """
         if x_t.shape[1] > self.config.max_length:
             raise ValueError(
-                f"sequence of {x_t.shape[1]} tokens is longer than the model's max_length {self.config.max_length}"
+                f"a sequence of {x_t.shape[1]} tokens is longer than the model's max_length "
+                f"{self.config.max_length}; cut it, or build the model with a larger max_length"
             )
         return self.vocab_embed(x_t)
 
@@ -228,7 +231,7 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         return F.silu(cond)
 
     def encode(self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
-        """From embeddings ``[B, L, D]`` (ids embedded, or mixtures of embeddings) to head features ``[B, L, D]``.
+        """From embeddings ``[B, L, D]`` (of ids, or mixtures of embeddings) to head features ``[B, L, D]``.
 
         Args:
             h_BLD: embeddings.
@@ -259,10 +262,16 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         """Raw logits ``[B, L, V]``."""
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
 
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> DiT:
+        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
+        return super()._from_pretrained(strict=strict, **kwargs)
+
     def with_step_conditioning(self) -> DiT:
         """A copy that is also told its step; its answers are this network's until it is trained."""
         config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
         copy = DiT(config).to(self.output_layer.linear.weight)
         missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
-        assert not unexpected and all(name.startswith("step_map.") for name in missing)
+        assert not unexpected
+        assert all(name.startswith("step_map.") for name in missing)
         return copy

@@ -10,11 +10,12 @@ from torch import Tensor
 class Denoiser(Protocol):
     """Any callable from noisy tokens to raw logits.
 
-    ``denoiser(x_t, t, **cond) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and logits
-    ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is the process's
-    business (`MaskedDiffusion.log_probs`). Nobody writes into them.
+    ``denoiser(x_t, t, **cond) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
+    logits ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is
+    the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
 
-    A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which the step ends.
+    A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
+    ends.
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
@@ -40,7 +41,7 @@ def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
 def logits_at(
     denoiser: Denoiser, x_t: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None, **cond: Any
 ) -> Tensor:
-    """Raw logits at chosen positions only; the vocabulary head runs on those rows alone where the denoiser lets it.
+    """Raw logits at chosen positions; the head runs on those rows alone where the denoiser lets it.
 
     Args:
         denoiser: any `Denoiser`; a `FeatureDenoiser` saves the head on all other rows.

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,8 +18,8 @@ from .time import StratifiedTime, TimeLaw
 
 
 class Corruption(NamedTuple):
-    """Noisy tokens ``z_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that turns a sum
-    over masked positions into an unbiased estimate of the whole NELBO sum."""
+    """Noisy tokens ``z_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that
+    turns a sum over masked positions into an unbiased estimate of the whole NELBO sum."""
 
     z_t: Tensor
     t: Tensor
@@ -44,10 +44,11 @@ class NelboOutput(NamedTuple):
 class MaskedDiffusion:
     """The absorbing process of MDLM (arXiv 2406.07524).
 
-    Forward: each position independently ``P(z_t = x) = alpha(t)``, ``P(z_t = m) = 1 - alpha(t)``. Reverse from ``t`` to
-    ``s < t``: a visible token stays; a masked one is revealed with probability ``(alpha_s - alpha_t) / (1 - alpha_t)``
-    and only then drawn from the denoiser. Time 0 is data and time 1 is all mask *exactly*, whatever ``eps`` the
-    schedule carries, so a sampler that ends at 0 leaves no mask and one that starts at 1 reveals as much as it should.
+    Forward: each position independently ``P(z_t = x) = alpha(t)``, ``P(z_t = m) = 1 - alpha(t)``. Reverse
+    from ``t`` to ``s < t``: a visible token stays; a masked one is revealed with probability
+    ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. Time 0 is data and time 1
+    is all mask *exactly*, whatever ``eps`` the schedule carries, so a sampler that ends at 0 leaves no mask
+    and one that starts at 1 reveals as much as it should.
 
     Args:
         mask_token_id: id of the mask; never guessed.
@@ -58,7 +59,7 @@ class MaskedDiffusion:
     """
 
     mask_token_id: int
-    schedule: MaskingSchedule = LogLinearSchedule()
+    schedule: MaskingSchedule = field(default_factory=LogLinearSchedule)
 
     def __post_init__(self) -> None:
         if self.mask_token_id < 0:
@@ -77,7 +78,9 @@ class MaskedDiffusion:
     def unmask_probability(self, t: Tensor, s: Tensor) -> Tensor:
         """``(alpha_s - alpha_t) / (1 - alpha_t)``, elementwise; 1 where ``s = 0``."""
         alpha_t, alpha_s = self.visible_probability(t), self.visible_probability(s)
-        return ((alpha_s - alpha_t) / (1.0 - alpha_t)).clamp(0.0, 1.0)
+        ratio = ((alpha_s - alpha_t) / (1.0 - alpha_t)).clamp(0.0, 1.0)
+        # Near the data 1 - alpha_t may round to 0, and the ratio to 0 / 0.
+        return torch.where(s <= 0.0, torch.ones_like(ratio), ratio)
 
     def corrupt(
         self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Generator | None = None
@@ -123,13 +126,15 @@ class MaskedDiffusion:
         by: Literal["time", "count"] = "time",
         movable: Tensor | None = None,
         time_law: TimeLaw | None = None,
+        level: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Corruption:
         """One corruption of each row, at levels spread evenly over the batch.
 
-        ``by="time"``: ``t ~ pi``, each position masked by its own coin, weight ``omega(t) / pi(t)`` with ``omega`` of
-        the ELBO. ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over ``1..n``, weight
-        ``n / k``; the same expectation (the NELBO does not depend on the schedule) without the heavy tail of ``1 / t``.
+        ``by="time"``: ``t ~ pi``, each position masked by its own coin, weight ``omega(t) / pi(t)`` with
+        ``omega`` of the ELBO. ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over
+        ``1..n``, weight ``n / k``; the same expectation (the NELBO does not depend on the schedule) without
+        the heavy tail of ``1 / t``.
 
         Raises:
             ValueError: if ``by`` is neither "time" nor "count".
@@ -142,14 +147,15 @@ class MaskedDiffusion:
             return Corruption(z_t, t, self.schedule.elbo_weight(t) / density)
         if by != "count":
             raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
-        u = StratifiedTime().sample(batch, device=x.device, generator=generator).t
+        if level is None:
+            level = StratifiedTime().sample(batch, device=x.device, generator=generator).t
         size = self.num_movable(x, movable)
-        count = ((u * size).long() + 1).minimum(size)
+        count = ((level * size).long() + 1).minimum(size)
         z_t = self.corrupt_by_count(x, count, movable=movable, generator=generator)
         return Corruption(z_t, self.time_of_count(count, size), size / count.clamp(min=1))
 
     def time_of_count(self, count: Tensor, size: Tensor) -> Tensor:
-        """The time at which ``count`` of ``size`` masked positions is the expected number; fp32, in ``[0, 1]``."""
+        """The time at which ``count`` of ``size`` masked positions is expected; fp32, in ``[0, 1]``."""
         fraction = count.float() / size.float().clamp(min=1.0)
         return self.schedule.inverse(1.0 - fraction).clamp(0.0, 1.0)
 
@@ -161,9 +167,19 @@ class MaskedDiffusion:
         return movable.sum(dim=1)
 
     def masked_log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax in which the mask has probability 0."""
+        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask.
+
+        Raises:
+            ValueError: if the mask is not in the vocabulary of the logits.
+        """
+        vocab_size = logits.shape[-1]
+        if self.mask_token_id >= vocab_size:
+            raise ValueError(
+                f"mask_token_id {self.mask_token_id} is outside the {vocab_size} classes of the logits; "
+                "the network's vocabulary must include the mask"
+            )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        mask_column = torch.arange(logits.shape[-1], device=logits.device) == self.mask_token_id
+        mask_column = torch.arange(vocab_size, device=logits.device) == self.mask_token_id
         return F.log_softmax(logits.masked_fill(mask_column, float("-inf")), dim=-1)
 
     def log_probs(self, logits: Tensor, z_t: Tensor) -> Tensor:
@@ -179,12 +195,6 @@ class MaskedDiffusion:
         Raises:
             ValueError: if the mask is not in the vocabulary of the logits.
         """
-        vocab_size = logits.shape[-1]
-        if self.mask_token_id >= vocab_size:
-            raise ValueError(
-                f"mask_token_id {self.mask_token_id} is outside the {vocab_size} classes of the logits; "
-                "the network's vocabulary must include the mask"
-            )
         log_probs = self.masked_log_probs(logits)
         carried = torch.full_like(log_probs, float("-inf")).scatter(-1, z_t[..., None], 0.0)
         return torch.where(self.is_masked(z_t)[..., None], log_probs, carried)
@@ -192,8 +202,9 @@ class MaskedDiffusion:
     def posterior(self, logits: Tensor, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Law of each position of ``z_s`` given ``z_t``, under the denoiser: probabilities ``[B, L, V]``.
 
-        ``P(z_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and ``P(z_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at
-        masked positions; visible ones stay. Samplers do not draw from this joint (they draw coin and token apart).
+        ``P(z_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and
+        ``P(z_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at masked positions; visible ones
+        stay. Samplers do not draw from this joint (they draw coin and token apart).
         """
         probs = self.log_probs(logits, z_t).exp()
         reveal = self.unmask_probability(t, s)[:, None, None].to(probs.dtype)
@@ -212,22 +223,24 @@ class MaskedDiffusion:
         generator: Generator | None = None,
         **cond: Any,
     ) -> NelboOutput:
-        """One unbiased estimate of the bound ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | z_t)] dt``.
+        """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | z_t)] dt``.
 
-        The Rao-Blackwellised form of MDLM (arXiv 2406.07524, eq. 10), with low-discrepancy times (or counts) over the
-        batch. Vocabulary logits are computed at masked positions only.
+        The Rao-Blackwellised form of MDLM (arXiv 2406.07524, eq. 10), with low-discrepancy times (or counts)
+        over the batch. Vocabulary logits are computed at masked positions only.
 
         Args:
             denoiser: any `Denoiser`.
             x: clean tokens, int64 ``[B, L]``.
             by: see `draw_corruption`.
             time_law: law of ``t`` for ``by="time"``; stratified uniform on ``[1e-3, 1]`` by default.
-            movable: bool ``[B, L]``; tokens that count (no prompt, no padding). All by default.
+            movable: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
+                All by default.
             generator: source of randomness.
             **cond: passed to the denoiser.
         """
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
-        rows = self.is_masked(z_t).flatten().nonzero().squeeze(1)
+        masked = self.is_masked(z_t) if movable is None else self.is_masked(z_t) & movable
+        rows = masked.flatten().nonzero().squeeze(1)
         log_probs_NV = self.masked_log_probs(logits_at(denoiser, z_t, t, rows, **cond))
         token_nats = -log_probs_NV.gather(1, x.flatten()[rows, None]).squeeze(1)
         owner = rows // x.shape[1]

@@ -1,10 +1,10 @@
 """Masking schedules: the probability ``alpha(t)`` that a token is still visible at time ``t``.
 
-Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule knows its derivative and its
-inverse, so losses, weights and samplers never differentiate or search for themselves.
+Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule knows its derivative
+and its inverse, so losses, weights and samplers never differentiate or search for themselves.
 
-Sources: log-linear, MDLM (arXiv 2406.07524); linear, LLaDA (arXiv 2502.09992); cosine, MaskGIT (arXiv 2202.04200);
-polynomial, MD4 (arXiv 2406.04329); geometric, SEDD (arXiv 2310.16834).
+Sources: log-linear, MDLM (arXiv 2406.07524); linear, LLaDA (arXiv 2502.09992); cosine, MaskGIT (arXiv
+2202.04200); polynomial, MD4 (arXiv 2406.04329); geometric, SEDD (arXiv 2310.16834).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class MaskingSchedule(ABC):
-    """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse. All methods are elementwise."""
+    """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse, all elementwise."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class MaskingSchedule(ABC):
         return -torch.log(self.alpha(t))
 
     def elbo_weight(self, t: Tensor) -> Tensor:
-        """``omega(t) = -alpha'(t) / (1 - alpha(t))``: the rate at which masked tokens are revealed, per unit of time."""
+        """``omega(t) = -alpha'(t) / (1 - alpha(t))``: the rate of revealing a masked token, per time."""
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
 
@@ -84,7 +84,7 @@ class LinearSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(MaskingSchedule):
-    """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first, many last. MaskGIT, arXiv 2202.04200."""
+    """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first. MaskGIT, arXiv 2202.04200."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - torch.cos(0.5 * math.pi * (1.0 - t))

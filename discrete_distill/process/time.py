@@ -1,7 +1,7 @@
 """Laws ``pi(t)`` of the time at which a loss looks, with the density that importance weighting needs.
 
-Each law lives on ``[low, high]`` inside ``[0, 1]`` by an affine map, so that its density is exact there: clamping, as
-research code does, would put atoms on the ends and bias every importance weight.
+Each law lives on ``[low, high]`` inside ``[0, 1]`` by an affine map, so that its density is exact there:
+clamping, as research code does, would put atoms on the ends and bias every importance weight.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class TimeLaw(ABC):
     def _unit_density(self, u: Tensor) -> Tensor:
         """Density on ``[0, 1]``."""
 
-    def sample(
-        self, n: int, *, device: torch.device | str = "cpu", generator: Generator | None = None
-    ) -> TimeSample:
+    def sample(self, n: int, *, device: torch.device | str = "cpu", generator: Generator | None = None) -> TimeSample:
         """Draw ``n`` times, fp32 ``[n]``, with their densities."""
         if n < 1:
             raise ValueError(f"the number of times must be at least 1, got {n}")
-        t = self.low + (self.high - self.low) * self._unit_sample(n, torch.device(device), generator)
-        return TimeSample(t, self.density(t))
+        width = self.high - self.low
+        u = self._unit_sample(n, torch.device(device), generator)
+        # The density is that of the draw itself: through t, rounding could push u = 1 outside of the law.
+        return TimeSample((self.low + width * u).clamp(max=self.high), self._unit_density(u) / width)
 
     def density(self, t: Tensor) -> Tensor:
         """``pi(t)``, per unit of time; 0 outside ``[low, high]``."""
         width = self.high - self.low
         u = (t - self.low) / width
-        inside = (u >= 0.0) & (u <= 1.0)
+        inside = (t >= self.low) & (t <= self.high)
         return torch.where(inside, self._unit_density(u.clamp(0.0, 1.0)) / width, torch.zeros_like(u))
 
 
@@ -79,8 +79,9 @@ class UniformTime(TimeLaw):
 
 @dataclass(frozen=True)
 class StratifiedTime(UniformTime):
-    """One uniform time in each of ``n`` equal cells, in random order: the low-discrepancy sampler of VDM, arXiv
-    2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean varies far less."""
+    """One uniform time in each of ``n`` equal cells, in random order: the low-discrepancy sampler of VDM,
+    arXiv 2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean
+    varies far less."""
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         cell = torch.randperm(n, device=device, generator=generator)

@@ -1,4 +1,4 @@
-"""Text to token streams: documents are read, split, tokenised once into a memory map, and cut into fixed lengths."""
+"""Text to token streams: documents are read, split, tokenised once into a memory map, and cut to length."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import lzma
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .assets import BUNDLED, asset
 from .tokenizer import TextTokenizer
 
-BUNDLED = "bundled"
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.
-SPLIT_PATTERN = ("train", "judge", "train", "train", "judge", "train", "train", "judge", "train", "heldout") + (
-    "train", "judge", "train", "train", "judge", "train", "train", "judge", "train", "train")  # fmt: skip
+SPLIT_PATTERN = (
+    "train", "judge", "train", "train", "judge", "train", "train", "judge", "train", "heldout",
+    "train", "judge", "train", "train", "judge", "train", "train", "judge", "train", "train",
+)  # fmt: skip
 SPLITS = ("train", "judge", "heldout")
 
 
@@ -39,7 +40,8 @@ class TokenStream:
 
     def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
         """``batch_size`` windows at uniform offsets, int64 ``[B, L]``."""
-        starts = torch.randint(len(self.ids) - self.length, (batch_size,), generator=generator)
+        device = "cpu" if generator is None else generator.device
+        starts = torch.randint(len(self.ids) - self.length, (batch_size,), generator=generator, device=device)
         return self._windows(starts.tolist())
 
     def packed(self, limit: int | None = None) -> Tensor:
@@ -54,14 +56,14 @@ class TokenStream:
 
 
 def read_documents(source: str) -> list[str]:
-    """Documents of the bundled corpus, a UTF-8 text file (one document a line, or one in all), or a folder of ``.txt``.
+    """Documents of the bundled corpus, of a UTF-8 text file (one a line), or of a folder of ``.txt`` files.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if the text is empty or not UTF-8.
     """
     if source == BUNDLED:
-        packed = (resources.files(__package__) / "assets" / "sotu.txt.xz").read_bytes()
+        packed = asset("sotu.txt.xz").read_bytes()
         return lzma.decompress(packed).decode("utf-8").splitlines()
     path = Path(source)
     if not path.exists():
@@ -81,7 +83,7 @@ def _read_text(file: Path) -> str:
 
 
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
-    """By document, in a fixed pattern of twenty; a handful of documents is first cut into pieces of equal length."""
+    """By document, in a fixed pattern of twenty; a handful of documents is first cut into equal pieces."""
     if len(documents) < 2 * len(SPLIT_PATTERN):
         text = " ".join(documents)
         size = max(1, -(-len(text) // (2 * len(SPLIT_PATTERN))))
@@ -93,7 +95,7 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 
 
 def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> dict[str, TokenStream]:
-    """Token streams of every split of a text, tokenised once and memory-mapped from ``cache_dir`` afterwards."""
+    """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``."""
     key = _fingerprint(source, tokenizer)
     folder = cache_dir / key
     if not (folder / "done.json").exists():
@@ -102,10 +104,11 @@ def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: 
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer, folder: Path) -> None:
+    splits = split_documents(read_documents(source))
     folder.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     counts = {}
-    for name, documents in split_documents(read_documents(source)).items():
+    for name, documents in splits.items():
         ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=dtype) for row in tokenizer.encode(documents)]
         stream = np.concatenate(ids) if ids else np.zeros(0, dtype)
         counts[name] = len(stream)

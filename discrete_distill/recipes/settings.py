@@ -39,7 +39,13 @@ class TeacherConfig:
     path: str = "bundled"
     model: DiTConfig = field(
         default_factory=lambda: DiTConfig(
-            vocab_size=2048, max_length=64, hidden_size=192, num_layers=6, num_heads=3, cond_size=32, dropout=0.0
+            vocab_size=2048,
+            max_length=64,
+            hidden_size=192,
+            num_layers=6,
+            num_heads=3,
+            cond_size=32,
+            dropout=0.0,
         )
     )
     loop: LoopConfig = field(

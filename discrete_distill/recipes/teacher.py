@@ -24,9 +24,7 @@ def train_teacher(
 ) -> nn.Module:
     """Train on the ``train`` split; the averaged network is written to ``directory`` and returned."""
     torch.manual_seed(config.loop.seed)
-    learner = Learner(
-        DiT(config.model).to(accelerator.device), config.optimizer, config.loop.num_steps, accelerator
-    )
+    learner = Learner(DiT(config.model).to(accelerator.device), config.optimizer, config.loop.num_steps, accelerator)
     heldout = streams["heldout"].packed(512).to(accelerator.device)
 
     def step(index: int, generator: Generator) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tokenizers of the recipes: a byte-level BPE trained on the corpus itself, or GPT-2's; the mask is the last id."""
+"""Tokenizers of the recipes: byte-level BPE of the corpus itself, or GPT-2's; the mask is the last id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ MASK_TOKEN = "<|mask|>"
 class TextTokenizer:
     """A thin face over `tokenizers.Tokenizer` that knows its end-of-text and mask ids.
 
+    Text that spells a special token is encoded as the characters it is: no text can hold a mask.
+
     Raises:
         ValueError: if the tokenizer lacks either special token.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
         self.backend = backend
+        self.backend.encode_special_tokens = True
         self.eos_token_id = self._special(EOS_TOKEN)
         self.mask_token_id = self._special(MASK_TOKEN)
 
@@ -66,7 +69,7 @@ class TextTokenizer:
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> TextTokenizer:
-    """Byte-level BPE of ``vocab_size`` entries: end-of-text is the first id, the mask the last."""
+    """Byte-level BPE of at most ``vocab_size`` entries: end-of-text is the first id, the mask the last."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, hashed, renamed; damaged ones are named and passed over."""
+"""Checkpoints that survive a kill at any moment: written aside, hashed, renamed; damaged ones passed over."""
 
 from __future__ import annotations
 

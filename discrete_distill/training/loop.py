@@ -1,4 +1,4 @@
-"""The one training loop: steps, progress bar, JSONL metrics, checkpoints, resume, a clean leave on a signal."""
+"""The one training loop: progress bar, JSONL metrics, checkpoints, resume, a clean leave on a signal."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ class TrainingDiverged(RuntimeError):
 class TrainingLoop:
     """Runs ``step_fn(step, generator) -> metrics`` from the last checkpoint to the end.
 
-    All randomness of a step comes from its generator (and PyTorch's global one, seeded alike for dropout), a function
-    of seed, step and rank alone: a run that was interrupted draws what an uninterrupted one would have drawn.
+    All randomness of a step comes from its generator (and PyTorch's global one, seeded alike for dropout), a
+    function of seed, step and rank alone: a run that was interrupted draws what an uninterrupted one would
+    have drawn.
 
     Args:
         config: see `LoopConfig`.
@@ -99,6 +100,7 @@ class TrainingLoop:
         self.quiet = quiet
         self.store = CheckpointStore(self.directory / "checkpoints", keep=config.keep_checkpoints)
         self.history: list[dict[str, float]] = []
+        self.window = MetricWindow()
         self._seconds_before = 0.0
 
     def run(self) -> list[dict[str, float]]:
@@ -110,20 +112,19 @@ class TrainingLoop:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         first = self._resume()
-        window = MetricWindow()
         started = time.perf_counter()
         bar = tqdm(total=self.config.num_steps, initial=first, desc=self.label, disable=self.quiet or self.rank > 0)
         with bar, stop_requests() as stop_requested:
             for step in range(first, self.config.num_steps):
                 generator = step_generator(self.config.seed, step, rank=self.rank, device=self.device)
                 torch.manual_seed(generator.initial_seed())
-                window.add(self.step_fn(step, generator))
+                self.window.add(self.step_fn(step, generator))
                 bar.update()
                 done = step + 1
                 if done % self.config.log_every == 0 or done == self.config.num_steps:
                     seconds = self._seconds_before + time.perf_counter() - started
-                    self._log(done, seconds, window.flush(), bar)
-                self._check_divergence(window, done)
+                    self._log(done, seconds, self.window.flush(), bar)
+                self._check_divergence(done)
                 interrupted = stop_requested()
                 if interrupted or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
                     self._save(done, self._seconds_before + time.perf_counter() - started)
@@ -134,20 +135,24 @@ class TrainingLoop:
     def _resume(self) -> int:
         found = self.store.load_latest()
         if found is None:
-            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+            if self.rank == 0:
+                (self.directory / "metrics.jsonl").unlink(missing_ok=True)
             return 0
         step, state = found
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self._seconds_before = state["seconds"]
+        if "window" in state:
+            self.window.load_state_dict(state["window"])
         self.history = [entry for entry in read_metrics(self.directory) if entry["step"] <= step]
-        _write_lines(self.directory / "metrics.jsonl", self.history)
+        if self.rank == 0:
+            _write_lines(self.directory / "metrics.jsonl", self.history)
         return step
 
     def _save(self, step: int, seconds: float) -> None:
         if self.rank == 0:
             state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
-            self.store.save(step, {**state, "seconds": seconds})
+            self.store.save(step, {**state, "seconds": seconds, "window": self.window.state_dict()})
 
     def _log(self, step: int, seconds: float, metrics: dict[str, float], bar: tqdm) -> None:
         entry = {"step": float(step), "seconds": round(seconds, 3), **metrics}
@@ -157,11 +162,11 @@ class TrainingLoop:
                 stream.write(json.dumps(entry) + "\n")
         bar.set_postfix({name: f"{metrics[name]:.3g}" for name in self.shown if name in metrics})
 
-    def _check_divergence(self, window: MetricWindow, step: int) -> None:
-        if window.consecutive_skips >= self.config.skip_limit:
+    def _check_divergence(self, step: int) -> None:
+        if self.window.consecutive_skips >= self.config.skip_limit:
             raise TrainingDiverged(
-                f"{window.consecutive_skips} updates in a row had a gradient that was not finite (step {step}); "
-                "lower the learning rate, or use fp32"
+                f"{self.window.consecutive_skips} updates in a row had a gradient that was not finite "
+                f"(step {step}); lower the learning rate, or use fp32"
             )
 
 
@@ -186,6 +191,20 @@ class MetricWindow:
         means = {name: self.sums[name] / self.counts[name] for name in self.sums}
         self.sums, self.counts = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint between two lines of the log must remember."""
+        return {
+            "sums": dict(self.sums),
+            "counts": dict(self.counts),
+            "consecutive_skips": self.consecutive_skips,
+            "last_skipped": self._last_skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        self.consecutive_skips, self._last_skipped = state["consecutive_skips"], state["last_skipped"]
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

@@ -41,20 +41,23 @@ class OptimizerConfig:
 
 
 class Learner:
-    """Takes a loss and makes one update of one network. An update whose gradient is not finite is skipped and counted.
+    """Takes a loss and makes one update of one network; one whose gradient is not finite is skipped, counted.
 
     Args:
         module: the network, on its device; only parameters that require a gradient are trained.
         config: optimiser settings.
         num_steps: updates planned, which the schedule spreads over.
         accelerator: device, precision and processes.
+
+    Raises:
+        ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here.
     """
 
-    def __init__(
-        self, module: nn.Module, config: OptimizerConfig, num_steps: int, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int, accelerator: Accelerator) -> None:
         from transformers.optimization import get_scheduler
 
+        if accelerator.scaler is not None:
+            raise ValueError("mixed precision fp16 is not supported; use bf16, or no mixed precision")
         self.module = module
         self.config = config
         self.accelerator = accelerator
@@ -76,7 +79,7 @@ class Learner:
         return self.module if self.average is None else self.average.module
 
     def step(self, loss: Tensor) -> dict[str, float]:
-        """Backward, clip, update, average. Returns the gradient norm before clipping and the learning rate."""
+        """Backward, clip, update, average. Returns the norm before clipping and the learning rate."""
         self.accelerator.backward(loss)
         self._average_gradients()
         limit = self.config.gradient_clip or float("inf")

@@ -1,4 +1,4 @@
-"""Seeds: a run's seed, a step and a rank are hashed into one generator, so that no state of it needs saving."""
+"""Seeds: a run's seed, a step and a rank are hashed into one generator, with no state to save."""
 
 from __future__ import annotations
 

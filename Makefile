@@ -1,0 +1,40 @@
+# make run    makes the environment and runs the main job: text in, few-step student and report out
+# make test   makes the environment and passes the tests
+# make lint   makes the environment and checks style, format and types
+#
+# PYTHON  the interpreter that .venv is made with; 3.10 or later
+# EXTRAS  extras of pyproject.toml to install, for example EXTRAS=dev,gpu
+# ARGS    passed on to what run or test starts
+
+PYTHON ?= python3
+EXTRAS ?= dev
+ARGS ?=
+VENV := .venv
+# One stamp for each set of extras, so that another set is added to the environment and not mistaken for it.
+STAMP := $(VENV)/.installed-$(EXTRAS)
+
+.PHONY: run test lint snippets environment clean
+
+run: $(STAMP)
+	$(VENV)/bin/python -m discrete_distill.recipes.owt $(ARGS)
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+snippets: $(STAMP)
+	$(VENV)/bin/python tests/readme_snippets.py
+
+environment: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch '$@'
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

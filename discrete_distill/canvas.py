@@ -1,0 +1,120 @@
+"""What samplers and student paths share: the canvas that is being unmasked, its seeds, coins, and logits where they are needed.
+
+Shape suffixes: B batch, L length, V vocabulary, N chosen rows, M candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from .kernels import STREAM_COIN, uniform
+from .process import Denoiser, MaskedDiffusion, logits_at
+
+
+def time_grid(num_steps: int, *, device: torch.device, end: float = 0.0) -> Tensor:
+    """``num_steps + 1`` evenly spaced times from 1 down to ``end``, fp32.
+
+    Raises:
+        ValueError: if there is no step, or ``end`` is outside ``[0, 1)``.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 0.0 <= end < 1.0:
+        raise ValueError(f"the grid must end in [0, 1), got {end}")
+    return torch.linspace(1.0, end, num_steps + 1, device=device)
+
+
+class Canvas:
+    """Sequences under construction. Only mask tokens of the start, at real positions, ever move.
+
+    Args:
+        process: names the mask.
+        shape: ``(B, L)`` of an unconditional sample; or give ``x_init``.
+        x_init: int64 ``[B, L]``: prompt or infill tokens, and masks where tokens are wanted.
+        attention_mask: bool ``[B, L]``, true at real tokens; padding is never written.
+        generator: source of the 64-bit seed that fixes all draws.
+        device: of an unconditional sample; the generator's by default.
+
+    Raises:
+        ValueError: if neither or both of ``shape`` and ``x_init`` are given, or shapes do not agree.
+        TypeError: if ``x_init`` does not hold int64 ids.
+    """
+
+    def __init__(
+        self,
+        process: MaskedDiffusion,
+        shape: tuple[int, int] | None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if (shape is None) == (x_init is None):
+            raise ValueError("give either shape=(batch, length) or x_init, and not both")
+        self.process = process
+        self.unconditional = x_init is None
+        if x_init is None:
+            assert shape is not None
+            place = device if device is not None else (generator.device if generator is not None else "cpu")
+            x_init = torch.full(shape, process.mask_token_id, dtype=torch.long, device=place)
+        elif x_init.dtype != torch.long or x_init.dim() != 2:
+            raise TypeError(f"x_init must be int64 [batch, length], got {x_init.dtype} {tuple(x_init.shape)}")
+        if attention_mask is not None and attention_mask.shape != x_init.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, x_init {tuple(x_init.shape)}; they must agree"
+            )
+        self.z = x_init.clone()
+        self.attention_mask = attention_mask
+        self.movable = process.is_masked(self.z)
+        if attention_mask is not None:
+            self.movable &= attention_mask.bool()
+        self.log_probs = torch.zeros(self.z.shape, dtype=torch.float32, device=self.z.device)
+        # A generator's own state is not philox: one draw of it names the whole trajectory.
+        self.seed = torch.randint(
+            2**63 - 1, (), generator=generator, device=generator.device if generator is not None else "cpu"
+        ).to(self.z.device)
+        self.row_numbers = torch.arange(self.z.numel(), device=self.z.device)
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.z.shape[0]
+
+    def masked(self) -> Tensor:
+        """Bool ``[B, L]``: positions still to be drawn."""
+        return self.process.is_masked(self.z) & self.movable
+
+    def coins(self, step: int, probability: Tensor) -> Tensor:
+        """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]``; nothing of the logits in it."""
+        draw = uniform(self.seed, row=self.row_numbers, step=step, stream=STREAM_COIN, dtype=torch.float32)
+        return draw.view_as(self.z) < probability[:, None]
+
+    def logits(self, denoiser: Denoiser, rows: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
+        """Raw logits ``[N, V]`` at flattened positions ``rows``, asking only for the sequences that hold them.
+
+        In an unconditional batch the all-mask states are equal, and one stands for all.
+        """
+        length = self.z.shape[1]
+        if self.unconditional and not cond and bool((t >= 1.0).all()) and bool((s == s[0]).all()):
+            return logits_at(denoiser, self.z[:1], t[:1], rows % length, s=s[:1])
+        owner = rows // length
+        needed, place = torch.unique(owner, return_inverse=True)
+        if self.attention_mask is not None:
+            cond = {"attention_mask": self.attention_mask, **cond}
+        cond = {name: _take_rows(value, needed, self.batch) for name, value in cond.items()}
+        compact = place * length + rows % length
+        return logits_at(denoiser, self.z[needed], t[needed], compact, s=s[needed], **cond)
+
+    def write(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were."""
+        self.z = self.z.flatten().index_copy(0, rows, tokens).view_as(self.z)
+        self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
+
+
+def _take_rows(value: Any, needed: Tensor, batch: int) -> Any:
+    is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+    return value[needed] if is_per_row else value

@@ -1,0 +1,27 @@
+"""Divergences: integral KL, log-ratios, and between single tokens."""
+
+from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput, vocabulary_surrogate
+from .log_ratio import (
+    AuxiliaryDenoiserLogRatio,
+    DiscriminatorLogRatio,
+    ExactLogRatio,
+    LogRatio,
+    LogRatioEstimator,
+    difference_of_logs,
+)
+from .token import DivergenceKind, kl_divergence, token_divergence
+
+__all__ = [
+    "AuxiliaryDenoiserLogRatio",
+    "DiscriminatorLogRatio",
+    "DivergenceKind",
+    "ExactLogRatio",
+    "LogRatio",
+    "LogRatioEstimator",
+    "ScoreFunctionIntegralKL",
+    "SurrogateOutput",
+    "difference_of_logs",
+    "kl_divergence",
+    "token_divergence",
+    "vocabulary_surrogate",
+]

@@ -1,0 +1,125 @@
+"""Estimators of ``log q_student(z_t) / q_teacher(z_t)`` behind one interface. Student minus teacher, always.
+
+Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..process import Denoiser, MaskedDiffusion, logits_at
+
+
+class LogRatio(NamedTuple):
+    """Values ``[B, L]`` at the positions that count (0 elsewhere) and one value ``[B]`` for each sequence, nats."""
+
+    per_position: Tensor
+    per_sequence: Tensor
+
+
+class LogRatioEstimator(Protocol):
+    """``estimator(z_t, t, x=x, movable=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that read them."""
+
+    def __call__(
+        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+    ) -> LogRatio: ...
+
+
+@dataclass(frozen=True)
+class DiscriminatorLogRatio:
+    """The logit of a classifier of student (1) against reference (0), averaged over masked positions; arXiv 2509.25035.
+
+    Biased by what the classifier has not learned (towards 0), by its lag behind the student, and by label smoothing,
+    which bounds it by ``log((2 - s) / s)``.
+
+    Args:
+        process: names the mask.
+        network: ``network(z_t, t) -> logits [B, L]``.
+    """
+
+    process: MaskedDiffusion
+    network: Callable[..., Tensor]
+
+    def __call__(
+        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+    ) -> LogRatio:
+        counted = self.process.is_masked(z_t)
+        if movable is not None:
+            counted = counted & movable
+        logits = self.network(z_t, t, **cond).float() * counted
+        return LogRatio(logits, logits.sum(1) / counted.sum(1).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class AuxiliaryDenoiserLogRatio:
+    """Two denoisers on the same masks: one fitted to the student's samples, and the teacher; as in DMD (arXiv 2311.18828)
+    and IDLM (arXiv 2602.19066).
+
+    ``r_i = log q(x_i | z_t) - log p(x_i | z_t)`` at masked positions, and their sum for the sequence. Averaged over
+    corruptions of ``x`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
+    NELBOs, ``log q_student(x) - log p_teacher(x)``. The noise of the masks cancels in the difference.
+
+    Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's
+    conditionals are from those of one joint law.
+
+    Args:
+        process: names the mask.
+        auxiliary: denoiser fitted to student samples.
+        teacher: the frozen teacher.
+    """
+
+    process: MaskedDiffusion
+    auxiliary: Denoiser
+    teacher: Denoiser
+
+    def __call__(
+        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+    ) -> LogRatio:
+        """Raises ValueError without the clean tokens ``x``."""
+        if x is None:
+            raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
+        masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
+        rows = masked.flatten().nonzero().squeeze(1)
+        drawn = x.flatten()[rows, None]
+        difference_NV = self.over_vocabulary(z_t, t, rows, **cond)
+        values = difference_NV.gather(1, drawn).squeeze(1)
+        per_position = torch.zeros(z_t.shape, dtype=values.dtype, device=z_t.device)
+        per_position = per_position.flatten().index_put((rows,), values).view_as(z_t)
+        return LogRatio(per_position, per_position.sum(1))
+
+    def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
+        """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the mask."""
+        auxiliary_NV = self.process.masked_log_probs(logits_at(self.auxiliary, z_t, t, rows, **cond))
+        teacher_NV = self.process.masked_log_probs(logits_at(self.teacher, z_t, t, rows, **cond))
+        return difference_of_logs(auxiliary_NV, teacher_NV)
+
+
+@dataclass(frozen=True)
+class ExactLogRatio:
+    """The true log-ratio, from a function that knows it (see ``discrete_distill.exact``). Unbiased.
+
+    Args:
+        process: names the mask.
+        function: ``function(z_t, t) -> [B]``, ``log q_student(z_t) - log q_teacher(z_t)`` in nats.
+    """
+
+    process: MaskedDiffusion
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(
+        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+    ) -> LogRatio:
+        """The value of the sequence stands at every masked position, as the optimal discriminator's logit does."""
+        value = self.function(z_t, t)
+        masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
+        return LogRatio(value[:, None] * masked, value)
+
+
+def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """``log q - log p``, 0 where both are minus infinity (the mask)."""
+    return torch.where(torch.isneginf(log_q) & torch.isneginf(log_p), 0.0, log_q - log_p)

@@ -1,0 +1,162 @@
+"""Diversity: entropies, distinct and repeated n-grams, and overlap between samples.
+
+Perplexity alone is won by a sampler that says one thing over and over; these figures notice. Figures over a
+set of samples depend on the size of the set: compare them at equal N and L. Shape suffixes: N samples, L
+length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """Diversity of a set of samples. All but the entropies are fractions in ``[0, 1]``.
+
+    Attributes:
+        num_samples: samples, N.
+        length: tokens of each, L.
+        entropy: mean of `sample_entropy`, in nats: the figure that papers report.
+        corpus_entropy: `corpus_entropy`, in nats.
+        distinct: `distinct_n` by n.
+        repetition: mean of `repetition_n` by n.
+        overlap: mean of `overlap_n` by n.
+    """
+
+    num_samples: int
+    length: int
+    entropy: float
+    corpus_entropy: float
+    distinct: dict[int, float]
+    repetition: dict[int, float]
+    overlap: dict[int, float]
+
+
+def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3, 4)) -> Diversity:
+    """All figures of this module.
+
+    Args:
+        sequences_NL: token ids, int64 ``[N, L]``.
+        orders: the n of the n-grams; those above L are left out.
+
+    Raises:
+        ValueError: for samples of another shape, none at all, or an order below 1.
+    """
+    _check_samples(sequences_NL)
+    num_samples, length = sequences_NL.shape
+    fitting = [n for n in orders if n <= length]
+    return Diversity(
+        num_samples=num_samples,
+        length=length,
+        entropy=float(sample_entropy(sequences_NL).mean()),
+        corpus_entropy=corpus_entropy(sequences_NL),
+        distinct={n: distinct_n(sequences_NL, n) for n in fitting},
+        repetition={n: float(repetition_n(sequences_NL, n).mean()) for n in fitting},
+        overlap={n: float(overlap_n(sequences_NL, n).mean()) for n in fitting},
+    )
+
+
+def sample_entropy(sequences_NL: Tensor) -> Tensor:
+    """Of each sample, ``H_i = -sum_v c_iv / L * log(c_iv / L)`` with ``c_iv`` the count of token v in it.
+
+    The definition of DiDi-Instruct (arXiv 2509.25035) and of its predecessors; at most ``log L``. Its mean
+    over samples is blind to samples that equal one another: see `corpus_entropy`.
+
+    Args:
+        sequences_NL: token ids, int64 ``[N, L]``.
+
+    Returns:
+        Nats, fp64 ``[N]``.
+    """
+    _check_samples(sequences_NL)
+    counts_NL = _counts_in_rows(sequences_NL).double()
+    probs_NL = counts_NL / sequences_NL.shape[1]
+    return -torch.special.xlogy(probs_NL, probs_NL).sum(dim=1)
+
+
+def corpus_entropy(sequences_NL: Tensor) -> float:
+    """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike."""
+    _check_samples(sequences_NL)
+    _, counts = torch.unique(sequences_NL, return_counts=True)
+    probs = counts.double() / sequences_NL.numel()
+    return float(-torch.special.xlogy(probs, probs).sum())
+
+
+def distinct_n(sequences_NL: Tensor, n: int) -> float:
+    """Different n-grams of the whole set, as a fraction of all its n-grams. Li et al., arXiv 1510.03055.
+
+    Raises:
+        ValueError: if ``n`` is below 1 or above the length.
+    """
+    grams_NG = _ngram_ids(sequences_NL, n)
+    return torch.unique(grams_NG).numel() / grams_NG.numel()
+
+
+def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
+    """Of each sample, ``1 - different n-grams / n-grams``: "seq-rep-n" of arXiv 1908.04319.
+
+    Returns:
+        fp64 ``[N]``.
+
+    Raises:
+        ValueError: if ``n`` is below 1 or above the length.
+    """
+    grams_NG = _ngram_ids(sequences_NL, n)
+    different = (_counts_in_rows(grams_NG) > 0).sum(dim=1)
+    return 1.0 - different.double() / grams_NG.shape[1]
+
+
+def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
+    """Of each sample, the fraction of its n-grams that occur in some *other* sample of the set.
+
+    Self-BLEU (arXiv 1802.01886) for one n, without its clipping and its quadratic cost: 1 when samples are
+    copies of one another. Grows with N.
+
+    Returns:
+        fp64 ``[N]``.
+
+    Raises:
+        ValueError: if ``n`` is below 1 or above the length.
+    """
+    grams_NG = _ngram_ids(sequences_NL, n)
+    num_samples, num_grams = grams_NG.shape
+    owner = torch.arange(num_samples, device=grams_NG.device).repeat_interleave(num_grams)
+    pairs = torch.unique(grams_NG.flatten() * num_samples + owner)
+    num_owners = torch.bincount(pairs // num_samples)
+    return (num_owners[grams_NG] > 1).double().mean(dim=1)
+
+
+def _counts_in_rows(ids_NL: Tensor) -> Tensor:
+    """Counts of the different ids of each row, int64 ``[N, L]``, zeros at the end of a row."""
+    sorted_NL = ids_NL.sort(dim=1).values
+    starts_run = sorted_NL[:, 1:] != sorted_NL[:, :-1]
+    run_NL = torch.nn.functional.pad(starts_run.long().cumsum(dim=1), (1, 0))
+    return torch.zeros_like(run_NL).scatter_add(1, run_NL, torch.ones_like(run_NL))
+
+
+def _ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
+    """A number for each n-gram, equal exactly where n-grams are: int64 ``[N, L - n + 1]``, dense from 0."""
+    _check_samples(sequences_NL)
+    length = sequences_NL.shape[1]
+    if not 1 <= n <= length:
+        raise ValueError(f"n-grams of {n} tokens cannot be taken from samples of {length} tokens")
+    tokens_NL = _dense(sequences_NL)
+    num_tokens = int(tokens_NL.max()) + 1
+    grams = tokens_NL
+    for offset in range(1, n):
+        grams = _dense(grams[:, : length - offset] * num_tokens + tokens_NL[:, offset:])
+    return grams
+
+
+def _dense(ids: Tensor) -> Tensor:
+    return torch.unique(ids, return_inverse=True)[1]
+
+
+def _check_samples(sequences_NL: Tensor) -> None:
+    if sequences_NL.ndim != 2 or sequences_NL.numel() == 0:
+        raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got shape {list(sequences_NL.shape)}")

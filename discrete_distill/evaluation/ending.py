@@ -1,0 +1,27 @@
+"""Where a sample ends: the one rule by which text after the end is left out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
+    """Which tokens belong to the text: all up to the first end-of-text token, that token included.
+
+    An end-of-text token in the first position starts a text (packed GPT-2 data begins so) and does not end
+    it.
+
+    Args:
+        sequences_BL: token ids, int64 ``[B, L]``.
+        eos_token_id: the end-of-text id; None for sequences that have no end.
+
+    Returns:
+        bool ``[B, L]``.
+    """
+    if eos_token_id is None:
+        return torch.ones_like(sequences_BL, dtype=torch.bool)
+    is_end = sequences_BL == eos_token_id
+    is_end[:, :1] = False
+    ends_before = is_end.cumsum(dim=1) - is_end.long()
+    return ends_before == 0

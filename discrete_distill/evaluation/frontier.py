@@ -1,0 +1,353 @@
+"""The frontier: perplexity as a curve over entropy, to compare methods where they are equally diverse.
+
+A lower sampling temperature buys perplexity with entropy, and a few tenths of a nat are worth a factor of two
+or three. One pair of figures says little; a curve over temperatures, read at the entropy of data, says which
+method is better.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from .diversity import corpus_entropy, sample_entropy
+from .judges import Judge
+from .perplexity import GenerativePerplexity, generative_perplexity
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """One set of samples.
+
+    Attributes:
+        temperature: of sampling.
+        seed: of sampling.
+        entropy: mean unigram entropy of a sample, in nats.
+        corpus_entropy: unigram entropy of all samples together, in nats; falls when samples grow alike.
+        nats_per_token: log of the generative perplexity.
+        standard_error: of ``nats_per_token`` over the samples of this point; None for a single sample.
+    """
+
+    temperature: float
+    seed: int
+    entropy: float
+    corpus_entropy: float
+    nats_per_token: float
+    standard_error: float | None
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nats_per_token)``."""
+        return math.exp(self.nats_per_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierMean:
+    """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats."""
+
+    temperature: float
+    entropy: float
+    entropy_error: float | None
+    nats_per_token: float
+    nats_error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierReading:
+    """A frontier read at one entropy.
+
+    Attributes:
+        method: whose frontier.
+        judge: who priced it.
+        entropy: where it was read, in nats.
+        seeds: in order.
+        nats_by_seed: log-perplexity read from the curve of each seed; None where that curve does not reach.
+        note: empty, or why there is no reading and what to do.
+    """
+
+    method: str
+    judge: str
+    entropy: float
+    seeds: tuple[int, ...]
+    nats_by_seed: tuple[float | None, ...]
+    note: str
+
+    @property
+    def within_range(self) -> bool:
+        """Whether the curves of all seeds reach this entropy."""
+        return all(nats is not None for nats in self.nats_by_seed)
+
+    @property
+    def nats_per_token(self) -> float | None:
+        """Mean over seeds; None unless `within_range`: a frontier is never extended."""
+        return statistics.fmean(self._nats()) if self.within_range else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """``exp(nats_per_token)``, the geometric mean over seeds."""
+        return None if self.nats_per_token is None else math.exp(self.nats_per_token)
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of ``nats_per_token`` over seeds: the perplexity's relative error. None for one seed."""
+        return standard_error_of_mean(self._nats()) if self.within_range else None
+
+    @property
+    def spread(self) -> float | None:
+        """Largest less smallest over seeds, in nats."""
+        return max(self._nats()) - min(self._nats()) if self.within_range else None
+
+    def _nats(self) -> list[float]:
+        return [nats for nats in self.nats_by_seed if nats is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Points over temperatures and seeds of one method. ``dataclasses.asdict`` of it is fit for JSON.
+
+    Attributes:
+        method: what was sampled from, and how.
+        judge: name of the judge.
+        precision: arithmetic in which the samples were drawn.
+        num_samples: samples of each point, N.
+        length: tokens of each sample, L; entropies of different lengths are not comparable.
+        points: in the order of measurement.
+    """
+
+    method: str
+    judge: str
+    precision: str
+    num_samples: int
+    length: int
+    points: tuple[FrontierPoint, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In rising order."""
+        return tuple(sorted({point.seed for point in self.points}))
+
+    def means(self) -> list[FrontierMean]:
+        """Means over seeds, by rising temperature."""
+        temperatures = sorted({point.temperature for point in self.points})
+        return [_mean_over_seeds([p for p in self.points if p.temperature == t]) for t in temperatures]
+
+    def read(self, entropy: float) -> FrontierReading:
+        """Log-perplexity at an entropy: linear in the entropy between neighbouring points, seed by seed.
+
+        Args:
+            entropy: in nats; that of data of the same length (`sample_entropy`), as a rule.
+
+        Returns:
+            A reading without a value, and with a note, where the entropy lies outside of what was measured.
+
+        Raises:
+            ValueError: if ``entropy`` is not finite.
+        """
+        if not math.isfinite(entropy):
+            raise ValueError(f"a frontier is read at a finite entropy, got {entropy}")
+        curves = [[p for p in self.points if p.seed == seed] for seed in self.seeds]
+        nats = tuple(
+            interpolate([p.entropy for p in curve], [p.nats_per_token for p in curve], entropy) for curve in curves
+        )
+        return FrontierReading(
+            method=self.method,
+            judge=self.judge,
+            entropy=entropy,
+            seeds=self.seeds,
+            nats_by_seed=nats,
+            note=self._why_out_of_range(curves, entropy) if None in nats else "",
+        )
+
+    def _why_out_of_range(self, curves: list[list[FrontierPoint]], entropy: float) -> str:
+        low = max(min(p.entropy for p in curve) for curve in curves)
+        high = min(max(p.entropy for p in curve) for curve in curves)
+        remedy = "higher" if entropy > high else "lower"
+        return (
+            f"{self.method}: entropy {entropy:.3f} is outside of what all seeds reach "
+            f"({low:.3f} to {high:.3f} nats); add {remedy} temperatures"
+        )
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Frontier:
+        """The inverse of ``dataclasses.asdict``, through JSON or not."""
+        points = tuple(FrontierPoint(**point) for point in saved["points"])
+        return cls(**{**saved, "points": points})
+
+    def to_dict(self) -> dict[str, Any]:
+        """``dataclasses.asdict``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierComparison:
+    """Two methods at one entropy.
+
+    Attributes:
+        method: the one judged.
+        baseline: the one it is compared with.
+        entropy: where, in nats.
+        log_ratio: nats per token of the method less those of the baseline; negative is better. None out of
+            range.
+        standard_error: of the log-ratio, over seeds taken as independent; None for one seed or out of range.
+        note: empty, or why there is no ratio.
+    """
+
+    method: str
+    baseline: str
+    entropy: float
+    log_ratio: float | None
+    standard_error: float | None
+    note: str
+
+    @property
+    def ratio(self) -> float | None:
+        """Perplexity of the method over that of the baseline; below 1 is better."""
+        return None if self.log_ratio is None else math.exp(self.log_ratio)
+
+    def __str__(self) -> str:
+        if self.ratio is None:
+            return self.note
+        error = "one seed" if self.standard_error is None else f"standard error {self.standard_error:.1%}"
+        return (
+            f"{self.method}: {self.ratio:.3f} times the perplexity of {self.baseline}, "
+            f"at an entropy of {self.entropy:.3f} nats ({error})"
+        )
+
+
+def measure_frontier(
+    sample: Callable[[float, int], Tensor],
+    judge: Judge,
+    *,
+    method: str,
+    temperatures: Sequence[float],
+    seeds: Sequence[int],
+    precision: str = "fp32",
+    mask_token_id: int | None = None,
+    batch_size: int = 16,
+    on_point: Callable[[FrontierPoint], None] | None = None,
+) -> Frontier:
+    """Sample and judge at every temperature with every seed.
+
+    Args:
+        sample: ``sample(temperature, seed) -> [N, L]`` token ids, the same N and L at every call.
+        judge: who prices them.
+        method: name for the curve.
+        temperatures: of sampling, all different.
+        seeds: of sampling, all different; at least three for an error bar worth the name.
+        precision: arithmetic in which samples are drawn; recorded.
+        mask_token_id: with it, samples that still hold masks are refused.
+        batch_size: samples the judge sees at once.
+        on_point: called after each point, for progress.
+
+    Raises:
+        ValueError: without temperatures or seeds, with one given twice, or if N or L varies.
+    """
+    for name, values in (("temperatures", temperatures), ("seeds", seeds)):
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"{name} must be one or more different values, got {list(values)}")
+    points: list[FrontierPoint] = []
+    shape: tuple[int, int] | None = None
+    for temperature, seed in product(temperatures, seeds):
+        sequences_NL = sample(temperature, seed)
+        shape = _same_shape(shape, sequences_NL)
+        verdict = generative_perplexity(
+            sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size
+        )
+        points.append(_point(temperature, seed, sequences_NL, verdict))
+        if on_point is not None:
+            on_point(points[-1])
+    assert shape is not None
+    return Frontier(
+        method=method,
+        judge=judge.name,
+        precision=precision,
+        num_samples=shape[0],
+        length=shape[1],
+        points=tuple(points),
+    )
+
+
+def _same_shape(shape: tuple[int, int] | None, sequences_NL: Tensor) -> tuple[int, int]:
+    num_samples, length = sequences_NL.shape
+    if shape is not None and shape != (num_samples, length):
+        raise ValueError(
+            f"points of a frontier need samples of one number and length, got {shape} and {(num_samples, length)}"
+        )
+    return num_samples, length
+
+
+def _point(temperature: float, seed: int, sequences_NL: Tensor, verdict: GenerativePerplexity) -> FrontierPoint:
+    return FrontierPoint(
+        temperature=float(temperature),
+        seed=int(seed),
+        entropy=float(sample_entropy(sequences_NL).mean()),
+        corpus_entropy=corpus_entropy(sequences_NL),
+        nats_per_token=verdict.nats_per_token,
+        standard_error=verdict.standard_error,
+    )
+
+
+def compare_at_entropy(method: Frontier, baseline: Frontier, entropy: float) -> FrontierComparison:
+    """Ratio of perplexities where both frontiers have the given entropy.
+
+    Raises:
+        ValueError: if judges, numbers or lengths of samples differ, or the entropy is not finite.
+    """
+    for what, ours, theirs in (
+        ("judges", method.judge, baseline.judge),
+        ("numbers of samples", method.num_samples, baseline.num_samples),
+        ("lengths", method.length, baseline.length),
+    ):
+        if ours != theirs:
+            raise ValueError(f"frontiers with different {what} cannot be compared: {ours!r} and {theirs!r}")
+    ours_read, theirs_read = method.read(entropy), baseline.read(entropy)
+    errors = (ours_read.standard_error, theirs_read.standard_error)
+    nats = (ours_read.nats_per_token, theirs_read.nats_per_token)
+    return FrontierComparison(
+        method=method.method,
+        baseline=baseline.method,
+        entropy=entropy,
+        log_ratio=None if nats[0] is None or nats[1] is None else nats[0] - nats[1],
+        standard_error=None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1]),
+        note="; ".join(filter(None, (ours_read.note, theirs_read.note))),
+    )
+
+
+def interpolate(xs: Iterable[float], ys: Iterable[float], x: float) -> float | None:
+    """Piecewise linear through the points by rising ``xs``, equal ones averaged; None outside."""
+    grouped: dict[float, list[float]] = {}
+    for xi, yi in zip(xs, ys, strict=True):
+        grouped.setdefault(xi, []).append(yi)
+    knots = sorted(grouped)
+    if not knots or not knots[0] <= x <= knots[-1]:
+        return None
+    right = bisect_left(knots, x)
+    upper = statistics.fmean(grouped[knots[right]])
+    if knots[right] == x:
+        return upper
+    lower = statistics.fmean(grouped[knots[right - 1]])
+    fraction = (x - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return (1.0 - fraction) * lower + fraction * upper
+
+
+def standard_error_of_mean(values: Sequence[float]) -> float | None:
+    """``s / sqrt(n)`` with the ``n - 1`` standard deviation; None for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _mean_over_seeds(points: list[FrontierPoint]) -> FrontierMean:
+    entropies, nats = [p.entropy for p in points], [p.nats_per_token for p in points]
+    return FrontierMean(
+        temperature=points[0].temperature,
+        entropy=statistics.fmean(entropies),
+        entropy_error=standard_error_of_mean(entropies),
+        nats_per_token=statistics.fmean(nats),
+        nats_error=standard_error_of_mean(nats),
+    )

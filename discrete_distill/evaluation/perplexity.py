@@ -1,0 +1,113 @@
+"""Generative perplexity: how surprising samples are to a judge that is named."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .judges import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativePerplexity:
+    """A judge's verdict on a set of samples. It says nothing of diversity: read it beside an entropy.
+
+    Attributes:
+        judge: name of the judge.
+        precision: arithmetic in which the samples were drawn, as "fp32" or "fp64".
+        num_samples: samples judged.
+        num_tokens: tokens counted, in the judge's tokens.
+        sample_nats: nats of each sample, summed over its counted tokens.
+        sample_tokens: counted tokens of each sample.
+    """
+
+    judge: str
+    precision: str
+    num_samples: int
+    num_tokens: int
+    sample_nats: tuple[float, ...]
+    sample_tokens: tuple[int, ...]
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean over all counted tokens (not over batches or samples), in nats."""
+        return math.fsum(self.sample_nats) / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nats_per_token)``."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of `nats_per_token`, over samples, in nats: that of a ratio of two means. None for a single sample.
+
+        ``sqrt(n / (n - 1) * sum_i (nats_i - r * tokens_i)^2) / sum_i tokens_i`` with ``r`` the nats per
+        token. The standard error of the perplexity is this times the perplexity.
+        """
+        if self.num_samples < 2:
+            return None
+        rate = self.nats_per_token
+        residuals = (n - rate * k for n, k in zip(self.sample_nats, self.sample_tokens, strict=True))
+        square_sum = math.fsum(residual**2 for residual in residuals)
+        return math.sqrt(self.num_samples / (self.num_samples - 1) * square_sum) / self.num_tokens
+
+
+def generative_perplexity(
+    sequences_NL: Tensor,
+    judge: Judge,
+    *,
+    precision: str = "fp32",
+    mask_token_id: int | None = None,
+    batch_size: int = 16,
+) -> GenerativePerplexity:
+    """``exp(sum of nats / number of tokens)`` over every counted token of every sample.
+
+    Args:
+        sequences_NL: samples, int64 ``[N, L]``.
+        judge: who prices them; loaded by the caller, once.
+        precision: arithmetic in which the samples were drawn; low precision makes samplers look better than
+            they are (arXiv 2409.02908), so it is part of the result.
+        mask_token_id: with it, samples that still hold masks are refused.
+        batch_size: samples a judge sees at once; no effect on the result.
+
+    Raises:
+        ValueError: for an empty or misshapen set of samples, a batch size below 1, samples with masks left in
+            them, prices that are not finite, or samples without a single token to count.
+    """
+    if sequences_NL.ndim != 2 or sequences_NL.numel() == 0:
+        raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got shape {list(sequences_NL.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    _refuse_masks(sequences_NL, mask_token_id)
+    nats: list[float] = []
+    tokens: list[int] = []
+    for chunk_BL in sequences_NL.split(batch_size):
+        priced = judge.token_nats(chunk_BL)
+        nats += priced.nats.double().masked_fill(~priced.counted, 0.0).sum(dim=1).tolist()
+        tokens += priced.counted.sum(dim=1).tolist()
+    if not math.isfinite(math.fsum(nats)):
+        raise ValueError(f"judge {judge.name!r} gave nats that are not finite; run it in fp32 or look at its weights")
+    if not any(tokens):
+        raise ValueError(f"judge {judge.name!r} counted no token: every sample is a single token or no text at all")
+    return GenerativePerplexity(
+        judge=judge.name,
+        precision=precision,
+        num_samples=len(nats),
+        num_tokens=sum(tokens),
+        sample_nats=tuple(nats),
+        sample_tokens=tuple(tokens),
+    )
+
+
+def _refuse_masks(sequences_NL: Tensor, mask_token_id: int | None) -> None:
+    if mask_token_id is None:
+        return
+    left = int(torch.count_nonzero(sequences_NL == mask_token_id))
+    if left:
+        raise ValueError(
+            f"{left} of {sequences_NL.numel()} tokens are still masks (id {mask_token_id}); finish sampling first"
+        )

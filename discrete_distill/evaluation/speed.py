@@ -1,0 +1,135 @@
+"""Speed: tokens per second with a median and a spread, and ratios that a busy machine does not decide."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Timings of one call.
+
+    Attributes:
+        name: of what was timed.
+        tokens: made by each call.
+        seconds: of each call, in order.
+    """
+
+    name: str
+    tokens: int
+    seconds: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At the median time."""
+        return self.tokens / statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Tokens per second at the third and the first quartile of the times: the middle half."""
+        low, high = quartiles(self.seconds)
+        return self.tokens / high, self.tokens / low
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRatio:
+    """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles."""
+
+    name: str
+    baseline: str
+    ratio: float
+    spread: tuple[float, float]
+
+
+def measure_speed(
+    call: Callable[[], Tensor],
+    *,
+    name: str = "sampler",
+    repeats: int = 5,
+    warmup: int = 1,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speed:
+    """`measure_speeds` of a single call."""
+    return measure_speeds({name: call}, repeats=repeats, warmup=warmup, device=device, clock=clock)[name]
+
+
+def measure_speeds(
+    calls: Mapping[str, Callable[[], Tensor]],
+    *,
+    repeats: int = 5,
+    warmup: int = 1,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Speed]:
+    """Time calls in rounds, each once a round, so that what else the machine does falls on all of them alike.
+
+    Args:
+        calls: by name; each returns the token ids that it made, any shape.
+        repeats: rounds that count.
+        warmup: rounds before them that do not.
+        device: where the calls run; a CUDA device is synchronised before the clock is read.
+        clock: seconds, rising.
+
+    Raises:
+        ValueError: without calls, or if ``repeats`` is below 1 or ``warmup`` below 0.
+    """
+    if not calls or repeats < 1 or warmup < 0:
+        raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")
+    device = torch.device(device)
+    tokens = dict.fromkeys(calls, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_index in range(warmup + repeats):
+        for name, call in calls.items():
+            elapsed, made = _time_once(call, device, clock)
+            tokens[name] = made
+            if round_index >= warmup:
+                seconds[name].append(elapsed)
+    return {name: Speed(name=name, tokens=tokens[name], seconds=tuple(seconds[name])) for name in calls}
+
+
+def speed_ratio(speed: Speed, baseline: Speed) -> SpeedRatio:
+    """Ratio of tokens per second, paired by round: time both with one `measure_speeds`.
+
+    Raises:
+        ValueError: if the two were timed in different numbers of rounds.
+    """
+    if len(speed.seconds) != len(baseline.seconds):
+        raise ValueError(
+            f"ratios are taken round by round, but {speed.name!r} has {len(speed.seconds)} rounds and "
+            f"{baseline.name!r} has {len(baseline.seconds)}; time both with one measure_speeds"
+        )
+    ratios = [
+        (speed.tokens / ours) / (baseline.tokens / theirs)
+        for ours, theirs in zip(speed.seconds, baseline.seconds, strict=True)
+    ]
+    return SpeedRatio(
+        name=speed.name, baseline=baseline.name, ratio=statistics.median(ratios), spread=quartiles(ratios)
+    )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """First and third, by linear interpolation between the sorted values."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def _time_once(call: Callable[[], Tensor], device: torch.device, clock: Callable[[], float]) -> tuple[float, int]:
+    _synchronise(device)
+    start = clock()
+    made = call().numel()
+    _synchronise(device)
+    return clock() - start, made
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

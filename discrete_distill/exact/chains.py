@@ -1,0 +1,49 @@
+"""Random chains, and the two on which the library proves and measures itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator
+
+from .markov import MarkovChain
+
+
+class StandardLaw(NamedTuple):
+    """A chain and the length at which it is used."""
+
+    chain: MarkovChain
+    length: int
+
+
+def random_chain(vocab_size: int, generator: Generator, concentration: float = 0.4) -> MarkovChain:
+    """Initial law and every transition row drawn from a symmetric Dirichlet, fp64, on the generator's device.
+
+    Args:
+        vocab_size: words of the language, mask not counted.
+        generator: the seed is the law.
+        concentration: of the Dirichlet; small gives peaked rows and strong correlations, large gives noise.
+
+    Raises:
+        ValueError: if ``vocab_size`` is less than 1 or ``concentration`` is not positive.
+    """
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+    if not concentration > 0.0:
+        raise ValueError(f"concentration must be positive, got {concentration}")
+    shape = (vocab_size + 1, vocab_size)
+    alpha = torch.full(shape, concentration, dtype=torch.float64, device=generator.device)
+    # torch.distributions takes no generator; this is the primitive it is made of.
+    rows = torch._sample_dirichlet(alpha, generator=generator)
+    return MarkovChain(rows[0], rows[1:])
+
+
+def small_law() -> StandardLaw:
+    """Five words, length 6: enumerable, so every quantity of it is exact."""
+    return StandardLaw(random_chain(5, torch.Generator().manual_seed(13), 0.4), 6)
+
+
+def large_law() -> StandardLaw:
+    """Eight words, length 16: too large to enumerate, compared by likelihood and n-grams."""
+    return StandardLaw(random_chain(8, torch.Generator().manual_seed(13), 0.4), 16)

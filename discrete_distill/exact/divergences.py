@@ -1,0 +1,69 @@
+"""Information measures of enumerated laws, in nats. All are differentiable in the probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .enumeration import check_law
+
+
+def check_same_sequences(p: Tensor, q: Tensor) -> None:
+    """Raise ValueError if two laws are over different sequences."""
+    if p.shape != q.shape:
+        raise ValueError(f"the laws are over different sequences: shapes {list(p.shape)} and {list(q.shape)}")
+
+
+def safe_log(p: Tensor) -> Tensor:
+    """``log p`` with -inf, and no gradient, where ``p = 0``."""
+    positive = p > 0
+    return torch.where(positive, torch.where(positive, p, 1.0).log(), float("-inf"))
+
+
+def kl_terms(p: Tensor, q: Tensor) -> Tensor:
+    """``p log(p / q)`` elementwise: 0 where ``p = 0``, inf where only ``q = 0``."""
+    positive = p > 0
+    safe_p = torch.where(positive, p, 1.0)
+    safe_q = torch.where(positive, q, 1.0)
+    return torch.where(positive, p * (safe_p.log() - safe_q.log()), 0.0)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """``KL(p || q) = sum p log(p / q)`` in nats, a scalar; inf where ``p`` has support that ``q`` lacks.
+
+    Args:
+        p: probabilities, any shape.
+        q: probabilities, same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_sequences(p, q)
+    return kl_terms(p, q).sum()
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """``1/2 sum |p - q|``, in ``[0, 1]``.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_sequences(p, q)
+    return 0.5 * (p - q).abs().sum()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """``-sum p log p`` over all entries, in nats."""
+    return torch.special.entr(p).sum()
+
+
+def position_marginals(law: Tensor) -> Tensor:
+    """Law of each position alone, ``[L, K]``."""
+    length, _ = check_law(law)
+    others = [[j for j in range(length) if j != i] for i in range(length)]
+    return torch.stack([law.sum(axes) if axes else law for axes in others])
+
+
+def total_correlation(law: Tensor) -> Tensor:
+    """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL."""
+    return entropy(position_marginals(law)) - entropy(law)

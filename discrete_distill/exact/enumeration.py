@@ -1,0 +1,177 @@
+"""All sequences of a small language, and the states of the masked process over them, in a fixed order.
+
+K words, length L. A **law** is a tensor of probabilities of shape ``[K] * L``: ``law[x_1, ..., x_L]``. A
+**state law** has shape ``[K + 1] * L`` and is indexed by token ids, mask included. Both say their own K and
+L.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_ENTRIES = 2**25
+"""The greatest number of sequences, states or transitions that is enumerated: 256 MiB in fp64."""
+
+
+def check_enumerable(base: int, length: int, what: str) -> None:
+    """Raise ValueError if ``base ** length`` exceeds `MAX_ENTRIES`, or if the size makes no sense."""
+    if base < 2 or length < 1:
+        raise ValueError(f"need at least one word and length 1, got {base - 1} words and length {length}")
+    if base**length > MAX_ENTRIES:
+        raise ValueError(
+            f"{what}: {base}^{length} = {base**length:,} entries are more than the {MAX_ENTRIES:,} that are "
+            "enumerated; use a shorter length or fewer words, or work with samples: MarkovChain.sample and "
+            "MarkovChain.log_prob have no such limit, and MarkovChain.window_law gives exact short n-grams"
+        )
+
+
+def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
+    """Every sequence of ``length`` words, the last position fastest: int64 ``[K ** length, length]``.
+
+    Row ``n`` is the sequence whose probability is ``law.flatten()[n]``.
+
+    Raises:
+        ValueError: if there are more than `MAX_ENTRIES` of them.
+    """
+    if vocab_size == 1 and length >= 1:
+        return torch.zeros(1, length, dtype=torch.long)
+    check_enumerable(vocab_size, length, "all sequences")
+    number = torch.arange(vocab_size**length)
+    return number[:, None] // place_values(vocab_size, length) % vocab_size
+
+
+def place_values(size: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+    """``size^(L-1), ..., size, 1``: a row of ids times these, summed, is its place in a flattened table."""
+    return size ** torch.arange(length - 1, -1, -1, device=device)
+
+
+def look_up(table: Tensor, sequences: Tensor) -> Tensor:
+    """``table[x_1, ..., x_L]`` for every row: a law at words, a state law or `log_ratio` at token ids.
+
+    Args:
+        table: one axis for each position.
+        sequences: int64 ``[B, L]``.
+
+    Returns:
+        ``[B]``.
+
+    Raises:
+        ValueError: if the length or an id does not fit the table.
+    """
+    length, size = check_law(table)
+    if sequences.dim() != 2 or sequences.shape[1] != length:
+        raise ValueError(f"the table is over length {length}, the sequences have shape {list(sequences.shape)}")
+    if sequences.numel() and not 0 <= int(sequences.min()) <= int(sequences.max()) < size:
+        raise ValueError(f"ids must lie in 0..{size - 1} to look them up in this table")
+    return table[tuple(sequences.unbind(1))]
+
+
+def check_law(law: Tensor) -> tuple[int, int]:
+    """``(length, size)`` of a law of shape ``[size] * length``.
+
+    Raises:
+        ValueError: if the axes differ in size.
+    """
+    if law.dim() < 1 or len(set(law.shape)) != 1:
+        raise ValueError(
+            f"a law has one axis for each position, all of one size; got shape {list(law.shape)}. "
+            "A flat one over K words is reshaped with law.reshape([K] * length)"
+        )
+    return law.dim(), law.shape[0]
+
+
+class MaskPattern(NamedTuple):
+    """The states in which exactly the positions ``masked`` hold the mask, written K, after the words.
+
+    Attributes:
+        masked: masked positions, ascending.
+        visible: the others, ascending.
+        num_states: K to the number of visible positions.
+        row_start: where this pattern's rows begin; state-major, masked position minor.
+    """
+
+    masked: tuple[int, ...]
+    visible: tuple[int, ...]
+    num_states: int
+    row_start: int
+
+    @property
+    def num_rows(self) -> int:
+        """One row for each masked position of each state."""
+        return self.num_states * len(self.masked)
+
+
+class MaskedStates(NamedTuple):
+    """All states with at least one mask, grouped by pattern.
+
+    Attributes:
+        patterns: in the order of the rows.
+        states: int64 ``[S, L]``, mask written K.
+        flat: int64 ``[S]``, place of each state in a flattened ``[K + 1] * L`` law with the mask last.
+        row_of: int64 ``[(K + 1) ** L, L]``: row of a masked position of a state, -1 where it is visible.
+    """
+
+    patterns: tuple[MaskPattern, ...]
+    states: Tensor
+    flat: Tensor
+    row_of: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """``L (K + 1) ** (L - 1)``."""
+        return sum(pattern.num_rows for pattern in self.patterns)
+
+
+@lru_cache(maxsize=8)
+def masked_states(vocab_size: int, length: int) -> MaskedStates:
+    """The states a denoiser can be asked about, in the order that `sampler_law` and its tables share."""
+    check_enumerable(vocab_size + 1, length, "all noisy states")
+    every_state = enumerate_sequences(vocab_size + 1, length)
+    hidden = every_state == vocab_size
+    pattern_number = (hidden.long() << torch.arange(length)).sum(1)
+    flat = pattern_number.argsort(stable=True)
+    flat = flat[pattern_number[flat] > 0]
+    states = every_state[flat]
+    row_of = torch.full(every_state.shape, -1)
+    hidden_rows = hidden[flat]
+    numbers = torch.full(hidden_rows.shape, -1)
+    numbers[hidden_rows] = torch.arange(int(hidden_rows.sum()))
+    row_of[flat] = numbers
+    return MaskedStates(_patterns(vocab_size, length), states, flat, row_of)
+
+
+def _patterns(vocab_size: int, length: int) -> tuple[MaskPattern, ...]:
+    patterns, row_start = [], 0
+    for number in range(1, 2**length):
+        masked = tuple(i for i in range(length) if number >> i & 1)
+        visible = tuple(i for i in range(length) if not number >> i & 1)
+        pattern = MaskPattern(masked, visible, vocab_size ** len(visible), row_start)
+        patterns.append(pattern)
+        row_start += pattern.num_rows
+    return tuple(patterns)
+
+
+def with_mask_at(state_law: Tensor, mask_token_id: int) -> Tensor:
+    """From mask-last order to token ids: every axis of ``[K + 1] * L`` with the mask moved to its id."""
+    size = state_law.shape[0]
+    order = [*range(mask_token_id), size - 1, *range(mask_token_id, size - 1)]
+    return _reorder_axes(state_law, order)
+
+
+def with_mask_last(state_law: Tensor, mask_token_id: int) -> Tensor:
+    """Inverse of `with_mask_at`."""
+    order = [i for i in range(state_law.shape[0]) if i != mask_token_id] + [mask_token_id]
+    return _reorder_axes(state_law, order)
+
+
+def _reorder_axes(table: Tensor, order: list[int]) -> Tensor:
+    if order == list(range(len(order))):
+        return table
+    index = torch.tensor(order, device=table.device)
+    for axis in range(table.dim()):
+        table = table.index_select(axis, index)
+    return table

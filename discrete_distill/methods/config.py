@@ -1,0 +1,127 @@
+"""What DiDi-Instruct can be told, and what it was told in the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..divergence import DivergenceKind
+from ..rewards import Baseline, Scale
+
+
+@dataclass(kw_only=True)
+class DiDiInstructConfig:
+    """Every technique of DiDi-Instruct (arXiv 2509.25035) and of what measured better, one field each.
+
+    The defaults are what measured best in this library's own runs; `paper` is the published method.
+
+    Args:
+        score_decomposition: train along paths through intermediate states; off: the sample is drawn in one step.
+        path_steps: numbers of steps of a path; one is drawn for each batch (paper: 2).
+        path_times: intermediate times evenly spaced as in the "sampler", or drawn "random"ly (paper: random tau).
+        tau_low: least random time (paper: 0.02).
+        tau_high: greatest random time (paper: 0.98).
+        tau_shape: both shapes of the Beta law of random times (paper: 1 or 2); 1 is uniform.
+        coupled_time: corrupt samples to the path's own tau (paper), not to a time drawn anew.
+        log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser fitted to the
+            student, or the law of the "path" itself (the student's own probabilities: no network, an upper bound).
+        credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every step.
+        hidden: credit over the vocabulary: least fraction of a step's masked positions that is scored, given the others.
+        corruptions: sequence and token credit: corruptions averaged for each sample (paper: 1).
+        corruption_by: by "time" (paper) or by "count" of masks.
+        omega: weight of time, "elbo" (paper) or "constant".
+        omega_low: least weight (paper: 0.1).
+        omega_high: greatest weight (paper: 10).
+        importance_weight: divide by pi(t) (paper: optional).
+        group_size: G, consecutive rows compared with each other (paper: 4).
+        baseline: what is subtracted from rewards (paper: group mean).
+        scale: what rewards are divided by (paper: group standard deviation).
+        reward_clip: greatest raw log-ratio, nats (paper: 8).
+        advantage_clip: greatest normalised reward (paper: 3).
+        kl_coefficient: weight of the KL between student and teacher (paper: 0.02); 0 for none.
+        kl_kind: forward, reverse, jeffreys, js or tv (paper: jeffreys).
+        kl_beta: mixes the two directions (paper: 0.5).
+        entropy_coefficient: weight of the student's entropy, a bonus (paper: 5e-4); 0 for none.
+        label_smoothing: of the discriminator (paper: 0.1).
+        reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their Algorithm 1).
+        discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path" themselves, which is
+            what re-ranking in a sampler meets.
+        ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
+        ratio_updates: updates of the auxiliary denoiser for each one of the student.
+        step_conditioning: tell the student where its step ends; its first answers are the teacher's.
+
+    Raises:
+        ValueError: if a number is out of range or two choices do not go together.
+    """
+
+    score_decomposition: bool = True
+    path_steps: tuple[int, ...] = (2, 4, 8, 16)
+    path_times: Literal["sampler", "random"] = "sampler"
+    tau_low: float = 0.02
+    tau_high: float = 0.98
+    tau_shape: float = 1.0
+    coupled_time: bool = False
+    log_ratio: Literal["discriminator", "auxiliary", "path"] = "auxiliary"
+    credit: Literal["sequence", "token", "vocabulary"] = "vocabulary"
+    hidden: float = 0.5
+    corruptions: int = 4
+    corruption_by: Literal["time", "count"] = "count"
+    omega: Literal["elbo", "constant"] = "constant"
+    omega_low: float = 0.1
+    omega_high: float = 10.0
+    importance_weight: bool = False
+    group_size: int = 4
+    baseline: Baseline = "leave_one_out"
+    scale: Scale = "batch"
+    reward_clip: float = float("inf")
+    advantage_clip: float | None = 3.0
+    kl_coefficient: float = 0.0
+    kl_kind: DivergenceKind = "jeffreys"
+    kl_beta: float = 0.5
+    entropy_coefficient: float = 0.0
+    label_smoothing: float = 0.0
+    reference: Literal["data", "teacher"] = "data"
+    discriminator_states: Literal["corrupted", "path"] = "path"
+    ratio_warmup: int = 50
+    ratio_updates: int = 1
+    step_conditioning: bool = True
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+        if self.credit == "vocabulary" and self.log_ratio == "discriminator":
+            raise ValueError(
+                "a discriminator scores what was drawn, not the whole vocabulary; "
+                'take credit="sequence", or log_ratio="auxiliary" or "path"'
+            )
+        if self.log_ratio == "path" and self.credit != "vocabulary":
+            raise ValueError(f'log_ratio="path" goes with credit="vocabulary", got credit={self.credit!r}')
+        if self.log_ratio == "discriminator" and self.corruption_by == "count":
+            raise ValueError('a discriminator reads one time for each sample; take corruption_by="time"')
+        for name in ("kl_coefficient", "entropy_coefficient"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @classmethod
+    def paper(cls) -> DiDiInstructConfig:
+        """The first configuration published with arXiv 2509.25035."""
+        return cls(
+            path_steps=(2,),
+            path_times="random",
+            coupled_time=True,
+            log_ratio="discriminator",
+            credit="sequence",
+            corruptions=1,
+            corruption_by="time",
+            omega="elbo",
+            baseline="group",
+            scale="group",
+            reward_clip=8.0,
+            advantage_clip=3.0,
+            kl_coefficient=0.02,
+            entropy_coefficient=5e-4,
+            label_smoothing=0.1,
+            discriminator_states="corrupted",
+            ratio_warmup=0,
+            step_conditioning=False,
+        )

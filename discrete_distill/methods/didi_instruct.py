@@ -1,0 +1,352 @@
+"""DiDi-Instruct (arXiv 2509.25035): distil a masked diffusion teacher into a few-step student by an integral KL divergence.
+
+One training step is
+
+    rollout = method.rollout(batch_size, length, generator=g)      # student paths, evaluated once, with their graph
+    method.auxiliary_loss(rollout).loss.backward()                 # or discriminator_loss(rollout, reference)
+    method.student_loss(rollout).loss.backward()
+
+with an optimiser of the caller's after each. The object holds networks and configuration: no optimiser, no device.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..divergence import (
+    AuxiliaryDenoiserLogRatio,
+    DiscriminatorLogRatio,
+    LogRatioEstimator,
+    ScoreFunctionIntegralKL,
+    difference_of_logs,
+    token_divergence,
+    vocabulary_surrogate,
+)
+from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe
+from ..models import DiT, discriminator_loss, masked_mean
+from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion, logits_at
+from ..rewards import LogRatioReward
+from .config import DiDiInstructConfig
+
+
+@dataclass
+class StepOutput:
+    """A loss to go down, and figures to watch.
+
+    Attributes:
+        loss: scalar with graph.
+        metrics: detached scalars by name.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class DiDiInstruct:
+    """The method, assembled from the library's parts.
+
+    Args:
+        student: denoiser that is trained.
+        teacher: frozen denoiser; never given a gradient.
+        discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
+        process: mask and schedule.
+        config: every choice.
+        auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+
+    Raises:
+        ValueError: if the configured log-ratio lacks its network.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        discriminator: nn.Module | None,
+        process: MaskedDiffusion,
+        config: DiDiInstructConfig | None = None,
+        *,
+        auxiliary: nn.Module | None = None,
+    ) -> None:
+        self.config = config = config if config is not None else DiDiInstructConfig()
+        if config.log_ratio == "discriminator" and discriminator is None:
+            raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
+        if config.log_ratio == "auxiliary" and auxiliary is None:
+            raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.discriminator = discriminator
+        self.auxiliary = auxiliary
+        self.process = process
+        self.matcher = self._make_matcher()
+        self.estimator = None if config.credit == "vocabulary" else self._make_estimator()
+
+    @staticmethod
+    def make_student(teacher: DiT, config: DiDiInstructConfig) -> DiT:
+        """A copy of the teacher, told its step if so configured; its first answers are the teacher's."""
+        return teacher.with_step_conditioning() if config.step_conditioning else copy.deepcopy(teacher)
+
+    @staticmethod
+    def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
+        """A copy of the teacher to be fitted to the student; told the step that made what it reads, where steps differ."""
+        return teacher.with_step_conditioning() if config.credit == "vocabulary" else copy.deepcopy(teacher)
+
+    def _make_matcher(self) -> IntermediateStateMatcher:
+        config = self.config
+        law = BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
+        return IntermediateStateMatcher(
+            self.process,
+            num_steps=config.path_steps if config.score_decomposition else (1,),
+            tau_law=law if config.path_times == "random" else None,
+            rows="masked" if config.credit == "vocabulary" else "revealed",
+        )
+
+    def _make_estimator(self) -> ScoreFunctionIntegralKL:
+        config = self.config
+        omega = ElboWeight(self.process.schedule, config.omega_low, config.omega_high)
+        return ScoreFunctionIntegralKL(
+            self.process,
+            self._log_ratio(),
+            time_law=BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape),
+            weight=omega if config.omega == "elbo" else ConstantWeight(),
+            importance_weight=config.importance_weight,
+            credit="token" if config.credit == "token" else "sequence",
+            corruptions=config.corruptions,
+            by=config.corruption_by,
+            reward=LogRatioReward(config.reward_clip),
+            baseline=config.baseline,
+            scale=config.scale,
+            advantage_clip=config.advantage_clip,
+        )
+
+    def _log_ratio(self) -> LogRatioEstimator:
+        if self.config.log_ratio == "discriminator":
+            assert self.discriminator is not None
+            return DiscriminatorLogRatio(self.process, self.discriminator)
+        assert self.auxiliary is not None
+        return AuxiliaryDenoiserLogRatio(self.process, self.auxiliary, self.teacher)
+
+    def rollout(
+        self,
+        batch_size: int | None = None,
+        length: int | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        **cond: Any,
+    ) -> Rollout:
+        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``.
+
+        Raises:
+            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
+        """
+        shape = None
+        if x_init is None:
+            if batch_size is None or length is None:
+                raise ValueError("give batch_size and length, or x_init")
+            shape = (batch_size, length)
+        return self.matcher(
+            self.student,
+            shape,
+            group_size=self.config.group_size,
+            x_init=x_init,
+            attention_mask=attention_mask,
+            generator=generator,
+            device=device,
+            **cond,
+        )
+
+    def discriminator_loss(
+        self, rollout: Rollout, reference: Tensor, *, generator: Generator | None = None
+    ) -> StepOutput:
+        """Binary cross-entropy between student states and reference tokens corrupted to the same times.
+
+        Args:
+            rollout: of this step.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``; given positions must agree with the rollout's.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: if there is no discriminator or the shapes differ.
+        """
+        if self.discriminator is None:
+            raise ValueError("this method was made without a discriminator")
+        if reference.shape != rollout.sequences.shape:
+            raise ValueError(
+                f"reference has shape {tuple(reference.shape)}, the rollout {tuple(rollout.sequences.shape)}; "
+                "give as many reference sequences as student ones"
+            )
+        z, t = self._judged_states(rollout, generator)
+        z_reference = self.process.corrupt(reference, t, movable=rollout.movable, generator=generator)
+        counted, counted_reference = rollout.movable, rollout.movable
+        if self.config.discriminator_states == "corrupted":
+            counted = self.process.is_masked(z) & counted
+            counted_reference = self.process.is_masked(z_reference) & counted_reference
+        kwargs = rollout.denoiser_kwargs()
+        logits, logits_reference = (
+            self.discriminator(z, t, **kwargs),
+            self.discriminator(z_reference, t, **kwargs),
+        )
+        loss = discriminator_loss(
+            logits, logits_reference, counted, counted_reference, label_smoothing=self.config.label_smoothing
+        )
+        student_side = masked_mean(logits.detach(), counted) > 0
+        reference_side = masked_mean(logits_reference.detach(), counted_reference) < 0
+        accuracy = 0.5 * (student_side.float().mean() + reference_side.float().mean())
+        return StepOutput(loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy})
+
+    def _judged_states(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Student states and their times that the discriminator sees."""
+        if self.config.discriminator_states == "corrupted":
+            t = self._corruption_time(rollout, generator)
+            return self.process.corrupt(rollout.sequences, t, movable=rollout.movable, generator=generator), t
+        states = torch.stack([step.z_next for step in rollout.steps])
+        times = torch.stack([step.s for step in rollout.steps])
+        batch = torch.arange(states.shape[1], device=states.device)
+        which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
+        return states[which, batch], times[which, batch]
+
+    def _corruption_time(self, rollout: Rollout, generator: Generator | None) -> Tensor:
+        if self.config.coupled_time:
+            return rollout.tau
+        config, batch = self.config, len(rollout.sequences)
+        law = BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
+        t = law.sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator).t
+        return t.repeat_interleave(rollout.group_size)
+
+    def auxiliary_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
+        """Fit the auxiliary denoiser to the student.
+
+        With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's probe
+        (soft targets: ``q(v | z') = E[p_student(v | z) | z']``); otherwise to its samples, by the NELBO.
+
+        Raises:
+            ValueError: if there is no auxiliary denoiser.
+        """
+        if self.auxiliary is None:
+            raise ValueError("this method was made without an auxiliary denoiser")
+        kwargs = rollout.denoiser_kwargs()
+        if self.config.credit != "vocabulary":
+            loss = self.process.nelbo(
+                self.auxiliary,
+                rollout.sequences,
+                by="count",
+                movable=rollout.movable,
+                generator=generator,
+                **kwargs,
+            ).loss
+            return StepOutput(loss, {"auxiliary_loss": loss.detach()})
+        total = torch.zeros((), device=rollout.sequences.device)
+        for step in rollout.steps:
+            probe = self._probe(rollout, step, generator)
+            target_NV = step.log_probs_NV.detach()[probe.index]
+            divergence_N = token_divergence(self._auxiliary_log_probs(step, probe, kwargs), target_NV, kind="forward")
+            total = total + (probe.weight * divergence_N).sum()
+        loss = total / rollout.movable.sum().clamp(min=1)
+        return StepOutput(loss, {"auxiliary_loss": loss.detach()})
+
+    def _probe(self, rollout: Rollout, step: PathStep, generator: Generator | None) -> Probe:
+        return draw_probe(self.process, step, rollout.movable, hidden=self.config.hidden, generator=generator)
+
+    def _auxiliary_log_probs(self, step: PathStep, probe: Probe, kwargs: dict[str, Any]) -> Tensor:
+        assert self.auxiliary is not None
+        # It is told the step that made the probe: which tokens are new depends on it.
+        logits = logits_at(self.auxiliary, probe.z, step.t, probe.rows, s=step.s, **kwargs)
+        return self.process.masked_log_probs(logits)
+
+    def student_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
+        """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone."""
+        if self.config.credit == "vocabulary":
+            loss, metrics = self._vocabulary_loss(rollout, generator)
+        else:
+            loss, metrics = self._score_function_loss(rollout, generator)
+        entropy = self._entropy(rollout)
+        metrics["entropy"] = entropy.detach()
+        if self.config.entropy_coefficient:
+            loss = loss - self.config.entropy_coefficient * entropy
+        return StepOutput(loss, metrics)
+
+    def _score_function_loss(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.estimator is not None
+        out = self.estimator(
+            rollout.sequences,
+            rollout.token_log_probs(),
+            group_size=rollout.group_size,
+            t=rollout.tau if self.config.coupled_time else None,
+            movable=rollout.movable,
+            generator=generator,
+            **rollout.denoiser_kwargs(),
+        )
+        loss = out.loss / rollout.sequences.shape[1]
+        metrics = {
+            "log_ratio": out.log_ratio.mean(),
+            "log_ratio_std": out.log_ratio.std(),
+            "clipped_advantages": self._clipped(out.advantages),
+        }
+        if self.config.kl_coefficient:
+            divergence = self._divergence_at_states(rollout)
+            loss = loss + self.config.kl_coefficient * divergence
+            metrics["teacher_divergence"] = divergence.detach()
+        return loss, metrics
+
+    def _clipped(self, advantages: Tensor) -> Tensor:
+        limit = self.config.advantage_clip
+        if limit is None:
+            return advantages.new_zeros(())
+        return (advantages.abs() >= limit).float().mean()
+
+    def _divergence_at_states(self, rollout: Rollout) -> Tensor:
+        """Student against teacher at the states of the path, nats per token."""
+        total = torch.zeros((), device=rollout.sequences.device)
+        for step in rollout.steps:
+            teacher_NV = self._teacher_log_probs(step.z, step.t, step.rows, rollout.denoiser_kwargs())
+            total = total + self._token_divergence(step.log_probs_NV, teacher_NV)[step.revealed].sum()
+        return total / rollout.movable.sum().clamp(min=1)
+
+    def _token_divergence(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+        return token_divergence(student_NV, teacher_NV, kind=self.config.kl_kind, beta=self.config.kl_beta)
+
+    @torch.no_grad()
+    def _teacher_log_probs(self, z: Tensor, t: Tensor, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        return self.process.masked_log_probs(logits_at(self.teacher, z, t, rows, **kwargs))
+
+    def _vocabulary_loss(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Credit over the whole vocabulary at every step of the path."""
+        kwargs = rollout.denoiser_kwargs()
+        device = rollout.sequences.device
+        loss, cost, divergence = (torch.zeros((), device=device) for _ in range(3))
+        for step in rollout.steps:
+            probe = self._probe(rollout, step, generator)
+            student_NV = step.log_probs_NV[probe.index]
+            teacher_NV = self._teacher_log_probs(probe.z, probe.t, probe.rows, kwargs)
+            with torch.no_grad():
+                law_NV = student_NV if self.auxiliary is None else self._auxiliary_log_probs(step, probe, kwargs)
+                ratio_NV = difference_of_logs(law_NV, teacher_NV).clamp(
+                    -self.config.reward_clip, self.config.reward_clip
+                )
+            surrogate = vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
+            cost = cost + surrogate.detach()
+            loss = loss + surrogate
+            if self.config.kl_coefficient:
+                step_divergence = (probe.weight * self._token_divergence(student_NV, teacher_NV)).sum()
+                loss = loss + self.config.kl_coefficient * step_divergence
+                divergence = divergence + step_divergence.detach()
+        tokens = rollout.movable.sum().clamp(min=1)
+        metrics = {"log_ratio": cost / tokens}
+        if self.config.kl_coefficient:
+            metrics["teacher_divergence"] = divergence / tokens
+        return loss / tokens, metrics
+
+    def _entropy(self, rollout: Rollout) -> Tensor:
+        """Mean entropy of the laws that revealed tokens were drawn from, nats."""
+        total = torch.zeros((), device=rollout.sequences.device)
+        for step in rollout.steps:
+            log_probs_NV = step.log_probs_NV[step.revealed]
+            total = total - (log_probs_NV.exp() * log_probs_NV.clamp_min(-100.0)).sum()
+        return total / rollout.movable.sum().clamp(min=1)

@@ -1,0 +1,123 @@
+"""A classifier of student against reference that starts from a denoiser's own features.
+
+Shape suffixes: B batch, L length, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from .dit import DiT, DiTConfig
+
+
+class RatioNetwork(Protocol):
+    """``network(z_t, t, **cond) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
+
+    def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+
+
+class Discriminator(nn.Module, PyTorchModelHubMixin):
+    """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
+    ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
+
+    Trained by `binary cross-entropy` to tell student (1) from reference (0), its logit at the optimum is
+    ``log q_student(z_t) / q_reference(z_t)``, at every position the same: each reads the whole sequence.
+
+    Args:
+        config: shape of the backbone.
+        trainable_blocks: how many of the last blocks are trained; the embeddings and the blocks before them are frozen.
+
+    Raises:
+        ValueError: if the backbone has fewer blocks than that, or the number is negative.
+    """
+
+    def __init__(self, config: DiTConfig | dict[str, Any], trainable_blocks: int = 4) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, DiTConfig) else DiTConfig(**config)
+        if not 0 <= trainable_blocks <= self.config.num_layers:
+            raise ValueError(
+                f"trainable_blocks must lie in [0, {self.config.num_layers}] for this backbone, got {trainable_blocks}"
+            )
+        self.trainable_blocks = trainable_blocks
+        self.backbone = DiT(self.config)
+        size = self.config.hidden_size
+        self.head = nn.Sequential(spectral_norm(nn.Linear(size, size)), nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
+        self._freeze_all_but_the_last_blocks()
+
+    @classmethod
+    def from_denoiser(cls, denoiser: DiT, trainable_blocks: int = 4) -> Discriminator:
+        """A discriminator whose backbone starts as a copy of ``denoiser``."""
+        made = cls(denoiser.config, trainable_blocks)
+        made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
+        return made.to(denoiser.output_layer.linear.weight.device)
+
+    def _freeze_all_but_the_last_blocks(self) -> None:
+        self.backbone.requires_grad_(False)
+        first = self.config.num_layers - self.trainable_blocks
+        for block in self.backbone.blocks[first:]:
+            block.requires_grad_(True)
+        # The vocabulary head is not used here; what stands between the blocks and it is.
+        self.backbone.output_layer.norm_final.requires_grad_(self.trainable_blocks > 0)
+        self.backbone.output_layer.adaLN_modulation.requires_grad_(self.trainable_blocks > 0)
+
+    def logits_of_features(self, features_BLD: Tensor) -> Tensor:
+        """Head alone, in fp32 whatever the precision of the backbone: ``[B, L]``."""
+        with torch.autocast(features_BLD.device.type, enabled=False):
+            return self.head(features_BLD.float()).squeeze(-1)
+
+    def from_embeddings(self, h_BLD: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits ``[B, L]`` of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and differentiated."""
+        return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
+
+    def forward(self, z_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits ``[B, L]`` of token ids ``[B, L]`` at times ``[B]``."""
+        return self.from_embeddings(self.backbone.embed(z_t), t, attention_mask=attention_mask)
+
+    def embedding_weight(self) -> Tensor:
+        """``E``, ``[V, D]``."""
+        return self.backbone.vocab_embed.embedding
+
+
+def discriminator_loss(
+    student_logits_BL: Tensor,
+    reference_logits_BL: Tensor,
+    student_counted: Tensor,
+    reference_counted: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy, nats, student 1 against reference 0: averaged within a sequence, then over sequences.
+
+    Args:
+        student_logits_BL: logits on student samples.
+        reference_logits_BL: logits on reference samples.
+        student_counted: bool ``[B, L]``, positions that count.
+        reference_counted: likewise.
+        label_smoothing: labels become ``1 - s/2`` and ``s/2``, so the optimum is pulled towards zero.
+
+    Raises:
+        ValueError: if ``label_smoothing`` is outside ``[0, 1)``.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    loss = torch.zeros((), device=student_logits_BL.device)
+    for logits, counted, label in (
+        (student_logits_BL, student_counted, 1.0 - 0.5 * label_smoothing),
+        (reference_logits_BL, reference_counted, 0.5 * label_smoothing),
+    ):
+        nats = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
+        loss = loss + 0.5 * masked_mean(nats, counted).mean()
+    return loss
+
+
+def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
+    """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts."""
+    counted = counted_BL.to(values_BL.dtype)
+    return (values_BL * counted).sum(1) / counted.sum(1).clamp(min=1.0)

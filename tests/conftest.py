@@ -1,0 +1,23 @@
+"""Shared by all tests: one thread, repeatable hypothesis examples, seeded generators."""
+
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+from torch import Generator
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests are small; more threads than cores only make them slower, and sums depend on their number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def seeded() -> Callable[[int], Generator]:
+    """``seeded(7)``: a CPU generator with that seed."""
+    return lambda seed: Generator().manual_seed(seed)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discrete_distill.evaluation import before_end
+
+EOS = 0
+
+
+def belongs_to_text(row: list[int]) -> list[bool]:
+    ended, verdict = False, []
+    for position, token in enumerate(row):
+        verdict.append(not ended)
+        ended = ended or (token == EOS and position > 0)
+    return verdict
+
+
+@settings(deadline=None)
+@given(st.integers(1, 7).flatmap(lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)))
+def test_text_ends_with_its_first_end_token_after_the_start(rows: list[list[int]]) -> None:
+    assert before_end(torch.tensor(rows), EOS).tolist() == [belongs_to_text(row) for row in rows]
+
+
+def test_without_an_end_token_all_is_text_and_the_input_is_left_alone() -> None:
+    rows = torch.tensor([[0, 0, 5]])
+    assert before_end(rows, None).tolist() == [[True, True, True]]
+    assert before_end(rows, EOS).tolist() == [[True, True, False]]
+    assert rows.tolist() == [[0, 0, 5]]

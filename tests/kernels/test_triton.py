@@ -1,0 +1,52 @@
+"""Triton without a GPU: interpreted, and compiled ahead of time. Each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from discrete_distill.kernels.launch import CAPABILITIES
+
+pytest.importorskip("triton", reason="triton is not installed; pip install triton to test the GPU kernels")
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    cleared = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "DISCRETE_DISTILL_BACKEND")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**cleared, "PYTHONPATH": path, **environment},
+    )
+
+
+def test_kernels_in_the_interpreter_equal_the_torch_reference():
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py"), TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [10 * major + minor for major, minor in CAPABILITIES])
+def test_every_shipped_kernel_compiles_without_local_memory_and_within_its_registers(capability, tmp_path):
+    done = run(str(HERE / "aot.py"), str(capability), TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kernels) == 35
+    for kernel in kernels:
+        assert kernel["LOCAL"] == kernel["STACK"] == 0, kernel
+        assert kernel["REG"] <= kernel["limit"], kernel
+        assert kernel["wide_loads"] > 0, kernel
+    for kernel in kernels:
+        if kernel["kernel"] in (
+            "sample_rows 2B",
+            "sample_rows 4B",
+        ):  # the plain sampler
+            assert kernel["REG"] * kernel["warps"] * 32 * 5 <= 65536, kernel

@@ -1,0 +1,222 @@
+"""The network of MDLM against a plain implementation of it in NumPy, double precision."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from discrete_distill.models import DiT, DiTConfig
+
+SHAPE = {
+    "vocab_size": 11,
+    "max_length": 9,
+    "hidden_size": 24,
+    "num_layers": 2,
+    "num_heads": 3,
+    "cond_size": 5,
+}
+
+
+def randomised(seed: int = 0, **settings: object) -> DiT:
+    """A small network, all of whose weights are random: at its own start the head is zero."""
+    model = DiT(DiTConfig(**{**SHAPE, **settings})).eval()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    return model
+
+
+def example(batch: int = 3, length: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(SHAPE["vocab_size"], (batch, length), generator=generator)
+    return x, torch.rand(batch, generator=generator)
+
+
+def plain_network(weights: dict[str, np.ndarray], x: np.ndarray, sigma: float, heads: int) -> np.ndarray:
+    """Logits ``[L, V]`` of one sequence, loop by loop."""
+
+    def linear(name: str, v: np.ndarray) -> np.ndarray:
+        return v @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    def norm(name: str, v: np.ndarray) -> np.ndarray:
+        centred = v - v.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weights[f"{name}.weight"]
+
+    def silu(v: np.ndarray) -> np.ndarray:
+        return v / (1.0 + np.exp(-v))
+
+    def gelu(v: np.ndarray) -> np.ndarray:
+        return 0.5 * v * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (v + 0.044715 * v**3)))
+
+    frequencies = 10_000.0 ** (-np.arange(128) / 128)
+    cond = linear("sigma_map.mlp.0", np.concatenate([np.cos(sigma * frequencies), np.sin(sigma * frequencies)]))
+    cond = silu(linear("sigma_map.mlp.2", silu(cond)))
+    h = weights["vocab_embed.embedding"][x]
+    length, size = h.shape
+    half = size // heads // 2
+    turn = np.exp(1j * np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / half)))
+    for block in (f"blocks.{i}" for i in range(SHAPE["num_layers"])):
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = np.split(linear(f"{block}.adaLN_modulation", cond), 6)
+        q, k, v = np.split(linear(f"{block}.attn_qkv", norm(f"{block}.norm1", h) * (1 + scale_a) + shift_a), 3, -1)
+        attended = []
+        for head in range(heads):
+            part = slice(2 * half * head, 2 * half * (head + 1))
+            as_complex = [u[:, part][:, :half] + 1j * u[:, part][:, half:] for u in (q, k)]
+            turned_q, turned_k = (u * turn for u in as_complex)
+            scores = (turned_q @ turned_k.conj().T).real / math.sqrt(2 * half)
+            attention = np.exp(scores - scores.max(-1, keepdims=True))
+            attended.append(attention / attention.sum(-1, keepdims=True) @ v[:, part])
+        h = h + gate_a * linear(f"{block}.attn_out", np.concatenate(attended, -1))
+        inner = gelu(linear(f"{block}.mlp.0", norm(f"{block}.norm2", h) * (1 + scale_m) + shift_m))
+        h = h + gate_m * linear(f"{block}.mlp.2", inner)
+    shift, scale = np.split(linear("output_layer.adaLN_modulation", cond), 2)
+    return linear("output_layer.linear", norm("output_layer.norm_final", h) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_it_computes_what_a_plain_implementation_does(time_conditioning: bool) -> None:
+    model = randomised(time_conditioning=time_conditioning)
+    x, t = example()
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(x, t)
+    for row, time, out in zip(x.numpy(), t.tolist(), logits, strict=True):
+        sigma = -math.log(1.0 - (1.0 - 1e-3) * time) if time_conditioning else 0.0
+        expected = plain_network(weights, row, sigma, SHAPE["num_heads"])
+        np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert logits.std() > 0.1
+
+
+def test_without_time_conditioning_the_time_changes_nothing() -> None:
+    model = randomised()
+    x, t = example()
+    assert torch.equal(model(x, t), model(x, 1.0 - t))
+    timed = randomised(time_conditioning=True)
+    assert not torch.allclose(timed(x, t), timed(x, 1.0 - t))
+
+
+def test_logits_are_the_projected_features() -> None:
+    model = randomised()
+    x, t = example()
+    assert torch.equal(model(x, t), model.project(model.features(x, t)))
+    assert torch.equal(model.features(x, t), model.encode(model.embed(x), t))
+
+
+def test_padding_does_not_leak_into_real_tokens() -> None:
+    model = randomised()
+    x, t = example()
+    real = torch.arange(7) < torch.tensor([7, 4, 2])[:, None]
+    other = torch.where(real, x, (x + 1) % SHAPE["vocab_size"])
+    out, out_other = (model(ids, t, attention_mask=real) for ids in (x, other))
+    assert torch.equal(out[real], out_other[real])
+    assert not torch.allclose(model(x, t)[real], model(other, t)[real])
+    torch.testing.assert_close(out[1, :4], model(x[1:2, :4], t[1:2])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_step_conditioning_starts_as_the_same_network() -> None:
+    """Bit for bit row by row; in a batch, to the rounding of a matrix product with more rows."""
+    model = randomised()
+    student = model.with_step_conditioning().eval()
+    x, t = example()
+    s = 0.5 * t
+    assert (model.accepts_step, student.accepts_step) == (False, True)
+    for row in (slice(i, i + 1) for i in range(len(x))):
+        assert torch.equal(student(x[row], t[row], s=s[row]), model(x[row], t[row]))
+    torch.testing.assert_close(student(x, t, s=s), model(x, t), rtol=1e-5, atol=1e-5)
+    assert torch.equal(student(x, t), model(x, t))
+    torch.nn.init.ones_(student.step_map.mlp[-1].weight)
+    assert not torch.allclose(student(x, t, s=s), model(x, t))
+    assert not torch.allclose(student(x, t, s=s), student(x, t, s=0.9 * t))
+
+
+def test_a_fresh_network_predicts_uniformly() -> None:
+    x, t = example()
+    assert DiT(DiTConfig(**SHAPE))(x, t).eq(0.0).all()
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = randomised(dropout=0.5)
+    x, t = example()
+    assert torch.equal(model(x, t), model(x, t))
+    model.train()
+    assert not torch.allclose(model(x, t), model(x, t))
+
+
+def test_a_sequence_that_is_too_long_is_refused() -> None:
+    model = randomised()
+    x = torch.zeros(1, 10, dtype=torch.long)
+    with pytest.raises(ValueError, match="10 tokens is longer than the model's max_length 9"):
+        model(x, torch.ones(1))
+    assert model(x[:, :9], torch.ones(1)).shape == (1, 9, 11)
+
+
+def test_impossible_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="hidden_size 24 must be a multiple of"):
+        DiTConfig(**{**SHAPE, "num_heads": 5})
+    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+        DiTConfig(**{**SHAPE, "num_layers": 0})
+
+
+@pytest.mark.parametrize("step_conditioning", [False, True])
+def test_saving_and_loading_keeps_every_bit(step_conditioning: bool, tmp_path: Path) -> None:
+    model = randomised(step_conditioning=step_conditioning, time_conditioning=True)
+    model.save_pretrained(tmp_path)
+    loaded = DiT.from_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("*.safetensors")) == ["model.safetensors"]
+    assert loaded.config == model.config
+    assert not loaded.training
+    x, t = example()
+    assert torch.equal(loaded(x, t, s=0.5 * t), model(x, t, s=0.5 * t))
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_checkpoint_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
+    randomised().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["blocks.1.attn_out.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn_out\.weight"):
+        DiT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"time_conditioning": True, "step_conditioning": True}])
+def test_it_runs_in_bf16_weights(settings: dict[str, bool]) -> None:
+    model = randomised(**settings)
+    x, t = example()
+    exact = model(x, t, s=0.5 * t)
+    rounded = model.bfloat16()(x, t, s=0.5 * t)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_parameters_are_named_as_in_the_checkpoints_of_mdlm() -> None:
+    model = DiT(DiTConfig(**{**SHAPE, "num_layers": 1}))
+    assert set(model.state_dict()) == {
+        "vocab_embed.embedding",
+        "sigma_map.mlp.0.weight",
+        "sigma_map.mlp.0.bias",
+        "sigma_map.mlp.2.weight",
+        "sigma_map.mlp.2.bias",
+        "rotary_emb.inv_freq",
+        "blocks.0.norm1.weight",
+        "blocks.0.attn_qkv.weight",
+        "blocks.0.attn_out.weight",
+        "blocks.0.norm2.weight",
+        "blocks.0.mlp.0.weight",
+        "blocks.0.mlp.0.bias",
+        "blocks.0.mlp.2.weight",
+        "blocks.0.mlp.2.bias",
+        "blocks.0.adaLN_modulation.weight",
+        "blocks.0.adaLN_modulation.bias",
+        "output_layer.norm_final.weight",
+        "output_layer.linear.weight",
+        "output_layer.linear.bias",
+        "output_layer.adaLN_modulation.weight",
+        "output_layer.adaLN_modulation.bias",
+    }
+    torch.testing.assert_close(model.rotary_emb.inv_freq, torch.tensor([10_000 ** (-i / 4) for i in range(4)]))

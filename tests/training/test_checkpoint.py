@@ -1,0 +1,123 @@
+"""Checkpoints: whole or not there, and damage is named."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from discrete_distill.training import CheckpointStore
+
+
+def state_of(step: int) -> dict[str, object]:
+    return {"weights": torch.full((3,), float(step)), "name": "x"}
+
+
+def filled(directory: Path, steps: list[int], keep: int = 3) -> CheckpointStore:
+    store = CheckpointStore(directory, keep=keep)
+    for step in steps:
+        store.save(step, state_of(step))
+    return store
+
+
+def test_the_newest_is_loaded(tmp_path: Path) -> None:
+    found = filled(tmp_path, [5, 100, 20]).load_latest()
+    assert found is not None
+    assert found[0] == 100
+    assert found[1]["weights"].tolist() == [100.0] * 3
+
+
+def test_an_empty_or_absent_folder_holds_none(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "absent").load_latest() is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    filled(tmp_path, [1, 2, 3, 4], keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    store = filled(tmp_path, [7])
+    store.save(7, {"weights": torch.zeros(1)})
+    found = store.load_latest()
+    assert found is not None
+    assert found[1]["weights"].tolist() == [0.0]
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "state.pt").write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    content = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(content[: len(content) // 2])
+
+
+def lose_the_digest(folder: Path) -> None:
+    (folder / "digest.json").unlink()
+
+
+def empty_the_digest(folder: Path) -> None:
+    (folder / "digest.json").write_text("")
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_the_digest, empty_the_digest])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    store = filled(tmp_path, [1, 2])
+    damage(tmp_path / "step-00000002")
+    with pytest.warns(UserWarning, match="step-00000002 is damaged"):
+        found = store.load_latest()
+    assert found is not None
+    assert found[0] == 1
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    store = filled(tmp_path, [1, 2])
+    for folder in tmp_path.iterdir():
+        cut_short(folder)
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        assert store.load_latest() is None
+    assert len(warned) == 2
+
+
+def test_what_a_kill_left_half_written_is_passed_over_and_cleared(tmp_path: Path) -> None:
+    store = filled(tmp_path, [1])
+    partial = tmp_path / ".step-00000002.partial"
+    partial.mkdir()
+    (partial / "state.pt").write_bytes(b"half")
+    found = store.load_latest()
+    assert found is not None
+    assert found[0] == 1
+    store.save(2, state_of(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+class TouchesAFile:
+    """A pickle of it makes a file when it is run."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.file), "w")
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
+    store = filled(tmp_path / "checkpoints", [1])
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    content = pickle.dumps(TouchesAFile(tmp_path / "made"), protocol=2)
+    (folder / "state.pt").write_bytes(content)
+    (folder / "digest.json").write_text(json.dumps({"sha256": hashlib.sha256(content).hexdigest()}))
+    with pytest.raises(pickle.UnpicklingError):
+        store.load_latest()
+    assert not (tmp_path / "made").exists()
+
+
+def test_keeping_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep = 0"):
+        CheckpointStore(tmp_path, keep=0)
