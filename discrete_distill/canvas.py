@@ -1,4 +1,5 @@
-"""What samplers and student paths share: the canvas that is being unmasked, its seeds, coins, and logits where they are needed.
+"""What samplers and student paths share: the canvas that is being unmasked, its seeds, coins, and logits where they
+are needed.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen rows, M candidates.
 """
@@ -99,7 +100,7 @@ class Canvas:
         In an unconditional batch the all-mask states are equal, and one stands for all.
         """
         length = self.z.shape[1]
-        if self.unconditional and not cond and bool((t >= 1.0).all()) and bool((s == s[0]).all()):
+        if self.one_row_stands_for_all(t, s, cond):
             return logits_at(denoiser, self.z[:1], t[:1], rows % length, s=s[:1])
         owner = rows // length
         needed, place = torch.unique(owner, return_inverse=True)
@@ -108,6 +109,11 @@ class Canvas:
         cond = {name: _take_rows(value, needed, self.batch) for name, value in cond.items()}
         compact = place * length + rows % length
         return logits_at(denoiser, self.z[needed], t[needed], compact, s=s[needed], **cond)
+
+    def one_row_stands_for_all(self, t: Tensor, s: Tensor, cond: dict[str, Any]) -> bool:
+        """Whether every row is all mask, in the same step, with nothing else that could tell rows apart."""
+        alike = self.unconditional and self.attention_mask is None and not cond
+        return alike and bool((t >= 1.0).all()) and bool((s == s[0]).all())
 
     def write(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were."""

@@ -2,8 +2,8 @@
 
 The log-probability of a sample may be replaced by that of the path it was drawn along, ``sum_j log P(z_{j+1} | z_j)``:
 the score function has the same expectation, and the student is trained in the states that a few-step sampler meets
-("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Coins do not depend on the student, so only the positions that a
-step reveals carry a gradient in that step.
+("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Coins do not depend on the student, so only the positions
+that a step reveals carry a gradient in that step.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen rows, K steps.
 """
@@ -56,9 +56,9 @@ class PathStep:
 class Probe:
     """A step's outcome with some of what it revealed hidden again: where a network is asked how the rest continues.
 
-    A position that was masked at ``t`` is hidden with probability ``h`` whether or not it was revealed, so given the state
-    ``z`` all hidden positions are alike, and a sum over them weighted by ``q / h``, with ``q`` the step's probability of
-    revealing, estimates the sum over revealed positions.
+    A position that was masked at ``t`` is hidden with probability ``h`` whether or not it was revealed, so given the
+    state ``z`` all hidden positions are alike, and a sum over them weighted by ``q / h``, with ``q`` the step's
+    probability of revealing, estimates the sum over revealed positions.
 
     Attributes:
         z: int64 ``[B, L]``.
@@ -221,8 +221,7 @@ class IntermediateStateMatcher:
     def _log_probs(
         self, canvas: Canvas, student: Denoiser, rows: Tensor, t: Tensor, s: Tensor, cond: dict[str, Any]
     ) -> Tensor:
-        same_step = bool((t >= 1.0).all()) and bool((s == s[0]).all())
-        if canvas.unconditional and not cond and same_step:
+        if canvas.one_row_stands_for_all(t, s, cond):
             # All rows are in the same state: one stands for all, and its log-probabilities are shared.
             length = canvas.z.shape[1]
             every = torch.arange(length, device=rows.device)

@@ -1,7 +1,7 @@
 """Rewards and their normalisers: from log-ratios to advantages.
 
-A log-ratio is student minus teacher; a reward is its negative. Rows of a batch come in groups of consecutive rows, which
-share what their comparison must hold fixed.
+A log-ratio is student minus teacher; a reward is its negative. Rows of a batch come in groups of consecutive rows,
+which share what their comparison must hold fixed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def group_advantages(
         ``[B]``, without gradient.
 
     Raises:
-        ValueError: if the group size does not divide the batch, is 1 where a group of others is needed, or a name is unknown.
+        ValueError: if the group size does not divide the batch, is 1 where a group of others is needed, or a name is
+            unknown.
     """
     if rewards.dim() != 1:
         raise ValueError(f"rewards must be one number per sample, [B], got shape {tuple(rewards.shape)}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..process import ConstantWeight, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
@@ -40,8 +41,8 @@ class SurrogateOutput(NamedTuple):
 class ScoreFunctionIntegralKL:
     """Surrogate ``- mean_b omega(t_b) / pi(t_b) A_b log p(path_b)`` with ``A`` the normalised reward ``-R``.
 
-    With ``scale="none"``, no clip, and a baseline of "none" or "leave_one_out" its expected gradient is that of the integral
-    KL exactly, if the log-ratio is; `group_advantages` says what the other choices cost.
+    With ``scale="none"``, no clip, and a baseline of "none" or "leave_one_out" its expected gradient is that of the
+    integral KL exactly, if the log-ratio is; `group_advantages` says what the other choices cost.
 
     Args:
         process: corrupts the samples.
@@ -49,8 +50,9 @@ class ScoreFunctionIntegralKL:
         time_law: ``pi``; times are shared by a group.
         weight: ``omega``.
         importance_weight: divide by ``pi(t)``; without it the objective is weighted by ``omega pi``.
-        credit: one advantage for the whole "sequence"; or to each "token" only the log-ratio at its own position, where
-            it was hidden (little variance, but blind to what a token did to the others: biased).
+        credit: one advantage for the whole "sequence"; or to each "token" the log-ratios at positions up to ``window``
+            away from it: far less variance, blind to what a token did to tokens further off (biased).
+        window: of token credit; 0 is the token's own position alone.
         corruptions: draws of ``(t, z_t)`` for each sample, averaged.
         by: corruption by "time", or by "count" of masks, weighted so that sums over masked positions estimate
             ``log q(x) / p(x)``; then ``time_law``, ``weight`` and ``importance_weight`` are not used.
@@ -58,20 +60,32 @@ class ScoreFunctionIntegralKL:
         baseline: see `group_advantages`.
         scale: see `group_advantages`.
         advantage_clip: see `group_advantages`.
+
+    Raises:
+        ValueError: if there is no corruption, or ``credit`` or ``by`` is unknown.
     """
 
     process: MaskedDiffusion
     log_ratio: LogRatioEstimator
-    time_law: TimeLaw = UniformTime()
-    weight: TimeWeight = ConstantWeight()
+    time_law: TimeLaw = field(default_factory=UniformTime)
+    weight: TimeWeight = field(default_factory=ConstantWeight)
     importance_weight: bool = True
     credit: Literal["sequence", "token"] = "sequence"
+    window: int = 0
     corruptions: int = 1
     by: Literal["time", "count"] = "time"
     reward: LogRatioReward = field(default_factory=LogRatioReward)
     baseline: Baseline = "leave_one_out"
     scale: Scale = "none"
     advantage_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.corruptions < 1:
+            raise ValueError(f"corruptions must be at least 1, got {self.corruptions}")
+        if self.credit not in ("sequence", "token"):
+            raise ValueError(f'credit is "sequence" or "token", got {self.credit!r}')
+        if self.by not in ("time", "count"):
+            raise ValueError(f'by is "time" or "count", got {self.by!r}')
 
     def __call__(
         self,
@@ -94,17 +108,25 @@ class ScoreFunctionIntegralKL:
             movable: bool ``[B, L]``, positions that may be corrupted.
             generator: source of randomness.
             **cond: passed to the log-ratio.
+
+        Raises:
+            ValueError: if the group size does not divide the batch.
         """
+        if group_size < 1 or x.shape[0] % group_size:
+            raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} samples")
         levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
         scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
-        ratio_B = torch.stack([score[0] for score in scores]).mean(0)
-        ratio_BL = torch.stack([score[1] for score in scores]).mean(0)
-        weight_B = torch.stack([score[2] for score in scores]).mean(0)
+        weight_MB = torch.stack([score[2] for score in scores])
+        weight_B = weight_MB.mean(0)
+        # Corruptions at different times count by their weights: weight and log-ratio are not independent.
+        share_MB = weight_MB / weight_MB.sum(0).clamp(min=torch.finfo(weight_MB.dtype).tiny)
+        ratio_B = (share_MB * torch.stack([score[0] for score in scores])).sum(0)
+        ratio_BL = (share_MB[:, :, None] * torch.stack([score[1] for score in scores])).sum(0)
         advantages_B = self._advantages(ratio_B, group_size)
         if self.credit == "sequence":
             surrogate_B = -weight_B * advantages_B * token_log_probs.sum(1)
         else:
-            advantages_BL = torch.stack([self._advantages(column, group_size) for column in ratio_BL.unbind(1)], dim=1)
+            advantages_BL = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size)
             surrogate_B = -weight_B * (advantages_BL * token_log_probs).sum(1)
         return SurrogateOutput(surrogate_B.mean(), ratio_B, advantages_B)
 
@@ -122,6 +144,13 @@ class ScoreFunctionIntegralKL:
             baseline=self.baseline,
             clip=self.advantage_clip,
         )
+
+    def _position_advantages(self, ratio_BL: Tensor, group_size: int) -> Tensor:
+        """Advantages of every position, each compared within its group; one scale for all positions."""
+        batch, length = ratio_BL.shape
+        grouped = ratio_BL.view(-1, group_size, length).transpose(1, 2)
+        advantages = self._advantages(grouped.flatten(), group_size)
+        return advantages.view(grouped.shape).transpose(1, 2).reshape(batch, length)
 
     @torch.no_grad()
     def _score(
@@ -157,12 +186,22 @@ class ScoreFunctionIntegralKL:
         return self.weight(t) / self.time_law.density(t) if self.importance_weight else self.weight(t)
 
 
+def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
+    """Sum over positions at most ``window`` away, ``[B, L]``."""
+    if window < 0:
+        raise ValueError(f"window must not be negative, got {window}")
+    padded = F.pad(values_BL, (window + 1, window))
+    cumulative = padded.cumsum(1)
+    return cumulative[:, 2 * window + 1 :] - cumulative[:, : -2 * window - 1]
+
+
 def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: Tensor | None = None) -> Tensor:
     """Credit over the whole vocabulary: ``sum_n w_n sum_v p(v) r_n(v)``, the gradient through ``p`` alone.
 
-    For a position ``i`` drawn independently of the others given its state, with the others ``x_S`` visible, the derivative
-    of the KL of laws of ``(x_S, x_i)`` in ``p(v)`` is ``log q(v | x_S) - log p_teacher(v | x_S)`` plus what does not depend
-    on ``v``: every token is scored, and no draw of ``x_i`` adds variance.
+    For a position ``i`` drawn independently of the others given its state, with the others ``x_S`` visible, the
+    derivative
+    of the KL of laws of ``(x_S, x_i)`` in ``p(v)`` is ``log q(v | x_S) - log p_teacher(v | x_S)`` plus what does not
+    depend on ``v``: every token is scored, and no draw of ``x_i`` adds variance.
 
     Args:
         log_probs_NV: the student's log-probabilities, ``-inf`` allowed.

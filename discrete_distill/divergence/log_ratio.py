@@ -23,7 +23,8 @@ class LogRatio(NamedTuple):
 
 
 class LogRatioEstimator(Protocol):
-    """``estimator(z_t, t, x=x, movable=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that read them."""
+    """``estimator(z_t, t, x=x, movable=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that read
+    them."""
 
     def __call__(
         self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
@@ -57,8 +58,8 @@ class DiscriminatorLogRatio:
 
 @dataclass(frozen=True)
 class AuxiliaryDenoiserLogRatio:
-    """Two denoisers on the same masks: one fitted to the student's samples, and the teacher; as in DMD (arXiv 2311.18828)
-    and IDLM (arXiv 2602.19066).
+    """Two denoisers on the same masks: one fitted to the student's samples, and the teacher; as in DMD (arXiv
+    2311.18828) and IDLM (arXiv 2602.19066).
 
     ``r_i = log q(x_i | z_t) - log p(x_i | z_t)`` at masked positions, and their sum for the sequence. Averaged over
     corruptions of ``x`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
@@ -93,7 +94,8 @@ class AuxiliaryDenoiserLogRatio:
         return LogRatio(per_position, per_position.sum(1))
 
     def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
-        """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the mask."""
+        """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the
+        mask."""
         auxiliary_NV = self.process.masked_log_probs(logits_at(self.auxiliary, z_t, t, rows, **cond))
         teacher_NV = self.process.masked_log_probs(logits_at(self.teacher, z_t, t, rows, **cond))
         return difference_of_logs(auxiliary_NV, teacher_NV)

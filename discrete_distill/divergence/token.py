@@ -19,7 +19,8 @@ def token_divergence(
     * ``forward``: ``KL(q || p) = sum q log(q / p)``, mass-covering;
     * ``reverse``: ``KL(p || q)``, mode-seeking;
     * ``jeffreys``: ``beta KL(q || p) + (1 - beta) KL(p || q)``; DiDi-Instruct (arXiv 2509.25035) uses 0.5;
-    * ``js``: ``beta KL(q || m) + (1 - beta) KL(p || m)`` with ``m = beta q + (1 - beta) p``, bounded (arXiv 2306.13649);
+    * ``js``: ``beta KL(q || m) + (1 - beta) KL(p || m)`` with ``m = beta q + (1 - beta) p``, bounded (arXiv
+      2306.13649);
     * ``tv``: ``1/2 sum |p - q|``.
 
     Where one law has no mass at a token of the other, the logarithm is taken at -100 rather than at minus infinity.

@@ -23,10 +23,14 @@ class DiDiInstructConfig:
         tau_high: greatest random time (paper: 0.98).
         tau_shape: both shapes of the Beta law of random times (paper: 1 or 2); 1 is uniform.
         coupled_time: corrupt samples to the path's own tau (paper), not to a time drawn anew.
-        log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser fitted to the
+        log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser
+            fitted to the
             student, or the law of the "path" itself (the student's own probabilities: no network, an upper bound).
-        credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every step.
-        hidden: credit over the vocabulary: least fraction of a step's masked positions that is scored, given the others.
+        credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every
+            step.
+        window: token credit: positions up to this far away count for a token.
+        hidden: credit over the vocabulary: least fraction of a step's masked positions that is scored, given the
+            others.
         corruptions: sequence and token credit: corruptions averaged for each sample (paper: 1).
         corruption_by: by "time" (paper) or by "count" of masks.
         omega: weight of time, "elbo" (paper) or "constant".
@@ -43,9 +47,10 @@ class DiDiInstructConfig:
         kl_beta: mixes the two directions (paper: 0.5).
         entropy_coefficient: weight of the student's entropy, a bonus (paper: 5e-4); 0 for none.
         label_smoothing: of the discriminator (paper: 0.1).
-        reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their Algorithm 1).
-        discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path" themselves, which is
-            what re-ranking in a sampler meets.
+        reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their
+            Algorithm 1).
+        discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
+            themselves, which is what re-ranking in a sampler meets.
         ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
         ratio_updates: updates of the auxiliary denoiser for each one of the student.
         step_conditioning: tell the student where its step ends; its first answers are the teacher's.
@@ -63,6 +68,7 @@ class DiDiInstructConfig:
     coupled_time: bool = False
     log_ratio: Literal["discriminator", "auxiliary", "path"] = "auxiliary"
     credit: Literal["sequence", "token", "vocabulary"] = "vocabulary"
+    window: int = 8
     hidden: float = 0.5
     corruptions: int = 4
     corruption_by: Literal["time", "count"] = "count"

@@ -1,4 +1,5 @@
-"""DiDi-Instruct (arXiv 2509.25035): distil a masked diffusion teacher into a few-step student by an integral KL divergence.
+"""DiDi-Instruct (arXiv 2509.25035): distil a masked diffusion teacher into a few-step student by an integral KL
+divergence.
 
 One training step is
 
@@ -92,7 +93,8 @@ class DiDiInstruct:
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
-        """A copy of the teacher to be fitted to the student; told the step that made what it reads, where steps differ."""
+        """A copy of the teacher to be fitted to the student; told the step that made what it reads, where steps
+        differ."""
         return teacher.with_step_conditioning() if config.credit == "vocabulary" else copy.deepcopy(teacher)
 
     def _make_matcher(self) -> IntermediateStateMatcher:
@@ -115,6 +117,7 @@ class DiDiInstruct:
             weight=omega if config.omega == "elbo" else ConstantWeight(),
             importance_weight=config.importance_weight,
             credit="token" if config.credit == "token" else "sequence",
+            window=config.window,
             corruptions=config.corruptions,
             by=config.corruption_by,
             reward=LogRatioReward(config.reward_clip),
@@ -223,8 +226,8 @@ class DiDiInstruct:
     def auxiliary_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
         """Fit the auxiliary denoiser to the student.
 
-        With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's probe
-        (soft targets: ``q(v | z') = E[p_student(v | z) | z']``); otherwise to its samples, by the NELBO.
+        With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's
+        probe (soft targets: ``q(v | z') = E[p_student(v | z) | z']``); otherwise to its samples, by the NELBO.
 
         Raises:
             ValueError: if there is no auxiliary denoiser.

@@ -6,6 +6,7 @@ Shape suffixes: B batch, L length, D width.
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ class RatioNetwork(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
-class Discriminator(nn.Module, PyTorchModelHubMixin):
+class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
     """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
@@ -31,16 +32,16 @@ class Discriminator(nn.Module, PyTorchModelHubMixin):
     ``log q_student(z_t) / q_reference(z_t)``, at every position the same: each reads the whole sequence.
 
     Args:
-        config: shape of the backbone.
+        backbone: its shape, or a dictionary of the same fields (as read back from ``config.json``).
         trainable_blocks: how many of the last blocks are trained; the embeddings and the blocks before them are frozen.
 
     Raises:
         ValueError: if the backbone has fewer blocks than that, or the number is negative.
     """
 
-    def __init__(self, config: DiTConfig | dict[str, Any], trainable_blocks: int = 4) -> None:
+    def __init__(self, backbone: DiTConfig | dict[str, Any], trainable_blocks: int = 4) -> None:
         super().__init__()
-        self.config = config if isinstance(config, DiTConfig) else DiTConfig(**config)
+        self.config = backbone if isinstance(backbone, DiTConfig) else DiTConfig(**backbone)
         if not 0 <= trainable_blocks <= self.config.num_layers:
             raise ValueError(
                 f"trainable_blocks must lie in [0, {self.config.num_layers}] for this backbone, got {trainable_blocks}"
@@ -58,6 +59,11 @@ class Discriminator(nn.Module, PyTorchModelHubMixin):
         made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
         return made.to(denoiser.output_layer.linear.weight.device)
 
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Discriminator:
+        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
+        return super()._from_pretrained(strict=strict, **kwargs)
+
     def _freeze_all_but_the_last_blocks(self) -> None:
         self.backbone.requires_grad_(False)
         first = self.config.num_layers - self.trainable_blocks
@@ -73,7 +79,8 @@ class Discriminator(nn.Module, PyTorchModelHubMixin):
             return self.head(features_BLD.float()).squeeze(-1)
 
     def from_embeddings(self, h_BLD: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``[B, L]`` of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and differentiated."""
+        """Logits ``[B, L]`` of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and
+        differentiated."""
         return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
 
     def forward(self, z_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:

@@ -25,6 +25,25 @@ SPLIT_PATTERN = (
 SPLITS = ("train", "judge", "heldout")
 
 
+@dataclass(kw_only=True)
+class DataConfig:
+    """Text and its tokens.
+
+    Args:
+        source: 'bundled', a UTF-8 text file (one document a line), a folder of .txt files, or a data set's hub name.
+        tokenizer: 'bundled', 'gpt2' (a hub name or a folder), 'train' (a BPE of this text), or a tokenizer.json.
+        vocab_size: entries of a tokenizer that is trained, mask included.
+        length: tokens per sequence (paper: 1024).
+        cache: folder of tokenised texts; ``<output>/tokens`` if empty.
+    """
+
+    source: str = BUNDLED
+    tokenizer: str = BUNDLED
+    vocab_size: int = 2048
+    length: int = 64
+    cache: str = ""
+
+
 @dataclass
 class TokenStream:
     """Documents of one split, joined by end-of-text tokens: one flat array of ids."""
@@ -66,13 +85,30 @@ def read_documents(source: str) -> list[str]:
         packed = asset("sotu.txt.xz").read_bytes()
         return lzma.decompress(packed).decode("utf-8").splitlines()
     path = Path(source)
+    if not path.exists() and not path.suffix:
+        return _read_hub_dataset(source)
     if not path.exists():
-        raise FileNotFoundError(f"no text at {source}: give a .txt file, a folder of .txt files, or 'bundled'")
+        raise FileNotFoundError(
+            f"no text at {source}: give --data.source a .txt file, a folder of .txt files, or 'bundled'"
+        )
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     documents = [line for file in files for line in _read_text(file).splitlines() if line.strip()]
     if not documents:
         raise ValueError(f"no text in {source}: the file is empty, or the folder holds no .txt file with text")
     return documents
+
+
+def _read_hub_dataset(name: str) -> list[str]:
+    """The ``text`` column of a data set's training split, through the `datasets` library."""
+    remedy = f"no text at {name}, and no data set of that name can be had; give --data.source a .txt file or a folder"
+    try:
+        from datasets import load_dataset
+
+        return [row["text"] for row in load_dataset(name, split="train")]
+    except ImportError as error:
+        raise FileNotFoundError(f"{remedy}, or install discrete_distill[hub] for hub data sets") from error
+    except Exception as error:  # The library raises errors of a dozen kinds when a name or the network fails.
+        raise FileNotFoundError(f"{remedy} ({type(error).__name__})") from error
 
 
 def _read_text(file: Path) -> str:
@@ -96,26 +132,32 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 
 def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> dict[str, TokenStream]:
     """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``."""
-    key = _fingerprint(source, tokenizer)
-    folder = cache_dir / key
-    if not (folder / "done.json").exists():
-        _tokenise(source, tokenizer, folder)
-    return {name: TokenStream(np.load(folder / f"{name}.npy", mmap_mode="r"), length) for name in SPLITS}
+    folder = cache_dir / _fingerprint(source, tokenizer)
+    if (folder / "done.json").exists():
+        ids = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
+        return {name: TokenStream(ids[name], length) for name in SPLITS}
+    streams = {name: TokenStream(ids, length) for name, ids in _tokenise(source, tokenizer).items()}
+    _write_tokens(streams, folder)
+    return streams
 
 
-def _tokenise(source: str, tokenizer: TextTokenizer, folder: Path) -> None:
-    splits = split_documents(read_documents(source))
-    folder.mkdir(parents=True, exist_ok=True)
+def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    counts = {}
-    for name, documents in splits.items():
+    tokens = {}
+    for name, documents in split_documents(read_documents(source)).items():
         ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=dtype) for row in tokenizer.encode(documents)]
-        stream = np.concatenate(ids) if ids else np.zeros(0, dtype)
-        counts[name] = len(stream)
+        tokens[name] = np.concatenate(ids) if ids else np.zeros(0, dtype)
+    return tokens
+
+
+def _write_tokens(streams: dict[str, TokenStream], folder: Path) -> None:
+    """Each split aside and renamed; the folder counts once ``done.json`` is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, stream in streams.items():
         partial = folder / f"{name}.partial.npy"
-        np.save(partial, stream)
+        np.save(partial, stream.ids)
         os.replace(partial, folder / f"{name}.npy")
-    (folder / "done.json").write_text(json.dumps(counts))
+    (folder / "done.json").write_text(json.dumps({name: len(stream.ids) for name, stream in streams.items()}))
 
 
 def _fingerprint(source: str, tokenizer: TextTokenizer) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -162,9 +163,9 @@ def distil(
 
 def save_student(distillation: Distillation, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator."""
-    distillation.student.averaged.save_pretrained(directory)
+    cast(DiT, distillation.student.averaged).save_pretrained(directory)
     if distillation.discriminator is not None:
-        distillation.discriminator.averaged.save_pretrained(directory / "discriminator")
+        cast(Discriminator, distillation.discriminator.averaged).save_pretrained(directory / "discriminator")
 
 
 def _update(learner: Learner, out: StepOutput, name: str) -> dict[str, float]:

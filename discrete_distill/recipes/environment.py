@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -39,24 +38,15 @@ def describe_machine(accelerator: Accelerator) -> str:
     return f"{name}, {precision}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def inference(accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Autocast without gradients is what samplers run in."""
-    return accelerator.autocast()
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder and see that it can be written to.
+def make_folder(folder: Path, *, only_check: bool = False) -> Path:
+    """Make a folder that can be written to, or only see whether it could be made.
 
     Raises:
         PermissionError: if it cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(f"cannot write to {folder} ({error.strerror}); choose another --output") from error
-    if not os.access(folder, os.W_OK):
+    nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise PermissionError(f"cannot write to {folder}; choose another --output")
+    if not only_check:
+        folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,36 +1,106 @@
-"""``python -m discrete_distill.recipes.owt``: from a text to a few-step student of it."""
+"""From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
+
+Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default) | demo-long |
+small | medium. ``--help`` lists every flag of the preset.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+import shlex
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    from .settings import RecipeConfig
 
-from ..process import MaskedDiffusion
-from .corpus import load_streams, read_documents, split_documents
-from .settings import TeacherConfig
-from .teacher import train_teacher
-from .tokenizer import TextTokenizer, train_tokenizer
+PROGRAM = "python -m discrete_distill.recipes.owt"
+STAGES = ("all", "teacher", "judge", "distill", "sample", "evaluate", "report")
+USER_ERROR, INTERRUPTED = 2, 130
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for bad input, or 130 after an interruption that was saved."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        stage, preset, flags = split_arguments(arguments)
+        config = parse_config(preset, flags)
+        run_stage(stage, config, shlex.join([*PROGRAM.split(), *arguments]))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as interruption:
+        print(f"\n{interruption or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, str, list[str]]:
+    """Stage, preset, and what is left for the flags.
+
+    Raises:
+        ValueError: for an unknown stage or preset.
+    """
+    from .settings import PRESETS
+
+    rest = list(arguments)
+    stage = rest.pop(0) if rest and not rest[0].startswith("-") else "all"
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+    preset = "demo"
+    for index, argument in enumerate(rest):
+        if argument == "--preset" and index + 1 < len(rest):
+            preset, rest = rest[index + 1], rest[:index] + rest[index + 2 :]
+            break
+        if argument.startswith("--preset="):
+            preset, rest = argument.removeprefix("--preset="), rest[:index] + rest[index + 1 :]
+            break
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return stage, preset, rest
+
+
+def parse_config(preset: str, flags: list[str]) -> RecipeConfig:
+    """The preset with the flags applied; tyro prints help.
+
+    Raises:
+        ValueError: for a flag that is unknown or out of range, with tyro's complaint on one line.
+    """
     import tyro
 
-    config = tyro.cli(TeacherConfig, args=sys.argv[2:])
-    out = Path("runs/teacher")
-    out.mkdir(parents=True, exist_ok=True)
-    tokfile = out / "tokenizer.json"
-    if not tokfile.exists():
-        train_tokenizer(split_documents(read_documents("bundled"))["train"], 2048).save(tokfile)
-    tok = TextTokenizer.load(tokfile)
-    streams = load_streams("bundled", tok, 64, out / "tokens")
-    process = MaskedDiffusion(tok.mask_token_id)
-    acc = Accelerator(cpu=True, mixed_precision="bf16")
-    torch.set_num_threads(2)
-    train_teacher(config, streams, process, acc, out)
+    from .settings import PRESETS, RecipeConfig
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(RecipeConfig, default=PRESETS[preset](), args=flags, prog=PROGRAM, description=__doc__)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        words = re.sub(r"[│╭╮╰╯─]+|\x1b\[[0-9;]*m", " ", complaint.getvalue()).split()
+        raise ValueError(" ".join(words)) from None
+
+
+def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
+    """Check everything, then run one stage or all of them."""
+    from .pipeline import Pipeline
+
+    pipeline = Pipeline(config, command)
+    stages = {
+        "teacher": pipeline.train_teacher,
+        "judge": pipeline.train_judge,
+        "distill": pipeline.distil,
+        "sample": pipeline.sample,
+        "evaluate": pipeline.evaluate,
+        "report": pipeline.report,
+    }
+    names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
+    pipeline.check(names)
+    for name in names:
+        stages[name]()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,65 +1,117 @@
-"""Settings of the text recipes, as dataclasses that become flags, and their presets."""
+"""Settings of the text recipe as dataclasses that become flags, and the presets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ..methods import DiDiInstructConfig
 from ..models import DiTConfig
 from ..training import LoopConfig, OptimizerConfig
+from .corpus import DataConfig
+from .distill import DistillConfig
+from .environment import Precision
+from .evaluate import EvaluateConfig
+from .judge import JudgeConfig
+from .sample import SampleConfig
+from .teacher import TeacherConfig
 
 
 @dataclass(kw_only=True)
-class DataConfig:
-    """Text and its tokens.
+class RecipeConfig:
+    """From a text to a few-step student of it.
 
     Args:
-        source: 'bundled', a UTF-8 text file (one document a line), or a folder of .txt files.
-        tokenizer: 'bundled', 'gpt2', or a path to a tokenizer.json.
-        length: tokens per sequence (paper: 1024).
+        name: folder of this run, under ``output``.
+        output: where runs go.
+        seed: of the distillation; the same seed gives the same student, bit for bit, on a CPU.
+        precision: of the networks: fp32, bf16 autocast, or auto (bf16 where the device has it).
+        threads: of the CPU; 0 leaves PyTorch's choice.
+        data: text and tokens.
+        teacher: the model that is distilled.
+        judge: the model that prices samples.
+        distill: how the student is made.
+        evaluate: what is measured.
+        sample: what the sampling stage draws.
     """
 
-    source: str = "bundled"
-    tokenizer: str = "bundled"
-    length: int = 64
+    name: str = "demo"
+    output: Path = Path("runs")
+    seed: int = 0
+    precision: Precision = "auto"
+    threads: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    @property
+    def directory(self) -> Path:
+        """``output / name``."""
+        return self.output / self.name
 
 
-@dataclass(kw_only=True)
-class TeacherConfig:
-    """The masked diffusion teacher.
-
-    Args:
-        path: folder of a trained teacher, a hub name, or 'bundled'.
-        model: its shape, where it is trained here.
-        loop: how long it is trained.
-        optimizer: how.
-        batch_size: sequences per update (paper: 512).
-        evaluate_every: updates between measurements of the held-out bound.
-    """
-
-    path: str = "bundled"
-    model: DiTConfig = field(
-        default_factory=lambda: DiTConfig(
-            vocab_size=2048,
-            max_length=64,
-            hidden_size=192,
-            num_layers=6,
-            num_heads=3,
-            cond_size=32,
-            dropout=0.0,
+def demo() -> RecipeConfig:
+    """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
+    return RecipeConfig(
+        distill=DistillConfig(
+            loop=LoopConfig(num_steps=300, log_every=5, checkpoint_every=50),
+            batch_size=16,
+            student=OptimizerConfig(learning_rate=5e-4, warmup_steps=20, schedule="cosine", ema_decay=0.95),
+            ratio=OptimizerConfig(learning_rate=5e-4, warmup_steps=20),
         )
     )
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(num_steps=8000, log_every=50, checkpoint_every=250, keep_checkpoints=1)
+
+
+def demo_long() -> RecipeConfig:
+    """The demo, given two hours on two cores."""
+    config = demo()
+    config.name = "demo-long"
+    config.distill.loop = LoopConfig(num_steps=6000, log_every=20, checkpoint_every=250)
+    config.distill.student.ema_decay = 0.995
+    config.evaluate.num_samples = 256
+    return config
+
+
+def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teacher: str) -> RecipeConfig:
+    """The settings of arXiv 2509.25035 on OpenWebText: length 1024, GPT-2 tokenizer, GPT-2 Large as judge."""
+    return RecipeConfig(
+        name=name,
+        data=DataConfig(source="openwebtext", tokenizer="gpt2", length=1024),
+        teacher=TeacherConfig(
+            path=teacher,
+            model=DiTConfig(
+                vocab_size=50258,
+                max_length=1024,
+                hidden_size=hidden_size,
+                num_layers=num_layers,
+                num_heads=num_heads,
+            ),
+            loop=LoopConfig(num_steps=1_000_000, checkpoint_every=5000),
+            optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2500, ema_decay=0.9999),
+            batch_size=512,
+            half_precision=False,
+        ),
+        judge=JudgeConfig(path="gpt2-large"),
+        distill=DistillConfig(
+            method=DiDiInstructConfig.paper(),
+            loop=LoopConfig(num_steps=10_000, log_every=20, checkpoint_every=500),
+            batch_size=16,
+            student=OptimizerConfig(learning_rate=1e-6, warmup_steps=1000, ema_decay=0.999),
+            ratio=OptimizerConfig(learning_rate=1e-5, warmup_steps=1000),
+        ),
+        evaluate=EvaluateConfig(
+            steps=(8, 16, 32, 64, 128), guided_steps=(8, 16, 32), teacher_frontier_steps=(128,), tilt_fraction=0.5
+        ),
     )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.1,
-            warmup_steps=300,
-            schedule="cosine",
-            ema_decay=0.998,
-        )
-    )
-    batch_size: int = 64
-    evaluate_every: int = 500
+
+
+PRESETS: dict[str, Callable[[], RecipeConfig]] = {
+    "demo": demo,
+    "demo-long": demo_long,
+    "small": lambda: paper("small", hidden_size=768, num_layers=12, num_heads=12, teacher="kuleshov-group/mdlm-owt"),
+    "medium": lambda: paper("medium", hidden_size=1024, num_layers=24, num_heads=16, teacher=""),
+}

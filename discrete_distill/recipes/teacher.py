@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
-from ..models import DiT
+from ..models import DiT, DiTConfig
 from ..process import MaskedDiffusion
-from ..training import Learner, TrainingLoop, fold_seed
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
+from .assets import BUNDLED, asset
 from .corpus import TokenStream
-from .settings import TeacherConfig
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """The masked diffusion teacher.
+
+    Args:
+        path: folder of a trained teacher (``save_pretrained``), a hub name, or 'bundled'.
+        model: its shape, where it is trained here.
+        loop: how long it is trained.
+        optimizer: how.
+        batch_size: sequences per update (paper: 512).
+        evaluate_every: updates between measurements of the held-out bound.
+        half_precision: write the weights in fp16 (they are read back into fp32).
+    """
+
+    path: str = "bundled"
+    model: DiTConfig = field(
+        default_factory=lambda: DiTConfig(
+            vocab_size=2048,
+            max_length=64,
+            hidden_size=192,
+            num_layers=6,
+            num_heads=3,
+            cond_size=32,
+            dropout=0.0,
+        )
+    )
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(num_steps=8000, log_every=50, checkpoint_every=250, keep_checkpoints=1)
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.1,
+            warmup_steps=300,
+            schedule="cosine",
+            ema_decay=0.998,
+        )
+    )
+    batch_size: int = 64
+    evaluate_every: int = 500
+    half_precision: bool = True
 
 
 def train_teacher(
@@ -21,8 +69,8 @@ def train_teacher(
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
-) -> nn.Module:
-    """Train on the ``train`` split; the averaged network is written to ``directory`` and returned."""
+) -> DiT:
+    """Train on the ``train`` split; the averaged network is written to ``directory`` and returned as written."""
     torch.manual_seed(config.loop.seed)
     learner = Learner(DiT(config.model).to(accelerator.device), config.optimizer, config.loop.num_steps, accelerator)
     heldout = streams["heldout"].packed(512).to(accelerator.device)
@@ -31,8 +79,8 @@ def train_teacher(
         x = streams["train"].crops(config.batch_size, generator=generator).to(accelerator.device)
         with accelerator.autocast():
             loss = process.nelbo(learner.module, x, by="count", generator=generator).loss
-        metrics = {"loss": float(loss), **learner.step(loss)}
-        if (index + 1) % config.evaluate_every == 0:
+        metrics = {"loss": float(loss.detach()), **learner.step(loss)}
+        if (index + 1) % config.evaluate_every == 0 or index + 1 == config.loop.num_steps:
             metrics["heldout_nats_per_token"] = heldout_nelbo(learner.averaged, process, heldout, accelerator)
         return metrics
 
@@ -46,10 +94,26 @@ def train_teacher(
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
     ).run()
-    teacher = learner.averaged.eval()
     if accelerator.is_main_process:
-        teacher.save_pretrained(directory)
-    return teacher
+        trained = copy.deepcopy(cast(DiT, learner.averaged))
+        (trained.half() if config.half_precision else trained).save_pretrained(directory)
+    accelerator.wait_for_everyone()
+    return load_teacher(str(directory)).to(accelerator.device)
+
+
+def load_teacher(path: str) -> DiT:
+    """The shipped teacher, one from a folder, or one from the hub; strictly, in fp32, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if it cannot be had, with the flag that names another.
+    """
+    folder = str(asset("teacher")) if path == BUNDLED else path
+    try:
+        return DiT.from_pretrained(folder).float().eval()
+    except (OSError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"no teacher at {path}: give --teacher.path a folder with config.json and model.safetensors"
+        ) from error
 
 
 @torch.no_grad()

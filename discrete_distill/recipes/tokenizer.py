@@ -85,9 +85,18 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> TextTokenizer:
 
 
 def gpt2_tokenizer(name_or_path: str = "gpt2") -> TextTokenizer:
-    """GPT-2's byte-level BPE from the hub or a local folder, with the mask added as id 50257."""
+    """GPT-2's byte-level BPE from the hub or a local folder, with the mask added as id 50257.
+
+    Raises:
+        FileNotFoundError: if it cannot be had.
+    """
     from transformers import AutoTokenizer
 
-    backend = AutoTokenizer.from_pretrained(name_or_path, use_fast=True).backend_tokenizer
+    try:
+        backend = AutoTokenizer.from_pretrained(name_or_path, use_fast=True).backend_tokenizer
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no tokenizer at {name_or_path}; give --data.tokenizer a local folder, a tokenizer.json, or 'train'"
+        ) from error
     backend.add_special_tokens([MASK_TOKEN])
     return TextTokenizer(backend)

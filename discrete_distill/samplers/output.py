@@ -15,7 +15,8 @@ class SamplerOutput:
         sequences: int64 ``[B, L]``.
         nfe: calls of the denoiser (what papers call NFE).
         network_evaluations: calls of any network; a backward pass counts as two.
-        log_probs: fp32 ``[B, L]``, nats: log-probability of each token when it was drawn; 0 where it was given or masked.
+        log_probs: fp32 ``[B, L]``, nats: log-probability of each token when it was drawn; 0 where it was given or
+            masked.
         history: the state before each step and at the end, int64 ``[B, L]`` each, if asked for.
     """
 

@@ -22,11 +22,12 @@ class RGASampler:
 
     With the reward ``r = -logit`` of the discriminator (student against reference):
 
-    * tilt: tokens are drawn from ``log p(x_i | z_t) + h clip(d r / d log p(x_i | z_t), -1, 1)``, renormalised, where the
-      discriminator reads the soft embedding ``softmax(log p) @ E`` at masked positions; ``h`` runs over ``tilt``;
-    * re-rank: ``M`` candidates of ``z_s`` from one call of the denoiser, revealing the same positions; one is kept, drawn
-      from ``softmax(rerank_scale * score)`` at time ``s``. Since each logit of the discriminator estimates the
-      log-ratio of the whole sequence, the *mean* over positions at scale 1 is importance resampling towards the reference.
+    * tilt: tokens are drawn from ``log p(x_i | z_t) + h clip(d r / d log p(x_i | z_t), -1, 1)``, renormalised, where
+      the discriminator reads the soft embedding ``softmax(log p) @ E`` at masked positions; ``h`` runs over ``tilt``;
+    * re-rank: ``M`` candidates of ``z_s`` from one call of the denoiser, revealing the same positions; one is kept,
+      drawn from ``softmax(rerank_scale * score)`` at time ``s``. Since each logit of the discriminator estimates the
+      log-ratio of the whole sequence, the *mean* over positions at scale 1 is importance resampling towards the
+      reference.
 
     ``M = 1`` with no tilted step is the ancestral sampler, token for token.
 

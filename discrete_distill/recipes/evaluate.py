@@ -1,0 +1,254 @@
+"""The evaluation stage: teacher and student by steps, on the frontier, and at equal cost; all figures go to one
+file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from ..evaluation import (
+    Judge,
+    generative_perplexity,
+    measure_diversity,
+    measure_frontier,
+    measure_speeds,
+)
+from ..models import Discriminator, DiT
+from ..process import MaskedDiffusion
+from ..samplers import AncestralSampler, RGASampler, SamplerOutput
+from ..training import fold_seed
+
+RESULTS_FILE = "evaluation.json"
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """What is measured.
+
+    Args:
+        num_samples: samples for each seed.
+        seeds: seeds of sampling.
+        steps: steps at which teacher and student are sampled at temperature 1.
+        guided_steps: steps at which the student is sampled with RGAS, out of ``steps``.
+        frontier_steps: steps at which methods are compared over temperatures.
+        teacher_frontier_steps: further steps of the teacher alone, compared with the student at ``frontier_steps``.
+        teacher_temperatures: of the teacher's frontier.
+        student_temperatures: of the student's.
+        num_candidates: M of RGAS; at N steps it costs N (M + 1) network evaluations.
+        tilt_fraction: fraction of steps that tilt (paper: 0.5); 0 re-ranks at every step.
+        batch_size: sequences sampled at once.
+        shown: samples of each method in the report.
+    """
+
+    num_samples: int = 64
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    guided_steps: tuple[int, ...] = (8,)
+    frontier_steps: int = 8
+    teacher_frontier_steps: tuple[int, ...] = (32, 64)
+    teacher_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0)
+    student_temperatures: tuple[float, ...] = (0.9, 1.0, 1.1)
+    num_candidates: int = 4
+    tilt_fraction: float = 0.0
+    batch_size: int = 64
+    shown: int = 2
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way of sampling, with everything but steps, temperature and seed decided."""
+
+    name: str
+    draw: Callable[[int, float, tuple[int, int], Generator], SamplerOutput]
+
+
+class Evaluation:
+    """Draws and judges samples of the contestants; every set of samples is drawn once."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        process: MaskedDiffusion,
+        judge: Judge,
+        accelerator: Accelerator,
+        length: int,
+    ) -> None:
+        self.config = config
+        self.process = process
+        self.judge = judge
+        self.accelerator = accelerator
+        self.length = length
+        self.precision = "bf16 network, fp32 draw" if accelerator.mixed_precision == "bf16" else "fp32"
+        self.drawn: dict[tuple[str, int, float, int], SamplerOutput] = {}
+
+    def plain(self, name: str, denoiser: DiT) -> Contestant:
+        """Ancestral sampling."""
+
+        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
+            sampler = AncestralSampler(self.process, num_steps=steps, temperature=temperature)
+            return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
+
+        return Contestant(name, draw)
+
+    def guided(self, name: str, denoiser: DiT, discriminator: Discriminator) -> Contestant:
+        """RGAS."""
+
+        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
+            sampler = RGASampler(
+                self.process,
+                num_steps=steps,
+                num_candidates=self.config.num_candidates,
+                tilt_fraction=self.config.tilt_fraction,
+                temperature=temperature,
+            )
+            return sampler(denoiser, discriminator, shape, generator=generator, device=self.accelerator.device)
+
+        return Contestant(name, draw)
+
+    def sample(self, contestant: Contestant, steps: int, temperature: float, seed: int) -> SamplerOutput:
+        """``num_samples`` sequences; the same call gives the same ones."""
+        key = (contestant.name, steps, temperature, seed)
+        if key not in self.drawn:
+            batches = []
+            for start in range(0, self.config.num_samples, self.config.batch_size):
+                size = min(self.config.batch_size, self.config.num_samples - start)
+                generator = Generator(device=self.accelerator.device).manual_seed(fold_seed("sample", seed, start))
+                with self.accelerator.autocast():
+                    batches.append(contestant.draw(steps, temperature, (size, self.length), generator))
+            self.drawn[key] = join_outputs(batches)
+        return self.drawn[key]
+
+    def by_steps(self, contestant: Contestant, steps: int) -> dict[str, Any]:
+        """One line of the table: all seeds together, at temperature 1."""
+        outputs = [self.sample(contestant, steps, 1.0, seed) for seed in self.config.seeds]
+        sequences = torch.cat([out.sequences for out in outputs])
+        verdict = generative_perplexity(
+            sequences, self.judge, precision=self.precision, mask_token_id=self.process.mask_token_id
+        )
+        return {
+            "method": contestant.name,
+            "steps": steps,
+            "nfe": outputs[0].nfe,
+            "network_evaluations": outputs[0].network_evaluations,
+            "nats_per_token": verdict.nats_per_token,
+            "standard_error": verdict.standard_error,
+            "perplexity": verdict.perplexity,
+            "diversity": asdict(measure_diversity(sequences)),
+        }
+
+    def frontier(self, contestant: Contestant, steps: int, temperatures: tuple[float, ...]) -> dict[str, Any]:
+        """The curve over temperatures, all seeds."""
+        measured = measure_frontier(
+            lambda temperature, seed: self.sample(contestant, steps, temperature, seed).sequences,
+            self.judge,
+            method=f"{contestant.name}, {steps} steps",
+            temperatures=temperatures,
+            seeds=self.config.seeds,
+            precision=self.precision,
+            mask_token_id=self.process.mask_token_id,
+        )
+        return measured.to_dict()
+
+
+def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
+    """Batches of one sampler as one; costs are those of a batch."""
+    return SamplerOutput(
+        sequences=torch.cat([out.sequences for out in outputs]),
+        nfe=max(out.nfe for out in outputs),
+        network_evaluations=max(out.network_evaluations for out in outputs),
+        log_probs=torch.cat([out.log_probs for out in outputs]),
+    )
+
+
+def evaluate(
+    config: EvaluateConfig,
+    teacher: DiT,
+    student: DiT,
+    discriminator: Discriminator | None,
+    process: MaskedDiffusion,
+    judge: Judge,
+    heldout: Tensor,
+    accelerator: Accelerator,
+    directory: Path,
+) -> dict[str, Any]:
+    """Measure everything and write ``evaluation.json``.
+
+    Args:
+        heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
+
+    Returns:
+        What was written.
+    """
+    started = time.perf_counter()
+    run = Evaluation(config, process, judge, accelerator, heldout.shape[1])
+    plain_teacher, plain_student = run.plain("teacher", teacher), run.plain("student", student)
+    lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
+    curves = [(plain_teacher, config.frontier_steps, config.teacher_temperatures)]
+    curves += [(plain_teacher, steps, config.teacher_temperatures) for steps in config.teacher_frontier_steps]
+    curves.append((plain_student, config.frontier_steps, config.student_temperatures))
+    if discriminator is not None:
+        guided = run.guided("student + RGAS", student, discriminator.eval())
+        lines += [(guided, steps) for steps in config.guided_steps]
+        curves.append((guided, config.frontier_steps, config.student_temperatures))
+    with tqdm(total=len(lines) + len(curves), desc="evaluate") as bar:
+        table = [_advance(bar, run.by_steps(*line)) for line in lines]
+        frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
+    verdict = generative_perplexity(heldout, judge, precision="text")
+    results = {
+        "judge": judge.name,
+        "precision": run.precision,
+        "num_samples": config.num_samples,
+        "seeds": list(config.seeds),
+        "data": {"nats_per_token": verdict.nats_per_token, "diversity": asdict(measure_diversity(heldout))},
+        "by_steps": table,
+        "frontiers": frontiers,
+        "samples": {
+            f"{who.name}, {steps} steps": run.sample(who, steps, 1.0, config.seeds[0])
+            .sequences[: config.shown]
+            .tolist()
+            for who, steps in lines
+            if steps in (config.frontier_steps, max(config.steps))
+        },
+        "speed": _speeds(run, plain_teacher, plain_student, config),
+        "seconds": time.perf_counter() - started,
+    }
+    (directory / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+    return results
+
+
+def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
+    bar.update()
+    return value
+
+
+def _speeds(run: Evaluation, teacher: Contestant, student: Contestant, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Tokens per second of teacher at most steps and student at the compared number, in one run."""
+    shape = (min(config.batch_size, config.num_samples), run.length)
+
+    def call(who: Contestant, steps: int) -> Callable[[], Tensor]:
+        def draw() -> Tensor:
+            generator = Generator(device=run.accelerator.device).manual_seed(0)
+            with run.accelerator.autocast():
+                return who.draw(steps, 1.0, shape, generator).sequences
+
+        return draw
+
+    calls = {
+        f"teacher, {max(config.steps)} steps": call(teacher, max(config.steps)),
+        f"teacher, {config.frontier_steps} steps": call(teacher, config.frontier_steps),
+        f"student, {config.frontier_steps} steps": call(student, config.frontier_steps),
+    }
+    speeds = measure_speeds(calls, repeats=3, warmup=1, device=run.accelerator.device)
+    return [
+        {"method": name, "tokens_per_second": speed.tokens_per_second, "spread": speed.spread, "batch": shape[0]}
+        for name, speed in speeds.items()
+    ]

@@ -1,0 +1,272 @@
+"""The stages of the text recipe, tied together: each takes what it needs from the stages before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ..evaluation import Judge, TextJudge
+from ..models import Discriminator, DiT
+from ..process import MaskedDiffusion
+from ..training import read_metrics
+from .assets import BUNDLED, asset
+from .corpus import TokenStream, load_streams, read_documents, split_documents
+from .distill import distil
+from .environment import describe_machine, make_accelerator, make_folder
+from .evaluate import RESULTS_FILE, evaluate
+from .judge import WEIGHTS_FILE, load_judge, train_judge
+from .report import Frontier, frontier_table, headline, steps_table, write_report
+from .sample import sample_text
+from .settings import RecipeConfig
+from .teacher import load_teacher, train_teacher
+from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
+
+
+class Pipeline:
+    """One run: its settings, its folder, and its stages.
+
+    Args:
+        config: every setting.
+        command: the command line, for the report.
+
+    Raises:
+        ValueError: if settings do not go together.
+        OSError: if something named cannot be read, or the output cannot be written.
+    """
+
+    def __init__(self, config: RecipeConfig, command: str) -> None:
+        self.config = config
+        self.command = command
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.accelerator: Accelerator = make_accelerator(config.precision)
+        self._tokenizer: TextTokenizer | None = None
+        self._streams: dict[str, TokenStream] | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where this run writes."""
+        return self.config.directory
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The configured tokenizer; read, or trained on the text, once."""
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer(self.config.data.tokenizer)
+        return self._tokenizer
+
+    def _make_tokenizer(self, name: str) -> TextTokenizer:
+        if name == BUNDLED:
+            return TextTokenizer.load(asset("tokenizer.json"))
+        if name == "train":
+            documents = split_documents(read_documents(self.config.data.source))["train"]
+            return train_tokenizer(documents, self.config.data.vocab_size)
+        if name.endswith(".json"):
+            if not Path(name).exists():
+                raise FileNotFoundError(f"no tokenizer at {name}; give --data.tokenizer another path")
+            return TextTokenizer.load(Path(name))
+        return gpt2_tokenizer(name)
+
+    @property
+    def process(self) -> MaskedDiffusion:
+        """Mask of the tokenizer, log-linear schedule."""
+        return MaskedDiffusion(self.tokenizer.mask_token_id)
+
+    @property
+    def streams(self) -> dict[str, TokenStream]:
+        """Token streams of the splits, tokenised once."""
+        if self._streams is None:
+            data = self.config.data
+            cache = Path(data.cache) if data.cache else self.config.output / "tokens"
+            self._streams = load_streams(data.source, self.tokenizer, data.length, cache)
+        return self._streams
+
+    def check(self, stages: tuple[str, ...]) -> None:
+        """Look for everything that the stages will need, before the first of them starts or writes.
+
+        Raises:
+            ValueError: naming all that is missing or does not fit, each with its flag.
+        """
+        needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
+        if {"distill", "evaluate"} & set(stages):
+            needs.append(self.load_teacher)
+        if "evaluate" in stages:
+            needs.append(self._find_judge)
+        if stages[0] in ("sample", "evaluate"):
+            needs.append(self.load_student)
+        if stages[0] == "report":
+            needs.append(self._read_results)
+        else:
+            needs.append(lambda: make_folder(self.directory, only_check=True))
+        problems = [problem for problem in map(_problem_of, needs) if problem]
+        if not problems and stages[0] not in ("sample", "report"):
+            problems = [problem for problem in [_problem_of(lambda: self.streams)] if problem]
+        elif problems and not Path(self.config.data.source).exists() and self.config.data.source != BUNDLED:
+            problems += [problem for problem in [_problem_of(self._read_text)] if problem]
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+
+    def _read_text(self) -> list[str]:
+        return read_documents(self.config.data.source)
+
+    def train_teacher(self) -> None:
+        """Train a teacher from nothing; it and the tokenizer go to ``teacher/``."""
+        self._check_length(self.config.teacher.model.max_length)
+        self._check_vocabulary(self.config.teacher.model.vocab_size, "--teacher.model.vocab-size")
+        folder = make_folder(self.directory / "teacher")
+        self.tokenizer.save(folder / "tokenizer.json")
+        train_teacher(self.config.teacher, self.streams, self.process, self.accelerator, folder)
+        print(f"teacher: {folder}")
+
+    def train_judge(self) -> None:
+        """Train the small judge; it goes to ``judge/``."""
+        self._check_vocabulary(self.config.judge.vocab_size, "--judge.vocab-size")
+        folder = make_folder(self.directory / "judge")
+        train_judge(self.config.judge, self.streams, self.accelerator, folder)
+        print(f"judge: {folder}")
+
+    def distil(self) -> None:
+        """Distil the teacher; the student goes to ``student/``."""
+        teacher = self.load_teacher()
+        folder = make_folder(self.directory)
+        self.config.distill.loop.seed = self.config.seed
+        distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+
+    def load_teacher(self) -> DiT:
+        """The teacher, checked against tokenizer and length."""
+        teacher = load_teacher(self.config.teacher.path)
+        self._check_vocabulary(teacher.config.vocab_size, "--teacher.path")
+        self._check_length(teacher.config.max_length)
+        return teacher.to(self.accelerator.device)
+
+    def load_student(self) -> tuple[DiT, Discriminator | None]:
+        """Student and discriminator of this run.
+
+        Raises:
+            FileNotFoundError: if there is none yet.
+        """
+        folder = self.directory / "student"
+        if not (folder / "model.safetensors").exists():
+            raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
+        student = DiT.from_pretrained(folder).to(self.accelerator.device).eval()
+        discriminator = None
+        if (folder / "discriminator" / "model.safetensors").exists():
+            loaded = Discriminator.from_pretrained(folder / "discriminator")
+            discriminator = loaded.to(self.accelerator.device).eval()
+        return student, discriminator
+
+    def load_judge(self) -> Judge:
+        """The shipped judge, one that the judge stage wrote, or a causal language model by folder or hub name."""
+        path = self._find_judge()
+        if (path / WEIGHTS_FILE).exists() and self.config.data.tokenizer != "gpt2":
+            return load_judge(path, device=self.accelerator.device)
+        return TextJudge.from_pretrained(
+            self.config.judge.path,
+            decode=self.tokenizer.decode,
+            eos_token_id=self.tokenizer.eos_token_id,
+            device=self.accelerator.device,
+        )
+
+    def _find_judge(self) -> Path:
+        """Its folder; a hub name is looked up.
+
+        Raises:
+            FileNotFoundError: if it cannot be had.
+        """
+        name = self.config.judge.path
+        if name == BUNDLED:
+            return asset("judge")
+        from transformers import AutoConfig
+
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f"no judge at {name}; give --judge.path a local folder") from error
+        return Path(name)
+
+    def sample(self) -> None:
+        """Print samples of the student."""
+        student, discriminator = self.load_student()
+        sample_text(
+            self.config.sample,
+            student,
+            discriminator,
+            self.process,
+            self.tokenizer,
+            self.config.data.length,
+            self.accelerator,
+            self.config.seed,
+        )
+
+    def evaluate(self) -> None:
+        """Measure teacher and student; figures go to ``evaluation.json``."""
+        teacher, judge = self.load_teacher(), self.load_judge()
+        student, discriminator = self.load_student()
+        evaluate(
+            self.config.evaluate,
+            teacher,
+            student,
+            discriminator,
+            self.process,
+            judge,
+            self.streams["heldout"].packed(1024).to(self.accelerator.device),
+            self.accelerator,
+            make_folder(self.directory),
+        )
+
+    def report(self) -> None:
+        """Write ``report.md`` with its plots, and print the tables."""
+        results = self._read_results()
+        path = write_report(
+            results,
+            read_metrics(self.directory),
+            self.tokenizer,
+            self.directory,
+            title=f"Distillation: {self.config.name}",
+            command=self.command,
+            machine=describe_machine(self.accelerator),
+            settings=asdict(self.config),
+        )
+        frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
+        page = "\n\n".join(
+            [steps_table(results), frontier_table(results, frontiers), "\n".join(headline(results, frontiers))]
+        )
+        Console().print(Markdown(page))
+        for written in (path, self.directory / "student", self.directory / "metrics.jsonl"):
+            print(written)
+
+    def _read_results(self) -> dict[str, Any]:
+        path = self.directory / RESULTS_FILE
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; run the evaluate stage first, or name another --name")
+        return json.loads(path.read_text())
+
+    def _check_vocabulary(self, vocab_size: int, flag: str) -> None:
+        if vocab_size != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {vocab_size} classes and the tokenizer {self.tokenizer.vocab_size} (mask included); "
+                f"give {flag} and --data.tokenizer that belong together"
+            )
+
+    def _check_length(self, max_length: int) -> None:
+        if self.config.data.length > max_length:
+            raise ValueError(
+                f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"
+            )
+
+
+def _problem_of(need: Callable[[], Any]) -> str | None:
+    """What is wrong with something that is needed, on one line, or None."""
+    try:
+        need()
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    return None

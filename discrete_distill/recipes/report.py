@@ -1,0 +1,244 @@
+"""The report: what was run, what it cost, tables, plots, samples, and what to worry about."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy
+from .tokenizer import TextTokenizer
+
+REPORT_FILE = "report.md"
+
+
+def write_report(
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    tokenizer: TextTokenizer,
+    directory: Path,
+    *,
+    title: str,
+    command: str,
+    machine: str,
+    settings: dict[str, Any],
+) -> Path:
+    """Write ``report.md`` and its plots into ``directory``.
+
+    Args:
+        results: what the evaluation wrote.
+        history: metrics of the distillation.
+        tokenizer: shows samples as text.
+        title: of the page.
+        command: that made it.
+        machine: that ran it.
+        settings: every field, to be reproduced from.
+    """
+    frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
+    _draw_plots(results, frontiers, directory, title)
+    parts = [
+        f"# {title}",
+        _provenance(results, history, command, machine),
+        "## In short\n\n" + "\n".join(headline(results, frontiers)),
+        "## At equal entropy\n\n" + frontier_table(results, frontiers),
+        "![Perplexity against entropy](frontier.png)",
+        "## By steps, at temperature 1\n\n" + steps_table(results),
+        "![Perplexity against steps](steps.png)",
+        "## Cost of sampling\n\n" + _speed_table(results),
+        "## Samples\n\n" + _samples(results, tokenizer),
+        "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results, history)),
+        "## Settings\n\n```\n" + "\n".join(_flatten(settings)) + "\n```",
+    ]
+    path = directory / REPORT_FILE
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _provenance(results: dict[str, Any], history: list[dict[str, float]], command: str, machine: str) -> str:
+    trained = history[-1]["seconds"] if history else math.nan
+    steps = int(history[-1]["step"]) if history else 0
+    lines = [
+        f"- Command: `{command}`",
+        f"- Machine: {machine}",
+        f"- Distillation: {steps} steps in {trained:.0f} s; evaluation: {results['seconds']:.0f} s",
+        f"- Judge: {results['judge']}; samples drawn in {results['precision']}",
+        f"- Every figure: {len(results['seeds'])} seeds of {results['num_samples']} samples; ± is one standard error",
+    ]
+    return "\n".join(lines)
+
+
+def _data_entropy(results: dict[str, Any]) -> float:
+    return results["data"]["diversity"]["entropy"]
+
+
+def comparisons(results: dict[str, Any], frontiers: list[Frontier]) -> list[FrontierComparison]:
+    """Every student curve against the first teacher curve, at the entropy of held-out text."""
+    baseline = next(frontier for frontier in frontiers if frontier.method.startswith("teacher"))
+    return [
+        compare_at_entropy(frontier, baseline, _data_entropy(results))
+        for frontier in frontiers
+        if frontier is not baseline
+    ]
+
+
+def headline(results: dict[str, Any], frontiers: list[Frontier]) -> list[str]:
+    """One line for each comparison."""
+    return [f"- {comparison}" for comparison in comparisons(results, frontiers)]
+
+
+def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
+    """Each curve read at the entropy of held-out text."""
+    data = results["data"]
+    lines = [
+        f"Held-out text has an entropy of {_data_entropy(results):.3f} nats and, to this judge, a perplexity of "
+        f"{math.exp(data['nats_per_token']):.1f}.",
+        "",
+        "| | perplexity at that entropy | ± | measured range of entropy |",
+        "|---|---|---|---|",
+    ]
+    for frontier in frontiers:
+        reading = frontier.read(_data_entropy(results))
+        means = frontier.means()
+        span = f"{min(m.entropy for m in means):.3f} to {max(m.entropy for m in means):.3f}"
+        if reading.perplexity is None:
+            lines.append(f"| {frontier.method} | out of range | | {span} |")
+        else:
+            error = reading.standard_error
+            shown = "" if error is None else f"{100 * error:.1f}%"
+            lines.append(f"| {frontier.method} | {reading.perplexity:.1f} | {shown} | {span} |")
+    return "\n".join(lines)
+
+
+def steps_table(results: dict[str, Any]) -> str:
+    """The table of `by_steps`, one line for each method and number of steps."""
+    lines = [
+        "| | steps | network evaluations | perplexity | ± | entropy | corpus entropy | distinct-2 | repeated 3-grams |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in results["by_steps"]:
+        diversity = line["diversity"]
+        distinct, repetition = _by_order(diversity["distinct"]), _by_order(diversity["repetition"])
+        lines.append(
+            f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {line['perplexity']:.1f} "
+            f"| {100 * line['standard_error']:.1f}% | {diversity['entropy']:.3f} | {diversity['corpus_entropy']:.3f} "
+            f"| {distinct[2]:.3f} | {100 * repetition[3]:.2f}% |"
+        )
+    return "\n".join(lines)
+
+
+def _by_order(figures: dict[Any, float]) -> dict[int, float]:
+    return {int(order): value for order, value in figures.items()}
+
+
+def _speed_table(results: dict[str, Any]) -> str:
+    lines = ["| | tokens per second | quartiles | batch |", "|---|---|---|---|"]
+    for line in results["speed"]:
+        low, high = line["spread"]
+        lines.append(
+            f"| {line['method']} | {line['tokens_per_second']:.0f} | {low:.0f} to {high:.0f} | {line['batch']} |"
+        )
+    return "\n".join(lines)
+
+
+def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
+    blocks = []
+    for name, sequences in results["samples"].items():
+        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in sequences)
+        blocks.append(f"**{name}**\n\n{texts}")
+    return "\n\n".join(blocks)
+
+
+def worries(results: dict[str, Any], history: list[dict[str, float]]) -> list[str]:
+    """Signs of collapse, of noise, and of a comparison that is not one. Never empty."""
+    found = [*_entropy_worries(results), *_training_worries(history)]
+    frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
+    found += [comparison.note for comparison in comparisons(results, frontiers) if comparison.note]
+    return found or [
+        "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, and no "
+        "update was skipped.",
+    ]
+
+
+def _entropy_worries(results: dict[str, Any]) -> list[str]:
+    lines = {(line["method"], line["steps"]): line["diversity"] for line in results["by_steps"]}
+    found = []
+    for (method, steps), diversity in lines.items():
+        teacher = lines.get(("teacher", steps))
+        if method == "teacher" or teacher is None:
+            continue
+        for kind in ("entropy", "corpus_entropy"):
+            change = diversity[kind] / teacher[kind] - 1.0
+            if abs(change) > 0.1:
+                found.append(
+                    f"COLLAPSE: the {kind.replace('_', ' ')} of the {method} at {steps} steps is {change:+.0%} against "
+                    "the teacher's; its perplexity means nothing. Lower the learning rate, or raise "
+                    "--distill.method.kl-coefficient."
+                )
+            elif abs(change) > 0.02:
+                found.append(
+                    f"The {kind.replace('_', ' ')} of the {method} at {steps} steps is {change:+.1%} against the "
+                    "teacher's: compare at equal entropy only."
+                )
+    return found
+
+
+def _training_worries(history: list[dict[str, float]]) -> list[str]:
+    if not history:
+        return ["There are no training metrics: the student was not made by this run."]
+    last, found = history[-1], []
+    for name in ("student", "auxiliary", "discriminator"):
+        skipped = last.get(f"{name}_skipped_updates", 0.0)
+        if skipped:
+            found.append(f"{skipped:.0f} updates of the {name} had a gradient that was not finite and were skipped.")
+    accuracy = last.get("discriminator_accuracy")
+    if accuracy is not None and accuracy < 0.55:
+        found.append(f"The discriminator is near chance (accuracy {accuracy:.2f}): its guidance says little.")
+    if accuracy is not None and accuracy > 0.98:
+        found.append(
+            f"The discriminator is nearly certain (accuracy {accuracy:.2f}): the student is far from the text."
+        )
+    first = next((line["entropy"] for line in history if "entropy" in line), None)
+    if first is not None and last.get("entropy", first) < 0.5 * first:
+        found.append(
+            f"COLLAPSE: the entropy of the student's predictions fell from {first:.2f} to {last['entropy']:.2f} nats."
+        )
+    return found
+
+
+def step_curves(results: dict[str, Any]) -> list[StepCurve]:
+    """Log-perplexity against steps, one curve for each method."""
+    methods = list(dict.fromkeys(line["method"] for line in results["by_steps"]))
+    curves = []
+    for method in methods:
+        lines = [line for line in results["by_steps"] if line["method"] == method]
+        curves.append(
+            StepCurve(
+                label=method,
+                steps=tuple(line["steps"] for line in lines),
+                nats_per_token=tuple(line["nats_per_token"] for line in lines),
+                standard_errors=tuple(line["standard_error"] for line in lines),
+            )
+        )
+    return curves
+
+
+def _draw_plots(results: dict[str, Any], frontiers: list[Frontier], directory: Path, title: str) -> None:
+    from ..evaluation import plot_frontier, plot_perplexity_by_steps
+
+    plot_frontier(frontiers, directory / "frontier.png", data_entropy=_data_entropy(results), title=title)
+    plot_perplexity_by_steps(
+        step_curves(results),
+        directory / "steps.png",
+        judge=results["judge"],
+        title=title,
+        data_perplexity=math.exp(results["data"]["nats_per_token"]),
+        note="temperature 1; entropies differ, see the table",
+    )
+
+
+def _flatten(settings: Any, prefix: str = "") -> list[str]:
+    if isinstance(settings, dict):
+        return [
+            line for key, value in settings.items() for line in _flatten(value, f"{prefix}.{key}" if prefix else key)
+        ]
+    return [f"{prefix} = {settings}"]

@@ -1,0 +1,189 @@
+"""The text recipe from the command line, at tiny size: what it writes, repeats, resumes and refuses."""
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from accelerate.state import AcceleratorState
+
+from discrete_distill.recipes.owt import main
+
+TINY_MODEL = [
+    "--teacher.model.hidden-size=32",
+    "--teacher.model.num-layers=2",
+    "--teacher.model.num-heads=2",
+    "--teacher.model.cond-size=8",
+    "--teacher.model.max-length=16",
+    "--judge.hidden-size=16",
+    "--judge.num-layers=1",
+    "--judge.num-heads=2",
+    "--data.length=16",
+    "--precision=fp32",
+]
+TINY_TRAINING = [
+    "--teacher.loop.num-steps=3",
+    "--teacher.batch-size=4",
+    "--judge.loop.num-steps=3",
+    "--judge.batch-size=4",
+    "--distill.loop.num-steps=4",
+    "--distill.loop.checkpoint-every=2",
+    "--distill.batch-size=4",
+    "--distill.method.group-size=2",
+    "--distill.method.ratio-warmup=1",
+]
+TINY_EVALUATION = [
+    "--evaluate.num-samples=4",
+    "--evaluate.seeds", "0", "1",
+    "--evaluate.steps", "2", "8",
+    "--evaluate.teacher-frontier-steps", "16",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_process_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command line is a process of its own outside of tests; accelerate keeps one precision per process."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty lines of a small language."""
+    words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]
+    lines = [" ".join(words[(i * j) % 10] for j in range(1, 60)) for i in range(1, 61)]
+    path = tmp_path_factory.mktemp("text") / "speech.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Output folder and flags of a run whose teacher and judge are trained."""
+    output = tmp_path_factory.mktemp("runs")
+    base = [f"--output={output}", f"--data.source={text}", *TINY_MODEL, *TINY_TRAINING, *TINY_EVALUATION]
+    sizes = ["--data.vocab-size=300", "--teacher.model.vocab-size=300", "--judge.vocab-size=300"]
+    assert main(["teacher", *base, *sizes, "--data.tokenizer=train", "--name=made"]) == 0
+    made = output / "made"
+    flags = [*base, *sizes, f"--data.tokenizer={made}/teacher/tokenizer.json"]
+    assert main(["judge", *flags, "--name=made"]) == 0
+    return output, [*flags, f"--teacher.path={made}/teacher", f"--judge.path={made}/judge"]
+
+
+def test_all_stages_leave_a_student_a_report_and_plots(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = trained
+    assert main([*flags, "--name=whole"]) == 0
+    run = output / "whole"
+    for name in ("report.md", "metrics.jsonl", "evaluation.json", "frontier.png", "steps.png"):
+        assert (run / name).stat().st_size > 0
+    for name in ("student/model.safetensors", "student/config.json", "student/discriminator/model.safetensors"):
+        assert (run / name).is_file()
+    report = (run / "report.md").read_text()
+    for part in ("At equal entropy", "By steps", "Samples", "What to worry about", "Settings", "Judge: gpt2-"):
+        assert part in report
+    assert str(run / "report.md") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_one_seed_gives_the_same_student_bit_for_bit(trained: tuple[Path, list[str]]) -> None:
+    output, flags = trained
+    weights = []
+    for name, seed in (("first", 5), ("second", 5), ("third", 6)):
+        assert main(["distill", *flags, f"--name={name}", f"--seed={seed}"]) == 0
+        weights.append((output / name / "student" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_a_run_that_stops_half_way_resumes_to_the_same_student(trained: tuple[Path, list[str]]) -> None:
+    output, flags = trained
+    constant = ["--seed=5", "--distill.student.schedule=constant"]
+    assert main(["distill", *flags, *constant, "--name=straight"]) == 0
+    assert main(["distill", *flags, *constant, "--name=broken", "--distill.loop.num-steps=2"]) == 0
+    assert main(["distill", *flags, *constant, "--name=broken"]) == 0
+    straight, broken = (output / name / "student" / "model.safetensors" for name in ("straight", "broken"))
+    assert straight.read_bytes() == broken.read_bytes()
+
+
+def test_samples_are_printed_start_with_the_prompt_and_can_be_watched(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, flags = trained
+    assert main(["distill", *flags, "--name=talker"]) == 0
+    capsys.readouterr()
+    assert main(["sample", *flags, "--name=talker", "--sample.prompt=the state", "--sample.guided"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("the state") >= 4
+    assert "network evaluations" in out
+    watching = ["--sample.watch", "--sample.seconds-per-step=0"]
+    assert main(["sample", *flags, "--name=talker", *watching]) == 0
+    assert "step 8 of 8" in capsys.readouterr().out
+
+
+def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Exit code 2 and one line on standard error, which is returned."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--preset=huge"], "unknown preset 'huge'"),
+        (["paint"], "unknown stage 'paint'"),
+        (["--data.source=missing.txt"], "--data.source"),
+        (["--data.tokenizer=missing.json"], "--data.tokenizer"),
+        (["--teacher.path=missing-folder"], "--teacher.path"),
+        (["--judge.path=missing-folder"], "--judge.path"),
+        (["--data.length=65"], "max_length 64"),
+        (["--distill.batch-size=16", "--distill.method.group-size=5"], "group_size 5 does not divide"),
+        (["evaluate"], "no student"),
+        (["report"], "run the evaluate stage first"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "runs"
+    assert said in fails_with([*arguments, f"--output={output}"], capsys)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (b"caf\xe9 au lait", "not UTF-8"), (b"too short", "too short")]
+)
+def test_bad_text_is_one_line_and_leaves_nothing(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    output = tmp_path / "runs"
+    assert said in fails_with([f"--data.source={tmp_path}/text.txt", f"--output={output}"], capsys)
+    assert not output.exists()
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(
+    trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = trained
+    flags = [f"--teacher.path={output}/made/teacher", f"--output={tmp_path}/runs", "--data.length=16"]
+    assert "300 classes and the tokenizer 2048" in fails_with(["distill", *flags], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write to" in fails_with([f"--output={tmp_path}/file"], capsys)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_paper_presets_name_each_thing_that_is_missing_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = fails_with(["--preset=small", f"--output={tmp_path}/runs"], capsys)
+    for flag in ("--data.tokenizer", "--teacher.path", "--judge.path", "--data.source"):
+        assert flag in message
+    assert not (tmp_path / "runs").exists()
