@@ -130,7 +130,7 @@ class IntermediateStateMatcher:
         rows: which log-probabilities a step keeps: of "revealed" positions, or of all "masked" ones.
 
     Raises:
-        ValueError: if a number of steps is below 1, or there is none.
+        ValueError: if a number of steps is below 1, or there is none, or a name is unknown.
     """
 
     process: MaskedDiffusion
@@ -142,6 +142,10 @@ class IntermediateStateMatcher:
     def __post_init__(self) -> None:
         if not self.num_steps or min(self.num_steps) < 1:
             raise ValueError(f"num_steps needs one or more numbers of 1 or more, got {tuple(self.num_steps)}")
+        if self.tau_per not in ("group", "batch", "sample"):
+            raise ValueError(f'tau_per is "group", "batch" or "sample", got {self.tau_per!r}')
+        if self.rows not in ("revealed", "masked"):
+            raise ValueError(f'rows is "revealed" or "masked", got {self.rows!r}')
 
     def __call__(
         self,
@@ -251,7 +255,7 @@ def draw_probe(
         generator: source of randomness.
 
     Raises:
-        ValueError: if ``hidden`` is outside ``(0, 1]``.
+        ValueError: if ``hidden`` is outside ``(0, 1]``, or the path kept only what each step revealed.
     """
     if not 0.0 < hidden <= 1.0:
         raise ValueError(f"hidden must lie in (0, 1], got {hidden}")
@@ -260,6 +264,8 @@ def draw_probe(
     again_B = ((hidden_B - (1.0 - reveal_B)) / reveal_B.clamp(min=1e-6)).clamp(0.0, 1.0)
     coins = torch.rand(step.z.shape, device=step.z.device, generator=generator) < again_B[:, None]
     was_masked = process.is_masked(step.z) & movable
+    if len(step.rows) != int(was_masked.sum()):
+        raise ValueError('a probe needs log-probabilities at all masked positions; draw the path with rows="masked"')
     hide = was_masked & (process.is_masked(step.z_next) | coins)
     rows = hide.flatten().nonzero().squeeze(1)
     z = torch.where(hide, process.mask_token_id, step.z_next)

@@ -51,7 +51,8 @@ def token_divergence(
     if kind == "jeffreys":
         return beta * kl_divergence(log_q, log_p) + (1.0 - beta) * kl_divergence(log_p, log_q)
     if kind == "js":
-        mixture = (beta * log_q.exp() + (1.0 - beta) * log_p.exp()).clamp_min(1e-44).log()
+        tiny = torch.finfo(log_p.dtype).tiny  # a denormal may be flushed to zero
+        mixture = (beta * log_q.exp() + (1.0 - beta) * log_p.exp()).clamp_min(tiny).log()
         return beta * kl_divergence(log_q, mixture) + (1.0 - beta) * kl_divergence(log_p, mixture)
     if kind == "tv":
         return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)

@@ -60,15 +60,15 @@ class DiDiInstructConfig:
     """
 
     score_decomposition: bool = True
-    path_steps: tuple[int, ...] = (2, 4, 8, 16)
+    path_steps: tuple[int, ...] = (4, 8)
     path_times: Literal["sampler", "random"] = "sampler"
     tau_low: float = 0.02
     tau_high: float = 0.98
     tau_shape: float = 1.0
     coupled_time: bool = False
     log_ratio: Literal["discriminator", "auxiliary", "path"] = "auxiliary"
-    credit: Literal["sequence", "token", "vocabulary"] = "vocabulary"
-    window: int = 8
+    credit: Literal["sequence", "token", "vocabulary"] = "token"
+    window: int = 6
     hidden: float = 0.5
     corruptions: int = 4
     corruption_by: Literal["time", "count"] = "count"
@@ -76,7 +76,7 @@ class DiDiInstructConfig:
     omega_low: float = 0.1
     omega_high: float = 10.0
     importance_weight: bool = False
-    group_size: int = 4
+    group_size: int = 16
     baseline: Baseline = "leave_one_out"
     scale: Scale = "batch"
     reward_clip: float = float("inf")
@@ -88,7 +88,7 @@ class DiDiInstructConfig:
     label_smoothing: float = 0.0
     reference: Literal["data", "teacher"] = "data"
     discriminator_states: Literal["corrupted", "path"] = "path"
-    ratio_warmup: int = 50
+    ratio_warmup: int = 10
     ratio_updates: int = 1
     step_conditioning: bool = True
 
@@ -118,6 +118,7 @@ class DiDiInstructConfig:
             log_ratio="discriminator",
             credit="sequence",
             corruptions=1,
+            group_size=4,
             corruption_by="time",
             omega="elbo",
             baseline="group",

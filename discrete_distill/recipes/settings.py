@@ -58,10 +58,11 @@ def demo() -> RecipeConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return RecipeConfig(
         distill=DistillConfig(
-            loop=LoopConfig(num_steps=300, log_every=5, checkpoint_every=50),
-            batch_size=16,
-            student=OptimizerConfig(learning_rate=5e-4, warmup_steps=20, schedule="cosine", ema_decay=0.95),
-            ratio=OptimizerConfig(learning_rate=5e-4, warmup_steps=20),
+            method=DiDiInstructConfig(group_size=48),
+            loop=LoopConfig(num_steps=110, log_every=5, checkpoint_every=20),
+            batch_size=48,
+            student=OptimizerConfig(learning_rate=5e-4, warmup_steps=10, ema_decay=0.95),
+            ratio=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
         )
     )
 

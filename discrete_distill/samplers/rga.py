@@ -179,7 +179,8 @@ class RGASampler:
         """``d reward / d log p`` at masked positions ``rows``, ``[N, V]``; parameters collect no gradient."""
         with torch.enable_grad():
             log_probs_NV = self.process.masked_log_probs(logits_NV.detach()).requires_grad_()
-            soft_ND = log_probs_NV.softmax(-1) @ discriminator.embedding_weight().detach()
+            embedding_VD = discriminator.embedding_weight().detach()
+            soft_ND = log_probs_NV.softmax(-1).to(embedding_VD.dtype) @ embedding_VD
             hard_BLD = discriminator.backbone.embed(canvas.z).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
             logits_BL = discriminator.from_embeddings(h_BLD, t, attention_mask=canvas.attention_mask)

@@ -327,7 +327,7 @@ def test_monte_carlo_is_within_five_standard_errors_which_shrink_as_they_should(
     estimator = ScoreFunctionIntegralKL(
         bench.process,
         bench.log_ratio() if by == "time" else auxiliary_ratio(bench),
-        time_law=BetaTime(0.02, 0.98, a=1.4, b=1.0),
+        time_law=BetaTime(0.02, 0.98, a=1.0, b=1.5),
         weight=ElboWeight(bench.process.schedule, 0.1, 10.0),
         corruptions=corruptions,
         by=by,

@@ -1,0 +1,80 @@
+"""What the report worries about."""
+
+from typing import Any
+
+import pytest
+
+from discrete_distill.recipes.report import worries
+
+
+def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
+    diversity = {"entropy": entropy, "corpus_entropy": corpus_entropy}
+    return {"method": method, "steps": 8, "diversity": diversity}
+
+
+def frontier(method: str, entropies: tuple[float, float]) -> dict[str, Any]:
+    points = [
+        {
+            "temperature": 1.0 + index,
+            "seed": 0,
+            "entropy": entropy,
+            "corpus_entropy": 6.0,
+            "nats_per_token": 5.0,
+            "standard_error": 0.1,
+        }
+        for index, entropy in enumerate(entropies)
+    ]
+    return {"method": method, "judge": "j", "precision": "fp32", "num_samples": 4, "length": 8, "points": points}
+
+
+def results(student_entropy: float, corpus_entropy: float = 6.0, reach: float = 4.2) -> dict[str, Any]:
+    return {
+        "data": {"diversity": {"entropy": 3.9}},
+        "by_steps": [line("teacher", 3.9), line("student", student_entropy, corpus_entropy)],
+        "frontiers": [frontier("teacher, 8 steps", (3.5, 4.2)), frontier("student, 8 steps", (3.5, reach))],
+    }
+
+
+QUIET = [{"step": 1.0, "seconds": 1.0, "entropy": 4.0}, {"step": 2.0, "seconds": 2.0, "entropy": 3.9}]
+
+
+def test_a_healthy_run_has_one_reassuring_line() -> None:
+    assert worries(results(3.88), QUIET) == [
+        "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, and no "
+        "update was skipped."
+    ]
+
+
+@pytest.mark.parametrize(("entropy", "corpus_entropy"), [(3.0, 6.0), (3.9, 5.0)])
+def test_a_lost_tenth_of_either_entropy_is_a_collapse(entropy: float, corpus_entropy: float) -> None:
+    (found,) = worries(results(entropy, corpus_entropy), QUIET)
+    assert found.startswith("COLLAPSE")
+
+
+def test_a_few_percent_ask_for_a_comparison_at_equal_entropy() -> None:
+    (found,) = worries(results(3.75), QUIET)
+    assert "compare at equal entropy only" in found
+
+
+def test_a_frontier_that_does_not_reach_the_text_is_named() -> None:
+    (found,) = worries(results(3.88, reach=3.6), QUIET)
+    assert found.startswith("student, 8 steps: entropy 3.900 is outside")
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ({"student_skipped_updates": 3.0}, "3 updates of the student"),
+        ({"discriminator_accuracy": 0.51}, "near chance"),
+        ({"discriminator_accuracy": 0.99}, "nearly certain"),
+        ({"entropy": 1.0}, "COLLAPSE"),
+    ],
+)
+def test_training_signals_are_explained(last: dict[str, float], said: str) -> None:
+    (found,) = worries(results(3.88), [QUIET[0], {**QUIET[1], **last}])
+    assert said in found
+
+
+def test_a_student_from_elsewhere_is_said_to_be() -> None:
+    (found,) = worries(results(3.88), [])
+    assert "no training metrics" in found

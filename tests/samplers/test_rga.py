@@ -1,0 +1,258 @@
+"""Reward-guided ancestral sampling: what it reduces to, what it improves, and what it costs."""
+
+import math
+
+import pytest
+import torch
+from counting import Counting, chi_square_p, counts_of, random_table, seeded
+from torch import Tensor
+
+from discrete_distill import AncestralSampler, Discriminator, RGASampler, exact
+from discrete_distill.canvas import Canvas
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.process import MaskedDiffusion
+
+PROCESS = MaskedDiffusion(3)
+SHAPE = DiTConfig(vocab_size=4, max_length=6, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0)
+
+
+def small_discriminator(seed: int = 0) -> Discriminator:
+    torch.manual_seed(seed)
+    network = Discriminator(SHAPE, trainable_blocks=1).eval()
+    with torch.no_grad():
+        for block in network.backbone.blocks:
+            block.adaLN_modulation.weight.normal_(std=0.3)
+    return network
+
+
+def exact_ratio(student_law: Tensor, teacher_law: Tensor):
+    """The optimal discriminator: the exact ratio of the state, at every position."""
+    table = exact.log_ratio(student_law, teacher_law, PROCESS)
+    return lambda z, t, **_: exact.look_up(table, z)[:, None].expand(z.shape).float()
+
+
+@pytest.mark.parametrize("x_init", [None, torch.tensor([[0, 3, 3, 3, 2], [3, 3, 1, 3, 3]])])
+def test_one_candidate_and_no_tilt_is_ancestral_sampling_token_for_token(x_init) -> None:
+    table = random_table(3, 5, exact.uniform_times(4), 0, 3)
+    shape = (16, 5) if x_init is None else None
+    plain = AncestralSampler(PROCESS, num_steps=4)(table, shape, x_init=x_init, generator=seeded(1))
+    guided = RGASampler(PROCESS, num_steps=4, num_candidates=1, tilt_fraction=0.0)
+    out = guided(table, small_discriminator(), shape, x_init=x_init, generator=seeded(1))
+    assert bool((out.sequences == plain.sequences).all())
+    assert bool((out.log_probs == plain.log_probs).all())
+    assert out.nfe == out.network_evaluations == plain.nfe
+
+
+def test_a_blind_discriminator_leaves_the_law_as_it_is() -> None:
+    times = exact.uniform_times(2)
+    table = random_table(3, 3, times, 0, 3)
+    blind = lambda z, t: torch.zeros(z.shape)  # noqa: E731
+    out = RGASampler(PROCESS, num_steps=2)(table, blind, (20_000, 3), generator=seeded(2))
+    assert chi_square_p(counts_of(out.sequences, 3, 3), exact.sampler_law(table, PROCESS, times, 3, 3)) > 1e-3
+
+
+def test_reranking_with_the_exact_ratio_moves_the_law_towards_the_chain() -> None:
+    """One step: candidates are whole samples, and re-ranking is importance resampling towards the chain."""
+    chain = exact.random_chain(3, seeded(4))
+    law, draws = chain.law(3), 20_000
+    student = exact.sampler_law(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)
+    kls = {}
+    for candidates in (1, 4, 16):
+        sampler = RGASampler(PROCESS, num_steps=1, num_candidates=candidates)
+        out = sampler(chain.denoiser(3), exact_ratio(student, law), (draws, 3), generator=seeded(5))
+        frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3)
+        kls[candidates] = float(exact.kl(frequency, law))
+    assert kls[1] == pytest.approx(float(exact.kl(student, law)), rel=0.05)
+    assert kls[4] < 0.5 * kls[1]
+    assert kls[16] < 0.5 * kls[4]
+
+
+def test_reranking_at_every_step_of_several_helps_too() -> None:
+    chain = exact.random_chain(3, seeded(4))
+    law, draws = chain.law(4), 20_000
+    student = exact.sampler_law(chain.denoiser(3), PROCESS, exact.uniform_times(2), 4, 3)
+    kls = []
+    for candidates in (1, 4):
+        sampler = RGASampler(PROCESS, num_steps=2, num_candidates=candidates)
+        out = sampler(chain.denoiser(3), exact_ratio(student, law), (draws, 4), generator=seeded(5))
+        frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3, 3)
+        kls.append(float(exact.kl(frequency, law)))
+    assert kls[1] < 0.6 * kls[0]
+
+
+def test_two_candidates_are_chosen_with_the_softmax_of_their_scores() -> None:
+    """One position, two words, scores 0 and -log 3: the law is that of the better of two, by hand."""
+    logit = torch.tensor([0.0, math.log(3.0), 0.0])
+    judge = lambda z, t: logit[z]  # noqa: E731
+    sampler = RGASampler(MaskedDiffusion(2), num_steps=1, num_candidates=2)
+    out = sampler(lambda x, t: torch.zeros(*x.shape, 3), judge, (20_000, 1), generator=seeded(0))
+    first = 0.25 + 0.5 * 0.75
+    counts = torch.bincount(out.sequences.flatten(), minlength=2)
+    assert abs(float(counts[0]) / 20_000 - first) < 5 * (first * (1 - first) / 20_000) ** 0.5
+
+
+def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
+    judge = lambda z, t: -z.float()  # noqa: E731
+    canvas = Canvas(MaskedDiffusion(9), (1, 4), generator=seeded(0))
+    tokens = torch.tensor([1, 2, 3, 6])
+    t = torch.tensor([0.5])
+    mean, total = (RGASampler(MaskedDiffusion(9), normalize=how) for how in ("mean", "sum"))
+    rows = torch.arange(4)
+    assert mean._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [3.0]
+    assert total._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [12.0]
+    scores = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
+    wide = Canvas(MaskedDiffusion(9), (20_000, 1), generator=seeded(1))
+    for scale in (1.0, 3.0):
+        sampler = RGASampler(MaskedDiffusion(9), num_candidates=2, rerank_scale=scale)
+        share = sampler._choose(wide, 0, scores).float().mean().item()
+        assert share == pytest.approx(1.0 / (1.0 + math.exp(-scale)), abs=0.02)
+
+
+def test_masked_positions_alone_count_where_so_chosen_and_prompt_and_padding_never() -> None:
+    judge = lambda z, t, attention_mask: torch.arange(1.0, 5.0).expand(z.shape)  # noqa: E731
+    x_init = torch.tensor([[0, 3, 3, 3]])
+    real = torch.tensor([[True, True, True, False]])
+    canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=real, generator=seeded(0))
+    every, masked = (RGASampler(PROCESS, rerank_positions=which) for which in ("all", "masked"))
+    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5])
+    assert every._candidate_scores(*arguments).tolist() == [-2.5]
+    assert masked._candidate_scores(*arguments).tolist() == [-3.0]
+
+
+def test_a_seed_fixes_the_tokens_of_a_row_whatever_the_batch() -> None:
+    table, judge = random_table(3, 5, exact.uniform_times(4), 7, 3), small_discriminator()
+    for sampler in (RGASampler(PROCESS, num_steps=4), RGASampler(PROCESS, num_steps=4, tilt_fraction=0.5)):
+        small, large = (sampler(table, judge, (rows, 5), generator=seeded(8)).sequences for rows in (7, 40))
+        assert bool((small == large[:7]).all())
+
+
+@pytest.mark.parametrize(("candidates", "fraction"), [(4, 0.0), (4, 0.5), (1, 0.5), (2, 1.0)])
+def test_every_network_evaluation_is_counted(candidates, fraction) -> None:
+    """A tilted step: one of the denoiser, a forward and a backward pass, which is two, of the discriminator."""
+    table, judge = Counting(random_table(3, 6, exact.uniform_times(4), 0, 3)), small_discriminator()
+    forwards: list[int] = []
+    judge.backbone.blocks[0].register_forward_hook(lambda *_: forwards.append(1))
+    sampler = RGASampler(PROCESS, num_steps=4, num_candidates=candidates, tilt_fraction=fraction)
+    out = sampler(table, judge, (64, 6), generator=seeded(1))
+    tilted = sampler.tilted_steps
+    assert tilted == round(4 * fraction)
+    reranks = candidates if candidates > 1 else 0
+    assert out.nfe == table.calls == 4
+    assert len(forwards) == tilted + (4 - tilted) * reranks
+    assert out.network_evaluations == 4 + 3 * tilted + (4 - tilted) * reranks
+
+
+def test_tilting_leaves_no_gradient_on_any_parameter() -> None:
+    table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator()
+    trainable = [parameter.requires_grad for parameter in judge.parameters()]
+    RGASampler(PROCESS, num_steps=4, tilt_fraction=1.0)(table, judge, (8, 6), generator=seeded(1))
+    assert all(parameter.grad is None for parameter in (*judge.parameters(), *table.parameters()))
+    assert [parameter.requires_grad for parameter in judge.parameters()] == trainable
+
+
+def test_the_strength_runs_linearly_over_the_tilted_steps() -> None:
+    sampler = RGASampler(PROCESS, num_steps=10, tilt=(30.0, 40.0), tilt_fraction=0.5)
+    assert sampler.tilted_steps == 5
+    assert [sampler.strength(step) for step in range(5)] == [30.0, 32.5, 35.0, 37.5, 40.0]
+    assert RGASampler(PROCESS, num_steps=2, tilt=(30.0, 40.0), tilt_fraction=0.5).strength(0) == 30.0
+
+
+@pytest.mark.parametrize("normalize", ["mean", "sum"])
+def test_the_gradient_of_the_reward_is_that_of_finite_differences(normalize) -> None:
+    """Of minus the discriminator's mean (or summed) logit over masked positions, through the soft embeddings."""
+    judge = small_discriminator(3).double()
+    judge.logits_of_features = lambda h: judge.head(h).squeeze(-1)  # type: ignore[method-assign]
+    sampler = RGASampler(PROCESS, normalize=normalize, tilt_fraction=1.0)
+    canvas = Canvas(PROCESS, None, x_init=torch.tensor([[0, 3, 3], [3, 1, 2]]), generator=seeded(0))
+    rows = canvas.masked().flatten().nonzero().squeeze(1)
+    logits = torch.randn(3, 4, dtype=torch.float64, generator=seeded(1))
+    t = torch.full((2,), 0.5)
+    actual = sampler.reward_gradient(canvas, judge, rows, logits, t)
+
+    def reward(log_probs: Tensor) -> float:
+        h = judge.backbone.embed(canvas.z).flatten(0, 1)
+        h = h.index_copy(0, rows, log_probs.softmax(-1) @ judge.embedding_weight()).view(2, 3, -1)
+        values = judge.from_embeddings(h, t) * canvas.masked()
+        count = canvas.masked().sum(1) if normalize == "mean" else torch.ones(2)
+        return -float((values.sum(1) / count).sum())
+
+    with torch.no_grad():
+        start, step = PROCESS.masked_log_probs(logits), 2e-2
+        for row in range(3):
+            for word in range(3):
+                push = torch.zeros_like(start)
+                push[row, word] = step
+                slope = (reward(start + push) - reward(start - push)) / (2 * step)
+                assert float(actual[row, word]) == pytest.approx(slope, abs=5e-5)
+    assert actual[:, 3].tolist() == [0.0] * 3
+    assert float(actual.abs().max()) > 1e-3
+
+
+def test_a_tilted_step_follows_the_tilted_law() -> None:
+    judge, strength = small_discriminator(1), 20.0
+    chain = exact.random_chain(3, seeded(0), 1.0)
+    sampler = RGASampler(PROCESS, num_steps=1, tilt=(strength, strength), tilt_fraction=1.0, normalize="sum")
+    out = sampler(chain.denoiser(3), judge, (20_000, 3), generator=seeded(2))
+    canvas = Canvas(PROCESS, (1, 3), generator=seeded(0))
+    logits = chain.denoiser(3)(canvas.z)[0]
+    gradient = sampler.reward_gradient(canvas, judge, torch.arange(3), logits, torch.ones(1))
+    tilted = (PROCESS.masked_log_probs(logits) + strength * gradient.clamp(-1.0, 1.0)).softmax(-1)[:, :3]
+    law = tilted[0][:, None, None] * tilted[1][None, :, None] * tilted[2]
+    counts = counts_of(out.sequences, 3, 3)
+    assert chi_square_p(counts, law) > 1e-3
+    assert chi_square_p(counts, exact.sampler_law(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)) < 1e-6
+
+
+def test_tilting_raises_the_reward() -> None:
+    table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator(2)
+    rewards = []
+    for strength in (0.0, 100.0):
+        sampler = RGASampler(PROCESS, num_steps=4, num_candidates=1, tilt=(strength, strength), tilt_fraction=1.0)
+        out = sampler(table, judge, (2000, 6), generator=seeded(3))
+        with torch.no_grad():
+            rewards.append(float(-judge(out.sequences, torch.zeros(2000)).mean()))
+    assert rewards[1] > rewards[0] + 0.01
+
+
+def test_prompt_and_padding_stay_and_no_mask_is_left() -> None:
+    real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    x_init = torch.tensor([[0, 3, 3, 1, 3, 3], [3, 3, 2, 3, 3, 3]])
+    network = lambda x, t, attention_mask: torch.zeros(*x.shape, 4)  # noqa: E731
+    sampler = RGASampler(PROCESS, num_steps=4, num_candidates=2, tilt_fraction=0.5)
+    out = sampler(
+        network, small_discriminator(), x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True
+    )
+    movable = (x_init == 3) & real
+    assert bool((out.sequences[~movable] == x_init[~movable]).all())
+    assert bool((out.sequences[movable] != 3).all())
+    assert out.history is not None
+    assert len(out.history) == 5
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"tilt_fraction": 1.5}, r"tilt_fraction must lie in \[0, 1\], got 1.5"),
+        ({"normalize": "max"}, "got 'max'"),
+        ({"rerank_positions": "some"}, "got 'some'"),
+    ],
+)
+def test_bad_choices_are_refused(choices, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        RGASampler(PROCESS, **choices)
+
+
+def test_tilting_by_a_plain_function_is_refused() -> None:
+    table = random_table(3, 6, exact.uniform_times(4), 0, 3)
+    with pytest.raises(TypeError, match="set tilt_fraction=0 to re-rank only"):
+        RGASampler(PROCESS, num_steps=4, tilt_fraction=0.5)(table, lambda z, t: z.float(), (1, 6))
+
+
+def test_the_discriminator_may_be_made_of_a_denoiser() -> None:
+    torch.manual_seed(0)
+    denoiser = DiT(SHAPE)
+    judge = Discriminator.from_denoiser(denoiser, trainable_blocks=1).eval()
+    out = RGASampler(PROCESS, num_steps=3, tilt_fraction=0.4)(denoiser.eval(), judge, (4, 6), generator=seeded(0))
+    assert bool((out.sequences != 3).all())
+    assert bool(out.log_probs.isfinite().all())

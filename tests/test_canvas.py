@@ -1,0 +1,139 @@
+"""What moves on a canvas and what does not, and whom it asks for logits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from discrete_distill.canvas import Canvas, time_grid
+from discrete_distill.process import MaskedDiffusion
+
+MASK = 4
+PROCESS = MaskedDiffusion(MASK)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Recording:
+    """Logits that name the sequence's first token, the time and the step's end; remembers what it was asked."""
+
+    accepts_step = True
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+        self.cond: list[dict[str, Tensor]] = []
+
+    def __call__(self, x_t, t, /, *, s, **cond):
+        self.asked.append(x_t)
+        self.cond.append(cond)
+        place = torch.arange(x_t.shape[1])[None, :].expand_as(x_t)
+        columns = [x_t[:, :1].expand_as(x_t), place, t[:, None].expand_as(x_t), s[:, None].expand_as(x_t)]
+        return torch.stack([column.float() for column in (*columns, place)], dim=-1)
+
+
+def test_the_grid_descends_evenly_from_one_to_its_end() -> None:
+    assert time_grid(4, device=torch.device("cpu")).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert time_grid(2, device=torch.device("cpu"), end=0.5).tolist() == [1.0, 0.75, 0.5]
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        time_grid(0, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"must end in \[0, 1\), got 1.0"):
+        time_grid(1, device=torch.device("cpu"), end=1.0)
+
+
+def test_an_unconditional_canvas_is_all_mask() -> None:
+    canvas = Canvas(PROCESS, (2, 3), generator=seeded(0))
+    assert canvas.z.tolist() == [[MASK] * 3] * 2
+    assert bool(canvas.masked().all())
+    assert canvas.batch == 2
+
+
+def test_only_masks_at_real_positions_move() -> None:
+    x_init = torch.tensor([[0, MASK, MASK, MASK]])
+    attention_mask = torch.tensor([[True, True, True, False]])
+    canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=attention_mask, generator=seeded(0))
+    assert canvas.movable.tolist() == [[False, True, True, False]]
+    canvas.write(torch.tensor([1]), torch.tensor([2]), torch.tensor([-0.5]))
+    assert canvas.z.tolist() == [[0, 2, MASK, MASK]]
+    assert canvas.masked().tolist() == [[False, False, True, False]]
+    assert canvas.log_probs.tolist() == [[0.0, -0.5, 0.0, 0.0]]
+
+
+def test_writing_leaves_earlier_states_and_the_prompt_as_they_were() -> None:
+    x_init = torch.tensor([[0, MASK]])
+    canvas = Canvas(PROCESS, None, x_init=x_init, generator=seeded(0))
+    before = canvas.z
+    canvas.write(torch.tensor([1]), torch.tensor([3]), torch.tensor([0.0]))
+    assert before.tolist() == x_init.tolist() == [[0, MASK]]
+
+
+def test_coins_are_the_seeds_alone_and_fall_with_their_probability() -> None:
+    canvases = [Canvas(PROCESS, (rows, 50), generator=seeded(5)) for rows in (40, 400)]
+    coins = [canvas.coins(3, torch.full((canvas.batch,), 0.3)) for canvas in canvases]
+    assert bool((coins[1][:40] == coins[0]).all())
+    frequency = coins[1].float().mean().item()
+    assert abs(frequency - 0.3) < 5 * (0.21 / 20_000) ** 0.5
+    assert not bool((coins[0] == canvases[0].coins(4, torch.full((40,), 0.3))).all())
+    assert not bool(canvases[0].coins(0, torch.zeros(40)).any())
+    assert bool(canvases[0].coins(0, torch.ones(40)).all())
+
+
+def test_the_seed_is_one_draw_of_the_generator() -> None:
+    first, again, other = (Canvas(PROCESS, (1, 1), generator=seeded(s)).seed for s in (1, 1, 2))
+    assert int(first) == int(again) != int(other)
+
+
+def test_one_all_mask_row_stands_for_all() -> None:
+    canvas, denoiser = Canvas(PROCESS, (5, 3), generator=seeded(0)), Recording()
+    rows = torch.tensor([2, 7, 14])
+    logits = canvas.logits(denoiser, rows, torch.ones(5), torch.full((5,), 0.5))
+    assert [tuple(x.shape) for x in denoiser.asked] == [(1, 3)]
+    assert logits[:, 1].tolist() == [2.0, 1.0, 2.0]
+    assert logits[:, 2:4].tolist() == [[1.0, 0.5]] * 3
+
+
+@pytest.mark.parametrize("reason", ["steps differ", "prompt", "condition", "padding", "later"])
+def test_it_does_not_where_rows_could_differ(reason) -> None:
+    mask = torch.tensor([[True, True], [True, False]]) if reason == "padding" else None
+    x_init = torch.tensor([[0, MASK], [1, MASK]]) if reason == "prompt" else None
+    shape = None if reason == "prompt" else (2, 2)
+    canvas = Canvas(PROCESS, shape, x_init=x_init, attention_mask=mask, generator=seeded(0))
+    t = torch.full((2,), 0.9 if reason == "later" else 1.0)
+    s = torch.tensor([0.5, 0.25 if reason == "steps differ" else 0.5])
+    cond = {"topic": torch.tensor([1, 2])} if reason == "condition" else {}
+    denoiser = Recording()
+    logits = canvas.logits(denoiser, torch.tensor([1, 2]), t, s, **cond)
+    assert denoiser.asked[0].tolist() == canvas.z.tolist()
+    assert logits[:, 3].tolist() == s.tolist()
+    if reason == "padding":
+        assert denoiser.cond[0]["attention_mask"].tolist() == mask.tolist()
+
+
+def test_only_sequences_that_hold_a_row_are_asked_about_and_their_conditions_follow() -> None:
+    x_init = torch.tensor([[0, MASK], [1, MASK], [2, MASK], [3, MASK]])
+    canvas, denoiser = Canvas(PROCESS, None, x_init=x_init, generator=seeded(0)), Recording()
+    t, s = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    cond = {"topic": torch.tensor([10, 11, 12, 13]), "scale": 2.0, "table": torch.zeros(7)}
+    logits = canvas.logits(denoiser, torch.tensor([3, 7]), t, s, **cond)
+    assert denoiser.asked[0].tolist() == [[1, MASK], [3, MASK]]
+    torch.testing.assert_close(logits[:, :4], torch.tensor([[1.0, 1.0, 0.8, 0.2], [3.0, 1.0, 0.6, 0.4]]))
+    assert denoiser.cond[0]["topic"].tolist() == [11, 13]
+    assert denoiser.cond[0]["scale"] == 2.0
+    assert denoiser.cond[0]["table"].shape == (7,)
+
+
+@pytest.mark.parametrize(("shape", "x_init"), [(None, None), ((1, 1), torch.tensor([[MASK]]))])
+def test_neither_or_both_of_shape_and_x_init_are_refused(shape, x_init) -> None:
+    with pytest.raises(ValueError, match=r"either shape=.* or x_init, and not both"):
+        Canvas(PROCESS, shape, x_init=x_init)
+
+
+@pytest.mark.parametrize("x_init", [torch.tensor([[1.0]]), torch.tensor([[1]]).int(), torch.tensor([1])])
+def test_an_x_init_that_does_not_hold_ids_is_refused(x_init) -> None:
+    with pytest.raises(TypeError, match=r"x_init must be int64 \[batch, length\]"):
+        Canvas(PROCESS, None, x_init=x_init)
+
+
+def test_an_attention_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 2\), x_init \(1, 3\)"):
+        Canvas(PROCESS, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))

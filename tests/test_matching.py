@@ -1,0 +1,330 @@
+"""Student paths: their law, their log-probability, where gradients flow, and what is hidden again."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact
+from discrete_distill.matching import Rollout, draw_probe
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.process import CosineSchedule, LogLinearSchedule, MaskedDiffusion, PolynomialSchedule
+
+MASK = 3
+PROCESS = MaskedDiffusion(MASK)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class TimedTable(torch.nn.Module):
+    """Free logits for every state, bent by the time and the end of the step; counts rows and calls."""
+
+    accepts_step = True
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        super().__init__()
+        start = torch.randn(4**length, length, 4, dtype=torch.float64, generator=seeded(seed))
+        self.table = torch.nn.Parameter(start)
+        self.places = 4 ** torch.arange(length - 1, -1, -1)
+        self.asked: list[Tensor] = []
+
+    def forward(self, x_t, t, *, s, **cond):
+        self.asked.append(x_t)
+        return self.table[(x_t * self.places).sum(1)] * (1.0 + t + 2.0 * s)[:, None, None].double()
+
+
+def brute_force_log_prob(student: TimedTable, rollout: Rollout) -> Tensor:
+    """Position by position, from the states alone."""
+    total = torch.zeros(len(rollout.sequences), dtype=torch.float64)
+    for step in rollout.steps:
+        log_probs = PROCESS.masked_log_probs(student(step.z, step.t, s=step.s))
+        for row, position in itertools.product(range(len(total)), range(step.z.shape[1])):
+            if step.z[row, position] == MASK != step.z_next[row, position]:
+                total[row] = total[row] + log_probs[row, position, step.z_next[row, position]].detach()
+    return total
+
+
+@pytest.mark.parametrize("rows", ["revealed", "masked"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, rows) -> None:
+    student = TimedTable(4)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), tau_law=UniformTime(), tau_per="sample", rows=rows)
+    rollout = matcher(student, (12, 4), generator=seeded(0))
+    torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
+    assert rollout.token_log_probs().shape == (12, 4)
+    torch.testing.assert_close(rollout.token_log_probs().sum(1), rollout.log_prob())
+    assert bool((rollout.sequences != MASK).all())
+    assert bool((rollout.token_log_probs() < 0).all())
+
+
+def test_every_position_is_revealed_once_and_stays() -> None:
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(5,), rows="masked")
+    rollout = matcher(TimedTable(4), (32, 4), generator=seeded(1))
+    revealed = torch.zeros(32, 4, dtype=torch.long)
+    for step in rollout.steps:
+        rows = step.rows[step.revealed]
+        revealed.view(-1)[rows] += 1
+        assert bool((step.z.flatten()[step.rows] == MASK).all())
+        assert len(step.rows) == int((step.z == MASK).sum())
+        assert bool((step.z_next[step.z != MASK] == step.z[step.z != MASK]).all())
+        assert bool(((step.z == MASK) & (step.z_next != MASK)).flatten()[rows].all())
+    assert bool((revealed == 1).all())
+    for earlier, later in itertools.pairwise(rollout.steps):
+        assert bool((earlier.z_next == later.z).all())
+
+
+@pytest.mark.parametrize("rows", ["revealed", "masked"])
+def test_a_gradient_flows_only_from_positions_revealed_in_that_step(rows) -> None:
+    student = TimedTable(3)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), rows=rows)
+    rollout = matcher(student, (1, 3), generator=seeded(4))
+    rollout.log_prob().sum().backward()
+    assert student.table.grad is not None
+    expected = torch.zeros_like(student.table, dtype=torch.bool)
+    for step in rollout.steps:
+        state = int((step.z * student.places).sum())
+        expected[state, :, :MASK] |= ((step.z == MASK) & (step.z_next != MASK))[0, :, None]
+    assert bool(((student.table.grad != 0) == expected).all())
+    assert 0 < int(expected.sum()) == 9
+
+
+def test_nothing_is_differentiated_without_gradients() -> None:
+    with torch.no_grad():
+        rollout = IntermediateStateMatcher(PROCESS)(TimedTable(3), (4, 3), generator=seeded(0))
+    assert not rollout.log_prob().requires_grad
+
+
+def test_the_first_state_is_evaluated_once_as_one_row_and_each_later_state_once() -> None:
+    student = TimedTable(6)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,))
+    rollout = matcher(student, (8, 6), generator=seeded(0))
+    assert [len(asked) for asked in student.asked] == [1, 8, 8]
+    assert student.asked[0].tolist() == [[MASK] * 6]
+    rollout.log_prob().sum().backward()
+    assert len(student.asked) == 3
+
+
+def test_the_shared_row_has_the_gradient_of_all_rows() -> None:
+    student = TimedTable(3)
+    rollout = IntermediateStateMatcher(PROCESS, num_steps=(1,))(student, (64, 3), generator=seeded(0))
+    rollout.log_prob().sum().backward()
+    actual, student.table.grad = student.table.grad, None
+    start = torch.full((64, 3), MASK)
+    log_probs = PROCESS.masked_log_probs(student(start, torch.ones(64), s=torch.zeros(64)))
+    log_probs.gather(2, rollout.sequences[..., None]).sum().backward()
+    torch.testing.assert_close(actual, student.table.grad)
+
+
+def test_rows_in_different_first_steps_are_not_taken_for_one() -> None:
+    student = TimedTable(3)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(2,), tau_law=UniformTime(), tau_per="sample", rows="masked")
+    rollout = matcher(student, (8, 3), generator=seeded(0))
+    assert len(student.asked[0]) == 8
+    torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(2, 5), st.integers(0, 999))
+def test_intermediate_times_are_shared_as_asked_and_descend(group_size, groups, steps, seed) -> None:
+    law, batch = BetaTime(0.02, 0.98), group_size * groups
+    for tau_per, distinct in (("group", groups), ("batch", 1), ("sample", batch)):
+        matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), tau_law=law, tau_per=tau_per)
+        times = matcher.times(batch, group_size, torch.device("cpu"), seeded(seed))
+        assert times.shape == (steps + 1, batch)
+        assert bool((times[0] == 1).all())
+        assert bool((times[-1] == 0).all())
+        assert bool((times.diff(dim=0) < 0).all())
+        assert len(times.unique(dim=1)[0]) == distinct
+        if tau_per == "group":
+            assert all(len(of_group.unique(dim=1)[0]) == 1 for of_group in times.split(group_size, dim=1))
+
+
+def test_without_a_law_the_grid_is_the_samplers() -> None:
+    times = IntermediateStateMatcher(PROCESS, num_steps=(4,)).times(2, 1, torch.device("cpu"), seeded(0))
+    assert times.tolist() == [[value, value] for value in (1.0, 0.75, 0.5, 0.25, 0.0)]
+
+
+def test_tau_is_the_time_of_the_first_intermediate_state() -> None:
+    for steps, expected in ((1, 1.0), (2, 0.5), (4, 0.75)):
+        rollout = IntermediateStateMatcher(PROCESS, num_steps=(steps,))(TimedTable(3), (2, 3), generator=seeded(0))
+        assert rollout.tau.tolist() == [expected, expected]
+
+
+def test_numbers_of_steps_are_drawn_evenly() -> None:
+    matcher, generator = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 4, 8)), seeded(0)
+    drawn = [len(matcher.times(1, 1, torch.device("cpu"), generator)) - 1 for _ in range(2000)]
+    counts = [drawn.count(steps) for steps in (1, 2, 4, 8)]
+    assert sum(counts) == 2000
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("schedule", [LogLinearSchedule(), CosineSchedule(), PolynomialSchedule(2.0)])
+def test_samples_of_paths_through_a_random_time_follow_the_exact_law(schedule) -> None:
+    process, draws = MaskedDiffusion(MASK, schedule), 20_000
+    student = TimedTable(3)
+    matcher = IntermediateStateMatcher(process, num_steps=(3,), tau_law=BetaTime(0.02, 0.98), tau_per="batch")
+    with torch.no_grad():
+        rollout = matcher(student, (draws, 3), generator=seeded(3))
+        times = [1.0, *(float(step.s[0]) for step in rollout.steps)]
+        law = exact.sampler_law(student, process, times, 3, 3)
+    assert 0.02 < times[2] < times[1] < 0.98
+    words = (rollout.sequences * torch.tensor([9, 3, 1])).sum(1)
+    expected = draws * law.flatten()
+    assert float(expected.min()) >= 5.0
+    assert stats.chisquare(torch.bincount(words, minlength=27), expected).pvalue > 1e-3
+
+
+def test_times_of_each_sample_give_the_mixture_of_the_laws() -> None:
+    student, draws = TimedTable(2, seed=5), 20_000
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(2,), tau_law=UniformTime(0.1, 0.9), tau_per="sample")
+    with torch.no_grad():
+        rollout = matcher(student, (draws, 2), generator=seeded(6))
+        nodes = torch.linspace(0.1, 0.9, 65, dtype=torch.float64)
+        laws = torch.stack([exact.sampler_law(student, PROCESS, [1.0, tau, 0.0], 2, 3) for tau in nodes.tolist()])
+    law = torch.trapezoid(laws, nodes, dim=0) / 0.8
+    words = (rollout.sequences * torch.tensor([3, 1])).sum(1)
+    counts = torch.bincount(words, minlength=9)
+    assert float(law.min()) * draws >= 5.0
+    assert stats.chisquare(counts, draws * law.flatten() / law.sum()).pvalue > 1e-3
+
+
+def test_a_prompt_is_completed_and_never_scored() -> None:
+    student = TimedTable(4)
+    x_init = torch.tensor([[0, MASK, MASK, 2], [MASK, 1, MASK, MASK]])
+    real = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), rows="masked")
+    rollout = matcher(student, x_init=x_init, attention_mask=real, group_size=2, generator=seeded(0))
+    movable = (x_init == MASK) & real
+    assert bool((rollout.movable == movable).all())
+    assert bool((rollout.sequences[~movable] == x_init[~movable]).all())
+    assert bool((rollout.sequences[movable] != MASK).all())
+    assert bool((rollout.token_log_probs()[~movable] == 0).all())
+    assert rollout.denoiser_kwargs()["attention_mask"] is real
+    torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
+
+
+def test_conditions_reach_the_student_and_are_kept() -> None:
+    seen: list[Tensor] = []
+
+    def student(x_t, t, *, topic):
+        seen.append(topic)
+        return topic.float()[:, None, None] * torch.ones(*x_t.shape, 4)
+
+    topic = torch.tensor([1, 2])
+    rollout = IntermediateStateMatcher(PROCESS, num_steps=(1,))(student, (2, 3), generator=seeded(0), topic=topic)
+    assert seen[0].tolist() == [1, 2]
+    assert rollout.denoiser_kwargs() == {"topic": topic}
+
+
+def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
+    config = DiTConfig(vocab_size=4, max_length=2, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
+    network = DiT(config)
+    for rows in ("revealed", "masked"):
+        rollout = IntermediateStateMatcher(PROCESS, num_steps=(16,), rows=rows)(network, (1, 2), generator=seeded(0))
+        assert min(len(step.rows) for step in rollout.steps) == 0
+        rollout.log_prob().sum().backward()
+        assert bool(rollout.log_prob().isfinite().all())
+    assert network.output_layer.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"num_steps": ()}, r"one or more numbers of 1 or more, got \(\)"),
+        ({"num_steps": (2, 0)}, r"got \(2, 0\)"),
+        ({"tau_per": "row"}, "tau_per is .*, got 'row'"),
+        ({"rows": "all"}, "rows is .*, got 'all'"),
+    ],
+)
+def test_bad_choices_are_refused(choices, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        IntermediateStateMatcher(PROCESS, **choices)
+
+
+@pytest.mark.parametrize("group_size", [0, 3])
+def test_a_group_that_does_not_divide_the_batch_is_refused(group_size) -> None:
+    with pytest.raises(ValueError, match=f"group_size {group_size} does not divide the batch of 4 sequences"):
+        IntermediateStateMatcher(PROCESS)(TimedTable(2), (4, 2), group_size=group_size)
+
+
+def path_of(steps: int, batch: int = 4096, length: int = 4, seed: int = 0) -> Rollout:
+    with torch.no_grad():
+        return IntermediateStateMatcher(PROCESS, num_steps=(steps,), rows="masked")(
+            TimedTable(length), (batch, length), generator=seeded(seed)
+        )
+
+
+@pytest.mark.parametrize("hidden", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_probe_hides_each_masked_position_with_one_probability(hidden, steps) -> None:
+    rollout = path_of(steps)
+    for step in rollout.steps:
+        probe = draw_probe(PROCESS, step, rollout.movable, hidden=hidden, generator=seeded(1))
+        reveal = float(PROCESS.unmask_probability(step.t[0], step.s[0]))
+        expected = max(1.0 - reveal, hidden)
+        masked = int((step.z == MASK).sum())
+        assert abs(len(probe.rows) / masked - expected) <= 5 * (expected * (1 - expected) / masked) ** 0.5 + 1e-6
+        torch.testing.assert_close(probe.weight, torch.full((len(probe.rows),), reveal / expected))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_probe_shows_the_outcome_elsewhere_and_knows_its_places_and_time(steps) -> None:
+    rollout = path_of(steps, batch=64)
+    for step in rollout.steps:
+        probe = draw_probe(PROCESS, step, rollout.movable, generator=seeded(2))
+        hidden = (probe.z == MASK).flatten()
+        assert bool((hidden.nonzero().squeeze(1) == probe.rows).all())
+        assert bool((probe.z.flatten()[~hidden] == step.z_next.flatten()[~hidden]).all())
+        assert bool((step.z_next == MASK).flatten().le(hidden).all())
+        assert bool((step.rows[probe.index] == probe.rows).all())
+        share = hidden.view(64, 4).float().mean(1)
+        torch.testing.assert_close(1.0 - PROCESS.schedule.alpha(probe.t), share, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("hidden", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_weighted_sums_over_hidden_rows_are_unbiased_for_sums_over_revealed_rows(hidden, index) -> None:
+    """For what depends on the state before the step and the position: 20 000 paths, five standard errors."""
+    rollout = path_of(3, batch=20_000, length=3, seed=7)
+    step = rollout.steps[index]
+    value = step.log_probs_NV.exp().square().sum(1) + 0.1 * (step.rows % 3)
+    probe = draw_probe(PROCESS, step, rollout.movable, hidden=hidden, generator=seeded(8))
+    per_path = torch.zeros(20_000, dtype=torch.float64)
+    per_path.index_add_(0, probe.rows // 3, probe.weight * value[probe.index])
+    per_path.index_add_(0, step.rows[step.revealed] // 3, -value[step.revealed])
+    assert float(per_path.std()) > 0.01
+    assert abs(float(per_path.mean())) < 5 * float(per_path.std()) / math.sqrt(20_000)
+
+
+def test_prompts_are_never_hidden() -> None:
+    x_init = torch.tensor([[0, MASK, MASK, 2]]).expand(16, -1)
+    with torch.no_grad():
+        rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,), rows="masked")(
+            TimedTable(4), x_init=x_init, generator=seeded(0)
+        )
+    for step in rollout.steps:
+        probe = draw_probe(PROCESS, step, rollout.movable, hidden=1.0, generator=seeded(0))
+        assert bool((probe.z[:, 0] == 0).all())
+        assert bool((probe.z[:, 3] == 2).all())
+        expected = (step.z == MASK).sum(1).float() / 2
+        torch.testing.assert_close(1.0 - PROCESS.schedule.alpha(probe.t), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1.2])
+def test_a_fraction_outside_its_range_is_refused(hidden) -> None:
+    rollout = path_of(2, batch=2)
+    with pytest.raises(ValueError, match=rf"hidden must lie in \(0, 1\], got {hidden}"):
+        draw_probe(PROCESS, rollout.steps[0], rollout.movable, hidden=hidden)
+
+
+def test_a_path_that_kept_only_revealed_positions_cannot_be_probed() -> None:
+    rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,))(TimedTable(6), (8, 6), generator=seeded(0))
+    with pytest.raises(ValueError, match='rows="masked"'):
+        draw_probe(PROCESS, rollout.steps[0], rollout.movable, generator=seeded(0))
