@@ -30,7 +30,7 @@ class TimedTable(torch.nn.Module):
 
     def __init__(self, length: int, seed: int = 0) -> None:
         super().__init__()
-        start = torch.randn(4**length, length, 4, dtype=torch.float64, generator=seeded(seed))
+        start = 0.5 * torch.randn(4**length, length, 4, dtype=torch.float64, generator=seeded(seed))
         self.table = torch.nn.Parameter(start)
         self.places = 4 ** torch.arange(length - 1, -1, -1)
         self.asked: list[Tensor] = []
@@ -105,7 +105,9 @@ def test_the_first_state_is_evaluated_once_as_one_row_and_each_later_state_once(
     student = TimedTable(6)
     matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,))
     rollout = matcher(student, (8, 6), generator=seeded(0))
-    assert [len(asked) for asked in student.asked] == [1, 8, 8]
+    changed = [int((step.z != step.z_next).any(1).sum()) for step in rollout.steps]
+    assert [len(asked) for asked in student.asked] == [1, *changed[1:]]
+    assert min(changed[1:]) > 3
     assert student.asked[0].tolist() == [[MASK] * 6]
     rollout.log_prob().sum().backward()
     assert len(student.asked) == 3

@@ -62,7 +62,7 @@ class ScoreFunctionIntegralKL:
         advantage_clip: see `group_advantages`.
 
     Raises:
-        ValueError: if there is no corruption, or ``credit`` or ``by`` is unknown.
+        ValueError: if there is no corruption, the window is negative, or ``credit`` or ``by`` is unknown.
     """
 
     process: MaskedDiffusion
@@ -84,6 +84,8 @@ class ScoreFunctionIntegralKL:
             raise ValueError(f"corruptions must be at least 1, got {self.corruptions}")
         if self.credit not in ("sequence", "token"):
             raise ValueError(f'credit is "sequence" or "token", got {self.credit!r}')
+        if self.window < 0:
+            raise ValueError(f"window must not be negative, got {self.window}")
         if self.by not in ("time", "count"):
             raise ValueError(f'by is "time" or "count", got {self.by!r}')
 
@@ -188,8 +190,6 @@ class ScoreFunctionIntegralKL:
 
 def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
     """Sum over positions at most ``window`` away, ``[B, L]``."""
-    if window < 0:
-        raise ValueError(f"window must not be negative, got {window}")
     padded = F.pad(values_BL, (window + 1, window))
     cumulative = padded.cumsum(1)
     return cumulative[:, 2 * window + 1 :] - cumulative[:, : -2 * window - 1]
@@ -199,9 +199,8 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
     """Credit over the whole vocabulary: ``sum_n w_n sum_v p(v) r_n(v)``, the gradient through ``p`` alone.
 
     For a position ``i`` drawn independently of the others given its state, with the others ``x_S`` visible, the
-    derivative
-    of the KL of laws of ``(x_S, x_i)`` in ``p(v)`` is ``log q(v | x_S) - log p_teacher(v | x_S)`` plus what does not
-    depend on ``v``: every token is scored, and no draw of ``x_i`` adds variance.
+    derivative of the KL of laws of ``(x_S, x_i)`` in ``p(v)`` is ``log q(v | x_S) - log p_teacher(v | x_S)`` plus what
+    does not depend on ``v``: every token is scored, and no draw of ``x_i`` adds variance.
 
     Args:
         log_probs_NV: the student's log-probabilities, ``-inf`` allowed.

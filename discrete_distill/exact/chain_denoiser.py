@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .messages import backward_messages, evidence_of_tokens, forward_messages
 from .vocabulary import check_mask_token_id, logits_of_words
-
-if TYPE_CHECKING:
-    from .markov import MarkovChain
 
 
 class ChainDenoiser:
@@ -27,7 +24,8 @@ class ChainDenoiser:
     oracle.
 
     Args:
-        chain: the law.
+        initial: ``[K]``, law of the first word.
+        transition: ``[K, K]``, row ``a`` is the law of the word after ``a``.
         mask_token_id: in ``0 .. K``; the words keep their order around it.
         impossible: what to do with rows whose visible tokens have probability zero, for which no conditional
             exists: "raise", or answer with the "uniform" law at masked positions.
@@ -38,19 +36,25 @@ class ChainDenoiser:
     """
 
     def __init__(
-        self, chain: MarkovChain, mask_token_id: int, *, impossible: Literal["raise", "uniform"] = "raise"
+        self,
+        initial: Tensor,
+        transition: Tensor,
+        mask_token_id: int,
+        *,
+        impossible: Literal["raise", "uniform"] = "raise",
     ) -> None:
-        check_mask_token_id(mask_token_id, chain.vocab_size)
+        check_mask_token_id(mask_token_id, len(initial))
         if impossible not in ("raise", "uniform"):
             raise ValueError(f'impossible must be "raise" or "uniform", got {impossible!r}')
-        self.chain = chain
+        self.initial = initial
+        self.transition = transition
         self.mask_token_id = mask_token_id
         self.impossible = impossible
 
     def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
-        evidence_BLK = evidence_of_tokens(x_t, self.mask_token_id, self.chain.vocab_size)
-        forward = forward_messages(self.chain.initial, self.chain.transition, evidence_BLK)
-        backward_BLK = backward_messages(self.chain.transition, evidence_BLK)
+        evidence_BLK = evidence_of_tokens(x_t, self.mask_token_id, len(self.initial))
+        forward = forward_messages(self.initial, self.transition, evidence_BLK)
+        backward_BLK = backward_messages(self.transition, evidence_BLK)
         joint_BLK = forward.predicted * evidence_BLK * backward_BLK
         possible = (forward.log_normaliser > float("-inf"))[:, None, None]
         if self.impossible == "raise" and not bool(possible.all()):

@@ -173,7 +173,7 @@ class MarkovChain:
 
     def denoiser(self, mask_token_id: int, *, impossible: Literal["raise", "uniform"] = "raise") -> ChainDenoiser:
         """The perfect denoiser of this chain: see `ChainDenoiser`."""
-        return ChainDenoiser(self, mask_token_id, impossible=impossible)
+        return ChainDenoiser(self.initial, self.transition, mask_token_id, impossible=impossible)
 
 
 def _normalised(rows: Tensor, name: str) -> Tensor:

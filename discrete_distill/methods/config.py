@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ..divergence import DivergenceKind
 from ..rewards import Baseline, Scale
@@ -93,8 +93,8 @@ class DiDiInstructConfig:
     step_conditioning: bool = True
 
     def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+        self._check_names()
+        self._check_numbers()
         if self.credit == "vocabulary" and self.log_ratio == "discriminator":
             raise ValueError(
                 "a discriminator scores what was drawn, not the whole vocabulary; "
@@ -104,9 +104,27 @@ class DiDiInstructConfig:
             raise ValueError(f'log_ratio="path" goes with credit="vocabulary", got credit={self.credit!r}')
         if self.log_ratio == "discriminator" and self.corruption_by == "count":
             raise ValueError('a discriminator reads one time for each sample; take corruption_by="time"')
-        for name in ("kl_coefficient", "entropy_coefficient"):
-            if getattr(self, name) < 0.0:
+
+    def _check_names(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"{name} is one of {get_args(hint)}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("group_size", "corruptions", "ratio_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("kl_coefficient", "entropy_coefficient", "ratio_warmup", "window"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.path_steps or min(self.path_steps) < 1:
+            raise ValueError(f"path_steps needs one or more numbers of 1 or more, got {self.path_steps}")
+        if not 0.0 <= self.tau_low < self.tau_high <= 1.0:
+            raise ValueError(f"0 <= tau_low < tau_high <= 1 is needed, got {self.tau_low} and {self.tau_high}")
+        if not 0.0 < self.hidden <= 1.0:
+            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
     @classmethod
     def paper(cls) -> DiDiInstructConfig:

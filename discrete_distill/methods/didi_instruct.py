@@ -215,8 +215,12 @@ class DiDiInstruct:
         which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
         return states[which, batch], times[which, batch]
 
+    def _is_coupled(self, rollout: Rollout) -> bool:
+        # A path of one step has no intermediate time: corrupted to its tau, 1, nothing could be told apart.
+        return self.config.coupled_time and len(rollout.steps) > 1
+
     def _corruption_time(self, rollout: Rollout, generator: Generator | None) -> Tensor:
-        if self.config.coupled_time:
+        if self._is_coupled(rollout):
             return rollout.tau
         config, batch = self.config, len(rollout.sequences)
         law = BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
@@ -281,7 +285,7 @@ class DiDiInstruct:
             rollout.sequences,
             rollout.token_log_probs(),
             group_size=rollout.group_size,
-            t=rollout.tau if self.config.coupled_time else None,
+            t=rollout.tau if self._is_coupled(rollout) else None,
             movable=rollout.movable,
             generator=generator,
             **rollout.denoiser_kwargs(),
@@ -329,7 +333,8 @@ class DiDiInstruct:
             student_NV = step.log_probs_NV[probe.index]
             teacher_NV = self._teacher_log_probs(probe.z, probe.t, probe.rows, kwargs)
             with torch.no_grad():
-                law_NV = student_NV if self.auxiliary is None else self._auxiliary_log_probs(step, probe, kwargs)
+                own_law = self.config.log_ratio == "path"
+                law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
                 ratio_NV = difference_of_logs(law_NV, teacher_NV).clamp(
                     -self.config.reward_clip, self.config.reward_clip
                 )

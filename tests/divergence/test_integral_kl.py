@@ -38,6 +38,7 @@ from discrete_distill.divergence import (
     difference_of_logs,
     vocabulary_surrogate,
 )
+from discrete_distill.divergence.integral_kl import windowed_sum
 from discrete_distill.matching import IntermediateStateMatcher
 from discrete_distill.process import (
     BetaTime,
@@ -177,7 +178,7 @@ def test_the_batch_mean_shrinks_it_by_one_over_the_batch() -> None:
 
 def printed_biases() -> dict[str, tuple[float, float]]:
     """The table of docs/estimators.md: what a choice is called, its relative bias, and its cosine with the truth."""
-    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| (-?[\d.]+) \|$", PAGE.read_text(), flags=re.MULTILINE)
+    rows = re.findall(r"^ *\| ([^|]+) \| ([\d.]+) \| (-?[\d.]+) \|$", PAGE.read_text(), flags=re.MULTILINE)
     return {name.strip(): (float(bias), float(cosine)) for name, bias, cosine in rows}
 
 
@@ -252,10 +253,9 @@ def test_token_credit_with_a_ratio_of_tokens_is_unbiased_for_one_step_and_biased
         assert limits[0] <= relative_bias(actual, gradient_at(bench, t)) <= limits[1]
 
 
-@pytest.mark.parametrize("times", [ONE_STEP, TWO_STEPS])
-def test_by_count_with_perfect_denoisers_it_is_the_gradient_of_the_kl_of_clean_samples(times) -> None:
-    bench = Bench(2, 3, times, seed=4)
-    estimator = ScoreFunctionIntegralKL(bench.process, auxiliary_ratio(bench), by="count", baseline="none")
+def by_count_gradient(bench: Bench, **choices) -> Tensor:
+    """Expected gradient with the auxiliary's ratio, over every number and every set of masked positions."""
+    estimator = ScoreFunctionIntegralKL(bench.process, auxiliary_ratio(bench), by="count", baseline="none", **choices)
     x, patterns = bench.paths.rollout.sequences, mask_patterns(3)[1:]
     number = torch.arange(len(x)).repeat_interleave(len(patterns))
     hidden = patterns.repeat(len(x), 1)
@@ -275,9 +275,55 @@ def test_by_count_with_perfect_denoisers_it_is_the_gradient_of_the_kl_of_clean_s
         each = coefficients(estimator, x[number], torch.zeros(len(number)))
     weighted = each * (probability * bench.paths.probability[number])[:, None]
     surrogate = (weighted * bench.paths.rollout.token_log_probs()[number]).sum()
-    actual = torch.autograd.grad(surrogate, bench.student.logits, retain_graph=True)[0]
-    truth = torch.autograd.grad(exact.kl(bench.law, bench.teacher_law), bench.student.logits)[0]
-    torch.testing.assert_close(actual, truth, atol=1e-8, rtol=0)
+    return torch.autograd.grad(surrogate, bench.student.logits, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("times", [ONE_STEP, TWO_STEPS])
+def test_by_count_with_perfect_denoisers_it_is_the_gradient_of_the_kl_of_clean_samples(times) -> None:
+    bench = Bench(2, 3, times, seed=4)
+    truth = torch.autograd.grad(exact.kl(bench.law, bench.teacher_law), bench.student.logits, retain_graph=True)[0]
+    torch.testing.assert_close(by_count_gradient(bench), truth, atol=1e-8, rtol=0)
+
+
+def test_token_credit_is_biased_by_its_window_as_the_page_states_and_a_whole_window_by_nothing() -> None:
+    bench = Bench(2, 3, TWO_STEPS, seed=6)
+    truth = torch.autograd.grad(exact.kl(bench.law, bench.teacher_law), bench.student.logits, retain_graph=True)[0]
+    for window in (0, 1):
+        actual = by_count_gradient(bench, credit="token", window=window)
+        measured = relative_bias(actual, truth), cosine(actual, truth)
+        assert measured == pytest.approx(printed_biases()[f"token credit, window {window}"], abs=6e-3)
+        assert measured[0] > 0.05
+    torch.testing.assert_close(by_count_gradient(bench, credit="token", window=2), truth, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 9])
+def test_a_window_sums_what_is_at_most_that_far_away(window) -> None:
+    values = torch.randn(3, 6, dtype=torch.float64, generator=seeded(0))
+    near = (torch.arange(6)[:, None] - torch.arange(6)).abs() <= window
+    torch.testing.assert_close(windowed_sum(values, window), values @ near.double())
+
+
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out", "batch", "none"])
+def test_a_whole_window_is_sequence_credit_for_drawn_samples_too(baseline) -> None:
+    bench = Bench(2, 3, TWO_STEPS)
+    x = bench.paths.rollout.sequences[:32]
+    each = [
+        coefficients(
+            lambda *a, **k: ScoreFunctionIntegralKL(
+                bench.process,
+                auxiliary_ratio(bench),
+                by="count",
+                baseline=baseline,
+                **choices,  # noqa: B023
+            )(*a, generator=seeded(3), **k),
+            x,
+            torch.zeros(32),
+            group_size=4,
+        )
+        for choices in ({"credit": "sequence"}, {"credit": "token", "window": 2})
+    ]
+    torch.testing.assert_close(each[0], each[1])
+    assert float(each[0].abs().max()) > 1e-3
 
 
 @dataclass(frozen=True)
@@ -400,6 +446,8 @@ def test_bad_arguments_are_refused() -> None:
         bench.estimator(corruptions=0)
     with pytest.raises(ValueError, match=r"credit is .*, got 'word'"):
         bench.estimator(credit="word")
+    with pytest.raises(ValueError, match="window must not be negative, got -1"):
+        bench.estimator(window=-1)
     with pytest.raises(ValueError, match=r"by is .*, got 'luck'"):
         bench.estimator(by="luck")
     with pytest.raises(ValueError, match="group_size 3 does not divide the batch of 4 samples"):

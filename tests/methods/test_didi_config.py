@@ -1,0 +1,79 @@
+"""The settings: the paper's, and those that are refused."""
+
+from dataclasses import asdict
+
+import pytest
+
+from discrete_distill import DiDiInstructConfig
+
+
+def test_the_papers_settings() -> None:
+    paper = asdict(DiDiInstructConfig.paper())
+    assert paper == {
+        "score_decomposition": True,
+        "path_steps": (2,),
+        "path_times": "random",
+        "tau_low": 0.02,
+        "tau_high": 0.98,
+        "tau_shape": 1.0,
+        "coupled_time": True,
+        "log_ratio": "discriminator",
+        "credit": "sequence",
+        "window": 6,
+        "hidden": 0.5,
+        "corruptions": 1,
+        "corruption_by": "time",
+        "omega": "elbo",
+        "omega_low": 0.1,
+        "omega_high": 10.0,
+        "importance_weight": False,
+        "group_size": 4,
+        "baseline": "group",
+        "scale": "group",
+        "reward_clip": 8.0,
+        "advantage_clip": 3.0,
+        "kl_coefficient": 0.02,
+        "kl_kind": "jeffreys",
+        "kl_beta": 0.5,
+        "entropy_coefficient": 5e-4,
+        "label_smoothing": 0.1,
+        "reference": "data",
+        "discriminator_states": "corrupted",
+        "ratio_warmup": 0,
+        "ratio_updates": 1,
+        "step_conditioning": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"log_ratio": "discriminator", "credit": "vocabulary"}, "a discriminator scores what was drawn"),
+        ({"log_ratio": "path", "credit": "sequence"}, "got credit='sequence'"),
+        ({"log_ratio": "discriminator", "credit": "sequence"}, 'take corruption_by="time"'),
+        ({"kl_coefficient": -0.1}, "kl_coefficient must not be negative, got -0.1"),
+        ({"entropy_coefficient": -1.0}, "entropy_coefficient must not be negative"),
+        ({"path_steps": ()}, r"path_steps .* got \(\)"),
+        ({"path_steps": (2, 0)}, r"path_steps .* got \(2, 0\)"),
+        ({"hidden": 0.0}, r"hidden must lie in \(0, 1\], got 0.0"),
+        ({"corruptions": 0}, "corruptions must be at least 1, got 0"),
+        ({"ratio_updates": 0}, "ratio_updates must be at least 1, got 0"),
+        ({"ratio_warmup": -1}, "ratio_warmup must not be negative, got -1"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
+        ({"tau_low": 0.9, "tau_high": 0.1}, "0 <= tau_low < tau_high <= 1 is needed, got 0.9 and 0.1"),
+        ({"window": -1}, "window must not be negative, got -1"),
+        ({"scale": "range"}, r"scale is .*, got 'range'"),
+        ({"omega": "elba"}, r"omega is .*, got 'elba'"),
+        ({"credit": "word"}, r"credit is .*, got 'word'"),
+        ({"reference": "web"}, r"reference is .*, got 'web'"),
+    ],
+)
+def test_settings_out_of_range_or_at_odds_are_refused(choices, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiDiInstructConfig(**choices)
+
+
+def test_settings_are_named() -> None:
+    with pytest.raises(TypeError):
+        DiDiInstructConfig(True)  # type: ignore[misc]
