@@ -24,8 +24,8 @@ class DiDiInstructConfig:
         tau_shape: both shapes of the Beta law of random times (paper: 1 or 2); 1 is uniform.
         coupled_time: corrupt samples to the path's own tau (paper), not to a time drawn anew.
         log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser
-            fitted to the
-            student, or the law of the "path" itself (the student's own probabilities: no network, an upper bound).
+            fitted to the student, or the law of the "path" itself (the student's own probabilities: no network, an
+            upper bound).
         credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every
             step.
         window: token credit: positions up to this far away count for a token.

@@ -89,13 +89,13 @@ class DiDiInstruct:
     @staticmethod
     def make_student(teacher: DiT, config: DiDiInstructConfig) -> DiT:
         """A copy of the teacher, told its step if so configured; its first answers are the teacher's."""
-        return teacher.with_step_conditioning() if config.step_conditioning else copy.deepcopy(teacher)
+        return teacher.with_step_conditioning() if config.step_conditioning else _trainable_copy(teacher)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
         """A copy of the teacher to be fitted to the student; told the step that made what it reads, where steps
         differ."""
-        return teacher.with_step_conditioning() if config.credit == "vocabulary" else copy.deepcopy(teacher)
+        return teacher.with_step_conditioning() if config.credit == "vocabulary" else _trainable_copy(teacher)
 
     def _make_matcher(self) -> IntermediateStateMatcher:
         config = self.config
@@ -358,3 +358,8 @@ class DiDiInstruct:
             log_probs_NV = step.log_probs_NV[step.revealed]
             total = total - (log_probs_NV.exp() * log_probs_NV.clamp_min(-100.0)).sum()
         return total / rollout.movable.sum().clamp(min=1)
+
+
+def _trainable_copy(teacher: DiT) -> DiT:
+    # A teacher that a method has frozen would be copied frozen.
+    return copy.deepcopy(teacher).requires_grad_(True)

@@ -59,7 +59,7 @@ def demo() -> RecipeConfig:
     return RecipeConfig(
         distill=DistillConfig(
             method=DiDiInstructConfig(group_size=48),
-            loop=LoopConfig(num_steps=130, log_every=5, checkpoint_every=20),
+            loop=LoopConfig(num_steps=170, log_every=5, checkpoint_every=20),
             batch_size=48,
             student=OptimizerConfig(learning_rate=4e-4, warmup_steps=10, ema_decay=0.95),
             ratio=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),

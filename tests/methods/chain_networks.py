@@ -39,10 +39,14 @@ def small_method(config: DiDiInstructConfig | None = None) -> DiDiInstruct:
     """Student, teacher, discriminator and auxiliary with different weights."""
     torch.manual_seed(0)
     config = config if config is not None else DiDiInstructConfig()
+    discriminator = Discriminator(DiTConfig(**SHAPE), trainable_blocks=1)
+    with torch.no_grad():
+        for block in discriminator.backbone.blocks:
+            block.adaLN_modulation.weight.normal_(std=0.3, generator=seeded(3))
     return DiDiInstruct(
         small_dit(0, step_conditioning=config.step_conditioning),
         small_dit(1),
-        Discriminator(DiTConfig(**SHAPE), trainable_blocks=1),
+        discriminator,
         PROCESS,
         config,
         auxiliary=small_dit(2, step_conditioning=config.credit == "vocabulary"),

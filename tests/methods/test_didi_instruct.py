@@ -254,8 +254,8 @@ def test_label_smoothing_and_judged_states_reach_the_discriminator() -> None:
     rollout = rollout_of(method)
     z, t = method._judged_states(rollout, seeded(3))
     for row in range(8):
-        states = {tuple(step.z_next[row].tolist()): float(step.s[row]) for step in rollout.steps}
-        assert states[tuple(z[row].tolist())] == float(t[row])
+        states = [(step.z_next[row].tolist(), float(step.s[row])) for step in rollout.steps]
+        assert (z[row].tolist(), float(t[row])) in states
     assert {float(value) for value in t} > {0.0}
 
 
@@ -309,16 +309,18 @@ def test_the_auxiliary_is_pulled_to_the_student_and_a_student_equal_to_the_teach
 
 @pytest.mark.parametrize("step_conditioning", [False, True])
 def test_a_made_student_and_auxiliary_start_as_the_teacher(step_conditioning) -> None:
-    teacher = small_dit(1)
+    teacher = small_dit(1).requires_grad_(False)
     config = replace(VOCABULARY, step_conditioning=step_conditioning)
     student, auxiliary = DiDiInstruct.make_student(teacher, config), DiDiInstruct.make_auxiliary(teacher, config)
     assert student.accepts_step == step_conditioning
     assert auxiliary.accepts_step
-    assert not DiDiInstruct.make_auxiliary(teacher, SEQUENCES).accepts_step
+    by_samples = DiDiInstruct.make_auxiliary(teacher, SEQUENCES)
+    assert not by_samples.accepts_step
+    assert all(parameter.requires_grad for parameter in by_samples.parameters())
     x, t, s = torch.randint(6, (2, LENGTH), generator=seeded(0)), torch.tensor([0.9, 0.4]), torch.tensor([0.5, 0.1])
     for network in (student, auxiliary):
         torch.testing.assert_close(network.eval()(x, t, s=s), teacher(x, t))
-        assert network is not teacher
+        assert all(parameter.requires_grad for parameter in network.parameters())
         assert next(network.parameters()) is not next(teacher.parameters())
 
 
@@ -373,13 +375,11 @@ def test_bad_batches_are_refused() -> None:
         method.discriminator_loss(rollout_of(method), reference_tokens(4))
 
 
-@pytest.mark.parametrize("credit", ["vocabulary"])
-def test_distilling_the_small_chain_brings_two_steps_closer_to_it_than_the_teacher(credit) -> None:
-    """150 updates: KL(two-step sampler || chain) falls by a quarter at least, from 1.01 nats."""
+def test_distilling_the_small_chain_brings_two_steps_closer_to_it_than_the_teacher() -> None:
+    """150 updates: KL(two-step sampler || chain) falls by 30% at least, from 1.01 nats."""
     chain, length = exact.small_law()
-    config = replace(VOCABULARY, credit=credit, path_steps=(2,))
     student, teacher, auxiliary = (ChainAndMore(chain, seed) for seed in (0, 1, 2))
-    method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
+    method = DiDiInstruct(student, teacher, None, PROCESS, VOCABULARY, auxiliary=auxiliary)
     optimisers = [torch.optim.AdamW(network.more.parameters(), lr=2e-3) for network in (student, auxiliary)]
     generator, updates = seeded(0), 150
 
@@ -403,7 +403,7 @@ def test_distilling_the_small_chain_brings_two_steps_closer_to_it_than_the_teach
             out.loss.backward()
             nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 0.5)
             optimiser.step()
-    assert two_steps() < 0.75 * before
+    assert two_steps() < 0.7 * before
 
 
 def test_a_discriminator_takes_its_place() -> None:

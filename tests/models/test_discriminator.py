@@ -216,7 +216,7 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     )
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=4e-3, weight_decay=0.0)
-    updates, generator = 250, seeded(4)
+    updates, generator = 600, seeded(4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=updates)
     # A batch meets the 64 states again and again; the network reads each once, at three times.
     every_state, times = exact.enumerate_sequences(4, 3).repeat(3, 1), torch.tensor([0.25, 0.5, 0.75])
@@ -226,7 +226,7 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     ]
     for _ in range(updates):
         every_logit = network(every_state, times.repeat_interleave(64))
-        drawn = [torch.multinomial(law, 4096, replacement=True, generator=generator) for law in laws]
+        drawn = [torch.multinomial(law, 8192, replacement=True, generator=generator) for law in laws]
         counted = [every_state[rows] == 3 for rows in drawn]
         loss = discriminator_loss(*(every_logit[rows] for rows in drawn), *counted)
         optimiser.zero_grad()

@@ -121,6 +121,16 @@ def test_a_seed_fixes_the_tokens_of_a_row_whatever_the_batch() -> None:
     assert not bool((other == large.sequences).all())
 
 
+def test_a_row_draws_the_same_whatever_its_neighbours_hold() -> None:
+    """Counters are those of the place in the batch, not of the order in which positions are drawn."""
+    table = random_table(3, 5, exact.uniform_times(4), 7, 3)
+    sampler, free = AncestralSampler(MaskedDiffusion(3), num_steps=4), torch.full((8, 5), 3)
+    neighbours_given = free.clone()
+    neighbours_given[:4, 1:] = 0
+    both = [sampler(table, x_init=x, generator=seeded(8)).sequences[4:] for x in (free, neighbours_given)]
+    assert bool((both[0] == both[1]).all())
+
+
 def test_a_denoiser_with_a_head_of_its_own_gives_the_same_tokens() -> None:
     table = random_table(3, 5, exact.uniform_times(4), 7, 3)
     sampler = AncestralSampler(MaskedDiffusion(3), num_steps=4)

@@ -51,6 +51,19 @@ def test_a_blind_discriminator_leaves_the_law_as_it_is() -> None:
     assert chi_square_p(counts_of(out.sequences, 3, 3), exact.sampler_law(table, PROCESS, times, 3, 3)) > 1e-3
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_temperature_is_that_of_the_tokens_when_reranking_and_when_tilting(fraction) -> None:
+    times = exact.uniform_times(1)
+    table = random_table(3, 3, times, 0, 3)
+    blind = small_discriminator()
+    with torch.no_grad():
+        blind.head[2].parametrizations.weight.original.zero_()
+    sampler = RGASampler(PROCESS, num_steps=1, tilt_fraction=fraction, temperature=0.5)
+    out = sampler(table, blind, (20_000, 3), generator=seeded(2))
+    law = exact.sampler_law(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
+    assert chi_square_p(counts_of(out.sequences, 3, 3), law) > 1e-3
+
+
 def test_reranking_with_the_exact_ratio_moves_the_law_towards_the_chain() -> None:
     """One step: candidates are whole samples, and re-ranking is importance resampling towards the chain."""
     chain = exact.random_chain(3, seeded(4))
