@@ -274,4 +274,4 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
         assert not unexpected
         assert all(name.startswith("step_map.") for name in missing)
-        return copy
+        return copy.train(self.training)
