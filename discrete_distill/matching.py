@@ -33,7 +33,7 @@ class PathStep:
         s: time after, ``[B]``.
         rows: flattened positions whose log-probabilities were computed, int64 ``[N]``, ascending.
         revealed: bool ``[N]``: those that this step revealed.
-        log_probs_NV: the student's log-probabilities there, with their graph.
+        log_probs_NV: the student's log-probabilities there, with their graph if the step keeps one.
     """
 
     z: Tensor
@@ -128,6 +128,8 @@ class IntermediateStateMatcher:
         tau_law: law of the intermediate times; an evenly spaced grid (that of the samplers) if None.
         tau_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
         rows: which log-probabilities a step keeps: of "revealed" positions, or of all "masked" ones.
+        gradient_steps: greatest number ``m`` of steps of a path that keep a graph, drawn uniformly among the K; their
+            gradients weigh ``K / m``, so the expected gradient stays. Less memory and time, more variance. All if None.
 
     Raises:
         ValueError: if a number of steps is below 1, or there is none, or a name is unknown.
@@ -138,6 +140,7 @@ class IntermediateStateMatcher:
     tau_law: TimeLaw | None = None
     tau_per: Literal["group", "batch", "sample"] = "group"
     rows: Literal["revealed", "masked"] = "revealed"
+    gradient_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not self.num_steps or min(self.num_steps) < 1:
@@ -146,6 +149,8 @@ class IntermediateStateMatcher:
             raise ValueError(f'tau_per is "group", "batch" or "sample", got {self.tau_per!r}')
         if self.rows not in ("revealed", "masked"):
             raise ValueError(f'rows is "revealed" or "masked", got {self.rows!r}')
+        if self.gradient_steps is not None and self.gradient_steps < 1:
+            raise ValueError(f"gradient_steps must be at least 1, or None for all, got {self.gradient_steps}")
 
     def __call__(
         self,
@@ -181,9 +186,10 @@ class IntermediateStateMatcher:
         if group_size < 1 or canvas.batch % group_size:
             raise ValueError(f"group_size {group_size} does not divide the batch of {canvas.batch} sequences")
         times_KB = self.times(canvas.batch, group_size, canvas.z.device, generator)
+        weights = self._gradient_weights(len(times_KB) - 1, generator)
         steps = [
-            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], cond)
-            for index in range(len(times_KB) - 1)
+            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, cond)
+            for index, weight in enumerate(weights)
         ]
         return Rollout(steps, canvas.movable, group_size, attention_mask, cond)
 
@@ -202,15 +208,33 @@ class IntermediateStateMatcher:
         tau = drawn.view(interior, draws).sort(0, descending=True).values.repeat_interleave(repeats, dim=1)
         return torch.cat((ends, tau.to(device), 0.0 * ends))
 
+    def _gradient_weights(self, num_steps: int, generator: Generator | None) -> list[float]:
+        """Weight of each step's gradient: 0 for a step without a graph."""
+        kept = self.gradient_steps
+        if kept is None or kept >= num_steps:
+            return [1.0] * num_steps
+        order = torch.randperm(num_steps, generator=generator, device=_place(generator)).tolist()
+        return [num_steps / kept if place < kept else 0.0 for place in order]
+
     def _step(
-        self, canvas: Canvas, student: Denoiser, index: int, t: Tensor, s: Tensor, cond: dict[str, Any]
+        self,
+        canvas: Canvas,
+        student: Denoiser,
+        index: int,
+        t: Tensor,
+        s: Tensor,
+        gradient_weight: float,
+        cond: dict[str, Any],
     ) -> PathStep:
         masked = canvas.masked()
         reveals = canvas.coins(index, self.process.unmask_probability(t, s)) & masked
         kept = masked if self.rows == "masked" else reveals
         rows = kept.flatten().nonzero().squeeze(1)
         revealed = reveals.flatten()[rows]
-        log_probs_NV = self._log_probs(canvas, student, rows, t, s, cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_weight > 0.0):
+            log_probs_NV = self._log_probs(canvas, student, rows, t, s, cond)
+        if log_probs_NV.requires_grad and gradient_weight != 1.0:
+            log_probs_NV.register_hook(lambda gradient: gradient_weight * gradient)
         before = canvas.z
         drawn = sample_rows(
             log_probs_NV.detach()[revealed],

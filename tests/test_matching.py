@@ -330,3 +330,29 @@ def test_a_path_that_kept_only_revealed_positions_cannot_be_probed() -> None:
     rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,))(TimedTable(6), (8, 6), generator=seeded(0))
     with pytest.raises(ValueError, match='rows="masked"'):
         draw_probe(PROCESS, rollout.steps[0], rollout.movable, generator=seeded(0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_steps_that_keep_a_graph_weigh_for_those_that_do_not(seed: int) -> None:
+    """Same path and same values; the gradient is K / m times that of the m steps that were kept."""
+    torch.manual_seed(seed)
+    student = DiT(DiTConfig(vocab_size=5, max_length=6, hidden_size=8, num_layers=1, num_heads=1, cond_size=4))
+    torch.nn.init.normal_(student.output_layer.linear.weight)
+    process = MaskedDiffusion(4)
+    weight = student.output_layer.linear.weight
+    whole = IntermediateStateMatcher(process, num_steps=(4,))(student, (8, 6), generator=seeded(seed))
+    part = IntermediateStateMatcher(process, num_steps=(4,), gradient_steps=2)(student, (8, 6), generator=seeded(seed))
+    kept = [index for index, step in enumerate(part.steps) if step.log_probs_NV.requires_grad]
+    assert len(kept) == 2
+    torch.testing.assert_close(part.log_prob(), whole.log_prob())
+    chosen = torch.stack([whole.steps[index].token_log_probs().sum() for index in kept]).sum()
+    (expected,) = torch.autograd.grad(chosen, weight)
+    (found,) = torch.autograd.grad(part.log_prob().sum(), weight)
+    torch.testing.assert_close(found, 2.0 * expected)
+
+
+def test_every_step_keeps_its_graph_equally_often() -> None:
+    matcher = IntermediateStateMatcher(MaskedDiffusion(4), gradient_steps=1)
+    kept = [matcher._gradient_weights(4, seeded(seed)).index(4.0) for seed in range(400)]
+    counts = torch.tensor(kept).bincount(minlength=4)
+    assert float(stats.chisquare(counts.numpy()).pvalue) > 1e-3

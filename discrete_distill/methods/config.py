@@ -18,6 +18,7 @@ class DiDiInstructConfig:
     Args:
         score_decomposition: train along paths through intermediate states; off: the sample is drawn in one step.
         path_steps: numbers of steps of a path; one is drawn for each batch (paper: 2).
+        gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all (paper: all).
         path_times: intermediate times evenly spaced as in the "sampler", or drawn "random"ly (paper: random tau).
         tau_low: least random time (paper: 0.02).
         tau_high: greatest random time (paper: 0.98).
@@ -61,6 +62,7 @@ class DiDiInstructConfig:
 
     score_decomposition: bool = True
     path_steps: tuple[int, ...] = (4, 8)
+    gradient_steps: int | None = None
     path_times: Literal["sampler", "random"] = "sampler"
     tau_low: float = 0.02
     tau_high: float = 0.98

@@ -105,6 +105,7 @@ class DiDiInstruct:
             num_steps=config.path_steps if config.score_decomposition else (1,),
             tau_law=law if config.path_times == "random" else None,
             rows="masked" if config.credit == "vocabulary" else "revealed",
+            gradient_steps=config.gradient_steps,
         )
 
     def _make_estimator(self) -> ScoreFunctionIntegralKL:

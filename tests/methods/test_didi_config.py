@@ -12,6 +12,7 @@ def test_the_papers_settings() -> None:
     assert paper == {
         "score_decomposition": True,
         "path_steps": (2,),
+        "gradient_steps": None,
         "path_times": "random",
         "tau_low": 0.02,
         "tau_high": 0.98,
