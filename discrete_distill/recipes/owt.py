@@ -1,16 +1,19 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
-Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default) | demo-long |
-small | medium. ``--help`` lists every flag of the preset.
+Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or
+small where CUDA and the data are there) | demo-paper | demo-long | small | medium. ``--help`` lists every flag of
+the preset.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ def split_arguments(arguments: list[str]) -> tuple[str, str, list[str]]:
     stage = rest.pop(0) if rest and not rest[0].startswith("-") else "all"
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
-    preset = "demo"
+    preset = default_preset()
     for index, argument in enumerate(rest):
         if argument == "--preset" and index + 1 < len(rest):
             preset, rest = rest[index + 1], rest[:index] + rest[index + 2 :]
@@ -60,6 +63,15 @@ def split_arguments(arguments: list[str]) -> tuple[str, str, list[str]]:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     return stage, preset, rest
+
+
+def default_preset() -> str:
+    """The demo, unless there is a CUDA device and OpenWebText in the data-set cache."""
+    import torch
+    from huggingface_hub.constants import HF_HOME
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets"))
+    return "small" if torch.cuda.is_available() and any(cache.glob("*openwebtext*")) else "demo"
 
 
 def parse_config(preset: str, flags: list[str]) -> RecipeConfig:

@@ -67,6 +67,15 @@ def demo() -> RecipeConfig:
     )
 
 
+def demo_paper() -> RecipeConfig:
+    """The published method on the demo's text and teacher, for comparison; its rate is scaled up to the small model."""
+    config = demo()
+    config.name = "demo-paper"
+    config.distill.method = DiDiInstructConfig.paper()
+    config.distill.student.learning_rate = 1e-4
+    return config
+
+
 def demo_long() -> RecipeConfig:
     """The demo, given two hours on two cores."""
     config = demo()
@@ -112,6 +121,7 @@ def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teach
 
 PRESETS: dict[str, Callable[[], RecipeConfig]] = {
     "demo": demo,
+    "demo-paper": demo_paper,
     "demo-long": demo_long,
     "small": lambda: paper("small", hidden_size=768, num_layers=12, num_heads=12, teacher="kuleshov-group/mdlm-owt"),
     "medium": lambda: paper("medium", hidden_size=1024, num_layers=24, num_heads=16, teacher=""),

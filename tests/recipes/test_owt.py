@@ -6,7 +6,7 @@ import huggingface_hub.constants
 import pytest
 from accelerate.state import AcceleratorState
 
-from discrete_distill.recipes.owt import main
+from discrete_distill.recipes.owt import default_preset, main
 
 TINY_MODEL = [
     "--teacher.model.hidden-size=32",
@@ -195,3 +195,15 @@ def test_a_run_that_collapses_ends_with_a_report_that_says_so(trained: tuple[Pat
     wild = ["--name=wild", "--distill.student.learning-rate=1.0", "--distill.student.warmup-steps=0"]
     assert main([*flags, *wild]) == 0
     assert "COLLAPSE" in (output / "wild" / "report.md").read_text()
+
+
+def test_the_paper_preset_is_the_default_only_with_cuda_and_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert default_preset() == "demo"
+    (tmp_path / "Skylion007___openwebtext").mkdir()
+    assert default_preset() == "small"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert default_preset() == "demo"
