@@ -72,7 +72,7 @@ class DiDiInstructConfig:
     credit: Literal["sequence", "token", "vocabulary"] = "token"
     window: int = 6
     hidden: float = 0.5
-    corruptions: int = 4
+    corruptions: int = 2
     corruption_by: Literal["time", "count"] = "count"
     omega: Literal["elbo", "constant"] = "constant"
     omega_low: float = 0.1
@@ -91,7 +91,7 @@ class DiDiInstructConfig:
     reference: Literal["data", "teacher"] = "data"
     discriminator_states: Literal["corrupted", "path"] = "path"
     ratio_warmup: int = 10
-    ratio_updates: int = 1
+    ratio_updates: int = 2
     step_conditioning: bool = True
 
     def __post_init__(self) -> None:
@@ -150,5 +150,6 @@ class DiDiInstructConfig:
             label_smoothing=0.1,
             discriminator_states="corrupted",
             ratio_warmup=0,
+            ratio_updates=1,
             step_conditioning=False,
         )

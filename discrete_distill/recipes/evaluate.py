@@ -56,7 +56,7 @@ class EvaluateConfig:
     frontier_steps: int = 8
     teacher_frontier_steps: tuple[int, ...] = (32, 64)
     teacher_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0)
-    student_temperatures: tuple[float, ...] = (0.9, 1.0, 1.1)
+    student_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
     num_candidates: int = 4
     tilt_fraction: float = 0.0
     batch_size: int = 64

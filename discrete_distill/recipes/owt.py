@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         stage, preset, flags = split_arguments(arguments)
         config = parse_config(preset, flags)
         run_stage(stage, config, shlex.join([*PROGRAM.split(), *arguments]))
+    except BrokenPipeError:  # Whoever read our output has seen enough.
+        return 0
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

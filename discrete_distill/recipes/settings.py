@@ -58,11 +58,11 @@ def demo() -> RecipeConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return RecipeConfig(
         distill=DistillConfig(
-            method=DiDiInstructConfig(group_size=48),
-            loop=LoopConfig(num_steps=170, log_every=5, checkpoint_every=20),
+            method=DiDiInstructConfig(group_size=48, gradient_steps=3),
+            loop=LoopConfig(num_steps=150, log_every=5, checkpoint_every=25),
             batch_size=48,
-            student=OptimizerConfig(learning_rate=4e-4, warmup_steps=10, ema_decay=0.95),
-            ratio=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
+            student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
+            ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
         )
     )
 
