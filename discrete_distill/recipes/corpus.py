@@ -133,12 +133,11 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> dict[str, TokenStream]:
     """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``."""
     folder = cache_dir / _fingerprint(source, tokenizer)
-    if (folder / "done.json").exists():
-        ids = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SPLITS}
-        return {name: TokenStream(ids[name], length) for name in SPLITS}
-    streams = {name: TokenStream(ids, length) for name, ids in _tokenise(source, tokenizer).items()}
-    _write_tokens(streams, folder)
-    return streams
+    if not (folder / "done.json").exists():
+        # Looked at before anything is written: text that is too short leaves nothing behind.
+        fresh = {name: TokenStream(ids, length) for name, ids in _tokenise(source, tokenizer).items()}
+        _write_tokens(fresh, folder)
+    return {name: TokenStream(np.load(folder / f"{name}.npy", mmap_mode="r"), length) for name in SPLITS}
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
