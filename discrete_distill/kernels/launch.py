@@ -40,7 +40,7 @@ SAMPLING: dict[int, dict[int, Launch]] = {
         **_by_capability(Launch(unroll=2, num_warps=4, width=8, max_registers=168)),
         9: Launch(unroll=4, num_warps=4, width=8, max_registers=168),
     },
-    4: _by_capability(Launch(unroll=2, num_warps=8, width=4, max_registers=80)),
+    4: _by_capability(Launch(unroll=2, num_warps=8, width=4, max_registers=88)),
 }
 LOSSES_FORWARD: dict[int, dict[int, Launch]] = {
     2: _by_capability(Launch(unroll=2, num_warps=4, width=8, max_registers=128)),

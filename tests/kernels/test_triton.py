@@ -45,8 +45,6 @@ def test_every_shipped_kernel_compiles_without_local_memory_and_within_its_regis
         assert kernel["REG"] <= kernel["limit"], kernel
         assert kernel["wide_loads"] > 0, kernel
     for kernel in kernels:
-        if kernel["kernel"] in (
-            "sample_rows 2B",
-            "sample_rows 4B",
-        ):  # the plain sampler
-            assert kernel["REG"] * kernel["warps"] * 32 * 5 <= 65536, kernel
+        if kernel["kernel"] in ("sample_rows 2B", "sample_rows 4B"):
+            # Twenty warps of the plain sampler fit a multiprocessor's 65536 registers.
+            assert kernel["REG"] * 32 * 20 <= 65536, kernel
