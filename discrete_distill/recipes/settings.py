@@ -80,7 +80,7 @@ def demo_long() -> RecipeConfig:
     """The demo, given two hours on two cores."""
     config = demo()
     config.name = "demo-long"
-    config.distill.loop = LoopConfig(num_steps=6000, log_every=20, checkpoint_every=250)
+    config.distill.loop = LoopConfig(num_steps=3600, log_every=20, checkpoint_every=250)
     config.distill.student.ema_decay = 0.995
     config.evaluate.num_samples = 256
     return config
