@@ -250,12 +250,26 @@ class IntermediateStateMatcher:
         self, canvas: Canvas, student: Denoiser, rows: Tensor, t: Tensor, s: Tensor, cond: dict[str, Any]
     ) -> Tensor:
         if canvas.one_row_stands_for_all(t, s, cond):
-            # All rows are in the same state: one stands for all, and its log-probabilities are shared.
-            length = canvas.z.shape[1]
-            every = torch.arange(length, device=rows.device)
-            logits_LV = logits_at(student, canvas.z[:1], t[:1], every, s=s[:1])
-            return self.process.masked_log_probs(logits_LV)[rows % length]
+            return shared_state_log_probs(self.process, student, canvas.z, t, rows, s=s[:1])
         return self.process.masked_log_probs(canvas.logits(student, rows, t, s, **cond))
+
+
+def shared_state_log_probs(
+    process: MaskedDiffusion, denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities ``[N, V]`` at flattened positions where all sequences are in one state: evaluated once for all.
+
+    Args:
+        process: names the mask.
+        denoiser: any `Denoiser`.
+        z: int64 ``[B, L]``, all rows equal.
+        t: ``[B]``, all equal.
+        rows: int64 ``[N]``.
+        s: ``[1]``, for denoisers that are told where the step ends.
+    """
+    length = z.shape[1]
+    every = torch.arange(length, device=z.device)
+    return process.masked_log_probs(logits_at(denoiser, z[:1], t[:1], every, s=s))[rows % length]
 
 
 def draw_probe(

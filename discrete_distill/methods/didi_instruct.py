@@ -28,7 +28,7 @@ from ..divergence import (
     token_divergence,
     vocabulary_surrogate,
 )
-from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe
+from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe, shared_state_log_probs
 from ..models import DiT, discriminator_loss, masked_mean
 from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion, logits_at
 from ..rewards import LogRatioReward
@@ -99,14 +99,17 @@ class DiDiInstruct:
 
     def _make_matcher(self) -> IntermediateStateMatcher:
         config = self.config
-        law = BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
         return IntermediateStateMatcher(
             self.process,
             num_steps=config.path_steps if config.score_decomposition else (1,),
-            tau_law=law if config.path_times == "random" else None,
+            tau_law=self._tau_law() if config.path_times == "random" else None,
             rows="masked" if config.credit == "vocabulary" else "revealed",
             gradient_steps=config.gradient_steps,
         )
+
+    def _tau_law(self) -> BetaTime:
+        config = self.config
+        return BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
 
     def _make_estimator(self) -> ScoreFunctionIntegralKL:
         config = self.config
@@ -114,7 +117,7 @@ class DiDiInstruct:
         return ScoreFunctionIntegralKL(
             self.process,
             self._log_ratio(),
-            time_law=BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape),
+            time_law=self._tau_law(),
             weight=omega if config.omega == "elbo" else ConstantWeight(),
             importance_weight=config.importance_weight,
             credit="token" if config.credit == "token" else "sequence",
@@ -223,9 +226,8 @@ class DiDiInstruct:
     def _corruption_time(self, rollout: Rollout, generator: Generator | None) -> Tensor:
         if self._is_coupled(rollout):
             return rollout.tau
-        config, batch = self.config, len(rollout.sequences)
-        law = BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
-        t = law.sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator).t
+        batch = len(rollout.sequences)
+        t = self._tau_law().sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator).t
         return t.repeat_interleave(rollout.group_size)
 
     def auxiliary_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
@@ -323,10 +325,7 @@ class DiDiInstruct:
     @torch.no_grad()
     def _teacher_log_probs(self, z: Tensor, t: Tensor, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if not kwargs and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
-            # All rows are in the same state, as at the start of a path: one stands for all.
-            length = z.shape[1]
-            every = torch.arange(length, device=z.device)
-            return self.process.masked_log_probs(logits_at(self.teacher, z[:1], t[:1], every))[rows % length]
+            return shared_state_log_probs(self.process, self.teacher, z, t, rows)
         return self.process.masked_log_probs(logits_at(self.teacher, z, t, rows, **kwargs))
 
     def _vocabulary_loss(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from ..canvas import Canvas, time_grid
+from ..canvas import Canvas
 from ..kernels import sample_rows
 from ..process import Denoiser, MaskedDiffusion
 from .output import SamplerOutput
-
-StepCallback = Callable[[int, Tensor], None]
+from .trajectory import StepCallback, walk
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,11 @@ class AncestralSampler:
             generator=generator,
             device=device,
         )
-        times = time_grid(self.num_steps, device=canvas.z.device)
-        history = [canvas.z] if return_history else None
-        nfe = 0
-        for step in range(self.num_steps):
-            t, s = (times[step + i].expand(canvas.batch) for i in (0, 1))
-            nfe += ancestral_step(canvas, denoiser, step, t, s, temperature=self.temperature, **cond)
-            if history is not None:
-                history.append(canvas.z)
-            if callback is not None:
-                callback(step, canvas.z)
-        return SamplerOutput(canvas.z, nfe, nfe, canvas.log_probs, history)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> tuple[int, int]:
+            return ancestral_step(canvas, denoiser, step, t, s, temperature=self.temperature, **cond), 0
+
+        return walk(canvas, self.num_steps, reverse_step, return_history=return_history, callback=callback)
 
 
 def ancestral_step(

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from ..canvas import Canvas, time_grid
+from ..canvas import Canvas
 from ..kernels import STREAM_CANDIDATE, sample_rows, uniform
 from ..models.discriminator import Discriminator, RatioNetwork, masked_mean
 from ..process import Denoiser, MaskedDiffusion
-from .ancestral import StepCallback, ancestral_step, revealed_rows
+from .ancestral import ancestral_step, revealed_rows
 from .output import SamplerOutput
+from .trajectory import StepCallback, walk
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,11 @@ class RGASampler:
             generator=generator,
             device=device,
         )
-        times = time_grid(self.num_steps, device=canvas.z.device)
-        history = [canvas.z] if return_history else None
-        nfe = evaluations = 0
-        for step in range(self.num_steps):
-            t, s = (times[step + i].expand(canvas.batch) for i in (0, 1))
-            calls, extra = self._step(canvas, denoiser, discriminator, step, t, s, **cond)
-            nfe, evaluations = nfe + calls, evaluations + calls + extra
-            if history is not None:
-                history.append(canvas.z)
-            if callback is not None:
-                callback(step, canvas.z)
-        return SamplerOutput(canvas.z, nfe, evaluations, canvas.log_probs, history)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> tuple[int, int]:
+            return self._step(canvas, denoiser, discriminator, step, t, s, **cond)
+
+        return walk(canvas, self.num_steps, reverse_step, return_history=return_history, callback=callback)
 
     @property
     def tilted_steps(self) -> int:
