@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,17 +68,17 @@ def published_step(networks: Networks, batch: int, length: int) -> Callable[[Gen
     return step
 
 
-def library_step(networks: Networks, batch: int, length: int) -> Callable[[Generator], None]:
-    """The same method from this library."""
-    method = DiDiInstruct(
-        networks.student, networks.teacher, networks.discriminator, networks.process, DiDiInstructConfig.paper()
-    )
+def library_step(networks: Networks, batch: int, length: int, *, reuse_verdict: bool) -> Callable[[Generator], None]:
+    """The same method from this library; the reward from the pass that trains the discriminator, or from another."""
+    config = replace(DiDiInstructConfig.paper(), reuse_verdict=reuse_verdict)
+    method = DiDiInstruct(networks.student, networks.teacher, networks.discriminator, networks.process, config)
 
     def step(g: Generator) -> None:
         rollout = method.rollout(batch, length, generator=g)
         reference = torch.randint(networks.process.mask_token_id, (batch, length), generator=g)
-        networks.update(1, method.discriminator_loss(rollout, reference, generator=g).loss)
-        networks.update(0, method.student_loss(rollout, generator=g).loss)
+        judged = method.discriminator_loss(rollout, reference, generator=g)
+        networks.update(1, judged.loss)
+        networks.update(0, method.student_loss(rollout, verdict=judged.verdict, generator=g).loss)
 
     return step
 
@@ -107,11 +108,14 @@ def main() -> None:
     networks = Networks(SIZES[arguments.size])
     steps = {
         "authors' loop": published_step(networks, arguments.batch, arguments.length),
-        "discrete_distill": library_step(networks, arguments.batch, arguments.length),
+        "discrete_distill": library_step(networks, arguments.batch, arguments.length, reuse_verdict=True),
+        "discrete_distill, discriminator asked again": library_step(
+            networks, arguments.batch, arguments.length, reuse_verdict=False
+        ),
     }
     seconds = time_in_turn(steps, arguments.repeats)
-    theirs, ours = seconds.values()
-    ratios = sorted(b / a for a, b in zip(theirs, ours, strict=True))
+    theirs = seconds["authors' loop"]
+    ratios = {name: sorted(b / a for a, b in zip(theirs, ours, strict=True)) for name, ours in seconds.items()}
     result = {
         "command": f"python -m benchmarks.training --size {arguments.size} --batch {arguments.batch} "
         f"--length {arguments.length} --repeats {arguments.repeats}",
@@ -119,8 +123,8 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "spread_seconds": {name: [min(times), max(times)] for name, times in seconds.items()},
-        "ratio_median": statistics.median(ratios),
-        "ratio_spread": [ratios[0], ratios[-1]],
+        "ratio_median": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratio_spread": {name: [values[0], values[-1]] for name, values in ratios.items()},
     }
     print(json.dumps(result, indent=1))
     arguments.output.mkdir(parents=True, exist_ok=True)

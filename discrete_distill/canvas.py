@@ -6,6 +6,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, M candidates.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -88,6 +89,15 @@ class Canvas:
     def masked(self) -> Tensor:
         """Bool ``[B, L]``: positions still to be drawn."""
         return self.process.is_masked(self.z) & self.movable
+
+    def repeated(self, copies: int) -> Canvas:
+        """A canvas with ``copies`` of each sequence in its place; they share their coins, and draw their own tokens."""
+        made = copy.copy(self)
+        for name in ("z", "movable", "log_probs", "attention_mask"):
+            value = getattr(self, name)
+            setattr(made, name, value if value is None else value.repeat_interleave(copies, dim=0))
+        made.row_numbers = self.row_numbers.view(self.z.shape).repeat_interleave(copies, dim=0).flatten()
+        return made
 
     def coins(self, step: int, probability: Tensor) -> Tensor:
         """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]``; nothing of the logits in it."""

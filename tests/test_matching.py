@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact
+from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact, group_advantages
 from discrete_distill.matching import Rollout, draw_probe
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import CosineSchedule, LogLinearSchedule, MaskedDiffusion, PolynomialSchedule
@@ -296,7 +296,7 @@ def test_weighted_sums_over_hidden_rows_are_unbiased_for_sums_over_revealed_rows
     """For what depends on the state before the step and the position: 20 000 paths, five standard errors."""
     rollout = path_of(3, batch=20_000, length=3, seed=7)
     step = rollout.steps[index]
-    value = step.log_probs_NV.exp().square().sum(1) + 0.1 * (step.rows % 3)
+    value = PROCESS.masked_log_probs(step.logits_NV).exp().square().sum(1) + 0.1 * (step.rows % 3)
     probe = draw_probe(PROCESS, step, rollout.movable, hidden=hidden, generator=seeded(8))
     per_path = torch.zeros(20_000, dtype=torch.float64)
     per_path.index_add_(0, probe.rows // 3, probe.weight * value[probe.index])
@@ -342,7 +342,7 @@ def test_the_steps_that_keep_a_graph_weigh_for_those_that_do_not(seed: int) -> N
     weight = student.output_layer.linear.weight
     whole = IntermediateStateMatcher(process, num_steps=(4,))(student, (8, 6), generator=seeded(seed))
     part = IntermediateStateMatcher(process, num_steps=(4,), gradient_steps=2)(student, (8, 6), generator=seeded(seed))
-    kept = [index for index, step in enumerate(part.steps) if step.log_probs_NV.requires_grad]
+    kept = [index for index, step in enumerate(part.steps) if step.logits_NV.requires_grad]
     assert len(kept) == 2
     torch.testing.assert_close(part.log_prob(), whole.log_prob())
     chosen = torch.stack([whole.steps[index].token_log_probs().sum() for index in kept]).sum()
@@ -356,3 +356,77 @@ def test_every_step_keeps_its_graph_equally_often() -> None:
     kept = [matcher._gradient_weights(4, seeded(seed)).index(4.0) for seed in range(400)]
     counts = torch.tensor(kept).bincount(minlength=4)
     assert float(stats.chisquare(counts.numpy()).pvalue) > 1e-3
+
+
+def branching_path(length: int = 4, steps: int = 3, seed: int = 0, group_size: int = 4) -> tuple[TimedTable, Rollout]:
+    student = TimedTable(length)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), branching=True)
+    return student, matcher(student, (8, length), group_size=group_size, generator=seeded(seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_rows_of_a_group_share_their_path_up_to_the_step_with_a_graph_and_all_coins(seed) -> None:
+    student, rollout = branching_path(length=6, seed=seed)
+    (branch,) = (index for index, step in enumerate(rollout.steps) if step.logits_NV.requires_grad)
+    for index, step in enumerate(rollout.steps):
+        states = step.z.view(2, 4, 6)
+        if index <= branch:
+            assert bool((states == states[:, :1]).all())
+        hidden = (step.z_next == MASK).view(2, 4, 6)
+        assert bool((hidden == hidden[:, :1]).all())
+    assert len({tuple(row) for row in rollout.sequences.tolist()}) > 2
+    asked = [len(states) for states in student.asked]
+    assert max(asked[: branch + 1]) <= 2
+    assert max(asked[branch + 1 :], default=8) > 2
+    torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
+
+
+def test_rows_are_compared_in_order_after_a_branch() -> None:
+    """Rows, tokens and log-probabilities of the shared step stand where its sequences do."""
+    _, rollout = branching_path(length=6, seed=1)
+    for step in rollout.steps:
+        assert bool((step.rows.diff() > 0).all())
+        assert bool((step.z.flatten()[step.rows] == MASK).all())
+        assert bool((step.z_next.flatten()[step.revealed_rows()] == step.revealed_tokens()).all())
+
+
+def test_the_expected_gradient_of_branching_paths_is_that_of_independent_ones() -> None:
+    """Two words, length 2, reward = a fixed number of the sample: means of 400 batches within five standard errors."""
+    student, reward = TimedTable(2), torch.randn(4, 4, dtype=torch.float64, generator=seeded(3))
+
+    def gradients(branching: bool) -> Tensor:
+        matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), branching=branching)
+        found = []
+        for seed in range(400):
+            rollout = matcher(student, (64, 2), group_size=4, generator=seeded(seed))
+            rewards = reward[rollout.sequences[:, 0], rollout.sequences[:, 1]]
+            advantages = group_advantages(rewards, 4, baseline="leave_one_out", scale="none")
+            value = (advantages * rollout.log_prob()).mean()
+            found.append(torch.autograd.grad(value, student.table)[0][-1].flatten())  # the all-mask state
+        return torch.stack(found)
+
+    ours, truth = gradients(True), gradients(False)
+    error = (ours.var(0) / len(ours) + truth.var(0) / len(truth)).sqrt()
+    moved = error > 0
+    assert int(moved.sum()) >= 4
+    assert float((truth.mean(0)[moved] / error[moved]).abs().max()) > 10
+    assert float(((ours.mean(0) - truth.mean(0))[moved] / error[moved]).abs().max()) < 5
+
+
+def test_prompts_that_differ_within_a_group_cannot_branch() -> None:
+    matcher = IntermediateStateMatcher(PROCESS, branching=True)
+    x_init = torch.full((4, 4), MASK)
+    x_init[:, 0] = torch.tensor([0, 0, 1, 1])
+    assert matcher(TimedTable(4), x_init=x_init, group_size=2, generator=seeded(0)).sequences[:, 0].tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    with pytest.raises(ValueError, match="must be equal within groups"):
+        matcher(TimedTable(4), x_init=x_init, group_size=4, generator=seeded(0))
+
+
+def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
+    with pytest.raises(ValueError, match="leave out gradient_steps = 2"):
+        IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)

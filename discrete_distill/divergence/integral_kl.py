@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..process import ConstantWeight, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
+from ..process import ConstantWeight, Corruption, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
 from ..rewards import Baseline, LogRatioReward, Scale, group_advantages
-from .log_ratio import LogRatioEstimator
+from .log_ratio import LogRatio, LogRatioEstimator
 
 
 class SurrogateOutput(NamedTuple):
@@ -35,6 +35,14 @@ class SurrogateOutput(NamedTuple):
     loss: Tensor
     log_ratio: Tensor
     advantages: Tensor
+
+
+class _Score(NamedTuple):
+    """Log-ratio of each sequence ``[B]`` and at its positions ``[B, L]``, and the weight of its time ``[B]``."""
+
+    per_sequence: Tensor
+    per_position: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,11 @@ class ScoreFunctionIntegralKL:
             away from it: far less variance, blind to what a token did to tokens further off (biased).
         window: of token credit; 0 is the token's own position alone.
         corruptions: draws of ``(t, z_t)`` for each sample, averaged.
-        by: corruption by "time", or by "count" of masks, weighted so that sums over masked positions estimate
-            ``log q(x) / p(x)``; then ``time_law``, ``weight`` and ``importance_weight`` are not used.
+        by: corruption by "time"; by "count" of masks, weighted so that sums over masked positions estimate
+            ``log q(x) / p(x)``; or by "parts": the positions are dealt out at random to ``corruptions`` equal parts, and
+            each is hidden in turn, so that every token is scored once, given all other parts. For the last two
+            ``time_law``, ``weight`` and ``importance_weight`` are not used.
+        shared_masks: by count or parts, rows of a group are masked at the same positions: their differences are less noisy.
         reward: clips raw log-ratios.
         baseline: see `group_advantages`.
         scale: see `group_advantages`.
@@ -73,7 +84,8 @@ class ScoreFunctionIntegralKL:
     credit: Literal["sequence", "token"] = "sequence"
     window: int = 0
     corruptions: int = 1
-    by: Literal["time", "count"] = "time"
+    by: Literal["time", "count", "parts"] = "time"
+    shared_masks: bool = False
     reward: LogRatioReward = field(default_factory=LogRatioReward)
     baseline: Baseline = "leave_one_out"
     scale: Scale = "none"
@@ -86,8 +98,8 @@ class ScoreFunctionIntegralKL:
             raise ValueError(f'credit is "sequence" or "token", got {self.credit!r}')
         if self.window < 0:
             raise ValueError(f"window must not be negative, got {self.window}")
-        if self.by not in ("time", "count"):
-            raise ValueError(f'by is "time" or "count", got {self.by!r}')
+        if self.by not in ("time", "count", "parts"):
+            raise ValueError(f'by is "time", "count" or "parts", got {self.by!r}')
 
     def __call__(
         self,
@@ -116,14 +128,33 @@ class ScoreFunctionIntegralKL:
         """
         if group_size < 1 or x.shape[0] % group_size:
             raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} samples")
-        levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
-        scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
-        weight_MB = torch.stack([score[2] for score in scores])
+        if self.by == "parts":
+            scores = self._scores_by_parts(x, group_size, movable, generator, cond)
+        else:
+            levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
+            scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
+        return self._surrogate(scores, token_log_probs, group_size)
+
+    def from_log_ratio(
+        self, log_ratio: LogRatio, t: Tensor, token_log_probs: Tensor, *, group_size: int = 1
+    ) -> SurrogateOutput:
+        """Estimate from a log-ratio that is already there, of one corruption of every sample to times ``t`` ``[B]``.
+
+        Raises:
+            ValueError: if the group size does not divide the batch.
+        """
+        if group_size < 1 or len(t) % group_size:
+            raise ValueError(f"group_size {group_size} does not divide the batch of {len(t)} samples")
+        score = _Score(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
+        return self._surrogate([score], token_log_probs, group_size)
+
+    def _surrogate(self, scores: list[_Score], token_log_probs: Tensor, group_size: int) -> SurrogateOutput:
+        weight_MB = torch.stack([score.weight for score in scores])
         weight_B = weight_MB.mean(0)
         # Corruptions at different times count by their weights: weight and log-ratio are not independent.
         share_MB = weight_MB / weight_MB.sum(0).clamp(min=torch.finfo(weight_MB.dtype).tiny)
-        ratio_B = (share_MB * torch.stack([score[0] for score in scores])).sum(0)
-        ratio_BL = (share_MB[:, :, None] * torch.stack([score[1] for score in scores])).sum(0)
+        ratio_B = (share_MB * torch.stack([score.per_sequence for score in scores])).sum(0)
+        ratio_BL = (share_MB[:, :, None] * torch.stack([score.per_position for score in scores])).sum(0)
         advantages_B = self._advantages(ratio_B, group_size)
         if self.credit == "sequence":
             surrogate_B = -weight_B * advantages_B * token_log_probs.sum(1)
@@ -164,24 +195,54 @@ class ScoreFunctionIntegralKL:
         movable: Tensor | None,
         generator: Generator | None,
         cond: dict[str, Any],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-ratio ``[B]``, at positions ``[B, L]``, and weight ``[B]``, of one corruption of every sample."""
+    ) -> _Score:
+        """Of one corruption of every sample."""
         if self.by == "count":
-            z_t, level_t, weight_B = self.process.draw_corruption(
-                x, by="count", movable=movable, level=level, generator=generator
-            )
+            z_t, level_t, weight_B = self._corrupt_by_count(x, group_size, level, movable, generator)
             out = self.log_ratio(z_t, level_t, x=x, movable=movable, **cond)
-            return (
-                weight_B * out.per_sequence,
-                weight_B[:, None] * out.per_position,
-                torch.ones_like(weight_B),
-            )
+            return _Score(weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B))
         if t is None:
             t = self.time_law.sample(x.shape[0] // group_size, device=x.device, generator=generator).t
             t = t.repeat_interleave(group_size)
         z_t = self.process.corrupt(x, t, movable=movable, generator=generator)
         out = self.log_ratio(z_t, t, x=x, movable=movable, **cond)
-        return out.per_sequence, out.per_position, self.time_weight(t)
+        return _Score(out.per_sequence, out.per_position, self.time_weight(t))
+
+    @torch.no_grad()
+    def _scores_by_parts(
+        self, x: Tensor, group_size: int, movable: Tensor | None, generator: Generator | None, cond: dict[str, Any]
+    ) -> list[_Score]:
+        """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
+        copies = group_size if self.shared_masks else 1
+        parts_BL = self.process.draw_parts(
+            x[::copies], self.corruptions, movable=None if movable is None else movable[::copies], generator=generator
+        ).repeat_interleave(copies, dim=0)
+        size = self.process.num_movable(x, movable)
+        scores = []
+        for part in range(self.corruptions):
+            hidden = parts_BL == part
+            z_t = torch.where(hidden, self.process.mask_token_id, x)
+            t = self.process.time_of_count(hidden.sum(1), size)
+            out = self.log_ratio(z_t, t, x=x, movable=movable, **cond)
+            weight = torch.ones_like(out.per_sequence)
+            scores.append(_Score(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight))
+        return scores
+
+    def _corrupt_by_count(
+        self, x: Tensor, group_size: int, level: Tensor, movable: Tensor | None, generator: Generator | None
+    ) -> Corruption:
+        copies = group_size if self.shared_masks else 1
+        drawn = self.process.draw_corruption(
+            x[::copies],
+            by="count",
+            movable=None if movable is None else movable[::copies],
+            level=level[::copies],
+            generator=generator,
+        )
+        if copies == 1:
+            return drawn
+        z_t, t, weight = (each.repeat_interleave(copies, dim=0) for each in drawn)
+        return Corruption(torch.where(self.process.is_masked(z_t), z_t, x), t, weight)
 
     def time_weight(self, t: Tensor) -> Tensor:
         """``omega(t) / pi(t)``, or ``omega(t)`` without the importance weight; elementwise."""

@@ -19,6 +19,8 @@ class DiDiInstructConfig:
         score_decomposition: train along paths through intermediate states; off: the sample is drawn in one step.
         path_steps: numbers of steps of a path; one is drawn for each batch (paper: 2).
         gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all (paper: all).
+        branching: rows of a group share their path up to the one step that keeps a graph, and the masks that their
+            rewards are read with (paper: off). See `IntermediateStateMatcher`.
         path_times: intermediate times evenly spaced as in the "sampler", or drawn "random"ly (paper: random tau).
         tau_low: least random time (paper: 0.02).
         tau_high: greatest random time (paper: 0.98).
@@ -33,7 +35,7 @@ class DiDiInstructConfig:
         hidden: credit over the vocabulary: least fraction of a step's masked positions that is scored, given the
             others.
         corruptions: sequence and token credit: corruptions averaged for each sample (paper: 1).
-        corruption_by: by "time" (paper) or by "count" of masks.
+        corruption_by: by "time" (paper), by "count" of masks, or in "parts" that are hidden in turn.
         omega: weight of time, "elbo" (paper) or "constant".
         omega_low: least weight (paper: 0.1).
         omega_high: greatest weight (paper: 10).
@@ -52,6 +54,8 @@ class DiDiInstructConfig:
             Algorithm 1).
         discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
             themselves, which is what re-ranking in a sampler meets.
+        reuse_verdict: the student's reward is what the discriminator said while it was trained in the same step: one
+            pass fewer, one update behind; off: the updated discriminator is asked (paper).
         ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
         ratio_updates: updates of the auxiliary denoiser for each one of the student.
         step_conditioning: tell the student where its step ends; its first answers are the teacher's.
@@ -63,6 +67,7 @@ class DiDiInstructConfig:
     score_decomposition: bool = True
     path_steps: tuple[int, ...] = (4, 8)
     gradient_steps: int | None = None
+    branching: bool = False
     path_times: Literal["sampler", "random"] = "sampler"
     tau_low: float = 0.02
     tau_high: float = 0.98
@@ -73,7 +78,7 @@ class DiDiInstructConfig:
     window: int = 6
     hidden: float = 0.5
     corruptions: int = 2
-    corruption_by: Literal["time", "count"] = "count"
+    corruption_by: Literal["time", "count", "parts"] = "count"
     omega: Literal["elbo", "constant"] = "constant"
     omega_low: float = 0.1
     omega_high: float = 10.0
@@ -90,6 +95,7 @@ class DiDiInstructConfig:
     label_smoothing: float = 0.0
     reference: Literal["data", "teacher"] = "data"
     discriminator_states: Literal["corrupted", "path"] = "path"
+    reuse_verdict: bool = False
     ratio_warmup: int = 10
     ratio_updates: int = 2
     step_conditioning: bool = True
@@ -104,8 +110,10 @@ class DiDiInstructConfig:
             )
         if self.log_ratio == "path" and self.credit != "vocabulary":
             raise ValueError(f'log_ratio="path" goes with credit="vocabulary", got credit={self.credit!r}')
-        if self.log_ratio == "discriminator" and self.corruption_by == "count":
+        if self.log_ratio == "discriminator" and self.corruption_by != "time":
             raise ValueError('a discriminator reads one time for each sample; take corruption_by="time"')
+        if self.reuse_verdict and self.discriminator_states != "corrupted":
+            raise ValueError('a verdict on states of the path is no reward; take discriminator_states="corrupted"')
 
     def _check_names(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,17 +22,31 @@ from torch import Generator, Tensor, nn
 from ..divergence import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
+    LogRatio,
     LogRatioEstimator,
     ScoreFunctionIntegralKL,
+    SurrogateOutput,
     difference_of_logs,
     token_divergence,
     vocabulary_surrogate,
 )
-from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe, shared_state_log_probs
+from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe, shared_state_logits
 from ..models import DiT, discriminator_loss, masked_mean
 from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion, logits_at
 from ..rewards import LogRatioReward
 from .config import DiDiInstructConfig
+
+
+class Verdict(NamedTuple):
+    """What a discriminator said of the student's corrupted samples while it was trained.
+
+    Attributes:
+        t: times of the corruption, ``[B]``.
+        log_ratio: detached.
+    """
+
+    t: Tensor
+    log_ratio: LogRatio
 
 
 @dataclass
@@ -42,10 +56,12 @@ class StepOutput:
     Attributes:
         loss: scalar with graph.
         metrics: detached scalars by name.
+        verdict: of the discriminator, where the configuration lets the student's loss use it again.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    verdict: Verdict | None = None
 
 
 class DiDiInstruct:
@@ -105,6 +121,7 @@ class DiDiInstruct:
             tau_law=self._tau_law() if config.path_times == "random" else None,
             rows="masked" if config.credit == "vocabulary" else "revealed",
             gradient_steps=config.gradient_steps,
+            branching=config.branching,
         )
 
     def _tau_law(self) -> BetaTime:
@@ -124,6 +141,7 @@ class DiDiInstruct:
             window=config.window,
             corruptions=config.corruptions,
             by=config.corruption_by,
+            shared_masks=config.branching,
             reward=LogRatioReward(config.reward_clip),
             baseline=config.baseline,
             scale=config.scale,
@@ -206,7 +224,11 @@ class DiDiInstruct:
         student_side = masked_mean(logits.detach(), counted) > 0
         reference_side = masked_mean(logits_reference.detach(), counted_reference) < 0
         accuracy = 0.5 * (student_side.float().mean() + reference_side.float().mean())
-        return StepOutput(loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy})
+        metrics = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
+        if not self.config.reuse_verdict:
+            return StepOutput(loss, metrics)
+        values = logits.detach().float() * counted
+        return StepOutput(loss, metrics, Verdict(t, LogRatio(values, masked_mean(values, counted))))
 
     def _judged_states(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Student states and their times that the discriminator sees."""
@@ -255,7 +277,7 @@ class DiDiInstruct:
         total = torch.zeros((), device=rollout.sequences.device)
         for step in rollout.steps:
             probe = self._probe(rollout, step, generator)
-            target_NV = step.log_probs_NV.detach()[probe.index]
+            target_NV = self.process.masked_log_probs(step.logits_NV.detach()[probe.index])
             divergence_N = token_divergence(self._auxiliary_log_probs(step, probe, kwargs), target_NV, kind="forward")
             total = total + (probe.weight * divergence_N).sum()
         loss = total / rollout.movable.sum().clamp(min=1)
@@ -270,40 +292,61 @@ class DiDiInstruct:
         logits = logits_at(self.auxiliary, probe.z, step.t, probe.rows, s=step.s, **kwargs)
         return self.process.masked_log_probs(logits)
 
-    def student_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
-        """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone."""
+    def student_loss(
+        self, rollout: Rollout, *, verdict: Verdict | None = None, generator: Generator | None = None
+    ) -> StepOutput:
+        """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone.
+
+        Args:
+            rollout: of this step.
+            verdict: of `discriminator_loss` in this step; with it the discriminator is not asked again.
+            generator: source of randomness.
+        """
         if self.config.credit == "vocabulary":
-            loss, metrics = self._vocabulary_loss(rollout, generator)
-        else:
-            loss, metrics = self._score_function_loss(rollout, generator)
-        entropy = self._entropy(rollout)
-        metrics["entropy"] = entropy.detach()
+            return self._vocabulary_loss(rollout, generator)
+        return self._score_function_loss(rollout, verdict, generator)
+
+    def _score_function_loss(
+        self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None
+    ) -> StepOutput:
+        losses = [self._step_losses(rollout, step) for step in rollout.steps]
+        steps = list(zip(rollout.steps, losses, strict=True))
+        token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
+        out = self._surrogate(rollout, token_log_probs, verdict, generator)
+        tokens = rollout.movable.sum().clamp(min=1)
+        loss = out.loss / rollout.sequences.shape[1]
+        entropy = torch.stack([each.entropy.sum() for each in losses]).sum() / tokens
+        metrics = {
+            "log_ratio": out.log_ratio.mean(),
+            "log_ratio_std": out.log_ratio.std(),
+            "clipped_advantages": self._clipped(out.advantages),
+            "entropy": entropy.detach(),
+        }
+        if self.config.kl_coefficient:
+            divergence = torch.stack([each.divergence.sum() for each in losses]).sum() / tokens
+            loss = loss + self.config.kl_coefficient * divergence
+            metrics["teacher_divergence"] = divergence.detach()
         if self.config.entropy_coefficient:
             loss = loss - self.config.entropy_coefficient * entropy
         return StepOutput(loss, metrics)
 
-    def _score_function_loss(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _surrogate(
+        self, rollout: Rollout, token_log_probs: Tensor, verdict: Verdict | None, generator: Generator | None
+    ) -> SurrogateOutput:
         assert self.estimator is not None
-        out = self.estimator(
+        if verdict is not None:
+            return self.estimator.from_log_ratio(
+                verdict.log_ratio, verdict.t, token_log_probs, group_size=rollout.group_size
+            )
+        return self.estimator(
             rollout.sequences,
-            rollout.token_log_probs(),
+            token_log_probs,
             group_size=rollout.group_size,
             t=rollout.tau if self._is_coupled(rollout) else None,
             movable=rollout.movable,
             generator=generator,
             **rollout.denoiser_kwargs(),
         )
-        loss = out.loss / rollout.sequences.shape[1]
-        metrics = {
-            "log_ratio": out.log_ratio.mean(),
-            "log_ratio_std": out.log_ratio.std(),
-            "clipped_advantages": self._clipped(out.advantages),
-        }
-        if self.config.kl_coefficient:
-            divergence = self._divergence_at_states(rollout)
-            loss = loss + self.config.kl_coefficient * divergence
-            metrics["teacher_divergence"] = divergence.detach()
-        return loss, metrics
 
     def _clipped(self, advantages: Tensor) -> Tensor:
         limit = self.config.advantage_clip
@@ -311,58 +354,69 @@ class DiDiInstruct:
             return advantages.new_zeros(())
         return (advantages.abs() >= limit).float().mean()
 
-    def _divergence_at_states(self, rollout: Rollout) -> Tensor:
-        """Student against teacher at the states of the path, nats per token."""
-        total = torch.zeros((), device=rollout.sequences.device)
-        for step in rollout.steps:
-            teacher_NV = self._teacher_log_probs(step.z, step.t, step.rows, rollout.denoiser_kwargs())
-            total = total + self._token_divergence(step.log_probs_NV, teacher_NV)[step.revealed].sum()
-        return total / rollout.movable.sum().clamp(min=1)
+    def _step_losses(self, rollout: Rollout, step: PathStep) -> _StepLosses:
+        """Log-probability, entropy and divergence from the teacher, at what the step revealed."""
+        if not self.config.kl_coefficient:
+            out = step.losses()
+            return _StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
+        teacher_RV = self._teacher_logits(step.z, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
+        out = step.losses(teacher_RV)
+        assert out.forward_kl is not None
+        assert out.reverse_kl is not None
+        mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": self.config.kl_beta}.get(self.config.kl_kind)
+        if mix is None:
+            divergence = self._token_divergence(step.revealed_logits(), teacher_RV)
+        else:
+            divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
+        return _StepLosses(out.log_prob, out.entropy, divergence)
 
-    def _token_divergence(self, student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-        return token_divergence(student_NV, teacher_NV, kind=self.config.kl_kind, beta=self.config.kl_beta)
+    def _token_divergence(self, student_RV: Tensor, teacher_RV: Tensor) -> Tensor:
+        """Of any kind, of raw logits, ``[R]``."""
+        student_RV, teacher_RV = (self.process.masked_log_probs(logits) for logits in (student_RV, teacher_RV))
+        return token_divergence(student_RV, teacher_RV, kind=self.config.kl_kind, beta=self.config.kl_beta)
 
     @torch.no_grad()
-    def _teacher_log_probs(self, z: Tensor, t: Tensor, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _teacher_logits(self, z: Tensor, t: Tensor, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if not kwargs and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
-            return shared_state_log_probs(self.process, self.teacher, z, t, rows)
-        return self.process.masked_log_probs(logits_at(self.teacher, z, t, rows, **kwargs))
+            return shared_state_logits(self.teacher, z, t, rows)
+        return logits_at(self.teacher, z, t, rows, **kwargs)
 
-    def _vocabulary_loss(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _vocabulary_loss(self, rollout: Rollout, generator: Generator | None) -> StepOutput:
         """Credit over the whole vocabulary at every step of the path."""
         kwargs = rollout.denoiser_kwargs()
         device = rollout.sequences.device
-        loss, cost, divergence = (torch.zeros((), device=device) for _ in range(3))
+        cost, divergence, entropy = (torch.zeros((), device=device) for _ in range(3))
         for step in rollout.steps:
             probe = self._probe(rollout, step, generator)
-            student_NV = step.log_probs_NV[probe.index]
-            teacher_NV = self._teacher_log_probs(probe.z, probe.t, probe.rows, kwargs)
+            logits_NV = step.logits_NV[probe.index]
+            student_NV = self.process.masked_log_probs(logits_NV)
+            teacher_logits_NV = self._teacher_logits(probe.z, probe.t, probe.rows, kwargs)
             with torch.no_grad():
                 own_law = self.config.log_ratio == "path"
                 law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
-                ratio_NV = difference_of_logs(law_NV, teacher_NV).clamp(
+                ratio_NV = difference_of_logs(law_NV, self.process.masked_log_probs(teacher_logits_NV)).clamp(
                     -self.config.reward_clip, self.config.reward_clip
                 )
-            surrogate = vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
-            cost = cost + surrogate.detach()
-            loss = loss + surrogate
+            cost = cost + vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
             if self.config.kl_coefficient:
-                step_divergence = (probe.weight * self._token_divergence(student_NV, teacher_NV)).sum()
-                loss = loss + self.config.kl_coefficient * step_divergence
-                divergence = divergence + step_divergence.detach()
-        tokens = rollout.movable.sum().clamp(min=1)
-        metrics = {"log_ratio": cost / tokens}
+                divergence = divergence + (probe.weight * self._token_divergence(logits_NV, teacher_logits_NV)).sum()
+            entropy = entropy + step.losses().entropy.sum()
+        cost, divergence, entropy = (
+            total / rollout.movable.sum().clamp(min=1) for total in (cost, divergence, entropy)
+        )
+        loss = cost + self.config.kl_coefficient * divergence - self.config.entropy_coefficient * entropy
+        metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
         if self.config.kl_coefficient:
-            metrics["teacher_divergence"] = divergence / tokens
-        return loss / tokens, metrics
+            metrics["teacher_divergence"] = divergence.detach()
+        return StepOutput(loss, metrics)
 
-    def _entropy(self, rollout: Rollout) -> Tensor:
-        """Mean entropy of the laws that revealed tokens were drawn from, nats."""
-        total = torch.zeros((), device=rollout.sequences.device)
-        for step in rollout.steps:
-            log_probs_NV = step.log_probs_NV[step.revealed]
-            total = total - (log_probs_NV.exp() * log_probs_NV.clamp_min(-100.0)).sum()
-        return total / rollout.movable.sum().clamp(min=1)
+
+class _StepLosses(NamedTuple):
+    """At the ``R`` positions that a step revealed: ``log p`` of the token, entropy, divergence from the teacher."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    divergence: Tensor
 
 
 def _trainable_copy(teacher: DiT) -> DiT:

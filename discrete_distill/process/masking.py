@@ -119,6 +119,20 @@ class MaskedDiffusion:
         rank = order.argsort(dim=1).argsort(dim=1)
         return torch.where(rank < count[:, None], self.mask_token_id, x)
 
+    def draw_parts(
+        self, x: Tensor, num_parts: int, *, movable: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Deal the movable positions of each row out at random to parts of equal size (up to one).
+
+        Returns:
+            int64 ``[B, L]``: the part of each position, in ``0 .. num_parts - 1``; -1 where it may not move.
+        """
+        order = torch.rand(x.shape, device=x.device, generator=generator)
+        if movable is not None:
+            order = order.masked_fill(~movable, 2.0)
+        part = order.argsort(dim=1).argsort(dim=1) % num_parts
+        return part if movable is None else part.masked_fill(~movable, -1)
+
     def draw_corruption(
         self,
         x: Tensor,

@@ -104,6 +104,7 @@ class Distillation:
                 device=self.accelerator.device,
             )
         metrics: dict[str, float] = {}
+        verdict = None
         if self.auxiliary is not None:
             for _ in range(self.config.method.ratio_updates):
                 with self.accelerator.autocast():
@@ -114,9 +115,10 @@ class Distillation:
             with self.accelerator.autocast():
                 out = self.method.discriminator_loss(rollout, reference, generator=generator)
             metrics |= _update(self.discriminator, out, "discriminator")
+            verdict = out.verdict
         if index >= self.config.method.ratio_warmup:
             with self.accelerator.autocast():
-                out = self.method.student_loss(rollout, generator=generator)
+                out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
             metrics |= _update(self.student, out, "student")
         return metrics
 

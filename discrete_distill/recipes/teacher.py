@@ -25,6 +25,7 @@ class TeacherConfig:
 
     Args:
         path: folder of a trained teacher (``save_pretrained``), a hub name, or 'bundled'.
+        init: a teacher to train further (as ``path``), of the same shape but for its length; empty to start anew.
         model: its shape, where it is trained here.
         loop: how long it is trained.
         optimizer: how.
@@ -34,6 +35,7 @@ class TeacherConfig:
     """
 
     path: str = "bundled"
+    init: str = ""
     model: DiTConfig = field(
         default_factory=lambda: DiTConfig(
             vocab_size=2048,
@@ -72,7 +74,8 @@ def train_teacher(
 ) -> DiT:
     """Train on the ``train`` split; the averaged network is written to ``directory`` and returned as written."""
     torch.manual_seed(config.loop.seed)
-    learner = Learner(DiT(config.model).to(accelerator.device), config.optimizer, config.loop.num_steps, accelerator)
+    network = initial_network(config).to(accelerator.device)
+    learner = Learner(network, config.optimizer, config.loop.num_steps, accelerator)
     heldout = streams["heldout"].packed(512).to(accelerator.device)
 
     def step(index: int, generator: Generator) -> dict[str, float]:
@@ -99,6 +102,24 @@ def train_teacher(
         (trained.half() if config.half_precision else trained).save_pretrained(directory)
     accelerator.wait_for_everyone()
     return load_teacher(str(directory)).to(accelerator.device)
+
+
+def initial_network(config: TeacherConfig) -> DiT:
+    """A fresh network, or one with the weights of ``init``.
+
+    Raises:
+        FileNotFoundError: if ``init`` cannot be had.
+        ValueError: if its weights do not fit ``model``.
+    """
+    network = DiT(config.model)
+    if config.init:
+        try:
+            network.load_state_dict(load_teacher(config.init).state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of --teacher.init {config.init} do not fit --teacher.model: {error}"
+            ) from error
+    return network
 
 
 def load_teacher(path: str) -> DiT:

@@ -222,7 +222,8 @@ def enumerate_probes(
         step.s[path],
         was_masked.flatten().nonzero().squeeze(1),
         step.revealed[of_row[places]],
-        step.log_probs_NV[of_row[places]],
+        step.logits_NV[of_row[places]],
+        process.mask_token_id,
     )
     reveal = float(process.unmask_probability(step.t[0].double(), step.s[0].double()))
     again = (max(1.0 - reveal, hidden) - (1.0 - reveal)) / reveal
@@ -230,7 +231,9 @@ def enumerate_probes(
         probe = draw_probe(process, copied, torch.ones_like(hide), hidden=hidden)
     again_or_not = torch.tensor([1.0 - again, again], dtype=torch.float64)
     coins = again_or_not[hide.long()].prod(1)
-    return EnumeratedProbes(probe, path, paths.probability[path] * coins, copied.log_probs_NV[probe.index])
+    return EnumeratedProbes(
+        probe, path, paths.probability[path] * coins, process.masked_log_probs(copied.logits_NV[probe.index])
+    )
 
 
 def converged_auxiliary(probes: EnumeratedProbes) -> Tensor:

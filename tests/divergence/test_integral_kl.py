@@ -285,6 +285,64 @@ def test_by_count_with_perfect_denoisers_it_is_the_gradient_of_the_kl_of_clean_s
     torch.testing.assert_close(by_count_gradient(bench), truth, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("times", [ONE_STEP, TWO_STEPS])
+@pytest.mark.parametrize("deal", [(0, 1, 1), (0, 1, 2), (1, 0, 1)])
+def test_in_parts_it_is_the_gradient_of_the_kl_of_each_part_given_the_others(times, deal) -> None:
+    """``sum over parts S, i in S, of E_q KL(q(x_i | x outside S) || p(x_i | x outside S))``, for every deal."""
+    bench, parts = Bench(2, 3, times, seed=5), torch.tensor(deal)
+    estimator = ScoreFunctionIntegralKL(
+        bench.process, auxiliary_ratio(bench), by="parts", corruptions=int(parts.max()) + 1, baseline="none"
+    )
+    x = bench.paths.rollout.sequences
+    with patch.object(MaskedDiffusion, "draw_parts", lambda *_, **__: parts.expand(len(x), -1)):
+        each = coefficients(estimator, x, torch.zeros(len(x)))
+    surrogate = (each * bench.paths.probability[:, None] * bench.paths.rollout.token_log_probs()).sum()
+    (actual,) = torch.autograd.grad(surrogate, bench.student.logits, retain_graph=True)
+
+    divergence = torch.zeros((), dtype=torch.float64)
+    for i in range(3):
+        hidden_others = [j for j in range(3) if j != i and parts[j] == parts[i]]
+        q, p = bench.law, bench.teacher_law
+        if hidden_others:
+            q, p = q.sum(hidden_others, keepdim=True), p.sum(hidden_others, keepdim=True)
+        divergence = divergence + (q * ((q / q.sum(i, keepdim=True)).log() - (p / p.sum(i, keepdim=True)).log())).sum()
+    (truth,) = torch.autograd.grad(divergence, bench.student.logits, retain_graph=True)
+    assert_equal_to_1e8(actual, truth)
+
+
+def test_a_log_ratio_that_is_already_there_gives_the_same_estimate() -> None:
+    bench = Bench(2, 3, TWO_STEPS)
+    estimator = bench.estimator(weight=ElboWeight(bench.process.schedule, 0.1, 10.0))
+    x, t = bench.paths.rollout.sequences, torch.full((len(bench.paths.rollout.sequences),), 0.4).double()
+    z_t = bench.process.corrupt(x, t, generator=seeded(0))
+    leaf = torch.randn(x.shape, dtype=torch.float64, generator=seeded(1))
+    with with_states(z_t):
+        asked = estimator(x, leaf, t=t)
+    given = estimator.from_log_ratio(estimator.log_ratio(z_t, t), t, leaf)
+    torch.testing.assert_close(given.loss, asked.loss)
+    torch.testing.assert_close(given.log_ratio, asked.log_ratio)
+    with pytest.raises(ValueError, match="group_size 5 does not divide"):
+        estimator.from_log_ratio(estimator.log_ratio(z_t, t), t, leaf, group_size=5)
+
+
+@pytest.mark.parametrize("by", ["count", "parts"])
+def test_shared_masks_are_those_of_the_whole_group(by) -> None:
+    process, seen = MaskedDiffusion(5), []
+
+    def watched(z_t: Tensor, t: Tensor, **_: object) -> LogRatio:
+        seen.append(z_t == 5)
+        return LogRatio(torch.zeros(z_t.shape), torch.zeros(len(z_t)))
+
+    estimator = ScoreFunctionIntegralKL(process, watched, by=by, corruptions=3, shared_masks=True)
+    x = torch.randint(5, (8, 12), generator=seeded(0))
+    estimator(x, torch.zeros(x.shape), group_size=4, generator=seeded(1))
+    for hidden in seen:
+        assert bool((hidden.view(2, 4, 12) == hidden.view(2, 4, 12)[:, :1]).all())
+        assert not bool((hidden[0] == hidden[4]).all())
+    if by == "parts":
+        assert bool((torch.stack(seen).sum(0) == 1).all())
+
+
 def test_token_credit_is_biased_by_its_window_as_the_page_states_and_a_whole_window_by_nothing() -> None:
     bench = Bench(2, 3, TWO_STEPS, seed=6)
     truth = torch.autograd.grad(exact.kl(bench.law, bench.teacher_law), bench.student.logits, retain_graph=True)[0]

@@ -24,6 +24,8 @@ EVERY_KIND = {
     "path": replace(VOCABULARY, log_ratio="path"),
     "token": TOKENS,
     "sequence": replace(SEQUENCES, kl_coefficient=0.1),
+    "parts": replace(TOKENS, corruption_by="parts", corruptions=2),
+    "branching": replace(TOKENS, branching=True),
     "defaults": DiDiInstructConfig(group_size=4),
 }
 
@@ -104,6 +106,21 @@ def test_the_student_is_evaluated_once_for_each_state_and_the_first_as_one_row(k
     method.discriminator_loss(rollout, reference_tokens(), generator=seeded(1))
     method.auxiliary_loss(rollout, generator=seeded(1))
     assert sizes["student"] == before
+
+
+def test_a_verdict_saves_the_students_loss_a_pass_of_the_discriminator() -> None:
+    method = small_method(replace(PAPER, reuse_verdict=True))
+    assert method.discriminator is not None
+    asked = count_calls(method.discriminator.backbone)
+    rollout = rollout_of(method)
+    judged = method.discriminator_loss(rollout, reference_tokens(), generator=seeded(1))
+    assert asked == [8, 8]
+    assert judged.verdict is not None
+    out = method.student_loss(rollout, verdict=judged.verdict)
+    assert asked == [8, 8]
+    assert with_gradients(method, out.loss) == {"student"}
+    torch.testing.assert_close(out.metrics["log_ratio"], judged.verdict.log_ratio.per_sequence.mean())
+    assert small_method(PAPER).discriminator_loss(rollout, reference_tokens(), generator=seeded(1)).verdict is None
 
 
 def test_no_teacher_is_asked_where_nothing_needs_it() -> None:

@@ -182,6 +182,20 @@ def test_the_generator_alone_decides_the_corruption(by: str, seeded: Seeded) -> 
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_every_movable_position_is_dealt_to_one_of_equal_parts(seeded: Seeded) -> None:
+    movable = torch.arange(11)[None] < torch.tensor([[11], [7], [0]])
+    parts = MaskedDiffusion(5).draw_parts(torch.zeros(3, 11, dtype=torch.long), 3, movable=movable, generator=seeded(0))
+    assert bool(((parts >= 0) == movable).all())
+    sizes = torch.stack([(parts == part).sum(1) for part in range(3)], dim=1)
+    assert sizes.tolist() == [[4, 4, 3], [3, 2, 2], [0, 0, 0]]
+
+
+def test_pairs_of_positions_meet_in_a_part_as_often_as_by_chance(seeded: Seeded) -> None:
+    parts = MaskedDiffusion(5).draw_parts(torch.zeros(6000, 4, dtype=torch.long), 2, generator=seeded(1))
+    together = (parts[:, 0] == parts[:, 1]).double().mean()
+    assert abs(float(together) - 1 / 3) < 5 * math.sqrt(2 / 9 / 6000)
+
+
 def test_an_unknown_kind_of_corruption_is_refused() -> None:
     with pytest.raises(ValueError, match="'rows'"):
         MaskedDiffusion(MASK).draw_corruption(X[None], by="rows")  # type: ignore[arg-type]
