@@ -13,7 +13,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +69,7 @@ def published_step(networks: Networks, batch: int, length: int) -> Callable[[Gen
 
 def library_step(networks: Networks, batch: int, length: int, *, reuse_verdict: bool) -> Callable[[Generator], None]:
     """The same method from this library; the reward from the pass that trains the discriminator, or from another."""
-    config = replace(DiDiInstructConfig.paper(), reuse_verdict=reuse_verdict)
+    config = DiDiInstructConfig.paper(reuse_verdict=reuse_verdict)
     method = DiDiInstruct(networks.student, networks.teacher, networks.discriminator, networks.process, config)
 
     def step(g: Generator) -> None:

@@ -8,7 +8,7 @@ from .divergence import (
     token_divergence,
 )
 from .exact import integral_kl
-from .matching import IntermediateStateMatcher, Rollout
+from .matching import IntermediateStateMatcher
 from .methods import DiDiInstruct, DiDiInstructConfig
 from .models import Discriminator
 from .process import (
@@ -29,6 +29,7 @@ from .rewards import (
     LogRatioReward,
     group_advantages,
 )
+from .rollout import Rollout
 from .samplers import AncestralSampler, RGASampler, SamplerOutput
 
 __version__ = "0.1.0"

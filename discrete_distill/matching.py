@@ -18,132 +18,9 @@ import torch
 from torch import Generator, Tensor
 
 from .canvas import Canvas
-from .kernels import TokenLosses, sample_rows, token_losses
+from .kernels import sample_rows
 from .process import Denoiser, MaskedDiffusion, TimeLaw, logits_at
-
-
-@dataclass
-class PathStep:
-    """One step of a student path.
-
-    Attributes:
-        z: state before, int64 ``[B, L]``.
-        z_next: state after.
-        t: time before, ``[B]``.
-        s: time after, ``[B]``.
-        rows: flattened positions whose logits were computed, int64 ``[N]``, ascending.
-        revealed: bool ``[N]``: those that this step revealed.
-        logits_NV: the student's raw logits there, with their graph if the step keeps one.
-        mask_token_id: the class that is never predicted.
-    """
-
-    z: Tensor
-    z_next: Tensor
-    t: Tensor
-    s: Tensor
-    rows: Tensor
-    revealed: Tensor
-    logits_NV: Tensor
-    mask_token_id: int
-
-    def losses(self, teacher_logits_RV: Tensor | None = None) -> TokenLosses:
-        """Log-probability of the drawn token, entropy, and KL divergences from and to a teacher, at the ``R`` revealed
-        positions: one read of the logits, differentiable."""
-        return token_losses(
-            self.revealed_logits(), teacher_logits_RV, self.revealed_tokens(), mask_token_id=self.mask_token_id
-        )
-
-    def revealed_rows(self) -> Tensor:
-        """Flattened positions that this step revealed, int64 ``[R]``."""
-        return self.rows[self.revealed]
-
-    def revealed_tokens(self) -> Tensor:
-        """What was drawn there, int64 ``[R]``."""
-        return self.z_next.flatten()[self.revealed_rows()]
-
-    def revealed_logits(self) -> Tensor:
-        """Raw logits there, ``[R, V]``; not copied if the step kept no others."""
-        return self.logits_NV if bool(self.revealed.all()) else self.logits_NV[self.revealed]
-
-    def on_canvas(self, values_R: Tensor) -> Tensor:
-        """``[B, L]`` with one value at each revealed position and 0 elsewhere; differentiable."""
-        blank = torch.zeros_like(self.z, dtype=values_R.dtype).flatten()
-        return blank.index_put((self.revealed_rows(),), values_R).view_as(self.z)
-
-    def repeated(self, copies: int) -> PathStep:
-        """The same step of ``copies`` equal sequences in place of each."""
-        rows, place = repeated_rows(self.rows, self.z.shape[1], copies)
-        z, z_next, t, s = (each.repeat_interleave(copies, dim=0) for each in (self.z, self.z_next, self.t, self.s))
-        return PathStep(z, z_next, t, s, rows, self.revealed[place], self.logits_NV[place], self.mask_token_id)
-
-    def token_log_probs(self) -> Tensor:
-        """``log p(x_i | z)`` at the revealed positions, 0 elsewhere; ``[B, L]``, differentiable."""
-        return self.on_canvas(self.losses().log_prob)
-
-
-@dataclass
-class Probe:
-    """A step's outcome with some of what it revealed hidden again: where a network is asked how the rest continues.
-
-    A position that was masked at ``t`` is hidden with probability ``h`` whether or not it was revealed, so given the
-    state ``z`` all hidden positions are alike, and a sum over them weighted by ``q / h``, with ``q`` the step's
-    probability of revealing, estimates the sum over revealed positions.
-
-    Attributes:
-        z: int64 ``[B, L]``.
-        t: its time by the number of masks, ``[B]``.
-        rows: flattened hidden positions, int64 ``[N]``.
-        index: where each stands in the step's own ``rows``, int64 ``[N]``.
-        weight: ``q / h``, ``[N]``.
-    """
-
-    z: Tensor
-    t: Tensor
-    rows: Tensor
-    index: Tensor
-    weight: Tensor
-
-
-@dataclass
-class Rollout:
-    """A batch of student paths.
-
-    Attributes:
-        steps: the K steps, from all mask to the sample.
-        movable: bool ``[B, L]``; the positions that the student wrote.
-        group_size: consecutive rows that share what their comparison must hold fixed.
-        attention_mask: bool ``[B, L]`` or None.
-        cond: what else the denoisers are given.
-    """
-
-    steps: list[PathStep]
-    movable: Tensor
-    group_size: int
-    attention_mask: Tensor | None
-    cond: dict[str, Any]
-
-    @property
-    def sequences(self) -> Tensor:
-        """The samples, int64 ``[B, L]``."""
-        return self.steps[-1].z_next
-
-    @property
-    def tau(self) -> Tensor:
-        """Time of the first intermediate state, ``[B]`` (1 for a path of one step)."""
-        return self.steps[0].s if len(self.steps) > 1 else self.steps[0].t
-
-    def token_log_probs(self) -> Tensor:
-        """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""
-        return torch.stack([step.token_log_probs() for step in self.steps]).sum(0)
-
-    def log_prob(self) -> Tensor:
-        """Exact log-probability of the tokens along the path given its coins, ``[B]``, nats, differentiable."""
-        return self.token_log_probs().sum(1)
-
-    def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
-        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        return {**mask, **self.cond}
+from .rollout import PathStep, Rollout, repeated_rows
 
 
 @dataclass(frozen=True)
@@ -364,15 +241,6 @@ def _rows_of(value: Any, batch: int, copies: int) -> Any:
     return first_of_each(value, copies) if is_per_row else value
 
 
-def repeated_rows(rows: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:
-    """Flattened positions, when every sequence is repeated ``copies`` times in place, ascending; and the place in
-    ``rows`` of each."""
-    owner = rows // length
-    many = ((owner * copies)[:, None] + torch.arange(copies, device=rows.device)) * length + (rows % length)[:, None]
-    many, order = many.flatten().sort()
-    return many, order // copies
-
-
 def shared_state_logits(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None) -> Tensor:
     """Raw logits ``[N, V]`` at flattened positions where all sequences are in one state: evaluated once for all.
 
@@ -388,44 +256,11 @@ def shared_state_logits(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, 
     return logits_at(denoiser, z[:1], t[:1], every, s=s)[rows % length]
 
 
-def draw_probe(
-    process: MaskedDiffusion,
-    step: PathStep,
-    movable: Tensor,
-    *,
-    hidden: float = 0.5,
-    generator: Generator | None = None,
-) -> Probe:
-    """Hide again what a step revealed, until a fraction of at least ``hidden`` of its masked positions is hidden.
-
-    With ``q`` the step's probability of revealing, ``h = max(1 - q, hidden)``: what is still masked stays so, and each
-    revealed position is hidden again with probability ``(h - (1 - q)) / q``.
-
-    Args:
-        process: mask and schedule.
-        step: of a path whose logits were kept at all masked positions.
-        movable: bool ``[B, L]``.
-        hidden: least fraction hidden, in ``(0, 1]``; the last step leaves no mask, so 0 would leave nothing to ask.
-        generator: source of randomness.
-
-    Raises:
-        ValueError: if ``hidden`` is outside ``(0, 1]``, or the path kept only what each step revealed.
-    """
-    if not 0.0 < hidden <= 1.0:
-        raise ValueError(f"hidden must lie in (0, 1], got {hidden}")
-    reveal_B = process.unmask_probability(step.t, step.s)
-    hidden_B = (1.0 - reveal_B).clamp(min=hidden)
-    again_B = ((hidden_B - (1.0 - reveal_B)) / reveal_B.clamp(min=1e-6)).clamp(0.0, 1.0)
-    coins = torch.rand(step.z.shape, device=step.z.device, generator=generator) < again_B[:, None]
-    was_masked = process.is_masked(step.z) & movable
-    if len(step.rows) != int(was_masked.sum()):
-        raise ValueError('a probe needs logits at all masked positions; draw the path with rows="masked"')
-    hide = was_masked & (process.is_masked(step.z_next) | coins)
-    rows = hide.flatten().nonzero().squeeze(1)
-    z = torch.where(hide, process.mask_token_id, step.z_next)
-    t = process.time_of_count(hide.sum(1), process.num_movable(z, movable))
-    weight = (reveal_B / hidden_B)[rows // z.shape[1]]
-    return Probe(z, t, rows, torch.searchsorted(step.rows, rows), weight)
+def logits_at_states(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
+    """Raw logits ``[N, V]`` at flattened positions; evaluated once where all sequences are in one state."""
+    if not cond and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
+        return shared_state_logits(denoiser, z, t, rows)
+    return logits_at(denoiser, z, t, rows, **cond)
 
 
 def _place(generator: Generator | None) -> torch.device:

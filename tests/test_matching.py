@@ -11,9 +11,10 @@ from scipy import stats
 from torch import Tensor
 
 from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact, group_advantages
-from discrete_distill.matching import Rollout, draw_probe
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.probe import draw_probe
 from discrete_distill.process import CosineSchedule, LogLinearSchedule, MaskedDiffusion, PolynomialSchedule
+from discrete_distill.rollout import Rollout
 
 MASK = 3
 PROCESS = MaskedDiffusion(MASK)

@@ -63,10 +63,12 @@ class ScoreFunctionIntegralKL:
         window: of token credit; 0 is the token's own position alone.
         corruptions: draws of ``(t, z_t)`` for each sample, averaged.
         by: corruption by "time"; by "count" of masks, weighted so that sums over masked positions estimate
-            ``log q(x) / p(x)``; or by "parts": the positions are dealt out at random to ``corruptions`` equal parts, and
-            each is hidden in turn, so that every token is scored once, given all other parts. For the last two
-            ``time_law``, ``weight`` and ``importance_weight`` are not used.
-        shared_masks: by count or parts, rows of a group are masked at the same positions: their differences are less noisy.
+            ``log q(x) / p(x)``; or by "parts": the positions are dealt out at random to ``corruptions`` equal parts,
+            and each is hidden in turn, so that every token is scored once, given all other parts: then the gradient
+            is that of ``sum_i E_q KL(q(x_i | other parts) || p(x_i | other parts))``. For the last two ``time_law``,
+            ``weight`` and ``importance_weight`` are not used.
+        shared_masks: by count or parts, rows of a group are masked at the same positions; their differences are then
+            less noisy.
         reward: clips raw log-ratios.
         baseline: see `group_advantages`.
         scale: see `group_advantages`.

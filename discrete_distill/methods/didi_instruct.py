@@ -13,7 +13,6 @@ with an optimiser of the caller's after each. The object holds networks and conf
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,42 +25,16 @@ from ..divergence import (
     LogRatioEstimator,
     ScoreFunctionIntegralKL,
     SurrogateOutput,
-    difference_of_logs,
     token_divergence,
-    vocabulary_surrogate,
 )
-from ..matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe, shared_state_logits
+from ..matching import IntermediateStateMatcher, logits_at_states
 from ..models import DiT, discriminator_loss, masked_mean
-from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion, logits_at
+from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion
 from ..rewards import LogRatioReward
+from ..rollout import PathStep, Rollout
 from .config import DiDiInstructConfig
-
-
-class Verdict(NamedTuple):
-    """What a discriminator said of the student's corrupted samples while it was trained.
-
-    Attributes:
-        t: times of the corruption, ``[B]``.
-        log_ratio: detached.
-    """
-
-    t: Tensor
-    log_ratio: LogRatio
-
-
-@dataclass
-class StepOutput:
-    """A loss to go down, and figures to watch.
-
-    Attributes:
-        loss: scalar with graph.
-        metrics: detached scalars by name.
-        verdict: of the discriminator, where the configuration lets the student's loss use it again.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    verdict: Verdict | None = None
+from .output import StepOutput, Verdict
+from .vocabulary_credit import VocabularyCredit
 
 
 class DiDiInstruct:
@@ -263,34 +236,21 @@ class DiDiInstruct:
         """
         if self.auxiliary is None:
             raise ValueError("this method was made without an auxiliary denoiser")
-        kwargs = rollout.denoiser_kwargs()
-        if self.config.credit != "vocabulary":
+        if self.config.credit == "vocabulary":
+            loss = self._vocabulary_credit().auxiliary_loss(rollout, generator)
+        else:
             loss = self.process.nelbo(
                 self.auxiliary,
                 rollout.sequences,
                 by="count",
                 movable=rollout.movable,
                 generator=generator,
-                **kwargs,
+                **rollout.denoiser_kwargs(),
             ).loss
-            return StepOutput(loss, {"auxiliary_loss": loss.detach()})
-        total = torch.zeros((), device=rollout.sequences.device)
-        for step in rollout.steps:
-            probe = self._probe(rollout, step, generator)
-            target_NV = self.process.masked_log_probs(step.logits_NV.detach()[probe.index])
-            divergence_N = token_divergence(self._auxiliary_log_probs(step, probe, kwargs), target_NV, kind="forward")
-            total = total + (probe.weight * divergence_N).sum()
-        loss = total / rollout.movable.sum().clamp(min=1)
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
-    def _probe(self, rollout: Rollout, step: PathStep, generator: Generator | None) -> Probe:
-        return draw_probe(self.process, step, rollout.movable, hidden=self.config.hidden, generator=generator)
-
-    def _auxiliary_log_probs(self, step: PathStep, probe: Probe, kwargs: dict[str, Any]) -> Tensor:
-        assert self.auxiliary is not None
-        # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, probe.z, step.t, probe.rows, s=step.s, **kwargs)
-        return self.process.masked_log_probs(logits)
+    def _vocabulary_credit(self) -> VocabularyCredit:
+        return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
 
     def student_loss(
         self, rollout: Rollout, *, verdict: Verdict | None = None, generator: Generator | None = None
@@ -303,7 +263,7 @@ class DiDiInstruct:
             generator: source of randomness.
         """
         if self.config.credit == "vocabulary":
-            return self._vocabulary_loss(rollout, generator)
+            return self._vocabulary_credit().student_loss(rollout, generator)
         return self._score_function_loss(rollout, verdict, generator)
 
     def _score_function_loss(
@@ -359,56 +319,20 @@ class DiDiInstruct:
         if not self.config.kl_coefficient:
             out = step.losses()
             return _StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
-        teacher_RV = self._teacher_logits(step.z, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
+        with torch.no_grad():
+            teacher_RV = logits_at_states(
+                self.teacher, step.z, step.t, step.revealed_rows(), **rollout.denoiser_kwargs()
+            )
         out = step.losses(teacher_RV)
         assert out.forward_kl is not None
         assert out.reverse_kl is not None
         mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": self.config.kl_beta}.get(self.config.kl_kind)
         if mix is None:
-            divergence = self._token_divergence(step.revealed_logits(), teacher_RV)
+            both = (self.process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
+            divergence = token_divergence(*both, kind=self.config.kl_kind, beta=self.config.kl_beta)
         else:
             divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
         return _StepLosses(out.log_prob, out.entropy, divergence)
-
-    def _token_divergence(self, student_RV: Tensor, teacher_RV: Tensor) -> Tensor:
-        """Of any kind, of raw logits, ``[R]``."""
-        student_RV, teacher_RV = (self.process.masked_log_probs(logits) for logits in (student_RV, teacher_RV))
-        return token_divergence(student_RV, teacher_RV, kind=self.config.kl_kind, beta=self.config.kl_beta)
-
-    @torch.no_grad()
-    def _teacher_logits(self, z: Tensor, t: Tensor, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        if not kwargs and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
-            return shared_state_logits(self.teacher, z, t, rows)
-        return logits_at(self.teacher, z, t, rows, **kwargs)
-
-    def _vocabulary_loss(self, rollout: Rollout, generator: Generator | None) -> StepOutput:
-        """Credit over the whole vocabulary at every step of the path."""
-        kwargs = rollout.denoiser_kwargs()
-        device = rollout.sequences.device
-        cost, divergence, entropy = (torch.zeros((), device=device) for _ in range(3))
-        for step in rollout.steps:
-            probe = self._probe(rollout, step, generator)
-            logits_NV = step.logits_NV[probe.index]
-            student_NV = self.process.masked_log_probs(logits_NV)
-            teacher_logits_NV = self._teacher_logits(probe.z, probe.t, probe.rows, kwargs)
-            with torch.no_grad():
-                own_law = self.config.log_ratio == "path"
-                law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
-                ratio_NV = difference_of_logs(law_NV, self.process.masked_log_probs(teacher_logits_NV)).clamp(
-                    -self.config.reward_clip, self.config.reward_clip
-                )
-            cost = cost + vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
-            if self.config.kl_coefficient:
-                divergence = divergence + (probe.weight * self._token_divergence(logits_NV, teacher_logits_NV)).sum()
-            entropy = entropy + step.losses().entropy.sum()
-        cost, divergence, entropy = (
-            total / rollout.movable.sum().clamp(min=1) for total in (cost, divergence, entropy)
-        )
-        loss = cost + self.config.kl_coefficient * divergence - self.config.entropy_coefficient * entropy
-        metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
-        if self.config.kl_coefficient:
-            metrics["teacher_divergence"] = divergence.detach()
-        return StepOutput(loss, metrics)
 
 
 class _StepLosses(NamedTuple):

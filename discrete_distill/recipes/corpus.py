@@ -40,7 +40,7 @@ class DataConfig:
     source: str = BUNDLED
     tokenizer: str = BUNDLED
     vocab_size: int = 2048
-    length: int = 64
+    length: int = 128
     cache: str = ""
 
 

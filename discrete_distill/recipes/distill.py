@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput
+from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
 from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
+from ..rollout import Rollout
 from ..samplers import AncestralSampler
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop
 from .corpus import TokenStream
@@ -95,7 +96,9 @@ class Distillation:
         return {name: learner for name, learner in learners.items() if learner is not None}
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
-        """One step: paths, then the log-ratio's networks, then the student."""
+        """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
+        auxiliary denoiser follows the student: the reward is then read from a network that has not seen these samples,
+        and its update does not need memory beside the graph of the paths."""
         with self.accelerator.autocast():
             rollout = self.method.rollout(
                 self.config.batch_size,
@@ -103,24 +106,39 @@ class Distillation:
                 generator=generator,
                 device=self.accelerator.device,
             )
+        if self.config.method.log_ratio == "discriminator":
+            metrics, verdict = self._update_discriminator(index, rollout, generator)
+            return metrics | self._update_student(index, rollout, verdict, generator)
+        metrics = self._update_student(index, rollout, None, generator)
+        metrics |= self._update_auxiliary(rollout, generator)
+        return metrics | self._update_discriminator(index, rollout, generator)[0]
+
+    def _update_student(
+        self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator
+    ) -> dict[str, float]:
+        if index < self.config.method.ratio_warmup:
+            return {}
+        with self.accelerator.autocast():
+            out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
+        return _update(self.student, out, "student")
+
+    def _update_auxiliary(self, rollout: Rollout, generator: Generator) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        verdict = None
-        if self.auxiliary is not None:
-            for _ in range(self.config.method.ratio_updates):
-                with self.accelerator.autocast():
-                    out = self.method.auxiliary_loss(rollout, generator=generator)
-                metrics |= _update(self.auxiliary, out, "auxiliary")
-        if self.discriminator is not None and index % self.config.discriminator_every == 0:
-            reference = self.reference(generator)
+        for _ in range(self.config.method.ratio_updates if self.auxiliary is not None else 0):
             with self.accelerator.autocast():
-                out = self.method.discriminator_loss(rollout, reference, generator=generator)
-            metrics |= _update(self.discriminator, out, "discriminator")
-            verdict = out.verdict
-        if index >= self.config.method.ratio_warmup:
-            with self.accelerator.autocast():
-                out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
-            metrics |= _update(self.student, out, "student")
+                out = self.method.auxiliary_loss(rollout, generator=generator)
+            metrics |= _update(cast(Learner, self.auxiliary), out, "auxiliary")
         return metrics
+
+    def _update_discriminator(
+        self, index: int, rollout: Rollout, generator: Generator
+    ) -> tuple[dict[str, float], Verdict | None]:
+        if self.discriminator is None or index % self.config.discriminator_every:
+            return {}, None
+        reference = self.reference(generator)
+        with self.accelerator.autocast():
+            out = self.method.discriminator_loss(rollout, reference, generator=generator)
+        return _update(self.discriminator, out, "discriminator"), out.verdict
 
     def reference(self, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""

@@ -26,7 +26,7 @@ from .judge import WEIGHTS_FILE, load_judge, train_judge
 from .report import Frontier, frontier_table, headline, steps_table, write_report
 from .sample import sample_text
 from .settings import RecipeConfig
-from .teacher import load_teacher, train_teacher
+from .teacher import initial_network, load_teacher, train_teacher
 from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
 
 
@@ -96,6 +96,8 @@ class Pipeline:
             ValueError: naming all that is missing or does not fit, each with its flag.
         """
         needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
+        if "teacher" in stages:
+            needs.append(lambda: initial_network(self.config.teacher))
         if {"distill", "evaluate"} & set(stages):
             needs.append(self.load_teacher)
         if "evaluate" in stages:

@@ -58,12 +58,20 @@ def demo() -> RecipeConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return RecipeConfig(
         distill=DistillConfig(
-            method=DiDiInstructConfig(group_size=48, gradient_steps=3),
-            loop=LoopConfig(num_steps=150, log_every=5, checkpoint_every=25),
-            batch_size=48,
+            method=DiDiInstructConfig(group_size=24, gradient_steps=2),
+            loop=LoopConfig(num_steps=60, log_every=5, checkpoint_every=20),
+            batch_size=24,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
-        )
+            discriminator_every=4,
+        ),
+        evaluate=EvaluateConfig(
+            num_samples=32,
+            steps=(2, 4, 8, 16),
+            teacher_frontier_steps=(32,),
+            teacher_temperatures=(0.85, 0.95),
+            student_temperatures=(0.9, 1.0),
+        ),
     )
 
 
@@ -80,9 +88,14 @@ def demo_long() -> RecipeConfig:
     """The demo, given two hours on two cores."""
     config = demo()
     config.name = "demo-long"
-    config.distill.loop = LoopConfig(num_steps=3600, log_every=20, checkpoint_every=250)
-    config.distill.student.ema_decay = 0.995
-    config.evaluate.num_samples = 256
+    config.distill.loop = LoopConfig(num_steps=900, log_every=10, checkpoint_every=100)
+    config.distill.student.ema_decay = 0.98
+    config.evaluate = EvaluateConfig(
+        num_samples=64,
+        steps=(1, 2, 4, 8, 16, 32, 64),
+        teacher_temperatures=(0.8, 0.85, 0.9, 0.95, 1.0),
+        student_temperatures=(0.9, 1.0, 1.1),
+    )
     return config
 
 

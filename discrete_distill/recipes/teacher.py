@@ -39,7 +39,7 @@ class TeacherConfig:
     model: DiTConfig = field(
         default_factory=lambda: DiTConfig(
             vocab_size=2048,
-            max_length=64,
+            max_length=128,
             hidden_size=192,
             num_layers=6,
             num_heads=3,
@@ -117,7 +117,7 @@ def initial_network(config: TeacherConfig) -> DiT:
             network.load_state_dict(load_teacher(config.init).state_dict())
         except RuntimeError as error:
             raise ValueError(
-                f"the weights of --teacher.init {config.init} do not fit --teacher.model: {error}"
+                f"the weights of --teacher.init {config.init} are not of the shape --teacher.model"
             ) from error
     return network
 
@@ -129,12 +129,13 @@ def load_teacher(path: str) -> DiT:
         FileNotFoundError: if it cannot be had, with the flag that names another.
     """
     folder = str(asset("teacher")) if path == BUNDLED else path
+    missing = f"no teacher at {path}: give --teacher.path a folder with config.json and model.safetensors"
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
+        raise FileNotFoundError(missing)
     try:
         return DiT.from_pretrained(folder).float().eval()
     except (OSError, HfHubHTTPError) as error:
-        raise FileNotFoundError(
-            f"no teacher at {path}: give --teacher.path a folder with config.json and model.safetensors"
-        ) from error
+        raise FileNotFoundError(missing) from error
 
 
 @torch.no_grad()

@@ -16,8 +16,10 @@ from torch import Tensor
 from discrete_distill import exact, matching
 from discrete_distill.canvas import Canvas
 from discrete_distill.kernels import SampledRows
-from discrete_distill.matching import IntermediateStateMatcher, PathStep, Probe, Rollout, draw_probe
+from discrete_distill.matching import IntermediateStateMatcher
+from discrete_distill.probe import Probe, draw_probe
 from discrete_distill.process import MaskedDiffusion, TimeLaw
+from discrete_distill.rollout import PathStep, Rollout
 
 
 def seeded(seed: int) -> torch.Generator:

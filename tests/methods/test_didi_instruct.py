@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, exact, token_divergence
 from discrete_distill.divergence import ScoreFunctionIntegralKL
-from discrete_distill.matching import Rollout
 from discrete_distill.models import DiT, discriminator_loss
+from discrete_distill.rollout import Rollout
 
 PAPER = DiDiInstructConfig.paper()
 VOCABULARY = DiDiInstructConfig(
@@ -291,7 +291,7 @@ def test_hidden_is_the_share_of_a_step_that_is_scored() -> None:
     for hidden in (0.25, 1.0):
         method = small_method(replace(VOCABULARY, hidden=hidden, path_steps=(1,)))
         rollout = rollout_of(method, batch=256)
-        probe = method._probe(rollout, rollout.steps[0], seeded(1))
+        probe = method._vocabulary_credit()._probe(rollout, rollout.steps[0], seeded(1))
         assert len(probe.rows) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
 
 

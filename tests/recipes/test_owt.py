@@ -4,9 +4,11 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from discrete_distill.recipes.owt import default_preset, main
+from discrete_distill.recipes.teacher import load_teacher
 
 TINY_MODEL = [
     "--teacher.model.hidden-size=32",
@@ -120,6 +122,18 @@ def test_samples_are_printed_start_with_the_prompt_and_can_be_watched(
     assert "step 8 of 8" in capsys.readouterr().out
 
 
+def test_a_teacher_can_be_trained_further(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    output, flags = trained
+    further = [*flags, f"--teacher.init={output}/made/teacher", "--teacher.optimizer.learning-rate=1e-9"]
+    assert main(["teacher", *further, "--name=further"]) == 0
+    before, after = (load_teacher(str(output / name / "teacher")).state_dict() for name in ("made", "further"))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-4, rtol=1e-3)
+    misfit = [*further, "--name=misfit", "--teacher.model.hidden-size=64"]
+    assert "not of the shape --teacher.model" in fails_with(["teacher", *misfit], capsys)
+    assert not (output / "misfit").exists()
+
+
 def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Exit code 2 and one line on standard error, which is returned."""
     capsys.readouterr()
@@ -139,7 +153,7 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.tokenizer=missing.json"], "--data.tokenizer"),
         (["--teacher.path=missing-folder"], "--teacher.path"),
         (["--judge.path=missing-folder"], "--judge.path"),
-        (["--data.length=65"], "max_length 64"),
+        (["--data.length=129"], "max_length 128"),
         (["--distill.batch-size=16", "--distill.method.group-size=5"], "group_size 5 does not divide"),
         (["evaluate"], "no student"),
         (["report"], "run the evaluate stage first"),

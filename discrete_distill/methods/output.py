@@ -1,0 +1,37 @@
+"""What a step of a method returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..divergence import LogRatio
+
+
+class Verdict(NamedTuple):
+    """What a discriminator said of the student's corrupted samples while it was trained.
+
+    Attributes:
+        t: times of the corruption, ``[B]``.
+        log_ratio: detached.
+    """
+
+    t: Tensor
+    log_ratio: LogRatio
+
+
+@dataclass
+class StepOutput:
+    """A loss to go down, and figures to watch.
+
+    Attributes:
+        loss: scalar with graph.
+        metrics: detached scalars by name.
+        verdict: of the discriminator, where the configuration lets the student's loss use it again.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    verdict: Verdict | None = None

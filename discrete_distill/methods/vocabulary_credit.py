@@ -1,0 +1,84 @@
+"""Credit over the whole vocabulary at every step of a path: every token is scored, none is drawn.
+
+What a token does to the steps after its own is ignored; see `vocabulary_surrogate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..divergence import difference_of_logs, token_divergence, vocabulary_surrogate
+from ..matching import logits_at_states
+from ..probe import Probe, draw_probe
+from ..process import Denoiser, MaskedDiffusion, logits_at
+from ..rollout import PathStep, Rollout
+from .config import DiDiInstructConfig
+from .output import StepOutput
+
+
+@dataclass(frozen=True)
+class VocabularyCredit:
+    """The losses of student and auxiliary denoiser.
+
+    Args:
+        process: names the mask.
+        config: of the method.
+        teacher: frozen.
+        auxiliary: fitted to the student, or None where the law of the path itself is taken.
+    """
+
+    process: MaskedDiffusion
+    config: DiDiInstructConfig
+    teacher: Denoiser
+    auxiliary: Denoiser | None
+
+    def auxiliary_loss(self, rollout: Rollout, generator: Generator | None) -> Tensor:
+        """Cross-entropy with the student's own probabilities at what every step's probe hides, nats per token.
+
+        Soft targets: ``q(v | z') = E[p_student(v | z) | z']``."""
+        total = torch.zeros((), device=rollout.sequences.device)
+        for step in rollout.steps:
+            probe = self._probe(rollout, step, generator)
+            target_NV = self.process.masked_log_probs(step.logits_NV.detach()[probe.index])
+            law_NV = self._auxiliary_log_probs(step, probe, rollout.denoiser_kwargs())
+            total = total + (probe.weight * token_divergence(law_NV, target_NV, kind="forward")).sum()
+        return total / rollout.movable.sum().clamp(min=1)
+
+    def student_loss(self, rollout: Rollout, generator: Generator | None) -> StepOutput:
+        """The surrogate, with the regularisers."""
+        kwargs, config = rollout.denoiser_kwargs(), self.config
+        cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
+        for step in rollout.steps:
+            probe = self._probe(rollout, step, generator)
+            student_NV = self.process.masked_log_probs(step.logits_NV[probe.index])
+            with torch.no_grad():
+                teacher_logits_NV = logits_at_states(self.teacher, probe.z, probe.t, probe.rows, **kwargs)
+                teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
+                own_law = config.log_ratio == "path"
+                law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
+                ratio_NV = difference_of_logs(law_NV, teacher_NV).clamp(-config.reward_clip, config.reward_clip)
+            cost = cost + vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
+            if config.kl_coefficient:
+                divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
+                divergence = divergence + (probe.weight * divergence_N).sum()
+            entropy = entropy + step.losses().entropy.sum()
+        tokens = rollout.movable.sum().clamp(min=1)
+        cost, divergence, entropy = (total / tokens for total in (cost, divergence, entropy))
+        loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
+        metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
+        if config.kl_coefficient:
+            metrics["teacher_divergence"] = divergence.detach()
+        return StepOutput(loss, metrics)
+
+    def _probe(self, rollout: Rollout, step: PathStep, generator: Generator | None) -> Probe:
+        return draw_probe(self.process, step, rollout.movable, hidden=self.config.hidden, generator=generator)
+
+    def _auxiliary_log_probs(self, step: PathStep, probe: Probe, kwargs: dict[str, Any]) -> Tensor:
+        assert self.auxiliary is not None
+        # It is told the step that made the probe: which tokens are new depends on it.
+        logits = logits_at(self.auxiliary, probe.z, step.t, probe.rows, s=step.s, **kwargs)
+        return self.process.masked_log_probs(logits)

@@ -1,0 +1,124 @@
+"""Student paths as data: the steps, what each revealed, and the student's logits there with their graph.
+
+Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows, K steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import TokenLosses, token_losses
+
+
+@dataclass
+class PathStep:
+    """One step of a student path.
+
+    Attributes:
+        z: state before, int64 ``[B, L]``.
+        z_next: state after.
+        t: time before, ``[B]``.
+        s: time after, ``[B]``.
+        rows: flattened positions whose logits were computed, int64 ``[N]``, ascending.
+        revealed: bool ``[N]``: those that this step revealed.
+        logits_NV: the student's raw logits there, with their graph if the step keeps one.
+        mask_token_id: the class that is never predicted.
+    """
+
+    z: Tensor
+    z_next: Tensor
+    t: Tensor
+    s: Tensor
+    rows: Tensor
+    revealed: Tensor
+    logits_NV: Tensor
+    mask_token_id: int
+
+    def losses(self, teacher_logits_RV: Tensor | None = None) -> TokenLosses:
+        """Log-probability of the drawn token, entropy, and KL divergences from and to a teacher, at the ``R`` revealed
+        positions: one read of the logits, differentiable."""
+        return token_losses(
+            self.revealed_logits(), teacher_logits_RV, self.revealed_tokens(), mask_token_id=self.mask_token_id
+        )
+
+    def revealed_rows(self) -> Tensor:
+        """Flattened positions that this step revealed, int64 ``[R]``."""
+        return self.rows[self.revealed]
+
+    def revealed_tokens(self) -> Tensor:
+        """What was drawn there, int64 ``[R]``."""
+        return self.z_next.flatten()[self.revealed_rows()]
+
+    def revealed_logits(self) -> Tensor:
+        """Raw logits there, ``[R, V]``; not copied if the step kept no others."""
+        return self.logits_NV if bool(self.revealed.all()) else self.logits_NV[self.revealed]
+
+    def on_canvas(self, values_R: Tensor) -> Tensor:
+        """``[B, L]`` with one value at each revealed position and 0 elsewhere; differentiable."""
+        blank = torch.zeros_like(self.z, dtype=values_R.dtype).flatten()
+        return blank.index_put((self.revealed_rows(),), values_R).view_as(self.z)
+
+    def repeated(self, copies: int) -> PathStep:
+        """The same step of ``copies`` equal sequences in place of each."""
+        rows, place = repeated_rows(self.rows, self.z.shape[1], copies)
+        z, z_next, t, s = (each.repeat_interleave(copies, dim=0) for each in (self.z, self.z_next, self.t, self.s))
+        return PathStep(z, z_next, t, s, rows, self.revealed[place], self.logits_NV[place], self.mask_token_id)
+
+    def token_log_probs(self) -> Tensor:
+        """``log p(x_i | z)`` at the revealed positions, 0 elsewhere; ``[B, L]``, differentiable."""
+        return self.on_canvas(self.losses().log_prob)
+
+
+@dataclass
+class Rollout:
+    """A batch of student paths.
+
+    Attributes:
+        steps: the K steps, from all mask to the sample.
+        movable: bool ``[B, L]``; the positions that the student wrote.
+        group_size: consecutive rows that share what their comparison must hold fixed.
+        attention_mask: bool ``[B, L]`` or None.
+        cond: what else the denoisers are given.
+    """
+
+    steps: list[PathStep]
+    movable: Tensor
+    group_size: int
+    attention_mask: Tensor | None
+    cond: dict[str, Any]
+
+    @property
+    def sequences(self) -> Tensor:
+        """The samples, int64 ``[B, L]``."""
+        return self.steps[-1].z_next
+
+    @property
+    def tau(self) -> Tensor:
+        """Time of the first intermediate state, ``[B]`` (1 for a path of one step)."""
+        return self.steps[0].s if len(self.steps) > 1 else self.steps[0].t
+
+    def token_log_probs(self) -> Tensor:
+        """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""
+        return torch.stack([step.token_log_probs() for step in self.steps]).sum(0)
+
+    def log_prob(self) -> Tensor:
+        """Exact log-probability of the tokens along the path given its coins, ``[B]``, nats, differentiable."""
+        return self.token_log_probs().sum(1)
+
+    def denoiser_kwargs(self) -> dict[str, Any]:
+        """What a denoiser is called with beside state and time."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {**mask, **self.cond}
+
+
+def repeated_rows(rows: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:
+    """Flattened positions, when every sequence is repeated ``copies`` times in place, ascending; and the place in
+    ``rows`` of each."""
+    owner = rows // length
+    many = ((owner * copies)[:, None] + torch.arange(copies, device=rows.device)) * length + (rows % length)[:, None]
+    many, order = many.flatten().sort()
+    return many, order // copies
