@@ -70,7 +70,7 @@ def demo() -> RecipeConfig:
             steps=(2, 4, 8, 16),
             teacher_frontier_steps=(32,),
             teacher_temperatures=(0.85, 0.95),
-            student_temperatures=(0.9, 1.0),
+            student_temperatures=(0.9, 1.0, 1.05),
         ),
     )
 
