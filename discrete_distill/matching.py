@@ -42,7 +42,7 @@ class IntermediateStateMatcher:
 
     Raises:
         ValueError: if a number of steps is below 1, or there is none, a name is unknown, or ``branching`` is combined
-            with ``gradient_steps``.
+            with ``gradient_steps`` or times of each sample.
     """
 
     process: MaskedDiffusion
@@ -66,6 +66,8 @@ class IntermediateStateMatcher:
             raise ValueError(
                 f"a branching path keeps the graph of one step; leave out gradient_steps = {self.gradient_steps}"
             )
+        if self.branching and self.tau_per == "sample":
+            raise ValueError('rows of a group share a branching path and its times; take tau_per="group" or "batch"')
 
     def __call__(
         self,

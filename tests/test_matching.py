@@ -431,3 +431,5 @@ def test_prompts_that_differ_within_a_group_cannot_branch() -> None:
 def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
     with pytest.raises(ValueError, match="leave out gradient_steps = 2"):
         IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)
+    with pytest.raises(ValueError, match="share a branching path and its times"):
+        IntermediateStateMatcher(PROCESS, branching=True, tau_law=UniformTime(), tau_per="sample")

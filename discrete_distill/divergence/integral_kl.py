@@ -128,8 +128,7 @@ class ScoreFunctionIntegralKL:
         Raises:
             ValueError: if the group size does not divide the batch.
         """
-        if group_size < 1 or x.shape[0] % group_size:
-            raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} samples")
+        _check_groups(x.shape[0], group_size)
         if self.by == "parts":
             scores = self._scores_by_parts(x, group_size, movable, generator, cond)
         else:
@@ -145,8 +144,7 @@ class ScoreFunctionIntegralKL:
         Raises:
             ValueError: if the group size does not divide the batch.
         """
-        if group_size < 1 or len(t) % group_size:
-            raise ValueError(f"group_size {group_size} does not divide the batch of {len(t)} samples")
+        _check_groups(len(t), group_size)
         score = _Score(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
         return self._surrogate([score], token_log_probs, group_size)
 
@@ -249,6 +247,11 @@ class ScoreFunctionIntegralKL:
     def time_weight(self, t: Tensor) -> Tensor:
         """``omega(t) / pi(t)``, or ``omega(t)`` without the importance weight; elementwise."""
         return self.weight(t) / self.time_law.density(t) if self.importance_weight else self.weight(t)
+
+
+def _check_groups(batch: int, group_size: int) -> None:
+    if group_size < 1 or batch % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the batch of {batch} samples")
 
 
 def windowed_sum(values_BL: Tensor, window: int) -> Tensor:

@@ -123,11 +123,13 @@ class Distillation:
         return _update(self.student, out, "student")
 
     def _update_auxiliary(self, rollout: Rollout, generator: Generator) -> dict[str, float]:
+        if self.auxiliary is None:
+            return {}
         metrics: dict[str, float] = {}
-        for _ in range(self.config.method.ratio_updates if self.auxiliary is not None else 0):
+        for _ in range(self.config.method.ratio_updates):
             with self.accelerator.autocast():
                 out = self.method.auxiliary_loss(rollout, generator=generator)
-            metrics |= _update(cast(Learner, self.auxiliary), out, "auxiliary")
+            metrics |= _update(self.auxiliary, out, "auxiliary")
         return metrics
 
     def _update_discriminator(

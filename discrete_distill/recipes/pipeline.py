@@ -96,7 +96,7 @@ class Pipeline:
             ValueError: naming all that is missing or does not fit, each with its flag.
         """
         needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
-        if "teacher" in stages:
+        if "teacher" in stages and self.config.teacher.init:
             needs.append(lambda: initial_network(self.config.teacher))
         if {"distill", "evaluate"} & set(stages):
             needs.append(self.load_teacher)

@@ -80,6 +80,7 @@ def demo_paper() -> RecipeConfig:
     config = demo()
     config.name = "demo-paper"
     config.distill.method = DiDiInstructConfig.paper()
+    config.distill.discriminator_every = 1
     config.distill.student.learning_rate = 1e-4
     return config
 
