@@ -27,6 +27,7 @@ from .rewards import (
     GroupNormalizer,
     LeaveOneOutNormalizer,
     LogRatioReward,
+    RunningMean,
     group_advantages,
 )
 from .rollout import Rollout
@@ -56,6 +57,7 @@ __all__ = [
     "PolynomialSchedule",
     "RGASampler",
     "Rollout",
+    "RunningMean",
     "SamplerOutput",
     "ScoreFunctionIntegralKL",
     "StratifiedTime",

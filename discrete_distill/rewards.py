@@ -38,28 +38,59 @@ class LogRatioReward:
         return -log_ratio.clamp(-self.clip, self.clip)
 
 
+class RunningMean:
+    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from: that
+    one knows nothing of it, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams 1992).
+
+    It remembers: hold one for each stream of rewards. The first batch is compared with 0.
+
+    Args:
+        decay: in ``[0, 1)``; the weight of older batches falls by it with each batch.
+
+    Raises:
+        ValueError: if ``decay`` is outside.
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.batches = 0
+        self._sum: Tensor | float = 0.0
+
+    @property
+    def value(self) -> Tensor | float:
+        """The baseline of the next batch; weights of all batches so far sum to 1."""
+        return self._sum / (1.0 - self.decay**self.batches) if self.batches else 0.0
+
+    def update(self, rewards: Tensor) -> None:
+        """Take in one batch, over all processes."""
+        self._sum = self.decay * self._sum + (1.0 - self.decay) * _mean_over_processes(rewards.detach())
+        self.batches += 1
+
+
 def group_advantages(
     rewards: Tensor,
     group_size: int,
     *,
     scale: Scale = "group",
-    baseline: Baseline = "group",
+    baseline: Baseline | RunningMean = "group",
     clip: float | None = None,
     eps: float = 1e-4,
 ) -> Tensor:
     """``(r - baseline) / (scale + eps)``, clipped; GRPO's form (arXiv 2402.03300), as in DiDi-Instruct.
 
-    Without scale and clip the gradient stays unbiased for the baselines "leave_one_out" and "none"; "group" and "batch"
-    means contain the sample itself and shrink the gradient by ``1 - 1/n``. Scaling by a standard deviation and clipping
-    bias it, and where a group hardly differs, dividing by its own standard deviation amplifies noise.
+    Without scale and clip the gradient stays unbiased for "leave_one_out", a `RunningMean` and "none"; "group" and
+    "batch" means contain the sample itself and shrink the gradient by ``1 - 1/n``. Scaling by a standard deviation and
+    clipping bias it, and where a group hardly differs, dividing by its own standard deviation amplifies noise.
 
     Args:
         rewards: ``[B]``, groups of consecutive rows; a group never straddles processes.
         group_size: must divide ``B``.
         scale: population standard deviation of the "group", of the "batch" (after the baseline; over all processes), or
             "none".
-        baseline: mean of the "group", of the other members ("leave_one_out"), of the "batch" (over all processes),
-            or "none".
+        baseline: mean of the "group", of the other members ("leave_one_out"), of the "batch" (over all processes), of
+            earlier batches (a `RunningMean`, which then takes this batch in), or "none".
         clip: greatest size of an advantage (paper: 3.0).
         eps: added to the standard deviation.
 
@@ -86,8 +117,12 @@ def group_advantages(
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 
-def _baseline(grouped: Tensor, baseline: Baseline) -> Tensor:
+def _baseline(grouped: Tensor, baseline: Baseline | RunningMean) -> Tensor:
     size = grouped.shape[1]
+    if isinstance(baseline, RunningMean):
+        value = torch.zeros_like(grouped) + baseline.value
+        baseline.update(grouped)
+        return value
     if baseline == "group":
         return grouped.mean(1, keepdim=True)
     if baseline == "leave_one_out":

@@ -101,6 +101,12 @@ class Rollout:
         """Time of the first intermediate state, ``[B]`` (1 for a path of one step)."""
         return self.steps[0].s if len(self.steps) > 1 else self.steps[0].t
 
+    @property
+    def last_time(self) -> Tensor:
+        """Time from which the last step was taken, ``[B]``: ``1 / K`` on an even grid. It names the law of the sample:
+        a student draws from another one for each number of steps."""
+        return self.steps[-1].t
+
     def token_log_probs(self) -> Tensor:
         """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""
         return torch.stack([step.token_log_probs() for step in self.steps]).sum(0)

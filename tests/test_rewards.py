@@ -16,6 +16,7 @@ from discrete_distill import (
     GroupNormalizer,
     LeaveOneOutNormalizer,
     LogRatioReward,
+    RunningMean,
     group_advantages,
 )
 
@@ -129,6 +130,17 @@ def test_leave_one_out_is_unbiased_and_the_group_mean_shrinks_by_one_over_its_si
     torch.testing.assert_close(expected_score_gradient("leave_one_out", group_size), truth)
     shrunk = (1.0 - 1.0 / group_size) * truth
     torch.testing.assert_close(expected_score_gradient("group", group_size), shrunk)
+
+
+def test_a_running_mean_is_of_the_batches_before() -> None:
+    """Weights 1 - d, d (1 - d), ... over their sum; the batch itself is not among them."""
+    baseline, batches = RunningMean(decay=0.5), torch.tensor([[1.0, 3.0], [5.0, 7.0], [0.0, 2.0]])
+    expected = [0.0, 2.0, (2.0 * 0.25 + 6.0 * 0.5) / 0.75]
+    for batch, value in zip(batches, expected, strict=True):
+        advantages = group_advantages(batch, 1, scale="none", baseline=baseline)
+        torch.testing.assert_close(advantages, batch - value)
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+        RunningMean(decay=1.0)
 
 
 def test_a_reward_is_minus_the_clipped_log_ratio() -> None:

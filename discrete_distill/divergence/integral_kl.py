@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..process import ConstantWeight, Corruption, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
-from ..rewards import Baseline, LogRatioReward, Scale, group_advantages
+from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, group_advantages
 from .log_ratio import LogRatio, LogRatioEstimator
 
 
@@ -29,7 +29,8 @@ class SurrogateOutput(NamedTuple):
     Attributes:
         loss: scalar; its value means nothing, its gradient goes down the integral KL.
         log_ratio: ``[B]``, nats, before clipping.
-        advantages: ``[B]``, of rewards: positive where the sample should become more probable.
+        advantages: of rewards, ``[B]``, or ``[B, L]`` with token credit: positive where what was drawn should become
+            more probable.
     """
 
     loss: Tensor
@@ -89,7 +90,7 @@ class ScoreFunctionIntegralKL:
     by: Literal["time", "count", "parts"] = "time"
     shared_masks: bool = False
     reward: LogRatioReward = field(default_factory=LogRatioReward)
-    baseline: Baseline = "leave_one_out"
+    baseline: Baseline | RunningMean = "leave_one_out"
     scale: Scale = "none"
     advantage_clip: float | None = None
 
@@ -155,13 +156,13 @@ class ScoreFunctionIntegralKL:
         share_MB = weight_MB / weight_MB.sum(0).clamp(min=torch.finfo(weight_MB.dtype).tiny)
         ratio_B = (share_MB * torch.stack([score.per_sequence for score in scores])).sum(0)
         ratio_BL = (share_MB[:, :, None] * torch.stack([score.per_position for score in scores])).sum(0)
-        advantages_B = self._advantages(ratio_B, group_size)
         if self.credit == "sequence":
-            surrogate_B = -weight_B * advantages_B * token_log_probs.sum(1)
+            advantages = self._advantages(ratio_B, group_size)
+            surrogate_B = -weight_B * advantages * token_log_probs.sum(1)
         else:
-            advantages_BL = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size)
-            surrogate_B = -weight_B * (advantages_BL * token_log_probs).sum(1)
-        return SurrogateOutput(surrogate_B.mean(), ratio_B, advantages_B)
+            advantages = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size)
+            surrogate_B = -weight_B * (advantages * token_log_probs).sum(1)
+        return SurrogateOutput(surrogate_B.mean(), ratio_B, advantages)
 
     def _levels(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """``[corruptions, B]`` on ``[0, 1)``: one in each of as many equal cells, shared by a group."""

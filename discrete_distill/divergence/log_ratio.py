@@ -23,11 +23,18 @@ class LogRatio(NamedTuple):
 
 
 class LogRatioEstimator(Protocol):
-    """``estimator(z_t, t, x=x, movable=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that read
-    them."""
+    """``estimator(z_t, t, x=x, movable=..., s=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that read
+    them; ``s`` ``[B]`` is `Rollout.last_time`, for those that tell students of different steps apart."""
 
     def __call__(
-        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        movable: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
     ) -> LogRatio: ...
 
 
@@ -47,7 +54,14 @@ class DiscriminatorLogRatio:
     network: Callable[..., Tensor]
 
     def __call__(
-        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        movable: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
     ) -> LogRatio:
         counted = self.process.is_masked(z_t)
         if movable is not None:
@@ -65,6 +79,9 @@ class AuxiliaryDenoiserLogRatio:
     corruptions of ``x`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
     NELBOs, ``log q_student(x) - log p_teacher(x)``. The noise of the masks cancels in the difference.
 
+    An auxiliary that ``accepts_step`` is told ``s``, the `Rollout.last_time` of the samples. One that is not sees the
+    mixture of all numbers of steps, and so does the gradient: some may then sharpen as long as others blur.
+
     Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's
     conditionals are from those of one joint law.
 
@@ -79,7 +96,14 @@ class AuxiliaryDenoiserLogRatio:
     teacher: Denoiser
 
     def __call__(
-        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        movable: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
     ) -> LogRatio:
         """Raises ValueError without the clean tokens ``x``."""
         if x is None:
@@ -87,16 +111,16 @@ class AuxiliaryDenoiserLogRatio:
         masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
         rows = masked.flatten().nonzero().squeeze(1)
         drawn = x.flatten()[rows, None]
-        difference_NV = self.over_vocabulary(z_t, t, rows, **cond)
+        difference_NV = self.over_vocabulary(z_t, t, rows, s=s, **cond)
         values = difference_NV.gather(1, drawn).squeeze(1)
         per_position = torch.zeros(z_t.shape, dtype=values.dtype, device=z_t.device)
         per_position = per_position.flatten().index_put((rows,), values).view_as(z_t)
         return LogRatio(per_position, per_position.sum(1))
 
-    def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
+    def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None, **cond: Any) -> Tensor:
         """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the
         mask."""
-        auxiliary_NV = self.process.masked_log_probs(logits_at(self.auxiliary, z_t, t, rows, **cond))
+        auxiliary_NV = self.process.masked_log_probs(logits_at(self.auxiliary, z_t, t, rows, s=s, **cond))
         teacher_NV = self.process.masked_log_probs(logits_at(self.teacher, z_t, t, rows, **cond))
         return difference_of_logs(auxiliary_NV, teacher_NV)
 
@@ -114,7 +138,14 @@ class ExactLogRatio:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(
-        self, z_t: Tensor, t: Tensor, *, x: Tensor | None = None, movable: Tensor | None = None, **cond: Any
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        movable: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
     ) -> LogRatio:
         """The value of the sequence stands at every masked position, as the optimal discriminator's logit does."""
         value = self.function(z_t, t)

@@ -58,6 +58,8 @@ class DiDiInstructConfig:
             pass fewer, one update behind; off: the updated discriminator is asked (paper).
         ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
         ratio_updates: updates of the auxiliary denoiser for each one of the student.
+        ratio_conditioning: tell the auxiliary which number of steps its samples were drawn in, so that each is compared
+            with the teacher by itself; off: the mixture of all is.
         step_conditioning: tell the student where its step ends; its first answers are the teacher's.
 
     Raises:
@@ -77,8 +79,8 @@ class DiDiInstructConfig:
     credit: Literal["sequence", "token", "vocabulary"] = "token"
     window: int = 6
     hidden: float = 0.5
-    corruptions: int = 2
-    corruption_by: Literal["time", "count", "parts"] = "parts"
+    corruptions: int = 4
+    corruption_by: Literal["time", "count", "parts"] = "count"
     omega: Literal["elbo", "constant"] = "constant"
     omega_low: float = 0.1
     omega_high: float = 10.0
@@ -97,7 +99,8 @@ class DiDiInstructConfig:
     discriminator_states: Literal["corrupted", "path"] = "path"
     reuse_verdict: bool = False
     ratio_warmup: int = 10
-    ratio_updates: int = 2
+    ratio_updates: int = 4
+    ratio_conditioning: bool = True
     step_conditioning: bool = True
 
     def __post_init__(self) -> None:
@@ -159,6 +162,7 @@ class DiDiInstructConfig:
             "discriminator_states": "corrupted",
             "ratio_warmup": 0,
             "ratio_updates": 1,
+            "ratio_conditioning": False,
             "step_conditioning": False,
         }
         return cls(**{**published, **changes})

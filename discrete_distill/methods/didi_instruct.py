@@ -82,9 +82,10 @@ class DiDiInstruct:
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
-        """A copy of the teacher to be fitted to the student; told the step that made what it reads, where steps
-        differ."""
-        return teacher.with_step_conditioning() if config.credit == "vocabulary" else _trainable_copy(teacher)
+        """A copy of the teacher to be fitted to the student; told the step that made what it reads (credit over the
+        vocabulary), or the last step of its samples' paths, if so configured."""
+        told = config.credit == "vocabulary" or config.ratio_conditioning
+        return teacher.with_step_conditioning() if told else _trainable_copy(teacher)
 
     def _make_matcher(self) -> IntermediateStateMatcher:
         config = self.config
@@ -245,6 +246,7 @@ class DiDiInstruct:
                 by="count",
                 movable=rollout.movable,
                 generator=generator,
+                s=rollout.last_time,
                 **rollout.denoiser_kwargs(),
             ).loss
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
@@ -305,6 +307,7 @@ class DiDiInstruct:
             t=rollout.tau if self._is_coupled(rollout) else None,
             movable=rollout.movable,
             generator=generator,
+            s=rollout.last_time,
             **rollout.denoiser_kwargs(),
         )
 

@@ -54,7 +54,7 @@ from discrete_distill.process import (
     TimeSample,
     UniformTime,
 )
-from discrete_distill.rewards import LogRatioReward
+from discrete_distill.rewards import LogRatioReward, RunningMean
 
 PAGE = Path(__file__).parents[2] / "docs" / "estimators.md"
 SCHEDULES = [LogLinearSchedule(), LinearSchedule(), CosineSchedule(), PolynomialSchedule(2.0), GeometricSchedule()]
@@ -150,6 +150,16 @@ def test_leave_one_out_is_unbiased(group_size, length) -> None:
     estimator = bench.estimator(baseline="leave_one_out", weight=ElboWeight(bench.process.schedule, 0.1, 10.0))
     truth = bench.truth(estimator.weight, nodes=16)
     assert_equal_to_1e8(bench.expected(estimator, group_size, nodes=16), truth)
+
+
+def test_a_running_mean_is_unbiased() -> None:
+    """Whatever earlier batches left in it: the expected gradient does not see it."""
+    bench = Bench(2, 2, TWO_STEPS)
+    baseline = RunningMean()
+    baseline.update(torch.full((3,), 1.7, dtype=torch.float64))
+    with patch.object(RunningMean, "update"):  # every enumerated batch is the next one
+        actual = bench.expected(bench.estimator(baseline=baseline), 1)
+    assert_equal_to_1e8(actual, bench.truth(ConstantWeight()))
 
 
 @pytest.mark.parametrize("group_size", [2, 4])

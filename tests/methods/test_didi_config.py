@@ -44,6 +44,7 @@ def test_the_papers_settings() -> None:
         "reuse_verdict": False,
         "ratio_warmup": 0,
         "ratio_updates": 1,
+        "ratio_conditioning": False,
         "step_conditioning": False,
     }
 

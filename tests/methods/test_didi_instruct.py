@@ -331,14 +331,42 @@ def test_a_made_student_and_auxiliary_start_as_the_teacher(step_conditioning) ->
     student, auxiliary = DiDiInstruct.make_student(teacher, config), DiDiInstruct.make_auxiliary(teacher, config)
     assert student.accepts_step == step_conditioning
     assert auxiliary.accepts_step
-    by_samples = DiDiInstruct.make_auxiliary(teacher, SEQUENCES)
+    by_samples = DiDiInstruct.make_auxiliary(teacher, replace(SEQUENCES, ratio_conditioning=False))
     assert not by_samples.accepts_step
+    assert DiDiInstruct.make_auxiliary(teacher, replace(SEQUENCES, ratio_conditioning=True)).accepts_step
     assert all(parameter.requires_grad for parameter in by_samples.parameters())
     x, t, s = torch.randint(6, (2, LENGTH), generator=seeded(0)), torch.tensor([0.9, 0.4]), torch.tensor([0.5, 0.1])
     for network in (student, auxiliary):
         torch.testing.assert_close(network.eval()(x, t, s=s), teacher(x, t))
         assert all(parameter.requires_grad for parameter in network.parameters())
         assert next(network.parameters()) is not next(teacher.parameters())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_auxiliary_is_told_which_number_of_steps_its_samples_took(steps) -> None:
+    """Fitted and asked with the time of the last step, 1 / K; the teacher never is."""
+    config = replace(TOKENS, path_steps=(steps,), ratio_conditioning=True)
+    teacher, auxiliary = small_dit(1, step_conditioning=True), small_dit(2, step_conditioning=True)
+    told: dict[str, list[Tensor]] = {"teacher": [], "auxiliary": []}
+    for name, network in (("teacher", teacher), ("auxiliary", auxiliary)):
+        spy_on_steps(network, told[name])
+    method = DiDiInstruct(small_dit(0), teacher, None, PROCESS, config, auxiliary=auxiliary)
+    rollout = rollout_of(method)
+    method.auxiliary_loss(rollout, generator=seeded(1))
+    method.student_loss(rollout, generator=seeded(1))
+    assert len(told["auxiliary"]) == 1 + config.corruptions
+    assert all(bool((s == 1.0 / steps).all()) for s in told["auxiliary"])
+    assert all(s is None for s in told["teacher"])
+
+
+def spy_on_steps(network: DiT, told: list) -> None:
+    inner = network.features
+
+    def features(x_t: Tensor, t: Tensor, *, s: Tensor | None = None, **settings) -> Tensor:
+        told.append(s)
+        return inner(x_t, t, s=s, **settings)
+
+    network.features = features  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

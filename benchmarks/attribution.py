@@ -1,0 +1,92 @@
+"""Where distance is lost: one student network driven by ever less exact knowledge, on a law small enough that the
+student's own law is computed at every update.
+
+    exact gradient       of KL(student || chain), through the enumerated law
+    exact ratio          the score-function estimate from samples, with the true log q(x) / p(x)
+    auxiliary            the same with a denoiser fitted to the student's samples
+    discriminator        the same with a classifier of samples against the chain's
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, nn
+
+from benchmarks.laboratory import (
+    Laboratory,
+    LookUpDenoiser,
+    Networks,
+    Score,
+    StudentOptimizer,
+    Training,
+    distil,
+    law_of,
+    score,
+)
+from discrete_distill import exact
+from discrete_distill.divergence import ExactLogRatio, ScoreFunctionIntegralKL
+from discrete_distill.methods import DiDiInstructConfig
+
+LENGTH = 5
+STEPS = (2, 4)
+SOURCES = ("exact gradient", "exact ratio", "auxiliary", "discriminator")
+
+
+def small_laboratory() -> Laboratory:
+    """Three words, length 5: 243 sequences, 1024 states."""
+    return Laboratory(exact.random_chain(3, Generator().manual_seed(1), 0.4), LENGTH)
+
+
+def configuration(source: str, steps: int, batch: int) -> DiDiInstructConfig:
+    """Raw advantages over the whole batch for all; unbiased but for the ratio."""
+    common = {"path_steps": (steps,), "credit": "sequence", "group_size": batch, "scale": "none"}
+    if source == "discriminator":
+        return DiDiInstructConfig(
+            **common, log_ratio="discriminator", corruption_by="time", advantage_clip=None,
+            discriminator_states="corrupted", corruptions=4,
+        )  # fmt: skip
+    return DiDiInstructConfig(**common, advantage_clip=None)
+
+
+def distil_from(source: str, steps: int, training: Training, seed: int) -> Score:
+    """Train one student of ``steps`` steps from one source and score its law."""
+    laboratory = small_laboratory()
+    teacher = LookUpDenoiser(laboratory)
+    config = configuration(source, steps, training.batch)
+    if source in ("auxiliary", "discriminator"):
+        student = distil(laboratory, teacher, config, training, seed=seed)
+    else:
+        student = _distil_exactly(laboratory, teacher, config, training, seed, sampled=source == "exact ratio")
+    return score(laboratory, student, (steps,))[0]
+
+
+def _distil_exactly(
+    laboratory: Laboratory,
+    teacher: nn.Module,
+    config: DiDiInstructConfig,
+    training: Training,
+    seed: int,
+    *,
+    sampled: bool,
+) -> nn.Module:
+    target = laboratory.chain.law(LENGTH)
+    networks = Networks(laboratory, teacher, config, seed)
+    method = networks.method(laboratory.process, config)
+    optimizer = StudentOptimizer(networks.student, training)
+    at_data = torch.zeros(training.batch)
+    g = Generator().manual_seed(seed)
+    for index in range(training.updates):
+        if sampled:
+            with torch.no_grad():
+                law = law_of(laboratory, networks.student, config.path_steps[0])
+                ratio = exact.log_ratio(law, target, laboratory.process).float()
+            log_ratio = ExactLogRatio(laboratory.process, lambda z, t, ratio=ratio: exact.look_up(ratio, z))
+            estimator = ScoreFunctionIntegralKL(laboratory.process, log_ratio)
+            rollout = method.rollout(training.batch, LENGTH, generator=g)
+            estimator(
+                rollout.sequences, rollout.token_log_probs(), group_size=training.batch, t=at_data, generator=g
+            ).loss.backward()
+        else:
+            exact.kl(law_of(laboratory, networks.student, config.path_steps[0]), target).backward()
+        optimizer.step(index)
+    return optimizer.averaged

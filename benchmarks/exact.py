@@ -1,0 +1,261 @@
+"""Distillation in nats: `python -m benchmarks.exact`.
+
+A perfect teacher, a small student, and methods compared at equal numbers of steps by the exact law of what they
+sample; then where the distance is lost, and a language too large to enumerate. Prints tables; writes CSV, JSON, plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator
+
+from benchmarks import attribution
+from benchmarks.exact_plots import plot_attribution, plot_distances
+from benchmarks.laboratory import (
+    Laboratory,
+    LookUpDenoiser,
+    PerfectDenoiser,
+    Score,
+    Training,
+    distil,
+    score,
+    score_law,
+)
+from discrete_distill import exact
+from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.samplers import AncestralSampler
+
+STEPS = (1, 2, 4, 8)
+PATHS = (2, 4, 8)
+OPTIMAL_STEPS = {1: ("reverse", 0), 2: ("reverse", 1), 4: ("reverse", 0)}
+
+
+class Method(NamedTuple):
+    """What is compared, and how it is trained."""
+
+    config: DiDiInstructConfig
+    training: Training
+
+
+METHODS = {
+    "paper": Method(DiDiInstructConfig.paper(), Training(rate=3e-4, ratio_rate=1e-3)),
+    "paper, all steps": Method(
+        DiDiInstructConfig.paper(path_steps=PATHS, path_times="sampler", coupled_time=False),
+        Training(rate=3e-4, ratio_rate=1e-3),
+    ),
+    "mixture": Method(DiDiInstructConfig(path_steps=PATHS, ratio_conditioning=False), Training()),
+    "defaults": Method(DiDiInstructConfig(path_steps=PATHS), Training()),
+}
+
+
+class Row(NamedTuple):
+    """One figure of the CSV."""
+
+    part: str
+    method: str
+    seed: int
+    steps: int
+    reverse_kl: float
+    forward_kl: float
+    total_variation: float
+    entropy: float
+    seconds: float
+
+
+def small_laboratory() -> Laboratory:
+    """Five words, length 6."""
+    return Laboratory(*exact.small_law())
+
+
+def distances(name: str, seed: int) -> list[Row]:
+    """A method's exact distances from the law."""
+    laboratory = small_laboratory()
+    teacher = LookUpDenoiser(laboratory)
+    started = time.perf_counter()
+    if name == "teacher":
+        scores = score(laboratory, teacher, STEPS)
+    elif name == "optimal":
+        scores = [_optimum(laboratory, steps) for steps in OPTIMAL_STEPS]
+    else:
+        method = METHODS[name]
+        student = distil(laboratory, teacher, method.config, method.training, seed=seed)
+        scores = score(laboratory, student, STEPS)
+    seconds = time.perf_counter() - started
+    return [Row("distances", name, seed, *each, seconds) for each in scores]
+
+
+def _optimum(laboratory: Laboratory, steps: int) -> Score:
+    objective, seed = OPTIMAL_STEPS[steps]
+    best = exact.optimal_student(
+        laboratory.chain, steps, laboratory.length, objective=objective, generator=Generator().manual_seed(seed)
+    )
+    return score_law(best.law, laboratory.chain.law(laboratory.length), steps)
+
+
+def sources(name: str, seed: int, steps: int) -> list[Row]:
+    """How far one source of knowledge takes a student."""
+    started = time.perf_counter()
+    result = attribution.distil_from(name, steps, Training(updates=300, batch=256), seed)
+    return [Row("sources", name, seed, *result, time.perf_counter() - started)]
+
+
+def source_ends() -> list[Row]:
+    """Teacher and optimum of the attribution's law."""
+    laboratory = attribution.small_laboratory()
+    rows = [
+        Row("sources", "teacher", 0, *each, 0.0)
+        for each in score(laboratory, LookUpDenoiser(laboratory), attribution.STEPS)
+    ]
+    for steps in attribution.STEPS:
+        best = exact.optimal_student(
+            laboratory.chain, steps, laboratory.length, iterations=200, generator=Generator().manual_seed(1)
+        )
+        result = score_law(best.law, laboratory.chain.law(laboratory.length), steps)
+        rows.append(Row("sources", "optimal", 0, *result, 0.0))
+    return rows
+
+
+class LargeRow(NamedTuple):
+    """On the law that is not enumerated: nats a sequence under the chain, and trigram divergence, at some steps."""
+
+    method: str
+    seed: int
+    steps: int
+    chain_nats: float
+    trigram_kl: float
+
+
+def large(name: str, seed: int) -> list[LargeRow]:
+    """A method on eight words, length 16."""
+    laboratory = Laboratory(*exact.large_law(), hidden_size=64)
+    teacher = PerfectDenoiser(laboratory)
+    student = teacher
+    if name != "teacher":
+        method = METHODS[name]
+        training = Training(updates=150, batch=192, rate=method.training.rate, ratio_rate=method.training.ratio_rate)
+        student = distil(laboratory, teacher, method.config, training, seed=seed)
+    return [LargeRow(name, seed, steps, *_sampled_scores(laboratory, student, steps)) for steps in STEPS[1:]]
+
+
+def _sampled_scores(laboratory: Laboratory, denoiser: torch.nn.Module, steps: int) -> tuple[float, float]:
+    sampler = AncestralSampler(laboratory.process, num_steps=steps)
+    x = sampler(denoiser, (8192, laboratory.length), generator=Generator().manual_seed(0)).sequences
+    words = laboratory.chain.vocab_size
+    kls = []
+    for start in range(laboratory.length - 2):
+        place = (x[:, start : start + 3] * torch.tensor([words**2, words, 1])).sum(1)
+        counted = torch.bincount(place, minlength=words**3).double() + 1e-3
+        kls.append(float(exact.kl(counted / counted.sum(), laboratory.chain.window_law(start, 3).flatten())))
+    return -float(laboratory.chain.log_prob(x).mean()), statistics.fmean(kls)
+
+
+def run_all(jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]], workers: int) -> list[Any]:
+    """All rows of all jobs; one thread each, since more are slower on networks of this size."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(function, *arguments) for function, arguments in jobs]
+        return [row for future in futures for row in future.result()]
+
+
+def median_table(rows: list[Row]) -> str:
+    """Reverse KL / forward KL / entropy, medians over seeds, one line a method."""
+    lines = [f"{'':18}" + "".join(f"{f'{steps} steps':>24}" for steps in STEPS)]
+    for name in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for steps in STEPS:
+            own = [row for row in rows if row.method == name and row.steps == steps]
+            figures = [statistics.median(values) for values in zip(*(row[4:8] for row in own), strict=True)]
+            cells.append(f"{figures[0]:.4f} / {figures[1]:.4f} / {figures[3]:.2f}" if own else "")
+        lines.append(f"{name:18}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def closed(rows: list[Row], method: str, steps: int) -> float:
+    """Fraction of the distance from teacher to optimum that the median student has crossed, reverse KL."""
+
+    def median(name: str) -> float:
+        return statistics.median(row.reverse_kl for row in rows if row.method == name and row.steps == steps)
+
+    return (median("teacher") - median(method)) / (median("teacher") - median("optimal"))
+
+
+def write_csv(path: Path, rows: list[Any]) -> None:
+    """One line a row."""
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(rows[0]._fields)
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    # The longest first, so that the workers end together.
+    jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]] = [(distances, ("optimal", 0))]
+    jobs += [(distances, (name, seed)) for name in arguments.methods[::-1] for seed in arguments.seeds]
+    jobs += [(large, (name, 0)) for name in ("defaults", "paper") if name in arguments.methods]
+    jobs += [(sources, (name, seed, steps)) for name in attribution.SOURCES for steps in attribution.STEPS
+             for seed in arguments.seeds[:1]]  # fmt: skip
+    jobs += [(large, ("teacher", 0)), (distances, ("teacher", 0)), (source_ends, ())]
+    rows = run_all(jobs, arguments.workers)
+    report(rows, arguments, time.perf_counter() - started)
+
+
+def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> None:
+    """Tables to the terminal, figures to files."""
+    exact_rows = [row for row in rows if isinstance(row, Row)]
+    large_rows = [row for row in rows if isinstance(row, LargeRow)]
+    measured = [row for row in exact_rows if row.part == "distances"]
+    attributed = [row for row in exact_rows if row.part == "sources"]
+    law_entropy = exact.small_law().chain.entropy(exact.small_law().length)
+    print(f"reverse KL / forward KL / entropy, nats; entropy of the law {law_entropy:.2f}; medians over seeds")
+    print(median_table(measured))
+    fractions = {name: {steps: closed(measured, name, steps) for steps in (2, 4)} for name in arguments.methods}
+    print("closed of the distance from teacher to optimum at 2 and 4 steps:")
+    for name, by_steps in fractions.items():
+        print(f"  {name:16}" + "".join(f"{value:8.0%}" for value in by_steps.values()))
+    print("where it is lost (3 words, length 5), reverse KL:")
+    for row in attributed:
+        print(f"  {row.method:16}{row.steps:3} steps{row.reverse_kl:9.4f}")
+    print("8 words, length 16: nats a sequence under the chain, trigram KL")
+    for row in large_rows:
+        print(f"  {row.method:16}{row.steps:3} steps{row.chain_nats:9.3f}{row.trigram_kl:9.4f}")
+    folder = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "exact.csv", exact_rows)
+    write_csv(folder / "exact-large.csv", large_rows)
+    plot_distances(measured, folder / "exact-distances.png")
+    plot_attribution(attributed, folder / "exact-attribution.png")
+    summary = {
+        "command": f"python -m benchmarks.exact --seeds {' '.join(map(str, arguments.seeds))} "
+        f"--workers {arguments.workers} --methods " + " ".join(f"'{name}'" for name in arguments.methods),
+        "machine": f"{platform.machine()} CPU, {arguments.workers} processes of one thread, fp32, laws in fp64",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "seconds": round(seconds, 1),
+        "closed": fractions,
+        "training": {name: METHODS[name].training.__dict__ for name in arguments.methods},
+    }
+    (folder / "exact.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"{seconds:.0f} s; {folder}/exact.csv, exact.json, exact-distances.png, exact-attribution.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Distillation on a language of which everything is known: networks, one training loop, and exact scores in nats.
+
+The teacher is the perfect denoiser, so that whatever a student gets wrong is the method's doing. Student, auxiliary and
+discriminator are small networks; the first two add to the teacher's log-probabilities and start as the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from discrete_distill import exact
+from discrete_distill.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.models import Discriminator, DiT, DiTConfig
+from discrete_distill.process import MaskedDiffusion
+
+LEAST_LOG_PROBABILITY = -30.0  # of words that the chain forbids: a student may move them.
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A chain and what is asked of it.
+
+    Args:
+        chain: the language.
+        length: L.
+        hidden_size: width of the networks, which have two blocks.
+    """
+
+    chain: exact.MarkovChain
+    length: int
+    hidden_size: int = 48
+
+    @property
+    def process(self) -> MaskedDiffusion:
+        """Mask after the words, log-linear schedule."""
+        return MaskedDiffusion(self.chain.vocab_size)
+
+    def shape(self, *, step_conditioning: bool) -> DiTConfig:
+        """Of a small network."""
+        return DiTConfig(
+            vocab_size=self.chain.vocab_size + 1,
+            max_length=self.length,
+            hidden_size=self.hidden_size,
+            num_layers=2,
+            num_heads=2,
+            cond_size=16,
+            dropout=0.0,
+            step_conditioning=step_conditioning,
+        )
+
+
+class LookUpDenoiser(nn.Module):
+    """The perfect denoiser with the answers to all ``(K + 1)^L`` states kept."""
+
+    table: Tensor
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        super().__init__()
+        size, length = laboratory.chain.vocab_size + 1, laboratory.length
+        states = exact.enumerate_sequences(size, length)
+        denoiser = laboratory.chain.denoiser(size - 1, impossible="uniform")
+        answers = [denoiser(chunk, torch.ones(len(chunk))).float() for chunk in states.split(4096)]
+        answers_NLV = torch.cat(answers).clamp_min(LEAST_LOG_PROBABILITY)
+        self.register_buffer("table", answers_NLV.view([size] * length + [length, size]))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.table[tuple(x_t.unbind(1))]
+
+
+class PerfectDenoiser(nn.Module):
+    """The chain's own denoiser, for languages too large for `LookUpDenoiser`."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        super().__init__()
+        self.denoiser = laboratory.chain.denoiser(laboratory.chain.vocab_size, impossible="uniform")
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.denoiser(x_t, t).float().clamp_min(LEAST_LOG_PROBABILITY)
+
+
+class Correction(nn.Module):
+    """The teacher's log-probabilities and a small network that starts at zero."""
+
+    def __init__(self, laboratory: Laboratory, teacher: nn.Module, *, seed: int, step_conditioning: bool) -> None:
+        super().__init__()
+        self.base = teacher
+        torch.manual_seed(seed)
+        self.more = DiT(laboratory.shape(step_conditioning=step_conditioning))
+
+    @property
+    def accepts_step(self) -> bool:
+        return self.more.accepts_step
+
+    def forward(self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None) -> Tensor:
+        return self.base(x_t, t) + self.more(x_t, t, s=s)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Training:
+    """How long and how fast.
+
+    Args:
+        updates: of the student.
+        batch: paths in an update, shared out equally over the numbers of steps.
+        rate: greatest learning rate of the student; it falls to zero along a cosine.
+        ratio_rate: of auxiliary or discriminator.
+        average: decay of the moving average that is the result.
+        warmup: updates before the student moves.
+    """
+
+    updates: int = 300
+    batch: int = 512
+    rate: float = 1e-3
+    ratio_rate: float = 2e-3
+    average: float = 0.98
+    warmup: int = 20
+
+
+class Networks:
+    """Everything that is trained, from one seed."""
+
+    def __init__(self, laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, seed: int) -> None:
+        self.teacher = teacher
+        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.step_conditioning)
+        self.ratio: nn.Module
+        if config.log_ratio == "auxiliary":
+            self.ratio = Correction(laboratory, teacher, seed=1000 + seed, step_conditioning=config.ratio_conditioning)
+        else:
+            torch.manual_seed(1000 + seed)
+            self.ratio = Discriminator(laboratory.shape(step_conditioning=False), trainable_blocks=2)
+
+    def method(self, process: MaskedDiffusion, config: DiDiInstructConfig) -> DiDiInstruct:
+        """The networks under one configuration."""
+        auxiliary, discriminator = (self.ratio, None) if config.log_ratio == "auxiliary" else (None, self.ratio)
+        return DiDiInstruct(self.student, self.teacher, discriminator, process, config, auxiliary=auxiliary)
+
+
+def distil(
+    laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, training: Training, *, seed: int
+) -> nn.Module:
+    """Train a student for all of ``config.path_steps`` at once; each update has paths of every number of steps.
+
+    Returns:
+        The moving average of the student.
+    """
+    networks = Networks(laboratory, teacher, config, seed)
+    share = training.batch // len(config.path_steps)
+    group = config.group_size if share % config.group_size == 0 else share
+    methods = [
+        networks.method(laboratory.process, replace(config, path_steps=(steps,), group_size=group))
+        for steps in config.path_steps
+    ]
+    g = Generator().manual_seed(seed)
+
+    def update_ratio(rollouts: list) -> None:
+        for _ in range(config.ratio_updates):
+            for method, rollout in zip(methods, rollouts, strict=True):
+                if config.log_ratio == "auxiliary":
+                    loss = method.auxiliary_loss(rollout, generator=g).loss
+                else:
+                    reference = laboratory.chain.sample(share, laboratory.length, generator=g)
+                    loss = method.discriminator_loss(rollout, reference, generator=g).loss
+                (loss / len(methods)).backward()
+            ratio_optimizer.step()
+            ratio_optimizer.zero_grad()
+
+    ratio_optimizer = torch.optim.AdamW(trained(networks.ratio), lr=training.ratio_rate, betas=(0.9, 0.99))
+    student = StudentOptimizer(networks.student, training)
+    for index in range(training.updates + training.warmup):
+        rollouts = [method.rollout(share, laboratory.length, generator=g) for method in methods]
+        if config.log_ratio == "discriminator":
+            update_ratio(rollouts)
+        if index >= training.warmup:
+            for method, rollout in zip(methods, rollouts, strict=True):
+                (method.student_loss(rollout, generator=g).loss / len(methods)).backward()
+            student.step(index - training.warmup)
+        if config.log_ratio == "auxiliary":
+            update_ratio(rollouts)
+    return student.averaged
+
+
+class StudentOptimizer:
+    """AdamW along a cosine, and a moving average."""
+
+    def __init__(self, student: nn.Module, training: Training) -> None:
+        self.training = training
+        self.student = student
+        self.averaged = copy.deepcopy(student)
+        self.optimizer = torch.optim.AdamW(trained(student), lr=training.rate)
+
+    def step(self, index: int) -> None:
+        """One update; the first ten rise to the full rate."""
+        cosine = 0.5 * (1.0 + math.cos(math.pi * index / self.training.updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate * cosine * min(1.0, (index + 1) / 10)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(self.training.average, (index + 1) / (index + 10))
+        with torch.no_grad():
+            for mean, value in zip(trained(self.averaged), trained(self.student), strict=True):
+                mean.lerp_(value, 1.0 - decay)
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Its parameters that may move."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+class Score(NamedTuple):
+    """Of a sampler's law against the chain's, nats."""
+
+    steps: int
+    reverse_kl: float
+    forward_kl: float
+    total_variation: float
+    entropy: float
+
+
+def score_law(law: Tensor, target: Tensor, steps: int) -> Score:
+    """Exact."""
+    measures: Sequence[Callable[[], Tensor]] = (
+        lambda: exact.kl(law, target),
+        lambda: exact.kl(target, law),
+        lambda: exact.total_variation(law, target),
+        lambda: exact.entropy(law),
+    )
+    return Score(steps, *(float(measure()) for measure in measures))
+
+
+@torch.no_grad()
+def score(laboratory: Laboratory, denoiser: nn.Module, steps: Sequence[int]) -> list[Score]:
+    """Scores of ancestral sampling on even grids."""
+    target = laboratory.chain.law(laboratory.length)
+    return [score_law(law_of(laboratory, denoiser, num_steps), target, num_steps) for num_steps in steps]
+
+
+def law_of(laboratory: Laboratory, denoiser: nn.Module, num_steps: int) -> Tensor:
+    """Differentiable in the denoiser's parameters."""
+    return exact.sampler_law(
+        denoiser,
+        laboratory.process,
+        exact.uniform_times(num_steps),
+        laboratory.length,
+        laboratory.chain.vocab_size,
+        time_dependent=getattr(denoiser, "accepts_step", False),
+    )
