@@ -16,21 +16,21 @@ PACKAGE = Path(discrete_distill.__file__).parent
 
 # Each part of the package, and the floor it stands on; it may import floors below, and itself.
 FLOORS = {
-    "process": 0,
     "kernels": 0,
-    "canvas": 1,
-    "rollout": 2,
-    "rewards": 2,
-    "exact": 2,
-    "divergence": 3,
-    "models": 4,
-    "samplers": 5,
-    "matching": 5,
-    "probe": 5,
-    "methods": 6,
-    "training": 7,
-    "evaluation": 7,
-    "recipes": 8,
+    "process": 1,
+    "canvas": 2,
+    "rollout": 3,
+    "rewards": 3,
+    "exact": 3,
+    "divergence": 4,
+    "models": 5,
+    "samplers": 6,
+    "matching": 6,
+    "probe": 6,
+    "methods": 7,
+    "training": 8,
+    "evaluation": 8,
+    "recipes": 9,
 }
 
 

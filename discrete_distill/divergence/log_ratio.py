@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, logits_at
 
 
@@ -110,12 +111,14 @@ class AuxiliaryDenoiserLogRatio:
             raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
         masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
         rows = masked.flatten().nonzero().squeeze(1)
-        drawn = x.flatten()[rows, None]
-        difference_NV = self.over_vocabulary(z_t, t, rows, s=s, **cond)
-        values = difference_NV.gather(1, drawn).squeeze(1)
+        auxiliary_N = self._log_prob(logits_at(self.auxiliary, z_t, t, rows, s=s, **cond), x.flatten()[rows])
+        values = auxiliary_N - self._log_prob(logits_at(self.teacher, z_t, t, rows, **cond), x.flatten()[rows])
         per_position = torch.zeros(z_t.shape, dtype=values.dtype, device=z_t.device)
         per_position = per_position.flatten().index_put((rows,), values).view_as(z_t)
         return LogRatio(per_position, per_position.sum(1))
+
+    def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+        return token_losses(logits_NV, None, tokens_N, mask_token_id=self.process.mask_token_id).log_prob
 
     def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None, **cond: Any) -> Tensor:
         """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the

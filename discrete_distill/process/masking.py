@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..kernels import token_losses
 from .denoiser import Denoiser, logits_at
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .time import StratifiedTime, TimeLaw
@@ -255,8 +256,8 @@ class MaskedDiffusion:
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
         masked = self.is_masked(z_t) if movable is None else self.is_masked(z_t) & movable
         rows = masked.flatten().nonzero().squeeze(1)
-        log_probs_NV = self.masked_log_probs(logits_at(denoiser, z_t, t, rows, **cond))
-        token_nats = -log_probs_NV.gather(1, x.flatten()[rows, None]).squeeze(1)
+        logits_NV = logits_at(denoiser, z_t, t, rows, **cond)
+        token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
         nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
