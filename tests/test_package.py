@@ -31,6 +31,7 @@ FLOORS = {
     "training": 7,
     "evaluation": 7,
     "recipes": 8,
+    "integrations": 8,
 }
 
 
