@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ class Replicated(nn.Module):
         super().__init__()
         places = [device.index if device.index is not None else 0] if device.type == "cuda" else None
         # Buffers are not sent around: processes may call a network unequally often (paths differ in length).
-        self.door = DistributedDataParallel(_Door(network), device_ids=places, broadcast_buffers=False)
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        self.door = DistributedDataParallel(_Door(network), device_ids=places, **{name: False})
 
     @property
     def accepts_step(self) -> bool:

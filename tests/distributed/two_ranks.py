@@ -1,0 +1,329 @@
+"""What each of two gloo processes runs; rank 0 prints what it found as JSON. Started by ``test_two_ranks.py``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from recipe_flags import FLAGS
+from torch import Generator, Tensor, nn
+
+from discrete_distill import AncestralSampler, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, group_advantages
+from discrete_distill.evaluation import CausalLMJudge
+from discrete_distill.models import Discriminator, DiT, DiTConfig
+from discrete_distill.process.masking import Corruption
+from discrete_distill.recipes.sharded import SharedJudge, draw_in_shares
+from discrete_distill.rollout import PathStep, Rollout
+from discrete_distill.training import (
+    Learner,
+    LoopConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingLoop,
+    gather_in_order,
+    my_share,
+    read_metrics,
+    step_generator,
+)
+from discrete_distill.training.parallel import gathered
+from discrete_distill.training.processes import mean_over_processes
+
+VOCAB, LENGTH, BATCH, GROUP = 9, 8, 4, 2
+ACCELERATOR = Accelerator(cpu=True)
+RANK = ACCELERATOR.process_index
+torch.set_num_threads(1)
+
+
+class JoinedDraws(MaskedDiffusion):
+    """Takes two generators and corrupts either half of a batch with one, as two processes would have."""
+
+    def corrupt(self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
+        masks = (None, None) if movable is None else movable.chunk(2)
+        parts = zip(x.chunk(2), t.chunk(2), masks, generator, strict=True)
+        return torch.cat([super(JoinedDraws, self).corrupt(a, b, movable=m, generator=g) for a, b, m, g in parts])
+
+    def draw_corruption(self, x: Tensor, *, generator: Any = None, movable: Tensor | None = None, **kw: Any) -> Corruption:
+        masks = (None, None) if movable is None else movable.chunk(2)
+        parts = zip(x.chunk(2), masks, generator, strict=True)
+        drawn = [super(JoinedDraws, self).draw_corruption(a, movable=m, generator=g, **kw) for a, m, g in parts]
+        return Corruption(*(torch.cat(each) for each in zip(*drawn, strict=True)))
+
+    def draw_parts(self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
+        masks = (None, None) if movable is None else movable.chunk(2)
+        parts = zip(x.chunk(2), masks, generator, strict=True)
+        return torch.cat([super(JoinedDraws, self).draw_parts(a, count, movable=m, generator=g) for a, m, g in parts])
+
+
+def network(step_conditioning: bool = False, dropout: float = 0.0) -> DiT:
+    torch.manual_seed(1)
+    config = DiTConfig(
+        vocab_size=VOCAB,
+        max_length=LENGTH,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        cond_size=8,
+        dropout=dropout,
+        step_conditioning=step_conditioning,
+    )
+    made = DiT(config)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return made.double()
+
+
+def joined(rollouts: list[Rollout]) -> Rollout:
+    """One rollout of twice the batch."""
+    steps = []
+    for index, pair in enumerate(zip(*(rollout.steps for rollout in rollouts), strict=True)):
+        first, second = pair
+        fields = {name: torch.cat([getattr(s, name) for s in pair]) for name in ("z", "z_next", "t", "s")}
+        rows = torch.cat([first.rows, second.rows + first.z.numel()])
+        revealed = torch.cat([first.revealed, second.revealed])
+        logits = torch.cat([first.logits_NV, second.logits_NV])
+        steps.append(PathStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
+        assert index < 2
+    return replace(rollouts[0], steps=steps, movable=torch.cat([r.movable for r in rollouts]))
+
+
+def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generator: Any) -> dict[str, Tensor]:
+    if method.auxiliary is not None:
+        return {
+            "auxiliary": method.auxiliary_loss(rollout, generator=generator).loss,
+            "student": method.student_loss(rollout, generator=generator).loss,
+        }
+    judged = method.discriminator_loss(rollout, reference, generator=generator)
+    student = method.student_loss(rollout, verdict=judged.verdict, generator=generator)
+    return {"discriminator": judged.loss, "student": student.loss}
+
+
+def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
+    """Greatest differences of losses and gradients from those of one process with the whole batch."""
+    changes: dict[str, Any] = {"scale": "batch", "group_size": GROUP, "step_conditioning": True}
+    if ratio == "auxiliary":
+        changes |= {"log_ratio": "auxiliary", "corruption_by": "parts", "corruptions": 2, "credit": "token"}
+    config = DiDiInstructConfig.paper(reuse_verdict=ratio == "discriminator", **changes)
+    teacher = network()
+    torch.manual_seed(2)
+    plain = {"student": network(step_conditioning=True)}
+    if ratio == "auxiliary":
+        plain["auxiliary"] = network()
+    else:
+        plain["discriminator"] = Discriminator.from_denoiser(teacher, 1).double()
+        plain["discriminator"].logits_of_features = lambda h: plain["discriminator"].head(h).squeeze(-1)
+    parallel = ParallelConfig(strategy=strategy)
+    learners = {}
+    for name, each in plain.items():
+        twin = copy.deepcopy(each)
+        if name == "discriminator":
+            twin.logits_of_features = lambda h, twin=twin: twin.head(h).squeeze(-1)
+        learners[name] = Learner(twin, OptimizerConfig(), 1, ACCELERATOR, parallel)
+    process = MaskedDiffusion(VOCAB - 1)
+    data = torch.randint(VOCAB - 1, (2 * BATCH, LENGTH), generator=Generator().manual_seed(3))
+
+    def method_of(networks: dict[str, nn.Module], law: MaskedDiffusion) -> DiDiInstruct:
+        return DiDiInstruct(
+            networks["student"],
+            teacher,
+            networks.get("discriminator"),
+            law,
+            config,
+            auxiliary=networks.get("auxiliary"),
+        )
+
+    sharded = method_of({name: learner.network for name, learner in learners.items()}, process)
+    generator = step_generator(7, 0, rank=RANK)
+    rollout = sharded.rollout(BATCH, LENGTH, generator=generator)
+    mine = losses_of(sharded, rollout, data.chunk(2)[RANK], generator)
+    for name, loss in mine.items():
+        learners[name].backward(loss)
+
+    whole = method_of(plain, JoinedDraws(VOCAB - 1))
+    generators = [step_generator(7, 0, rank=rank) for rank in range(2)]
+    rollouts = [whole.rollout(BATCH, LENGTH, generator=g) for g in generators]
+    theirs = losses_of(whole, joined(rollouts), data, generators)
+    found = {"samples_differ": float(not torch.equal(*(r.sequences for r in rollouts)))}
+    for name, loss in theirs.items():
+        loss.backward()
+        found[f"{name}_loss"] = float((mean_over_processes(mine[name].detach()) - loss.detach()).abs())
+        pairs = zip(learners[name].module.named_parameters(), plain[name].named_parameters(), strict=True)
+        gaps, sizes = [0.0], [0.0]
+        for (_, ours), (_, one) in pairs:
+            if one.grad is not None:
+                gaps.append(float((gathered(ours.grad) - one.grad).abs().max()))
+                sizes.append(float(one.grad.abs().max()))
+        found[f"{name}_gradient"], found[f"{name}_size"] = max(gaps), max(sizes)
+    return found
+
+
+def advantages() -> dict[str, float]:
+    """Batch statistics are those of all ranks; groups are their own rank's."""
+    rewards = torch.randn(12, generator=Generator().manual_seed(4), dtype=torch.float64)
+    mine = group_advantages(rewards.chunk(2)[RANK], 3, baseline="batch", scale="batch")
+    centred = rewards - rewards.mean()
+    expected = centred / (centred.square().mean().sqrt() + 1e-4)
+    grouped = group_advantages(rewards.chunk(2)[RANK], 3)
+    by_hand = rewards.view(4, 3) - rewards.view(4, 3).mean(1, keepdim=True)
+    by_hand = (by_hand / (by_hand.square().mean(1, keepdim=True).sqrt() + 1e-4)).flatten()
+    return {
+        "batch": float((mine - expected.chunk(2)[RANK]).abs().max()),
+        "group": float((grouped - by_hand.chunk(2)[RANK]).abs().max()),
+    }
+
+
+class Poisoned(Exception):
+    """Stands for a process that dies."""
+
+
+def train(directory: Path, strategy: str, *, die_at: int | None = None, bad: int | None = None, **more: Any) -> Learner:
+    """Six updates in two micro-batches each; on rank 1 the loss of step ``bad`` is not a number."""
+    made = network(dropout=0.1).float()
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=2, ema_decay=0.5)
+    learner = Learner(made, config, 6, ACCELERATOR, ParallelConfig(strategy=strategy, **more))
+    process = MaskedDiffusion(VOCAB - 1)
+
+    def step(index: int, generator: Generator) -> dict[str, float]:
+        if index == die_at:
+            raise Poisoned
+        for part in range(2):
+            x = torch.randint(VOCAB - 1, (BATCH, LENGTH), generator=generator)
+            if part == 0:
+                with learner.accumulating():
+                    learner.backward(process.nelbo(learner.network, x, by="count", generator=generator).loss / 2)
+        loss = process.nelbo(learner.network, x, by="count", generator=generator).loss / 2
+        metrics = learner.step(loss * (float("nan") if index == bad and RANK == 1 else 1.0))
+        return {"rank": float(RANK), **metrics}
+
+    loop = LoopConfig(num_steps=6, seed=5, log_every=3, checkpoint_every=2)
+    TrainingLoop(loop, directory, {"network": learner}, step, label="t", rank=RANK, quiet=True).run()
+    return learner
+
+
+def weights(learner: Learner) -> Tensor:
+    states = (gathered(learner.module.state_dict()), gathered(learner.averaged.state_dict()))
+    return torch.cat([value.flatten() for state in states for value in state.values()])
+
+
+def loops(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    straight = {name: weights(train(folder / name, name)) for name in ("ddp", "fsdp")}
+    found["ddp_against_fsdp"] = float((straight["ddp"] - straight["fsdp"]).abs().max())
+    for first, then in (("ddp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "ddp")):
+        cut = folder / f"{first}-{then}"
+        try:
+            train(cut, first, die_at=3)
+        except Poisoned:
+            dist.barrier()
+        gap = (weights(train(cut, then)) - straight[then]).abs().max()
+        found[f"resumed_{first}_{then}"] = float(gap)
+    found["rank_in_log"] = [line["rank"] for line in read_metrics(folder / "ddp")]
+    with_memory = {"activation_checkpointing": True, "compile_backend": "aot_eager"}
+    found["memory_options"] = float((weights(train(folder / "memory", "fsdp", **with_memory)) - straight["fsdp"]).abs().max())
+    skipping = train(folder / "bad", "ddp", bad=4)
+    found["skipped"] = [int(n) for n in gather_in_order([skipping.skipped])]
+    found["finite"] = bool(weights(skipping).isfinite().all())
+    both = [torch.zeros_like(weights(skipping)) for _ in range(2)]
+    dist.all_gather(both, weights(skipping))
+    found["ranks_alike"] = bool(torch.equal(*both))
+    return found
+
+
+def stop(folder: Path) -> dict[str, Any]:
+    """Rank 1 alone is told to stop in step 2; both leave after it."""
+    import os
+    import signal
+
+    learner = Learner(nn.Linear(2, 1), OptimizerConfig(), 9, ACCELERATOR)
+
+    def step(index: int, generator: Generator) -> dict[str, float]:
+        if index == 2 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learner.step(learner.network(torch.ones(1, 2)).sum())
+
+    loop = TrainingLoop(LoopConfig(num_steps=9), folder, {"net": learner}, step, label="stop", rank=RANK, quiet=True)
+    message = ""
+    try:
+        loop.run()
+    except KeyboardInterrupt as interruption:
+        message = str(interruption)
+    latest = loop.store.load_latest()
+    return {"messages": gather_in_order([message]), "saved": -1 if latest is None else latest[0]}
+
+
+def sharding() -> dict[str, Any]:
+    denoiser = network().float()
+    sampler = AncestralSampler(MaskedDiffusion(VOCAB - 1), num_steps=4)
+
+    def draw(start: int) -> Any:
+        return sampler(denoiser, (3, LENGTH), generator=Generator().manual_seed(start))
+
+    starts = [0, 3, 6, 9, 12]
+    shared = torch.cat([out.sequences for out in draw_in_shares(starts, draw)])
+    alone = torch.cat([draw(start).sequences for start in starts])
+
+    class Bigram(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(VOCAB, VOCAB)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.table(input_ids)
+
+    torch.manual_seed(6)
+    judge = CausalLMJudge(Bigram(), name="bigram", eos_token_id=0, context=LENGTH)
+    one, two = judge.token_nats(alone), SharedJudge(judge).token_nats(alone)
+    return {
+        "order": gather_in_order(my_share(list(range(5)))),
+        "empty_share": gather_in_order(my_share(["only"])),
+        "same_samples": bool(torch.equal(shared, alone)),
+        "same_counts": bool(torch.equal(one.counted, two.counted)),
+        "price_gap": float((one.nats - two.nats).abs().max()),
+        "ranks_draw_differently": len(set(gather_in_order([int(step_generator(0, 0, rank=RANK).initial_seed())]))) == 2,
+    }
+
+
+def recipe(folder: Path) -> dict[str, Any]:
+    """The whole recipe, sharded, in micro-batches."""
+    from discrete_distill.recipes.owt import main as command_line
+
+    text = folder / "text.txt"
+    if RANK == 0:
+        words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]
+        text.write_text("\n".join(" ".join(words[(i * j) % 10] for j in range(1, 60)) for i in range(1, 61)))
+    dist.barrier()
+    flags = [f"--output={folder}", "--name=run", f"--data.source={text}", "--distill.parallel.strategy=fsdp", *FLAGS]
+    return {"codes": gather_in_order([command_line(flags)])}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    folder = Path(sys.argv[1])
+    found = {
+        "processes": ACCELERATOR.num_processes,
+        "one": {
+            f"{strategy} {ratio}": same_as_one_process(strategy, ratio)
+            for strategy in ("ddp", "fsdp")
+            for ratio in ("discriminator", "auxiliary")
+        },
+        "advantages": advantages(),
+        "loops": loops(folder),
+        "stop": stop(folder / "stop"),
+        "sharding": sharding(),
+        "recipe": recipe(folder),
+    }
+    if RANK == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
