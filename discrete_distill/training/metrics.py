@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +69,28 @@ def append_metrics(directory: Path, entry: dict[str, float]) -> None:
         OSError: if it cannot be written.
     """
     file = Path(directory) / METRICS_FILE
+    with _writing(file), file.open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+def rewrite_metrics(directory: Path, entries: list[dict[str, float]]) -> None:
+    """Exactly these lines, all at once.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    file = Path(directory) / METRICS_FILE
+    partial = file.with_suffix(".partial")
+    with _writing(file):
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        partial.replace(file)
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
     try:
-        with file.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        yield
     except OSError as error:
         raise OSError(
             f"cannot write {file} ({error}); checkpoints are as they were: make room, and run again to resume"
         ) from error
-
-
-def rewrite_metrics(directory: Path, entries: list[dict[str, float]]) -> None:
-    """Exactly these lines, all at once."""
-    file = Path(directory) / METRICS_FILE
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    partial.replace(file)

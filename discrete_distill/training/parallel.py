@@ -113,7 +113,8 @@ class Replicated(nn.Module):
         # Buffers are not sent around: processes may call a network unequally often (paths differ in length).
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        self.door = DistributedDataParallel(_Door(network), device_ids=places, **{name: False})
+        keep: dict[str, Any] = {name: False}
+        self.door = DistributedDataParallel(_Door(network), device_ids=places, **keep)
 
     @property
     def accepts_step(self) -> bool:

@@ -96,8 +96,8 @@ def test_the_recipe_runs_sharded_and_measures_what_one_process_measures(found: d
         sys.path.pop(0)
     two = json.loads((folder / "run" / "evaluation.json").read_text())
     AcceleratorState._reset_state(reset_partial_state=True)
-    flags = [f"--output={folder}", "--name=run", f"--data.source={folder}/text.txt", *FLAGS]
-    assert main(["evaluate", *flags]) == 0
+    flags = [f"--output={folder}", "--name=run", f"--data.source={folder}/text.txt", f"--teacher.path={folder}/teacher"]
+    assert main(["evaluate", *flags, *FLAGS]) == 0
     one = json.loads((folder / "run" / "evaluation.json").read_text())
     assert one["samples"] == two["samples"]
     for ours, theirs in zip(one["by_steps"], two["by_steps"], strict=True):

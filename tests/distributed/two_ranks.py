@@ -298,8 +298,11 @@ def recipe(folder: Path) -> dict[str, Any]:
     if RANK == 0:
         words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]
         text.write_text("\n".join(" ".join(words[(i * j) % 10] for j in range(1, 60)) for i in range(1, 61)))
+        config = DiTConfig(vocab_size=2048, max_length=16, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
+        DiT(config).save_pretrained(folder / "teacher")
     dist.barrier()
-    flags = [f"--output={folder}", "--name=run", f"--data.source={text}", "--distill.parallel.strategy=fsdp", *FLAGS]
+    paths = [f"--output={folder}", f"--data.source={text}", f"--teacher.path={folder}/teacher"]
+    flags = [*paths, "--name=run", "--distill.parallel.strategy=fsdp", *FLAGS]
     return {"codes": gather_in_order([command_line(flags)])}
 
 
