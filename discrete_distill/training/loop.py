@@ -58,7 +58,7 @@ class LoopConfig:
         check_tracker(self.track)
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RuntimeError, FloatingPointError):
     """Too many updates in a row had a loss or a gradient that was not finite."""
 
 
@@ -195,9 +195,10 @@ class TrainingLoop:
         self._tell(step, bar)
 
     def _tell(self, step: int, bar: tqdm) -> None:
-        """Signs of trouble, each once; a discriminator is given a quarter of the run to find its feet."""
+        """Signs of trouble, each once; a ratio is given a quarter of the run to find its feet."""
+        early = 4 * step < self.config.num_steps
         for name, sentence in explain(self.history).items():
-            if name in self._told or bar.disable or (name == "discriminator" and 4 * step < self.config.num_steps):
+            if name in self._told or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
                 continue
             self._told.add(name)
             bar.write(f"{self.label}, step {step}: {sentence}")
@@ -205,6 +206,6 @@ class TrainingLoop:
     def _check_divergence(self, step: int) -> None:
         if self.window.consecutive_skips >= self.config.skip_limit:
             raise TrainingDiverged(
-                f"{self.window.consecutive_skips} updates in a row had a gradient that was not finite "
+                f"{self.window.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
                 f"(step {step}); lower the learning rate, or use fp32"
             )
