@@ -1,11 +1,13 @@
 """What a run needs at four sizes: memory, traffic, time, money. ``python -m benchmarks.scale`` writes docs/scale.md.
 
-Parameters are counted on the networks themselves, on PyTorch's meta device; the rest is arithmetic on stated assumptions.
+Parameters are counted on the networks themselves, on PyTorch's meta device; the rest is arithmetic on stated
+assumptions.
 """
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +28,8 @@ SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Of the tables. Bandwidths are bytes per second that one GPU receives, of the whole machine and between machines."""
+    """Of the tables. Bandwidths are bytes per second that one GPU receives, of the whole machine and between
+    machines."""
 
     length: int = 1024
     paths: int = 16
@@ -193,14 +196,22 @@ def render(a: Assumptions) -> str:
     sizes = {name: count(name, a.length) for name in SHAPES}
     gb = lambda value: f"{value / GB:.1f}"  # noqa: E731
     counted = [
-        [name, f"{c.config.hidden_size} x {c.config.num_layers}", f"{c.denoiser / 1e6:.1f} M"]
-        + [f"{c.discriminator / 1e6:.1f} M ({c.discriminator_trained / 1e6:.1f} M)"]
-        + [gb(value) for value in states(c).values()]
+        [
+            name,
+            f"{c.config.hidden_size} x {c.config.num_layers}",
+            f"{c.denoiser / 1e6:.1f} M",
+            f"{c.discriminator / 1e6:.1f} M ({c.discriminator_trained / 1e6:.1f} M)",
+            *map(gb, states(c).values()),
+        ]
         for name, c in sizes.items()
     ]
     graphs = [
-        [name, str(c.kept_per_token), *(gb(activations(c, a, checkpointed=flag)) for flag in (False, True))]
-        + [gb(4.0 * a.paths * a.length * c.config.vocab_size)]
+        [
+            name,
+            str(c.kept_per_token),
+            *(gb(activations(c, a, checkpointed=flag)) for flag in (False, True)),
+            gb(4.0 * a.paths * a.length * c.config.vocab_size),
+        ]
         for name, c in sizes.items()
     ]
     shares = [
@@ -217,41 +228,65 @@ def render(a: Assumptions) -> str:
             p = plan(c, a, gpus)
             line = [name, str(gpus), p.strategy, f"{p.memory / GB:.0f}", f"{p.seconds:.2f}", f"{p.hours:.1f}"]
             runs.append([*line, f"{p.hours * gpus:.0f}", f"{p.dollars:.0f}", f"{a.paths * gpus * a.steps / 1e6:.1f} M"])
-    return TEMPLATE.format(
+    page = TEMPLATE.format(
         a=a,
         tokens=a.paths * a.length,
         peak=a.peak_flops / 1e12,
         memory=a.gpu_memory / GB,
         inside=a.bandwidth_inside / GB,
         between=a.bandwidth_between / GB,
-        counted=table(
-            ["", "width x blocks", "denoiser", "discriminator (trained)", *states(sizes["169M"])], counted
-        ),
+        counted=table(["", "width x blocks", "denoiser", "discriminator (trained)", *states(sizes["169M"])], counted),
         graphs=table(["", "elements per token and block", "graph", "graph, checkpointed", "of it logits"], graphs),
         shares=table(
             ["", "8 GPUs, discriminator", "8 GPUs, auxiliary", "64 GPUs, discriminator", "64 GPUs, auxiliary"], shares
         ),
         moved=table(["", "TFLOP", "8, DDP", "8, FSDP2", "64, DDP", "64, FSDP2"], moved),
-        runs=table(
-            ["", "GPUs", "layout", "GB per GPU", "s per step", "hours", "GPU hours", "dollars", "paths"], runs
-        ),
+        runs=table(["", "GPUs", "layout", "GB per GPU", "s per step", "hours", "GPU hours", "dollars", "paths"], runs),
     )
+
+    return reflow(page)
+
+
+def reflow(page: str) -> str:
+    """Paragraphs and bullets filled to the width of the other pages; headings and tables as they are."""
+    blocks = []
+    for block in page.strip().split("\n\n"):
+        head, *rest = block.split("\n")
+        if head.startswith("#"):
+            blocks.append("\n".join([head, *(reflow("\n".join(rest)).splitlines() if rest else [])]))
+        elif head.startswith("|"):
+            blocks.append(block)
+        else:
+            items = [" ".join(item.split()) for item in f"\n{block}".split("\n- ")] if head.startswith("- ") else None
+            filled = [_fill(f"- {item}", "  ") for item in items[1:]] if items else [_fill(" ".join(block.split()), "")]
+            blocks.append("\n".join(filled))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _fill(text: str, indent: str) -> str:
+    return textwrap.fill(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 TEMPLATE = """\
 # Scale
 
-What a run of the published method needs at four sizes. This page is written by `python -m benchmarks.scale`: parameters are
-counted on the networks themselves (PyTorch's meta device), the rest is arithmetic on the assumptions below. Nothing here was
+What a run of the published method needs at four sizes. This page is written by `python -m benchmarks.scale`:
+parameters are
+counted on the networks themselves (PyTorch's meta device), the rest is arithmetic on the assumptions below. Nothing
+here was
 timed; the flags of the script change every assumption. How to launch is in [training.md](training.md).
 
 ## Assumptions
-- Vocabulary 50 258, length {a.length}, {a.paths} student paths per GPU and step, each of {a.path_steps} steps: {tokens} tokens
+- Vocabulary 50 258, length {a.length}, {a.paths} student paths per GPU and step, each of {a.path_steps} steps:
+  {tokens} tokens
   per GPU and step. {a.steps} steps.
-- fp32 weights, gradients and Adam's moments (4 + 4 + 8 bytes), a moving average of the student (4), a frozen fp32 teacher (4);
+- fp32 weights, gradients and Adam's moments (4 + 4 + 8 bytes), a moving average of the student (4), a frozen fp32
+  teacher (4);
   autocast in bf16; activations of 2 bytes. A run has a discriminator (published) or an auxiliary (the default).
-- A GPU of {memory:.0f} GB, of which {a.usable:.0%} may be filled, {peak:.0f} TFLOP/s at {a.utilisation:.0%} utilisation, and
-  {a.dollars_per_gpu_hour} dollars an hour. It receives {inside:.0f} GB/s inside a machine of {a.gpus_inside} and {between:.0f}
+- A GPU of {memory:.0f} GB, of which {a.usable:.0%} may be filled, {peak:.0f} TFLOP/s at {a.utilisation:.0%}
+  utilisation, and
+  {a.dollars_per_gpu_hour} dollars an hour. It receives {inside:.0f} GB/s inside a machine of {a.gpus_inside} and
+  {between:.0f}
   GB/s between machines. Exchange overlaps with arithmetic: a step takes the longer of the two.
 
 ## Parameters, and what stays in memory, GB
@@ -260,32 +295,38 @@ Without sharding, on every GPU.
 {counted}
 
 ## The student's graph, GB per GPU
-Elements are those that autograd keeps of one block, counted on the block. The all-mask state is one row for the whole batch;
-logits are kept where tokens are revealed, each once along a path; the bf16 copies of weights that autocast makes are not counted. `--distill.parallel.activation-checkpointing` keeps the inputs of
+Elements are those that autograd keeps of one block, counted on the block. The all-mask state is one row for the
+whole batch;
+logits are kept where tokens are revealed, each once along a path; the bf16 copies of weights that autocast makes are
+not counted. `--distill.parallel.activation-checkpointing` keeps the inputs of
 blocks alone; `--distill.accumulate` divides all of it.
 
 {graphs}
 
 ## What FSDP2 shards, GB per GPU
-Weights, gradients, moments and averages of all networks, the teacher's weights too, divided by the GPUs; and two gathered groups
+Weights, gradients, moments and averages of all networks, the teacher's weights too, divided by the GPUs; and two
+gathered groups
 of weights at a time (a block in bf16, or embedding and head in fp32). Activations are not sharded.
 
 {shares}
 
 ## A step: arithmetic of one GPU, and GB that it receives
-DDP exchanges fp32 gradients of what is trained, whatever the number of evaluations. FSDP2 gathers weights (blocks in bf16, embedding and
+DDP exchanges fp32 gradients of what is trained, whatever the number of evaluations. FSDP2 gathers weights (blocks in
+bf16, embedding and
 head in fp32) for every pass through a network, so a path of more steps costs more traffic.
 
 {moved}
 
 ## A run
-DDP where it fits, else FSDP2, else with activation checkpointing. The batch grows with the GPUs: 64 of them see eight times the
+DDP where it fits, else FSDP2, else with activation checkpointing. The batch grows with the GPUs: 64 of them see
+eight times the
 paths in the same number of steps.
 
 {runs}
 
 ## What does not scale yet
-- A checkpoint is gathered on the first process: at 8B its 20 bytes a parameter for the student and the ratio network's beside
+- A checkpoint is gathered on the first process: at 8B its 20 bytes a parameter for the student and the ratio
+  network's beside
   it must fit that machine's memory.
 - A sharded teacher cannot be sampled from (`reference="teacher"`); data can be the reference.
 - Sequences are not split over GPUs, nor are single layers: no context, tensor or pipeline parallelism.

@@ -1,6 +1,7 @@
 """The method under accelerate: one process or many. ``torchrun --nproc-per-node 2 -m examples.accelerate_loop``
 
-``replicate`` puts a network under DDP and leaves it what a denoiser needs (``features``, ``accepts_step``), which a bare
+``replicate`` puts a network under DDP and leaves it what a denoiser needs (``features``, ``accepts_step``), which a
+bare
 ``accelerator.prepare`` would hide.
 """
 
@@ -24,7 +25,9 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
     student, auxiliary = (replicate(net, accelerator.device) if many else net for net in raw)
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
     rates = (3e-4, 3e-3)  # the auxiliary must keep up with the student: one update each
-    optimizers = [torch.optim.AdamW(net.parameters(), lr=lr) for net, lr in zip((student, auxiliary), rates)]
+    optimizers = [
+        torch.optim.AdamW(net.parameters(), lr=lr) for net, lr in zip((student, auxiliary), rates, strict=True)
+    ]
     student_optimizer, ratio_optimizer = map(accelerator.prepare_optimizer, optimizers)
 
     for micro_batch in range(steps * accumulate):

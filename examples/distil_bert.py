@@ -1,6 +1,7 @@
 """Token losses alone in the distillation of a tiny BERT into a smaller one. ``python -m examples.distil_bert``
 
-`token_losses` reads student and teacher logits once and gives both divergences, entropy and log-probability of each row,
+`token_losses` reads student and teacher logits once and gives both divergences, entropy and log-probability of each
+row,
 differentiable, on CPU and GPU; `token_divergence` has the other kinds.
 """
 

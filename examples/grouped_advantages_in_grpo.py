@@ -1,4 +1,5 @@
-"""Grouped advantages alone in a GRPO-like loop on a tiny causal model. ``python -m examples.grouped_advantages_in_grpo``
+"""Grouped advantages alone in a GRPO-like loop on a tiny causal model. ``python -m
+examples.grouped_advantages_in_grpo``
 
 Nothing of diffusion here: prompts, groups of completions, a reward of one's own, and `group_advantages` in between.
 """

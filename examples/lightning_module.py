@@ -1,4 +1,5 @@
-"""The method in Lightning, by manual optimisation. Needs ``pip install lightning``; ``python -m examples.lightning_module``"""
+"""The method in Lightning, by manual optimisation. Needs ``pip install lightning``; ``python -m
+examples.lightning_module``"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Distillation(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         networks, rates = (self.student, self.auxiliary), (1e-3, 2e-3)
-        return [torch.optim.AdamW(network.parameters(), lr=lr) for network, lr in zip(networks, rates)]
+        return [torch.optim.AdamW(network.parameters(), lr=lr) for network, lr in zip(networks, rates, strict=True)]
 
     def training_step(self, batch: torch.Tensor, index: int) -> None:
         g = step_generator(0, index, rank=self.global_rank, device=self.device)
@@ -46,7 +47,12 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher under Lightning's Trainer."""
     teacher = train_teacher(teacher_steps)
     module = Distillation(teacher, DiDiInstructConfig(group_size=16, path_steps=(2,)))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = lightning.Trainer(max_steps=-1, max_epochs=1, accelerator="auto", devices=1, **quiet)
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(steps), batch_size=1))
     print(f"entropy of the student's predictions: {float(trainer.callback_metrics['entropy']):.3f} nats")

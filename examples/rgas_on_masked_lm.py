@@ -46,7 +46,9 @@ def main(steps: int = 300) -> dict[str, float]:
     shares = {name: float((out.sequences == 1).float().mean()) for name, out in (("plain", free), ("RGAS", steered))}
     print("share of word 1:", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
     print(f"network evaluations: plain {free.network_evaluations}, RGAS {steered.network_evaluations}")
-    print(f"plain samples cost {surprise(denoiser, 8):.3f} nats a word, the language {CHAIN.entropy(LENGTH) / LENGTH:.3f}")
+    print(
+        f"plain samples cost {surprise(denoiser, 8):.3f} nats a word, the language {CHAIN.entropy(LENGTH) / LENGTH:.3f}"
+    )
     return shares
 
 

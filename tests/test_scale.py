@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from benchmarks.scale import PAGE, Assumptions, activations, count, gathered, kept_elements, plan, render, sharded, states, traffic
+from benchmarks.scale import (
+    PAGE,
+    Assumptions,
+    activations,
+    count,
+    gathered,
+    kept_elements,
+    plan,
+    render,
+    sharded,
+    states,
+    traffic,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.models.dit import Block
 
@@ -39,7 +51,9 @@ def test_states_shards_and_traffic_follow_their_formulas() -> None:
     assert parts["student and average"] == 20 * counts.denoiser
     assert parts["discriminator"] == 4 * counts.discriminator + 12 * counts.discriminator_trained
     total = sum(value for name, value in parts.items() if name != "auxiliary")
-    assert sharded(counts, "discriminator", 8) - sharded(counts, "discriminator", 64) == pytest.approx(total * (1 / 8 - 1 / 64))
+    assert sharded(counts, "discriminator", 8) - sharded(counts, "discriminator", 64) == pytest.approx(
+        total * (1 / 8 - 1 / 64)
+    )
     assert traffic(counts, a, 1, "DDP") == traffic(counts, a, 1, "FSDP2") == 0.0
     assert traffic(counts, a, 2, "DDP") == 4.0 * (counts.denoiser + counts.discriminator_trained)
     assert 2.0 < gathered(counts) / counts.denoiser < 4.0

@@ -1,6 +1,7 @@
 """DiDi-Instruct in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
 
-The Trainer owns the student's optimiser and schedule. The ratio networks (discriminator, auxiliary denoiser) have theirs
+The Trainer owns the student's optimiser and schedule. The ratio networks (discriminator, auxiliary denoiser) have
+theirs
 here, and their state lies beside the Trainer's in every ``checkpoint-N/``.
 """
 
@@ -16,7 +17,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, default_data_collator
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput
 from ..models import DiT, DiTConfig
@@ -97,7 +105,9 @@ class DiDiInstructTrainer(Trainer):
             rows = max(args.max_steps, 1) * batch_size * args.gradient_accumulation_steps * args.world_size
             train_dataset = _NoData(rows)
         teacher = teacher.to(args.device)
-        discriminator, auxiliary = (each if each is None else each.to(args.device) for each in (discriminator, auxiliary))
+        discriminator, auxiliary = (
+            each if each is None else each.to(args.device) for each in (discriminator, auxiliary)
+        )
         self.ratio_networks = {"discriminator": discriminator, "auxiliary": auxiliary}
         self.learners: dict[str, Learner] = {}
         self.average: AveragedModel | None = None
@@ -184,7 +194,8 @@ class DiDiInstructTrainer(Trainer):
         return (loss, {"rollout": rollout}) if return_outputs else loss
 
     def _next_generator(self) -> Generator:
-        """A function of seed, step, micro-batch and rank alone, so that a resumed run draws what it would have drawn."""
+        """A function of seed, step, micro-batch and rank alone, so that a resumed run draws what it would have
+        drawn."""
         step, part = self._place
         self._place = (step, part + 1) if step == self.state.global_step else (self.state.global_step, 0)
         number = self._place[0] * self.args.gradient_accumulation_steps + self._place[1]
@@ -272,9 +283,7 @@ class _MovingAverage(TrainerCallback):
     def __init__(self, average: AveragedModel) -> None:
         self.average = average
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.average.update_parameters(kwargs["model"])
 
 

@@ -184,9 +184,7 @@ class Distillation:
                 device=self.accelerator.device,
             )
 
-    def _teach(
-        self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator
-    ) -> dict[str, float]:
+    def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, float]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
             return {}

@@ -48,14 +48,14 @@ def _discriminator(last: dict[str, float]) -> dict[str, str]:
         return {}
     if accuracy < CHANCE:
         meaning = (
-            f"The discriminator is near chance (accuracy {accuracy:.2f}): its reward and its guidance say little. Either "
-            "the student is as good as its reference, or the discriminator lags: raise its learning rate, or take "
-            "ratio_warmup."
+            f"The discriminator is near chance (accuracy {accuracy:.2f}): its reward and its guidance say little. "
+            "Either the student is as good as its reference, or the discriminator lags: raise its learning rate, or "
+            "take ratio_warmup."
         )
     else:
         meaning = (
-            f"The discriminator is nearly certain (accuracy {accuracy:.2f}): the student is far from its reference, and "
-            "log-ratios are large and alike within a group. Lower its learning rate, or raise label_smoothing."
+            f"The discriminator is nearly certain (accuracy {accuracy:.2f}): the student is far from its reference, "
+            "and log-ratios are large and alike within a group. Lower its learning rate, or raise label_smoothing."
         )
     return {"discriminator": meaning}
 
@@ -69,9 +69,9 @@ def _rewards(last: dict[str, float]) -> dict[str, str]:
         share = last.get(name, 0.0)
         if share > OFTEN:
             found[name] = (
-                f"{share:.0%} of the {what} are clipped: most samples of a group get the same reward, whatever their "
-                f"differences. The ratio estimate is too sharp for its clip: raise {remedy}, or lower the learning rate "
-                "of the ratio."
+                f"{share:.0%} of the {what} are clipped: most samples of a group get the same reward, whatever "
+                f"their differences. The ratio estimate is too sharp for its clip: raise {remedy}, or lower the "
+                "learning rate of the ratio."
             )
     if last.get("log_ratio_std", 1.0) == 0.0:
         found["log_ratio_std"] = (

@@ -164,8 +164,8 @@ class TrainingLoop:
         missing = sorted(self.parts.keys() - state.keys())
         if missing:
             raise ValueError(
-                f"the checkpoint of step {step} in {self.store.directory} holds no {', '.join(missing)}: it is of a run "
-                "with other settings; resume with those, or choose another folder"
+                f"the checkpoint of step {step} in {self.store.directory} holds no {', '.join(missing)}: it is of a "
+                "run with other settings; resume with those, or choose another folder"
             )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
 # A launcher passes on to its processes the Ctrl-C that the terminal has sent them already.
 SECONDS_BETWEEN = 2.0
 

@@ -108,8 +108,8 @@ def test_the_recipe_runs_sharded_and_measures_what_one_process_measures(found: d
 
 
 def test_unknown_strategies_and_backends_are_refused() -> None:
-    with pytest.raises(ValueError, match="strategy is one of .*, got 'tensor'"):
+    with pytest.raises(ValueError, match=r"strategy is one of .*, got 'tensor'"):
         ParallelConfig(strategy="tensor")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="compile_backend is one of .*, or empty, got 'magic'"):
+    with pytest.raises(ValueError, match=r"compile_backend is one of .*, or empty, got 'magic'"):
         ParallelConfig(compile_backend="magic")
     assert torch.distributed.is_initialized() is False

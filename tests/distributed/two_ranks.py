@@ -50,7 +50,9 @@ class JoinedDraws(MaskedDiffusion):
         parts = zip(x.chunk(2), t.chunk(2), masks, generator, strict=True)
         return torch.cat([super(JoinedDraws, self).corrupt(a, b, movable=m, generator=g) for a, b, m, g in parts])
 
-    def draw_corruption(self, x: Tensor, *, generator: Any = None, movable: Tensor | None = None, **kw: Any) -> Corruption:
+    def draw_corruption(
+        self, x: Tensor, *, generator: Any = None, movable: Tensor | None = None, **kw: Any
+    ) -> Corruption:
         masks = (None, None) if movable is None else movable.chunk(2)
         parts = zip(x.chunk(2), masks, generator, strict=True)
         drawn = [super(JoinedDraws, self).draw_corruption(a, movable=m, generator=g, **kw) for a, m, g in parts]
@@ -226,7 +228,9 @@ def loops(folder: Path) -> dict[str, Any]:
         found[f"resumed_{first}_{then}"] = float(gap)
     found["rank_in_log"] = [line["rank"] for line in read_metrics(folder / "ddp")]
     with_memory = {"activation_checkpointing": True, "compile_backend": "aot_eager"}
-    found["memory_options"] = float((weights(train(folder / "memory", "fsdp", **with_memory)) - straight["fsdp"]).abs().max())
+    found["memory_options"] = float(
+        (weights(train(folder / "memory", "fsdp", **with_memory)) - straight["fsdp"]).abs().max()
+    )
     skipping = train(folder / "bad", "ddp", bad=4)
     found["skipped"] = [int(n) for n in gather_in_order([skipping.skipped])]
     found["finite"] = bool(weights(skipping).isfinite().all())

@@ -158,7 +158,7 @@ def test_the_student_stands_still_while_the_ratio_warms_up(tmp_path: Path) -> No
     made.train()
     after = state_of(made)
     assert all(torch.equal(after[key], before[key]) for key in before if key.startswith("student"))
-    assert made.learners["auxiliary"].scheduler.last_epoch == 12
+    assert made.learners["auxiliary"].scheduler.last_epoch == 6 * config.ratio_updates
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:

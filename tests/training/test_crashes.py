@@ -25,7 +25,8 @@ from discrete_distill.training.stopping import stop_requests
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks and signals of POSIX")
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    """SIGKILL at random lines of the loop and of saving, and with a state file half written: the weights of a resumed run
+    """SIGKILL at random lines of the loop and of saving, and with a state file half written: the weights of a
+    resumed run
     are bit for bit those of one that was left alone, and no line of its log is lost or doubled."""
     script = Path(__file__).parent / "killed_runs.py"
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=600)

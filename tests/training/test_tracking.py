@@ -96,7 +96,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_remedy(monkeypatch: p
 
 
 def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="track is one of .*, got 'paper'"):
+    with pytest.raises(ValueError, match=r"track is one of .*, got 'paper'"):
         make_tracker("paper", tmp_path, label="x")  # type: ignore[arg-type]
 
 
