@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -121,6 +121,10 @@ class Replicated(nn.Module):
         """Whether the network is told where its step ends."""
         return getattr(self.door.module.network, "accepts_step", False)
 
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Of DDP, and found by accelerate's ``accumulate``."""
+        return self.door.no_sync()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.door("__call__", *args, **kwargs)
 
@@ -148,7 +152,7 @@ def replicate(network: nn.Module, device: torch.device) -> Replicated:
 def without_sync(network: nn.Module) -> Iterator[None]:
     """Inside, gradients add up on each process alone: for all micro-batches of an update but the last."""
     if isinstance(network, Replicated):
-        with network.door.no_sync():
+        with network.no_sync():
             yield
     elif isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(False)

@@ -87,6 +87,20 @@ def test_samples_and_prices_are_shared_out_and_gathered_in_order(found: dict[str
     assert shared["ranks_draw_differently"]
 
 
+def test_transformers_trainer_keeps_one_student_on_two_ranks(found: dict[str, Any]) -> None:
+    assert found["trainer"] == {"alike": True, "kinds": ["DistributedDataParallel", "ReplicatedDenoiser"]}
+
+
+def test_shards_in_bf16_have_the_gradients_of_autocast_in_fp32(found: dict[str, Any]) -> None:
+    assert found["half"]["denoiser"] > 0.999
+    assert found["half"]["discriminator"] > 0.999
+
+
+def test_the_accelerate_example_runs_on_two_ranks(found: dict[str, Any]) -> None:
+    first, second = found["example"]["students"]
+    assert first == second
+
+
 def test_the_recipe_runs_sharded_and_measures_what_one_process_measures(found: dict[str, Any], folder: Path) -> None:
     assert found["recipe"]["codes"] == [0, 0]
     sys.path.insert(0, str(WORKER.parent))

@@ -31,6 +31,7 @@ from discrete_distill.training import (
     gather_in_order,
     my_share,
     read_metrics,
+    shard,
     step_generator,
 )
 from discrete_distill.training.parallel import gathered
@@ -310,6 +311,69 @@ def recipe(folder: Path) -> dict[str, Any]:
     return {"codes": gather_in_order([command_line(flags)])}
 
 
+def half_precision() -> dict[str, float]:
+    """Cosine of the gradients of sharded bf16 networks and of plain ones under the same autocast; all ranks see one
+    batch."""
+    torch.manual_seed(2)
+    plain = {"denoiser": network().float(), "discriminator": Discriminator.from_denoiser(network().float(), 1)}
+    z, t = torch.randint(VOCAB, (BATCH, LENGTH), generator=Generator().manual_seed(0)), torch.full((BATCH,), 0.3)
+    found = {}
+    for name, one in plain.items():
+        sharded = copy.deepcopy(one)
+        shard(sharded, ACCELERATOR.device, "bf16")
+        gradients = []
+        for each in (one, sharded):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = each(z, t)
+            out.float().square().mean().backward()
+            weights = [w.grad for w in each.parameters() if w.grad is not None]
+            assert all(w.dtype == torch.float32 for w in weights)
+            gradients.append(torch.cat([gathered(w).flatten() for w in weights]))
+        found[name] = float(torch.cosine_similarity(*gradients, dim=0))
+    return found
+
+
+def example() -> dict[str, Any]:
+    """The accelerate loop of the examples, on both ranks: they end with one student."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from examples.accelerate_loop import main as loop
+
+    return {"students": gather_in_order([loop(steps=12, teacher_steps=5)["student"]])}
+
+
+def trainer(folder: Path) -> dict[str, Any]:
+    """transformers' Trainer puts the student under its own DDP: one student and one auxiliary on both ranks."""
+    from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
+
+    config = DiDiInstructConfig(group_size=2, path_steps=(2,), ratio_warmup=0)
+    teacher = network(dropout=0.1).float()
+    quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
+    made = DiDiInstructTrainer(
+        DiDiInstruct.make_student(teacher, config),
+        DiDiInstructTrainingArguments(
+            output_dir=str(folder),
+            max_steps=2,
+            per_device_train_batch_size=BATCH,
+            learning_rate=0.01,
+            length=LENGTH,
+            use_cpu=True,
+            ddp_backend="gloo",
+            **quiet,
+        ),
+        teacher=teacher,
+        process=MaskedDiffusion(VOCAB - 1),
+        config=config,
+        auxiliary=DiDiInstruct.make_auxiliary(teacher, config),
+    )
+    made.train()
+    networks = (made.model, made.averaged_student, made.learners["auxiliary"].module)
+    mine = torch.cat([nn.utils.parameters_to_vector(each.parameters()).detach() for each in networks])
+    both = [torch.zeros_like(mine) for _ in range(2)]
+    dist.all_gather(both, mine)
+    kinds = [type(each).__name__ for each in (made.model_wrapped, made.method.auxiliary)]
+    return {"alike": bool(torch.equal(*both)), "kinds": kinds}
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     folder = Path(sys.argv[1])
@@ -325,6 +389,9 @@ def main() -> None:
         "stop": stop(folder / "stop"),
         "sharding": sharding(),
         "recipe": recipe(folder),
+        "example": example(),
+        "half": half_precision(),
+        "trainer": trainer(folder / "trainer"),
     }
     if RANK == 0:
         (folder / "found.json").write_text(json.dumps(found))
