@@ -31,6 +31,7 @@ FLOORS = {
     "training": 8,
     "evaluation": 8,
     "recipes": 9,
+    "integrations": 9,
 }
 
 

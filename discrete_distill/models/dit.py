@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -192,6 +193,7 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.config = config if isinstance(config, DiTConfig) else DiTConfig(**config)
         config = self.config
+        self.checkpoint_blocks = False  # Keep the inputs of blocks alone; run them again in the backward pass.
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
         self.sigma_map = TimestepEmbedder(config.cond_size)
         self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
@@ -243,7 +245,10 @@ class DiT(nn.Module, PyTorchModelHubMixin):
         rotary = self.rotary_emb(h_BLD.shape[1])
         key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         for block in self.blocks:
-            h_BLD = block(h_BLD, cond, rotary, key_mask)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
+            else:
+                h_BLD = block(h_BLD, cond, rotary, key_mask)
         return self.output_layer.features(h_BLD, cond)
 
     def features(

@@ -133,11 +133,20 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> dict[str, TokenStream]:
     """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``."""
     folder = cache_dir / _fingerprint(source, tokenizer)
-    if not (folder / "done.json").exists():
+    if not _is_whole(folder):
         # Looked at before anything is written: text that is too short leaves nothing behind.
         fresh = {name: TokenStream(ids, length) for name, ids in _tokenise(source, tokenizer).items()}
         _write_tokens(fresh, folder)
     return {name: TokenStream(np.load(folder / f"{name}.npy", mmap_mode="r"), length) for name in SPLITS}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all splits are there as they were written; a file that vanished or was cut is made again."""
+    try:
+        counts = json.loads((folder / "done.json").read_text())
+        return all(len(np.load(folder / f"{name}.npy", mmap_mode="r")) == counts[name] for name in SPLITS)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:

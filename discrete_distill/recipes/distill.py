@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
 from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..samplers import AncestralSampler
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop
+from ..training import Learner, LoopConfig, OptimizerConfig, ParallelConfig, TrainingLoop, fold_seed, shard
+from ..training.parallel import save_memory
 from .corpus import TokenStream
 
 
@@ -27,30 +28,45 @@ class DistillConfig:
     Args:
         method: the method's own choices; ``--distill.method.*``.
         loop: how long (paper: 10 000 steps).
-        batch_size: student paths per step.
+        batch_size: student paths per step, on each process.
+        accumulate: parts that a batch is worked off in, one after another, for less memory. Advantages are scaled
+            within a part, and a discriminator that gives the reward does so before its own update.
         student: its optimiser (paper: rate 1e-6, EMA 0.999).
         ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5).
         discriminator: train one, for the log-ratio or for guided sampling.
         discriminator_blocks: its trainable blocks (paper: 4).
         discriminator_every: student steps between its updates.
         teacher_steps: steps of the teacher where its samples are the reference.
+        parallel: many processes, and what saves memory; ``--distill.parallel.*``.
     """
 
     method: DiDiInstructConfig = field(default_factory=DiDiInstructConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=10_000))
     batch_size: int = 32
+    accumulate: int = 1
     student: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6, ema_decay=0.999))
     ratio: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
     discriminator: bool = True
     discriminator_blocks: int = 4
     discriminator_every: int = 1
     teacher_steps: int = 64
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.method.group_size:
             raise ValueError(
                 f"group_size {self.method.group_size} does not divide batch_size {self.batch_size}; "
                 "change --distill.batch-size or --distill.method.group-size"
+            )
+        if self.accumulate < 1 or self.batch_size % (self.accumulate * self.method.group_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
+                f"{self.method.group_size}; change --distill.accumulate"
+            )
+        if self.parallel.strategy == "fsdp" and self.method.reference == "teacher":
+            raise ValueError(
+                "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
+                'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
         if self.method.log_ratio == "discriminator" and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
@@ -71,24 +87,34 @@ class Distillation:
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
-        method = config.method
-        steps = config.loop.num_steps
-        self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator)
+        method, steps = config.method, config.loop.num_steps
+        parallel = config.parallel
+        self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator, parallel)
         self.auxiliary = self.discriminator = None
         if method.log_ratio == "auxiliary":
             auxiliary = DiDiInstruct.make_auxiliary(teacher, method)
-            self.auxiliary = Learner(auxiliary, config.ratio, steps * method.ratio_updates, accelerator)
+            self.auxiliary = Learner(auxiliary, config.ratio, steps * method.ratio_updates, accelerator, parallel)
         if config.discriminator:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
-            self.discriminator = Learner(network, config.ratio, steps, accelerator)
+            self.discriminator = Learner(network, config.ratio, steps, accelerator, parallel)
         self.method = DiDiInstruct(
-            self.student.module,
-            copy.deepcopy(teacher),
-            None if self.discriminator is None else self.discriminator.module,
+            self.student.network,
+            self._place_teacher(teacher),
+            None if self.discriminator is None else self.discriminator.network,
             process,
             method,
-            auxiliary=None if self.auxiliary is None else self.auxiliary.module,
+            auxiliary=None if self.auxiliary is None else self.auxiliary.network,
         )
+        self._matcher = self.method.matcher
+
+    def _place_teacher(self, teacher: DiT) -> nn.Module:
+        """A frozen copy, compiled and sharded as the student is."""
+        parallel = self.config.parallel
+        frozen = copy.deepcopy(teacher).requires_grad_(False).eval()
+        save_memory(frozen, replace(parallel, activation_checkpointing=False))
+        if self.accelerator.num_processes > 1 and parallel.strategy == "fsdp":
+            shard(frozen, self.accelerator.device, self.accelerator.mixed_precision)
+        return frozen
 
     def parts(self) -> dict[str, Learner]:
         """What a checkpoint holds."""
@@ -99,56 +125,107 @@ class Distillation:
         """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
         auxiliary denoiser follows the student: the reward is then read from a network that has not seen these samples,
         and its update does not need memory beside the graph of the paths."""
+        if self.config.accumulate > 1:
+            return self._accumulated_step(index, generator)
+        rollout = self._rollout(index, 0, generator)
+        if self.config.method.log_ratio == "discriminator":
+            metrics, verdict = self._discriminate(index, rollout, generator)
+            metrics |= _update(self.discriminator, "discriminator")
+            metrics |= self._teach(index, rollout, verdict, generator)
+            return metrics | _update(self.student, "student")
+        metrics = self._teach(index, rollout, None, generator)
+        metrics |= _update(self.student, "student")
+        metrics |= self._fit_auxiliary([rollout], generator)
+        metrics |= self._discriminate(index, rollout, generator)[0]
+        return metrics | _update(self.discriminator, "discriminator")
+
+    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, float]:
+        """The same in parts: gradients of all parts add up, then every network makes its update."""
+        lines: list[dict[str, float]] = []
+        rollouts: list[Rollout] = []
+        for part in range(self.config.accumulate):
+            with self._accumulating(part):
+                rollout = self._rollout(index, part, generator)
+                judged, verdict = self._discriminate(index, rollout, generator)
+                lines.append(judged | self._teach(index, rollout, verdict, generator))
+            rollouts.append(self._slim(rollout))
+        metrics = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
+        metrics |= _update(self.discriminator, "discriminator") | _update(self.student, "student")
+        return metrics | self._fit_auxiliary(rollouts, generator)
+
+    def _accumulating(self, part: int) -> ExitStack:
+        """Gradients wait for the last part before processes exchange them."""
+        stack = ExitStack()
+        if part < self.config.accumulate - 1:
+            for learner in self.parts().values():
+                stack.enter_context(learner.accumulating())
+        return stack
+
+    def _slim(self, rollout: Rollout) -> Rollout:
+        """Without the logits, unless the auxiliary is fitted to them."""
+        if self.config.method.credit == "vocabulary":
+            return rollout
+        steps = [replace(step, logits_NV=step.logits_NV.detach()[:0]) for step in rollout.steps]
+        return replace(rollout, steps=steps)
+
+    def _rollout(self, index: int, part: int, generator: Generator) -> Rollout:
+        config = self.config
+        if self.accelerator.num_processes > 1:
+            # All processes walk paths of one length: none waits for another, and sharded weights are gathered
+            # equally often everywhere.
+            lengths = self._matcher.num_steps
+            chosen = lengths[fold_seed("length of paths", config.loop.seed, index, part) % len(lengths)]
+            self.method.matcher = replace(self._matcher, num_steps=(chosen,))
         with self.accelerator.autocast():
-            rollout = self.method.rollout(
-                self.config.batch_size,
+            return self.method.rollout(
+                config.batch_size // config.accumulate,
                 self.stream.length,
                 generator=generator,
                 device=self.accelerator.device,
             )
-        if self.config.method.log_ratio == "discriminator":
-            metrics, verdict = self._update_discriminator(index, rollout, generator)
-            return metrics | self._update_student(index, rollout, verdict, generator)
-        metrics = self._update_student(index, rollout, None, generator)
-        metrics |= self._update_auxiliary(rollout, generator)
-        return metrics | self._update_discriminator(index, rollout, generator)[0]
 
-    def _update_student(
-        self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator
-    ) -> dict[str, float]:
+    def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, float]:
+        """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
             return {}
         with self.accelerator.autocast():
             out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
-        return _update(self.student, out, "student")
+        return self._backward(self.student, out)
 
-    def _update_auxiliary(self, rollout: Rollout, generator: Generator) -> dict[str, float]:
+    def _fit_auxiliary(self, rollouts: list[Rollout], generator: Generator) -> dict[str, float]:
         if self.auxiliary is None:
             return {}
         metrics: dict[str, float] = {}
         for _ in range(self.config.method.ratio_updates):
-            with self.accelerator.autocast():
-                out = self.method.auxiliary_loss(rollout, generator=generator)
-            metrics |= _update(self.auxiliary, out, "auxiliary")
+            for part, rollout in enumerate(rollouts):
+                with self._accumulating(part), self.accelerator.autocast():
+                    out = self.method.auxiliary_loss(rollout, generator=generator)
+                    metrics |= self._backward(self.auxiliary, out)
+            metrics |= _update(self.auxiliary, "auxiliary")
         return metrics
 
-    def _update_discriminator(
+    def _discriminate(
         self, index: int, rollout: Rollout, generator: Generator
     ) -> tuple[dict[str, float], Verdict | None]:
+        """Gradient of the discriminator, where it is its turn; its metrics and verdict."""
         if self.discriminator is None or index % self.config.discriminator_every:
             return {}, None
-        reference = self.reference(generator)
+        reference = self.reference(len(rollout.sequences), generator)
         with self.accelerator.autocast():
             out = self.method.discriminator_loss(rollout, reference, generator=generator)
-        return _update(self.discriminator, out, "discriminator"), out.verdict
+        return self._backward(self.discriminator, out), out.verdict
 
-    def reference(self, generator: Generator) -> Tensor:
+    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
+        learner.backward(out.loss / self.config.accumulate)
+        return {key: float(value) for key, value in out.metrics.items()}
+
+    def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
         if self.config.method.reference == "data":
-            crops = self.stream.crops(self.config.batch_size, generator=generator)
+            crops = self.stream.crops(size, generator=generator)
             return crops.to(self.accelerator.device)
         sampler = AncestralSampler(self.process, num_steps=self.config.teacher_steps)
-        shape = (self.config.batch_size, self.stream.length)
+        shape = (size, self.stream.length)
         with self.accelerator.autocast():
             return sampler(self.method.teacher, shape, generator=generator, device=self.accelerator.device).sequences
 
@@ -178,18 +255,31 @@ def distil(
         rank=accelerator.process_index,
         device=accelerator.device,
     ).run()
-    if accelerator.is_main_process:
-        save_student(distillation, directory / "student")
+    save_student(distillation, directory / "student")
+    accelerator.wait_for_everyone()
     return history
 
 
 def save_student(distillation: Distillation, directory: Path) -> None:
-    """``model.safetensors`` and, in ``discriminator/``, the discriminator."""
-    cast(DiT, distillation.student.averaged).save_pretrained(directory)
-    if distillation.discriminator is not None:
-        cast(Discriminator, distillation.discriminator.averaged).save_pretrained(directory / "discriminator")
+    """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
+    hand over what is sharded."""
+    student, discriminator = distillation.student, distillation.discriminator
+    _save(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    if discriminator is not None:
+        network = discriminator.module
+        whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
+        _save(whole, discriminator, directory / "discriminator")
 
 
-def _update(learner: Learner, out: StepOutput, name: str) -> dict[str, float]:
-    figures = {key: float(value) for key, value in out.metrics.items()}
-    return figures | {f"{name}_{key}": value for key, value in learner.step(out.loss).items()}
+def _save(whole: DiT | Discriminator, learner: Learner, directory: Path) -> None:
+    weights = learner.averaged_weights()
+    if learner.accelerator.is_main_process:
+        whole.load_state_dict(weights)
+        whole.save_pretrained(directory)
+
+
+def _update(learner: Learner | None, name: str) -> dict[str, float]:
+    """Update a network that was given a gradient in this step."""
+    if learner is None or not learner.has_gradient:
+        return {}
+    return {f"{name}_{key}": value for key, value in learner.update().items()}

@@ -26,6 +26,7 @@ from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, RGASampler, SamplerOutput
 from ..training import fold_seed
+from .sharded import SharedJudge, draw_in_shares
 
 RESULTS_FILE = "evaluation.json"
 
@@ -84,7 +85,7 @@ class Evaluation:
     ) -> None:
         self.config = config
         self.process = process
-        self.judge = judge
+        self.judge = SharedJudge(judge)
         self.accelerator = accelerator
         self.length = length
         self.precision = "bf16 network, fp32 draw" if accelerator.mixed_precision == "bf16" else "fp32"
@@ -118,13 +119,15 @@ class Evaluation:
         """``num_samples`` sequences; the same call gives the same ones."""
         key = (contestant.name, steps, temperature, seed)
         if key not in self.drawn:
-            batches = []
-            for start in range(0, self.config.num_samples, self.config.batch_size):
+
+            def draw(start: int) -> SamplerOutput:
                 size = min(self.config.batch_size, self.config.num_samples - start)
                 generator = Generator(device=self.accelerator.device).manual_seed(fold_seed("sample", seed, start))
                 with self.accelerator.autocast():
-                    batches.append(contestant.draw(steps, temperature, (size, self.length), generator))
-            self.drawn[key] = join_outputs(batches)
+                    return contestant.draw(steps, temperature, (size, self.length), generator)
+
+            starts = list(range(0, self.config.num_samples, self.config.batch_size))
+            self.drawn[key] = join_outputs(draw_in_shares(starts, draw))
         return self.drawn[key]
 
     def by_steps(self, contestant: Contestant, steps: int) -> dict[str, Any]:
@@ -180,7 +183,8 @@ def evaluate(
     accelerator: Accelerator,
     directory: Path,
 ) -> dict[str, Any]:
-    """Measure everything and write ``evaluation.json``.
+    """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
+    for speeds, which are those of each.
 
     Args:
         heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
@@ -199,10 +203,10 @@ def evaluate(
         guided = run.guided("student + RGAS", student, discriminator.eval())
         lines += [(guided, steps) for steps in config.guided_steps]
         curves.append((guided, config.frontier_steps, config.student_temperatures))
-    with tqdm(total=len(lines) + len(curves), desc="evaluate") as bar:
+    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not accelerator.is_main_process) as bar:
         table = [_advance(bar, run.by_steps(*line)) for line in lines]
         frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
-    verdict = generative_perplexity(heldout, judge, precision="text")
+    verdict = generative_perplexity(heldout, run.judge, precision="text")
     results = {
         "judge": judge.name,
         "precision": run.precision,
@@ -221,7 +225,8 @@ def evaluate(
         "speed": _speeds(run, plain_teacher, plain_student, config),
         "seconds": time.perf_counter() - started,
     }
-    (directory / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+    if accelerator.is_main_process:
+        (directory / RESULTS_FILE).write_text(json.dumps(results, indent=1))
     return results
 
 

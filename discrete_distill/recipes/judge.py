@@ -118,7 +118,7 @@ def train_judge(
     def step(index: int, generator: Generator) -> dict[str, float]:
         x = streams["judge"].crops(config.batch_size, generator=generator).to(accelerator.device)
         with accelerator.autocast():
-            loss = next_token_loss(learner.module, x)
+            loss = next_token_loss(learner.network, x)
         metrics = {"loss": float(loss.detach()), **learner.step(loss)}
         if (index + 1) % config.evaluate_every == 0 or index + 1 == config.loop.num_steps:
             metrics["heldout_nats_per_token"] = heldout_nats(learner.averaged, config, heldout)

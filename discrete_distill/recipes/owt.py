@@ -25,7 +25,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 2 for bad input, or 130 after an interruption that was saved."""
+    """Run the command line; the exit code is 0, 2 for bad input or a run that diverged, or 130 after an interruption
+    that was saved."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         stage, preset, flags = split_arguments(arguments)
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         run_stage(stage, config, shlex.join([*PROGRAM.split(), *arguments]))
     except BrokenPipeError:  # Whoever read our output has seen enough.
         return 0
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interruption:

@@ -86,7 +86,8 @@ class Pipeline:
         if self._streams is None:
             data = self.config.data
             cache = Path(data.cache) if data.cache else self.config.output / "tokens"
-            self._streams = load_streams(data.source, self.tokenizer, data.length, cache)
+            with self.accelerator.main_process_first():  # One process writes the tokens, the others read them.
+                self._streams = load_streams(data.source, self.tokenizer, data.length, cache)
         return self._streams
 
     def check(self, stages: tuple[str, ...]) -> None:
@@ -124,7 +125,8 @@ class Pipeline:
         self._check_length(self.config.teacher.model.max_length)
         self._check_vocabulary(self.config.teacher.model.vocab_size, "--teacher.model.vocab-size")
         folder = make_folder(self.directory / "teacher")
-        self.tokenizer.save(folder / "tokenizer.json")
+        if self.accelerator.is_main_process:
+            self.tokenizer.save(folder / "tokenizer.json")
         train_teacher(self.config.teacher, self.streams, self.process, self.accelerator, folder)
         print(f"teacher: {folder}")
 
@@ -196,6 +198,8 @@ class Pipeline:
 
     def sample(self) -> None:
         """Print samples of the student."""
+        if not self.accelerator.is_main_process:
+            return
         student, discriminator = self.load_student()
         sample_text(
             self.config.sample,
@@ -226,6 +230,9 @@ class Pipeline:
 
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
         results = self._read_results()
         path = write_report(
             results,

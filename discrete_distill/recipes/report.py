@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy
+from ..training import explain
 from .tokenizer import TextTokenizer
 
 REPORT_FILE = "report.md"
@@ -185,24 +186,7 @@ def _entropy_worries(results: dict[str, Any]) -> list[str]:
 def _training_worries(history: list[dict[str, float]]) -> list[str]:
     if not history:
         return ["There are no training metrics: the student was not made by this run."]
-    last, found = history[-1], []
-    for name in ("student", "auxiliary", "discriminator"):
-        skipped = last.get(f"{name}_skipped_updates", 0.0)
-        if skipped:
-            found.append(f"{skipped:.0f} updates of the {name} had a gradient that was not finite and were skipped.")
-    accuracy = last.get("discriminator_accuracy")
-    if accuracy is not None and accuracy < 0.55:
-        found.append(f"The discriminator is near chance (accuracy {accuracy:.2f}): its guidance says little.")
-    if accuracy is not None and accuracy > 0.98:
-        found.append(
-            f"The discriminator is nearly certain (accuracy {accuracy:.2f}): the student is far from the text."
-        )
-    first = next((line["entropy"] for line in history if "entropy" in line), None)
-    if first is not None and last.get("entropy", first) < 0.5 * first:
-        found.append(
-            f"COLLAPSE: the entropy of the student's predictions fell from {first:.2f} to {last['entropy']:.2f} nats."
-        )
-    return found
+    return list(explain(history).values())
 
 
 def step_curves(results: dict[str, Any]) -> list[StepCurve]:

@@ -81,7 +81,7 @@ def train_teacher(
     def step(index: int, generator: Generator) -> dict[str, float]:
         x = streams["train"].crops(config.batch_size, generator=generator).to(accelerator.device)
         with accelerator.autocast():
-            loss = process.nelbo(learner.module, x, by="count", generator=generator).loss
+            loss = process.nelbo(learner.network, x, by="count", generator=generator).loss
         metrics = {"loss": float(loss.detach()), **learner.step(loss)}
         if (index + 1) % config.evaluate_every == 0 or index + 1 == config.loop.num_steps:
             metrics["heldout_nats_per_token"] = heldout_nelbo(learner.averaged, process, heldout, accelerator)

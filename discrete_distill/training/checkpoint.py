@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -34,34 +34,89 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state of ``step``; only when all of it is on disk does it get its name."""
+        """Write the state of ``step``; only when all of it is on disk does it get its name.
+
+        Raises:
+            OSError: if it cannot be written (a full disk, a read-only folder); what was saved before is as it was.
+        """
         final = self.directory / f"step-{step:08d}"
         aside = self.directory / f".{final.name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        torch.save(state, aside / STATE_FILE)
-        digest = {"step": step, "sha256": _sha256(aside / STATE_FILE)}
-        (aside / DIGEST_FILE).write_text(json.dumps(digest))
-        for file in (aside / STATE_FILE, aside / DIGEST_FILE):
-            _flush_to_disk(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            self._write(aside, step, state)
+            self._put_in_place(aside, final)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer turns a failed write into a RuntimeError.
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(f"cannot write the checkpoint {final} ({error}); {self._what_is_left()}") from error
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
     def load_latest(self, map_location: str | torch.device = "cpu") -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest undamaged checkpoint, or None. Pickled code is never run."""
+        self._finish_replacing()
         for folder in reversed(self._folders()):
             problem = _problem_with(folder)
             if problem is None:
                 state = torch.load(folder / STATE_FILE, map_location=map_location, weights_only=True)
-                return int(folder.name.removeprefix("step-")), state
+                return _step_of(folder), state
             warnings.warn(f"checkpoint {folder} is damaged ({problem}); trying the one before it", stacklevel=2)
         return None
 
+    def _write(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        with (folder / STATE_FILE).open("wb") as stream:
+            hashing = _HashingWriter(stream)
+            torch.save(state, hashing)  # type: ignore[arg-type]
+        digest = {"step": step, "sha256": hashing.digest.hexdigest()}
+        (folder / DIGEST_FILE).write_text(json.dumps(digest))
+        for path in (folder / STATE_FILE, folder / DIGEST_FILE, folder):
+            _flush_to_disk(path)
+
+    def _put_in_place(self, aside: Path, final: Path) -> None:
+        """Rename; a checkpoint of the same step is out of the way for a moment, and found again by
+        `_finish_replacing`."""
+        replaced = self.directory / f".{final.name}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            os.replace(final, replaced)
+        os.replace(aside, final)
+        _flush_to_disk(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _finish_replacing(self) -> None:
+        for replaced in self.directory.glob(".step-*.replaced"):
+            final = self.directory / replaced.name.removeprefix(".").removesuffix(".replaced")
+            if not final.exists():
+                replaced.rename(final)
+
+    def _what_is_left(self) -> str:
+        whole = [folder for folder in self._folders() if _problem_with(folder) is None]
+        if not whole:
+            return "there is none before it"
+        return f"the one before it, {whole[-1]}, is whole: make room or choose another folder, and run again to resume"
+
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.directory.glob("step-*") if path.is_dir())
+
+
+class _HashingWriter:
+    """Passes what is written on to a stream and hashes it on the way: a copy that the disk spoilt is found out."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        return self.stream.write(block)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _problem_with(folder: Path) -> str | None:
@@ -82,6 +137,10 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _flush_to_disk(path: Path) -> None:
+    """Of a file, or of a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,12 +1,9 @@
-"""The one training loop: progress bar, JSONL metrics, checkpoints, resume, a clean leave on a signal."""
+"""The one training loop: progress bar, metrics, checkpoints, resume, a clean leave on a signal."""
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +13,12 @@ from torch import Generator
 from tqdm import tqdm
 
 from .checkpoint import CheckpointStore
+from .health import explain
+from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics
+from .processes import agree, check_all_equal, num_processes
 from .seeding import step_generator
+from .stopping import stop_requests
+from .tracking import NoTracker, Tracker, TrackerName, check_tracker, make_tracker
 
 
 class Stateful(Protocol):
@@ -37,7 +39,8 @@ class LoopConfig:
         log_every: steps between lines of ``metrics.jsonl``, which hold means over those steps.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay on disk.
-        skip_limit: updates in a row with a non-finite gradient after which the run stops.
+        skip_limit: updates in a row with a non-finite loss or gradient after which the run stops.
+        track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
     """
 
     num_steps: int
@@ -46,15 +49,17 @@ class LoopConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     skip_limit: int = 50
+    track: TrackerName = "none"
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_tracker(self.track)
 
 
-class TrainingDiverged(RuntimeError):
-    """Too many updates in a row had a gradient that was not finite."""
+class TrainingDiverged(RuntimeError, FloatingPointError):
+    """Too many updates in a row had a loss or a gradient that was not finite."""
 
 
 class TrainingLoop:
@@ -101,7 +106,9 @@ class TrainingLoop:
         self.store = CheckpointStore(self.directory / "checkpoints", keep=config.keep_checkpoints)
         self.history: list[dict[str, float]] = []
         self.window = MetricWindow()
+        self.tracker: Tracker = NoTracker()
         self._seconds_before = 0.0
+        self._told: set[str] = set()
 
     def run(self) -> list[dict[str, float]]:
         """Train to the end; returns the logged metrics. On SIGINT or SIGTERM a checkpoint is written first.
@@ -109,36 +116,57 @@ class TrainingLoop:
         Raises:
             TrainingDiverged: see ``LoopConfig.skip_limit``.
             KeyboardInterrupt: after an interruption was saved.
+            OSError: if the folder cannot be written; checkpoints that were are as they were.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         first = self._resume()
         started = time.perf_counter()
-        bar = tqdm(total=self.config.num_steps, initial=first, desc=self.label, disable=self.quiet or self.rank > 0)
+        quiet = self.quiet or self.rank > 0
+        bar = tqdm(total=self.config.num_steps, initial=first, desc=self.label, disable=quiet)
+        self.tracker = self._make_tracker(first)
         with bar, stop_requests() as stop_requested:
-            for step in range(first, self.config.num_steps):
-                generator = step_generator(self.config.seed, step, rank=self.rank, device=self.device)
-                torch.manual_seed(generator.initial_seed())
-                self.window.add(self.step_fn(step, generator))
-                bar.update()
-                done = step + 1
-                if done % self.config.log_every == 0 or done == self.config.num_steps:
-                    seconds = self._seconds_before + time.perf_counter() - started
-                    self._log(done, seconds, self.window.flush(), bar)
-                self._check_divergence(done)
-                interrupted = stop_requested()
-                if interrupted or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
-                    self._save(done, self._seconds_before + time.perf_counter() - started)
-                if interrupted:
-                    raise KeyboardInterrupt(f"{self.label} stopped at step {done}; run again to resume")
+            try:
+                for step in range(first, self.config.num_steps):
+                    generator = step_generator(self.config.seed, step, rank=self.rank, device=self.device)
+                    torch.manual_seed(generator.initial_seed())
+                    metrics, interrupted = agree(self.step_fn(step, generator), stop_requested(), self.device)
+                    self.window.add(metrics)
+                    bar.update()
+                    self._after(step + 1, self._seconds_before + time.perf_counter() - started, interrupted, bar)
+            finally:
+                self.tracker.close()
         return self.history
+
+    def _after(self, done: int, seconds: float, interrupted: bool, bar: tqdm) -> None:
+        """What follows on a step: the log, and a checkpoint where one is due."""
+        if done % self.config.log_every == 0 or done == self.config.num_steps:
+            self._log(done, seconds, self.window.flush(), bar)
+        self._check_divergence(done)
+        if interrupted or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
+            self._save(done, seconds)
+        if interrupted:
+            raise KeyboardInterrupt(f"{self.label} stopped at step {done}; run again to resume")
+
+    def _make_tracker(self, first: int) -> Tracker:
+        if self.rank > 0:
+            return NoTracker()
+        return make_tracker(self.config.track, self.directory, label=self.label, first_step=first)
 
     def _resume(self) -> int:
         found = self.store.load_latest()
+        remedy = "give all of them the same folder, on a disk that they share"
+        check_all_equal(0 if found is None else found[0], "checkpoints", remedy, self.device)
         if found is None:
             if self.rank == 0:
-                (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+                (self.directory / METRICS_FILE).unlink(missing_ok=True)
             return 0
         step, state = found
+        missing = sorted(self.parts.keys() - state.keys())
+        if missing:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.store.directory} holds no {', '.join(missing)}: it is of a "
+                "run with other settings; resume with those, or choose another folder"
+            )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self._seconds_before = state["seconds"]
@@ -146,94 +174,38 @@ class TrainingLoop:
             self.window.load_state_dict(state["window"])
         self.history = [entry for entry in read_metrics(self.directory) if entry["step"] <= step]
         if self.rank == 0:
-            _write_lines(self.directory / "metrics.jsonl", self.history)
+            rewrite_metrics(self.directory, self.history)
         return step
 
     def _save(self, step: int, seconds: float) -> None:
+        if self.rank > 0 and num_processes() == 1:
+            return
+        # All processes take part: what is sharded is gathered.
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         if self.rank == 0:
-            state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
             self.store.save(step, {**state, "seconds": seconds, "window": self.window.state_dict()})
 
     def _log(self, step: int, seconds: float, metrics: dict[str, float], bar: tqdm) -> None:
         entry = {"step": float(step), "seconds": round(seconds, 3), **metrics}
         self.history.append(entry)
         if self.rank == 0:
-            with (self.directory / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps(entry) + "\n")
+            append_metrics(self.directory, entry)
+            self.tracker.log(step, metrics)
         bar.set_postfix({name: f"{metrics[name]:.3g}" for name in self.shown if name in metrics})
+        self._tell(step, bar)
+
+    def _tell(self, step: int, bar: tqdm) -> None:
+        """Signs of trouble, each once; a ratio is given a quarter of the run to find its feet."""
+        early = 4 * step < self.config.num_steps
+        for name, sentence in explain(self.history).items():
+            if name in self._told or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
+                continue
+            self._told.add(name)
+            bar.write(f"{self.label}, step {step}: {sentence}")
 
     def _check_divergence(self, step: int) -> None:
         if self.window.consecutive_skips >= self.config.skip_limit:
             raise TrainingDiverged(
-                f"{self.window.consecutive_skips} updates in a row had a gradient that was not finite "
+                f"{self.window.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
                 f"(step {step}); lower the learning rate, or use fp32"
             )
-
-
-class MetricWindow:
-    """Means over the steps since the last flush; also counts skipped updates in a row."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self.consecutive_skips = 0
-        self._last_skipped = 0.0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        skipped = sum(value for name, value in metrics.items() if name.endswith("skipped_updates"))
-        self.consecutive_skips = self.consecutive_skips + 1 if skipped > self._last_skipped else 0
-        self._last_skipped = skipped
-
-    def flush(self) -> dict[str, float]:
-        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-        self.sums, self.counts = {}, {}
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint between two lines of the log must remember."""
-        return {
-            "sums": dict(self.sums),
-            "counts": dict(self.counts),
-            "consecutive_skips": self.consecutive_skips,
-            "last_skipped": self._last_skipped,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
-        self.consecutive_skips, self._last_skipped = state["consecutive_skips"], state["last_skipped"]
-
-
-def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """Entries of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    file = Path(directory) / "metrics.jsonl"
-    entries: list[dict[str, float]] = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
-
-
-def _write_lines(file: Path, entries: list[dict[str, float]]) -> None:
-    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGINT and SIGTERM are noted rather than obeyed; the yielded function tells of it."""
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    try:
-        previous = {number: signal.signal(number, lambda n, _: received.append(n)) for number in signals}
-    except ValueError:  # Not in the main thread, where handlers cannot be set.
-        previous = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
+from .processes import mean_over_processes
 
 
 @dataclass(kw_only=True)
@@ -41,19 +47,32 @@ class OptimizerConfig:
 
 
 class Learner:
-    """Takes a loss and makes one update of one network; one whose gradient is not finite is skipped, counted.
+    """Takes a loss and makes one update of one network; one whose loss or gradient is not finite is skipped, counted.
 
     Args:
-        module: the network, on its device; only parameters that require a gradient are trained.
+        module: the network, on its device, with the same weights on every process; only parameters that require a
+            gradient are trained.
         config: optimiser settings.
         num_steps: updates planned, which the schedule spreads over.
         accelerator: device, precision and processes.
+        parallel: how the network lies on several processes, and what saves memory.
+
+    Attributes:
+        network: what losses call: ``module``, ready for several processes.
+        has_gradient: whether `backward` was called since the last update.
 
     Raises:
         ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, num_steps: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        num_steps: int,
+        accelerator: Accelerator,
+        parallel: ParallelConfig | None = None,
+    ) -> None:
         from transformers.optimization import get_scheduler
 
         if accelerator.scaler is not None:
@@ -61,29 +80,60 @@ class Learner:
         self.module = module
         self.config = config
         self.accelerator = accelerator
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            average_fn = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(module, multi_avg_fn=average_fn, use_buffers=False)
+        self.network = self._ready(parallel or ParallelConfig())
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(name, self.optimizer, config.warmup_steps, num_steps)
-        self.average: AveragedModel | None = None
-        if config.ema_decay:
-            average_fn = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(module, multi_avg_fn=average_fn, use_buffers=False)
         self.skipped = 0
+        self.has_gradient = False
+        self._losses_finite: Tensor | bool = True
+
+    def _ready(self, parallel: ParallelConfig) -> nn.Module:
+        save_memory(self.module, parallel)
+        if self.accelerator.num_processes == 1:
+            return self.module
+        if parallel.strategy == "ddp":
+            return replicate(self.module, self.accelerator.device)
+        for network in (self.module, *([] if self.average is None else [self.average.module])):
+            shard(network, self.accelerator.device, self.accelerator.mixed_precision)
+        return self.module
 
     @property
     def averaged(self) -> nn.Module:
         """The network to sample from: the moving average where there is one, else the network itself."""
         return self.module if self.average is None else self.average.module
 
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """State of `averaged`, whole, also where it is sharded; all processes must ask for it, the first has it."""
+        return gathered(self.averaged.state_dict(), keep=self.accelerator.is_main_process)
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Inside, forward and `backward` of a micro-batch that is not the last of its update."""
+        with without_sync(self.network):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part of an update's loss."""
+        self._losses_finite = self._losses_finite & torch.isfinite(loss.detach())
+        self.has_gradient = True
+        self.accelerator.backward(loss)
+
     def step(self, loss: Tensor) -> dict[str, float]:
         """Backward, clip, update, average. Returns the norm before clipping and the learning rate."""
-        self.accelerator.backward(loss)
-        self._average_gradients()
-        limit = self.config.gradient_clip or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        self.backward(loss)
+        return self.update()
+
+    def update(self) -> dict[str, float]:
+        """Clip, update, average, with the gradients that `backward` has added up."""
+        norm = self._clip()
         rate = self.scheduler.get_last_lr()[0]
         if norm == norm and norm != float("inf"):
             self.optimizer.step()
@@ -93,30 +143,47 @@ class Learner:
             self.skipped += 1
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.has_gradient = False
         return {"gradient_norm": norm, "learning_rate": rate, "skipped_updates": float(self.skipped)}
 
-    def _average_gradients(self) -> None:
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+    def _clip(self) -> float:
+        """Norm of the gradient over all processes; NaN if a loss of one of them was not finite."""
+        total = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip or float("inf"))
+        norm = total.full_tensor() if isinstance(total, DTensor) else total
+        finite = torch.as_tensor(self._losses_finite, device=norm.device)
+        self._losses_finite = True
+        return float(mean_over_processes(torch.where(finite, norm, torch.nan)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs."""
-        return {
+        """Everything that an exact continuation needs, on any number of processes; all of them must ask for it, and
+        the first has it."""
+        state = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "skipped": self.skipped,
         }
+        return gathered(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; strict."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        _load_weights(self.module, state["module"])
+        self.optimizer.load_state_dict(self._placed(state["optimizer"]))
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            _load_weights(self.average, state["average"])
         self.skipped = state["skipped"]
+
+    def _placed(self, optimizer_state: dict[str, Any]) -> dict[str, Any]:
+        """Moments cut up as their parameters are; the optimiser numbers parameters in order."""
+        moments = {
+            number: {name: sharded_like(value, self.parameters[number]) for name, value in entry.items()}
+            for number, entry in optimizer_state["state"].items()
+        }
+        return {**optimizer_state, "state": moments}
+
+
+def _load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({name: sharded_like(value, own.get(name)) for name, value in weights.items()})

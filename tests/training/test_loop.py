@@ -150,7 +150,9 @@ def skipping(pattern: str) -> Step:
 
 def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path: Path) -> None:
     step = skipping("..x.xxx...")
-    with pytest.raises(TrainingDiverged, match=r"3 updates in a row .* \(step 7\); lower the learning rate"):
+    with pytest.raises(
+        TrainingDiverged, match=r"3 updates in a row had a loss or a gradient .* \(step 7\); lower the learning rate"
+    ):
         loop_of(tmp_path, {"ledger": Ledger()}, step, num_steps=10, skip_limit=3).run()
 
 

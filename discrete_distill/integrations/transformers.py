@@ -1,0 +1,312 @@
+"""DiDi-Instruct in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
+
+The Trainer owns the student's optimiser and schedule. The ratio networks (discriminator, auxiliary denoiser) have
+theirs
+here, and their state lies beside the Trainer's in every ``checkpoint-N/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput
+from ..models import DiT, DiTConfig
+from ..process import MaskedDiffusion
+from ..rollout import Rollout
+from ..training import Learner, OptimizerConfig, step_generator
+from ..training.metrics import MetricWindow
+
+STATE_FILE = "didi_instruct.pt"
+
+
+@dataclass
+class DiDiInstructTrainingArguments(TrainingArguments):
+    """Transformers' own arguments are the student's; these are added.
+
+    Args:
+        length: tokens of a student path; that of the data set's rows where there is one.
+        ratio_learning_rate: of discriminator and auxiliary denoiser.
+        ratio_warmup_steps: of that rate, in updates of theirs.
+        discriminator_every: student steps between its updates.
+        ema_decay: of the student's moving average; 0 for none.
+    """
+
+    length: int = field(default=128, metadata={"help": "tokens of a student path"})
+    ratio_learning_rate: float = field(default=1e-5, metadata={"help": "of discriminator and auxiliary denoiser"})
+    ratio_warmup_steps: int = field(default=0, metadata={"help": "of that rate"})
+    discriminator_every: int = field(default=1, metadata={"help": "student steps between its updates"})
+    ema_decay: float = field(default=0.999, metadata={"help": "of the student's moving average; 0 for none"})
+    # Rows reach the loss as they are; and processes may call a network unequally often, so buffers stay at home.
+    remove_unused_columns: bool | None = False
+    ddp_broadcast_buffers: bool | None = False
+
+
+class DiDiInstructTrainer(Trainer):
+    """Distils ``teacher`` into ``model``.
+
+    ``per_device_train_batch_size`` counts student paths. A data set is needed where a discriminator compares with data,
+    or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally ``prompt_mask`` (true where a
+    token is given). With a prompt, the first row of each group stands for the whole group.
+
+    Args:
+        model: the student; see `DiDiInstruct.make_student`.
+        args: see `DiDiInstructTrainingArguments`.
+        teacher: frozen.
+        process: mask and schedule.
+        config: the method's choices.
+        discriminator: a `RatioNetwork`, or None.
+        auxiliary: denoiser that follows the student, or None.
+        train_dataset: see above.
+        **kwargs: of `Trainer`.
+
+    Raises:
+        ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: DiDiInstructTrainingArguments,
+        *,
+        teacher: nn.Module,
+        process: MaskedDiffusion,
+        config: DiDiInstructConfig | None = None,
+        discriminator: nn.Module | None = None,
+        auxiliary: nn.Module | None = None,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.config = config or DiDiInstructConfig()
+        batch_size = args.per_device_train_batch_size
+        if batch_size % self.config.group_size:
+            raise ValueError(
+                f"group_size {self.config.group_size} does not divide per_device_train_batch_size {batch_size}"
+            )
+        if discriminator is not None and train_dataset is None:
+            raise ValueError("a discriminator compares with data; give train_dataset with rows of input_ids")
+        if train_dataset is None:
+            rows = max(args.max_steps, 1) * batch_size * args.gradient_accumulation_steps * args.world_size
+            train_dataset = _NoData(rows)
+        teacher = teacher.to(args.device)
+        discriminator, auxiliary = (
+            each if each is None else each.to(args.device) for each in (discriminator, auxiliary)
+        )
+        self.ratio_networks = {"discriminator": discriminator, "auxiliary": auxiliary}
+        self.learners: dict[str, Learner] = {}
+        self.average: AveragedModel | None = None
+        self._window = MetricWindow()
+        self._rollout: Rollout | None = None
+        self._place = (-1, 0)
+        kwargs.setdefault("data_collator", default_data_collator)
+        if isinstance(model, DiT):
+            model.config = _OpenConfig(**asdict(model.config))
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        if args.ema_decay:
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=False
+            )
+            self.add_callback(_MovingAverage(self.average))
+        self.teacher, self.process = teacher, process
+        self.method = self._make_method(self.ratio_networks)
+
+    def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> DiDiInstruct:
+        discriminator, auxiliary = ratio_networks.get("discriminator"), ratio_networks.get("auxiliary")
+        return DiDiInstruct(self.model, self.teacher, discriminator, self.process, self.config, auxiliary=auxiliary)
+
+    @property
+    def averaged_student(self) -> nn.Module:
+        """The network to sample from: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The student's, as ever; now that the number of updates is known, the ratio networks get theirs too."""
+        if not self.learners:
+            self._make_learners(num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _make_learners(self, num_training_steps: int) -> None:
+        settings = OptimizerConfig(
+            learning_rate=self.args.ratio_learning_rate,
+            warmup_steps=self.args.ratio_warmup_steps,
+            gradient_clip=self.args.max_grad_norm or 0.0,
+        )
+        updates = num_training_steps * self.args.gradient_accumulation_steps * self.config.ratio_updates
+        self.learners = {
+            name: Learner(network, settings, updates, self.accelerator)
+            for name, network in self.ratio_networks.items()
+            if network is not None
+        }
+        if self.args.world_size > 1:  # The method asks the networks that exchange their gradients.
+            self.method = self._make_method({name: learner.network for name, learner in self.learners.items()})
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Student and discriminator, and then, when the graph of the paths is gone, the auxiliary."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if "auxiliary" in self.learners:
+            assert self._rollout is not None
+            for _ in range(self.config.ratio_updates):
+                with self.compute_loss_context_manager():
+                    out = self.method.auxiliary_loss(self._rollout, generator=self._generator)
+                self._update("auxiliary", out)
+        self._rollout = None
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Draw paths, let the discriminator judge them and learn, and return the student's loss."""
+        self._generator = self._next_generator()
+        self.method.student = model if model is self.model else _Wrapped(model, self.model)
+        paths, reference = self._paths(inputs)
+        self._rollout = rollout = self.method.rollout(generator=self._generator, device=self.args.device, **paths)
+        verdict = None
+        if "discriminator" in self.learners and self.state.global_step % self.args.discriminator_every == 0:
+            judged = self.method.discriminator_loss(rollout, reference, generator=self._generator)
+            verdict = judged.verdict
+            self._update("discriminator", judged)
+        out = self.method.student_loss(rollout, verdict=verdict, generator=self._generator)
+        self._window.add({name: float(value) for name, value in out.metrics.items()})
+        # While the ratio warms up the student stands still; its schedule goes on.
+        loss = out.loss * float(self.state.global_step >= self.config.ratio_warmup)
+        return (loss, {"rollout": rollout}) if return_outputs else loss
+
+    def _next_generator(self) -> Generator:
+        """A function of seed, step, micro-batch and rank alone, so that a resumed run draws what it would have
+        drawn."""
+        step, part = self._place
+        self._place = (step, part + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        number = self._place[0] * self.args.gradient_accumulation_steps + self._place[1]
+        return step_generator(self.args.seed, number, rank=self.args.process_index, device=self.args.device)
+
+    def _paths(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """What a rollout is asked for, and the reference that belongs to it."""
+        if "input_ids" not in inputs:
+            size = self.args.per_device_train_batch_size
+            return {"batch_size": size, "length": self.args.length}, torch.empty(0)
+        rows = inputs["input_ids"]
+        if len(rows) % self.config.group_size:
+            raise ValueError(
+                f"the last batch has {len(rows)} rows, not whole groups of {self.config.group_size}; "
+                "set dataloader_drop_last=True"
+            )
+        if "prompt_mask" not in inputs:
+            return {"batch_size": len(rows), "length": rows.shape[1]}, rows
+        size = self.config.group_size
+        rows, given = (inputs[name][::size].repeat_interleave(size, dim=0) for name in ("input_ids", "prompt_mask"))
+        mask = self.method.process.mask_token_id
+        return {"x_init": torch.where(given.bool(), rows, mask)}, rows
+
+    def _update(self, name: str, out: StepOutput) -> None:
+        figures = {key: float(value) for key, value in out.metrics.items()}
+        updated = self.learners[name].step(out.loss)
+        self._window.add(figures | {f"{name}_{key}": value for key, value in updated.items()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The method's metrics, averaged since the last line, go with the Trainer's own."""
+        if "loss" in logs:
+            logs = {**logs, **self._window.flush()}
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and hasattr(self.model, "save_pretrained"):
+            self.model.save_pretrained(folder)  # With its config.json, so that it can be read back alone.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            state = {name: learner.state_dict() for name, learner in self.learners.items()}
+            average = None if self.average is None else self.average.state_dict()
+            torch.save({"learners": state, "average": average}, Path(output_dir) / STATE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / STATE_FILE
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is missing: {checkpoint} is no checkpoint of a DiDiInstructTrainer")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        for name, learner in self.learners.items():
+            learner.load_state_dict(saved["learners"][name])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+
+    def save_student(self, directory: str | Path) -> None:
+        """What is used after training: the averaged student, and in ``discriminator/`` the discriminator."""
+        if not self.args.should_save:
+            return
+        cast(Any, self.averaged_student).save_pretrained(directory)
+        if self.ratio_networks["discriminator"] is not None:
+            cast(Any, self.ratio_networks["discriminator"]).save_pretrained(Path(directory) / "discriminator")
+
+
+class _OpenConfig(DiTConfig):
+    """The same shape, as transformers treats a configuration: it sets fields of its own, and writes it down."""
+
+    __setattr__ = object.__setattr__
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict())
+
+
+class _MovingAverage(TrainerCallback):
+    """Moves the average once an update."""
+
+    def __init__(self, average: AveragedModel) -> None:
+        self.average = average
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.average.update_parameters(kwargs["model"])
+
+
+class _Wrapped(nn.Module):
+    """A student inside what the Trainer wrapped it in, still told its step; its head runs on all rows."""
+
+    def __init__(self, wrapped: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.accepts_step = getattr(student, "accepts_step", False)
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.wrapped(x_t, t, **cond)
+
+
+class _NoData(Dataset):
+    """As many empty rows as the Trainer will ask for, where a student is distilled from its teacher alone."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"label": 0}

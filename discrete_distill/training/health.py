@@ -1,0 +1,81 @@
+"""Signs of trouble in the metrics of a run, each with what it means and what to do."""
+
+from __future__ import annotations
+
+ENTROPY_KEPT = 0.5
+CHANCE, CERTAIN = 0.55, 0.98
+OFTEN = 0.25
+LEARNERS = ("student", "auxiliary", "discriminator")
+
+History = list[dict[str, float]]
+
+
+def explain(history: History) -> dict[str, str]:
+    """Sentences by name of the sign; empty where nothing is wrong.
+
+    Args:
+        history: lines of ``metrics.jsonl``, oldest first.
+    """
+    if not history:
+        return {}
+    return {**_skipped(history[-1]), **_entropy(history), **_discriminator(history[-1]), **_rewards(history[-1])}
+
+
+def _skipped(last: dict[str, float]) -> dict[str, str]:
+    counts = {name: last.get(f"{name}_skipped_updates", 0.0) for name in LEARNERS}
+    return {
+        f"{name}_skipped_updates": f"{count:.0f} updates of the {name} had a gradient that was not finite and were "
+        "skipped. A few do no harm; lower its learning rate, or use fp32, where there are more."
+        for name, count in counts.items()
+        if count
+    }
+
+
+def _entropy(history: History) -> dict[str, str]:
+    values = [line["entropy"] for line in history if "entropy" in line]
+    if not values or values[-1] >= ENTROPY_KEPT * values[0]:
+        return {}
+    return {
+        "entropy": f"COLLAPSE: the entropy of the student's predictions fell from {values[0]:.2f} to {values[-1]:.2f} "
+        "nats. It keeps to ever fewer tokens, which a judge of perplexity likes: compare at equal entropy. Lower the "
+        "student's learning rate, or raise entropy_coefficient or kl_coefficient."
+    }
+
+
+def _discriminator(last: dict[str, float]) -> dict[str, str]:
+    accuracy = last.get("discriminator_accuracy")
+    if accuracy is None or CHANCE <= accuracy <= CERTAIN:
+        return {}
+    if accuracy < CHANCE:
+        meaning = (
+            f"The discriminator is near chance (accuracy {accuracy:.2f}): its reward and its guidance say little. "
+            "Either the student is as good as its reference, or the discriminator lags: raise its learning rate, or "
+            "take ratio_warmup."
+        )
+    else:
+        meaning = (
+            f"The discriminator is nearly certain (accuracy {accuracy:.2f}): the student is far from its reference, "
+            "and log-ratios are large and alike within a group. Lower its learning rate, or raise label_smoothing."
+        )
+    return {"discriminator": meaning}
+
+
+def _rewards(last: dict[str, float]) -> dict[str, str]:
+    found = {}
+    for name, what, remedy in (
+        ("clipped_rewards", "raw log-ratios", "reward_clip"),
+        ("clipped_advantages", "advantages", "advantage_clip"),
+    ):
+        share = last.get(name, 0.0)
+        if share > OFTEN:
+            found[name] = (
+                f"{share:.0%} of the {what} are clipped: most samples of a group get the same reward, whatever "
+                f"their differences. The ratio estimate is too sharp for its clip: raise {remedy}, or lower the "
+                "learning rate of the ratio."
+            )
+    if last.get("log_ratio_std", 1.0) == 0.0:
+        found["log_ratio_std"] = (
+            "All samples of the last batches have one and the same log-ratio: there is nothing to prefer, and the "
+            "student does not learn. It may have collapsed onto one sequence."
+        )
+    return found

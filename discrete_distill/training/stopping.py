@@ -1,0 +1,36 @@
+"""Requests to stop: noted, so that the step is finished and saved; a second Ctrl-C is obeyed at once."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# A launcher passes on to its processes the Ctrl-C that the terminal has sent them already.
+SECONDS_BETWEEN = 2.0
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """While inside, the first SIGINT or SIGTERM is noted rather than obeyed; the yielded function tells of it.
+
+    A second SIGINT, some seconds later, raises KeyboardInterrupt wherever the program is."""
+    received: list[float] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(time.monotonic())
+        if number == signal.SIGINT and received[-1] - received[0] > SECONDS_BETWEEN:
+            raise KeyboardInterrupt("stopped at once; the last checkpoint is whole, run again to resume")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, note) for number in signals}
+    except ValueError:  # Not in the main thread, where handlers cannot be set.
+        previous = {}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
