@@ -1,6 +1,19 @@
-"""Networks: the denoiser of MDLM and the discriminator."""
+"""Networks: the denoiser of MDLM and the discriminator; foreign models as denoisers; weights of others."""
 
 from .discriminator import Discriminator, RatioNetwork, discriminator_loss, masked_mean
 from .dit import DiT, DiTConfig
+from .hub import ModelFacts, push_distilled, save_distilled
+from .weights import CheckpointError
 
-__all__ = ["DiT", "DiTConfig", "Discriminator", "RatioNetwork", "discriminator_loss", "masked_mean"]
+__all__ = [
+    "CheckpointError",
+    "DiT",
+    "DiTConfig",
+    "Discriminator",
+    "ModelFacts",
+    "RatioNetwork",
+    "discriminator_loss",
+    "masked_mean",
+    "push_distilled",
+    "save_distilled",
+]

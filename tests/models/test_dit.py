@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.models import CheckpointError, DiT, DiTConfig
 
 SHAPE = {
     "vocab_size": 11,
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     del weights["blocks.1.attn_out.weight"]
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(RuntimeError, match=r"blocks\.1\.attn_out\.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: blocks\.1\.attn_out\.weight"):
         DiT.from_pretrained(tmp_path)
 
 
