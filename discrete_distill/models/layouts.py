@@ -88,7 +88,9 @@ def _groups(state: Any, source: str) -> dict[str, dict[str, Any]]:
     plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     unknown = [name for name in plain if not name.startswith(GROUPS) and name not in SCALARS]
     if unknown:
-        raise CheckpointError(f"{source} has weights that are not of MDLM, DUO or DiDi-Instruct: {', '.join(unknown[:5])}")
+        raise CheckpointError(
+            f"{source} has weights that are not of MDLM, DUO or DiDi-Instruct: {', '.join(unknown[:5])}"
+        )
     return {
         group: _without_wrappers({name[len(group) :]: plain[name] for name in plain if name.startswith(group)})
         for group in GROUPS

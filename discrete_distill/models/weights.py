@@ -116,7 +116,9 @@ def read_pickle(file: str | Path) -> dict[str, Any]:
 def _check_archive(file: Path) -> None:
     with file.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
-            raise CheckpointError(f"{file} is no zip archive as torch.save writes since 1.6; save it again, or refuse it")
+            raise CheckpointError(
+                f"{file} is no zip archive as torch.save writes since 1.6; save it again, or refuse it"
+            )
     try:
         with zipfile.ZipFile(file) as archive:
             pickles = [record for record in archive.infolist() if record.filename.endswith("data.pkl")]
