@@ -1,4 +1,4 @@
-"""Foreign models as denoisers: Hugging Face masked language models, LLaDA, Dream, and the research networks around MDLM.
+"""Foreign models as denoisers: Hugging Face masked language models, LLaDA, Dream, the research networks of MDLM.
 
 Nothing is imported from the libraries that they come from: a model is known by its configuration and its attributes.
 
@@ -95,7 +95,7 @@ def as_denoiser(
             something does.
         ValueError: if it is causal and nothing says that it attends both ways, or there is no head of that name.
     """
-    given = {
+    given: dict[str, Any] = {
         "attention": attention,
         "shifted": shifted,
         "ids": ids,
@@ -105,9 +105,7 @@ def as_denoiser(
     changes = {name: value for name, value in given.items() if value is not None}
     if isinstance(model, FeatureDenoiser | ForeignDenoiser):
         if changes or head != AUTO:
-            raise TypeError(
-                f"a {type(model).__name__} is a denoiser already; there is nothing to say of how it is called"
-            )
+            raise TypeError(f"a {type(model).__name__} is a denoiser already: leave out how it is called")
         return model
     known = recognise(model)
     if known is None and not changes:
@@ -151,10 +149,8 @@ def recognise(model: Any) -> CallingConvention | None:
 
 def _research_time_conditioning(config: Any) -> bool:
     """DUO's configuration has it under ``algo``, MDLM's at the top."""
-    for place in (getattr(config, "algo", None), config):
-        if hasattr(place, "time_conditioning"):
-            return bool(place.time_conditioning)
-    return False
+    top = getattr(config, "time_conditioning", False)
+    return bool(getattr(getattr(config, "algo", None), "time_conditioning", top))
 
 
 def _unknown(model: Any) -> Exception:
@@ -253,8 +249,8 @@ class ForeignFeatureDenoiser(ForeignDenoiser):
             ) from error
 
     def _head(self) -> nn.Module:
-        assert self.convention.head is not None
-        return self.model.get_submodule(self.convention.head)  # type: ignore[union-attr, operator]
+        model: Any = self.model
+        return model.get_submodule(self.convention.head)
 
     def features(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
         """What the head reads, ``[B, L, D]``."""

@@ -176,7 +176,7 @@ def network_from(
     shape = arguments.get("config", arguments.get("backbone"))
     if shape is None:
         raise FileNotFoundError(f"no {CONFIG_FILE} beside {source}; it holds the shape of the {cls.__name__}")
-    stated = (asdict(shape) if is_dataclass(shape) and not isinstance(shape, type) else dict(shape)).get("num_layers")
+    stated = shape.get("num_layers") if isinstance(shape, Mapping) else shape.num_layers
     held = number_of_blocks(name.removeprefix("backbone.") for name in weights)
     if stated is not None and stated != held:
         raise CheckpointError(f"{source} holds {held} blocks, its config file says num_layers = {stated}")
@@ -185,8 +185,8 @@ def network_from(
 
 def network_config(network: nn.Module) -> dict[str, Any]:
     """What the mixin writes to ``config.json``."""
-    config = getattr(network, "_hub_mixin_config", None) or {}
-    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+    config: Any = getattr(network, "_hub_mixin_config", None) or {}
+    return asdict(config) if is_dataclass(config) else dict(config)
 
 
 def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:

@@ -1,6 +1,6 @@
 """How others store the networks of this family, turned into our own names: MDLM, DUO, SDTT, DiDi-Instruct.
 
-All four repositories share one transformer, whose parameter names are `DiT`'s own; they differ in what stands around it.
+All four share one transformer, whose parameter names are `DiT`'s own; they differ in what stands around it.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def _groups(state: Any, source: str) -> dict[str, dict[str, Any]]:
     plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     unknown = [name for name in plain if not name.startswith(GROUPS) and name not in SCALARS]
     if unknown:
-        raise CheckpointError(
-            f"{source} has weights that are not of MDLM, DUO or DiDi-Instruct: {', '.join(unknown[:5])}"
-        )
+        raise CheckpointError(f"{source} has weights of none of the known codes: {', '.join(unknown[:5])}")
     return {
         group: _without_wrappers({name[len(group) :]: plain[name] for name in plain if name.startswith(group)})
         for group in GROUPS

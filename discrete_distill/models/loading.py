@@ -13,10 +13,9 @@ from .discriminator import Discriminator
 from .dit import DiT
 from .hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, STUDENT_FILE, find_file, network_from
 from .layouts import Averaging, config_of, denoiser_weights, discriminator_weights
-from .weights import CheckpointError, build, read_json, read_weights
+from .weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, CheckpointError, build, read_json, read_weights
 
 PICKLED_FILE = "pytorch_model.bin"
-HUB_SUBFOLDER = "discriminator"
 
 
 def load_denoiser(
@@ -33,8 +32,8 @@ def load_denoiser(
     """A denoiser in fp32 and evaluation mode: a `DiT`, or a Hugging Face model behind `as_denoiser`.
 
     Args:
-        name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM, DUO
-            or DiDi-Instruct code. See docs/models.md for the layouts and their key maps.
+        name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM,
+            DUO or DiDi-Instruct code. See docs/models.md for the layouts and their key maps.
         averaging: of a training checkpoint, ``"ema"``: the moving average, with which these repositories evaluate;
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.
@@ -51,7 +50,7 @@ def load_denoiser(
         CheckpointError: if a file is damaged, hostile, or does not hold exactly the weights of such a network.
         ValueError: if the model brings code of its own and that was not asked for.
     """
-    overrides = {
+    overrides: dict[str, Any] = {
         "max_length": max_length,
         "time_conditioning": time_conditioning,
         "dropout": dropout,
@@ -85,9 +84,9 @@ def load_discriminator(
 ) -> Discriminator:
     """A discriminator: one that `save_distilled` or `Discriminator.save_pretrained` wrote, or the authors' own.
 
-    The authors' network (``discriminator.safetensors`` of their repository on the hub, or the ``discriminator.`` part of
-    their ``.ckpt``) has no output norm, keeps its spectral norm under torch's older names, and is told the true sigma,
-    although the denoiser that it grew from is not.
+    The authors' network (``discriminator.safetensors`` of their repository on the hub, or the ``discriminator.`` part
+    of their ``.ckpt``) has no output norm, keeps its spectral norm under torch's older names, and is told the true
+    sigma, although the denoiser that it grew from is not.
 
     Args:
         name_or_path: a name on the hub, a folder, or a file.
@@ -132,10 +131,8 @@ def load_discriminator(
 
 def _check_exists(name_or_path: str | Path) -> None:
     path = Path(name_or_path)
-    looks_like_path = (
-        path.is_absolute() or len(path.parts) > 2 or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")
-    )
-    if looks_like_path and not path.exists():
+    is_file_name = path.suffix in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+    if (path.is_absolute() or len(path.parts) > 2 or is_file_name) and not path.exists():
         raise FileNotFoundError(f"nothing at {path}: give a file, a folder, or a name on the hub such as user/model")
 
 
@@ -146,7 +143,7 @@ def _config(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> 
 
 def _config_beside(file: Path, filename: str) -> dict[str, Any] | None:
     beside = file.with_name(filename)
-    return read_json(beside) if file.suffix == ".safetensors" and beside.is_file() else None
+    return read_json(beside) if file.suffix == SAFETENSORS_SUFFIX and beside.is_file() else None
 
 
 def _weights_file(name_or_path: str | Path, names: tuple[str, ...], hub: Mapping[str, Any]) -> Path:
@@ -158,7 +155,8 @@ def _weights_file(name_or_path: str | Path, names: tuple[str, ...], hub: Mapping
 
 
 def _is_transformers(config: Mapping[str, Any]) -> bool:
-    return isinstance(config.get("model_type"), str) and config["model_type"] not in HUB_MDLM
+    of_mdlm = config.get("model_type") in HUB_MDLM or "n_blocks" in config or isinstance(config.get("model"), Mapping)
+    return isinstance(config.get("model_type"), str) and not of_mdlm
 
 
 def _from_transformers(name: str, config: Mapping[str, Any], trust_remote_code: bool, hub: Mapping[str, Any]) -> Any:

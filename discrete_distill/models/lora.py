@@ -51,9 +51,7 @@ def add_lora(
         raise ValueError(f"rank must be at least 1, got {rank}")
     names = [name for name in linear_layers(network) if _wanted(name, targets)]
     if not names:
-        raise ValueError(
-            f"no linear layer of the {type(network).__name__} is named {targets}; see linear_layers(network)"
-        )
+        raise ValueError(f"no linear layer is named {targets}; there are {', '.join(linear_layers(network)[:8])}, ...")
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     peft.inject_adapter_in_model(config, network)

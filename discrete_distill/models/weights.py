@@ -21,8 +21,8 @@ HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
 PICKLE_LIMIT = 64_000_000  # bytes of data.pkl, which names the tensors and holds none of their numbers
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# What training frameworks store beside the weights: settings, tokenisers, progress. Nothing of it is imported or called;
-# each name is read as an `Inert`. Any other name means that the file wants something run, and it is refused.
+# What training frameworks store beside the weights: settings, tokenisers, progress. Nothing of it is imported or
+# called; each name is read as an `Inert`. Any other name means that the file wants something run: it is refused.
 INERT_MODULES = (
     "omegaconf",
     "transformers",
@@ -116,9 +116,7 @@ def read_pickle(file: str | Path) -> dict[str, Any]:
 def _check_archive(file: Path) -> None:
     with file.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
-            raise CheckpointError(
-                f"{file} is no zip archive as torch.save writes since 1.6; save it again, or refuse it"
-            )
+            raise CheckpointError(f"{file} is no zip archive, as torch.save writes since 1.6; save it again")
     try:
         with zipfile.ZipFile(file) as archive:
             pickles = [record for record in archive.infolist() if record.filename.endswith("data.pkl")]
