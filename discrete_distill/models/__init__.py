@@ -1,9 +1,10 @@
 """Networks: the denoiser of MDLM and the discriminator; foreign models; trained weights by name or path."""
 
 from .adapters import CallingConvention, ForeignDenoiser, ForeignFeatureDenoiser, as_denoiser
+from .card import ModelFacts
 from .discriminator import Discriminator, RatioNetwork, discriminator_loss, masked_mean
 from .dit import DiT, DiTConfig
-from .hub import ModelFacts, push_distilled, save_distilled
+from .hub import push_distilled, save_distilled
 from .loading import load_denoiser, load_discriminator
 from .lora import add_lora, lora_weights, merge_lora
 from .weights import CheckpointError

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .dit import DiT, DiTConfig
-from .weights import CheckpointError, number_of_blocks
+from .shapes import check_stated, read_shape
+from .weights import CheckpointError
 
 Averaging = Literal["ema", "raw"]
 
@@ -26,7 +27,6 @@ SETTINGS = {
     "dropout": ("dropout",),
     "time_conditioning": ("time_conditioning",),
 }
-READ_FROM_WEIGHTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "cond_size")
 
 # What stands beside the network in a training checkpoint of these repositories.
 GROUPS = ("backbone.", "student_ema.", "discriminator.", "teacher.")
@@ -109,7 +109,7 @@ def _without_wrappers(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _averaged(weights: Mapping[str, Any], shadows: Any, source: str) -> dict[str, Any]:
     """Replace parameters by their moving averages, which are stored in the network's order and without names."""
-    names = parameter_order(number_of_blocks(weights))
+    names = parameter_order(read_shape(weights, source=source)["num_layers"])
     if not isinstance(shadows, Sequence) or len(shadows) != len(names):
         count = len(shadows) if isinstance(shadows, Sequence) else type(shadows).__name__
         raise CheckpointError(f"{source} has moving averages of {count} parameters; the network has {len(names)}")
@@ -146,32 +146,11 @@ def config_of(
     Raises:
         CheckpointError: if weights that tell the shape are missing, or the config file contradicts them.
     """
-    read = _read_shape(weights, source, prefix)
+    read = read_shape(weights, source=source, prefix=prefix)
     told = _stated(stated or {})
-    for name in READ_FROM_WEIGHTS:
-        if name in told and told[name] != read[name]:
-            raise CheckpointError(f"{source}: its config file says {name} = {told[name]}, its weights {read[name]}")
+    check_stated(told, read, source=source)
     chosen = {name: value for name, value in overrides.items() if value is not None}
     return DiTConfig(**{**told, **read, **chosen})
-
-
-def _read_shape(weights: Mapping[str, Any], source: str, prefix: str) -> dict[str, int]:
-    telling = ("vocab_embed.embedding", "sigma_map.mlp.2.weight", "rotary_emb.inv_freq")
-    shapes = []
-    for name, dimensions in zip(telling, (2, 2, 1), strict=True):
-        value = weights.get(prefix + name)
-        if not isinstance(value, Tensor) or value.dim() != dimensions or not value.numel():
-            what = "misses" if value is None else "has something of another shape as"
-            raise CheckpointError(f"{source} {what} {prefix + name}; it holds no network of MDLM's shape")
-        shapes.append(tuple(value.shape))
-    (vocab_size, hidden_size), (cond_size, _), (half_head,) = shapes
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "num_layers": number_of_blocks(weights, f"{prefix}blocks."),
-        "num_heads": hidden_size // (2 * half_head),
-        "cond_size": cond_size,
-    }
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:

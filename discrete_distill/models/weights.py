@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,11 +218,6 @@ def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str
     module = module.to_empty(device="cpu")
     module.load_state_dict(weights)
     return module.eval()
-
-
-def number_of_blocks(names: Iterable[str], prefix: str = "blocks.") -> int:
-    """How many different ``blocks.N.`` there are among the names."""
-    return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})
 
 
 def _some(names: list[str], limit: int = 5) -> str:
