@@ -79,9 +79,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
         super().__init__()
-        # Of a list: on the meta device, where weights are checked first, arange costs seconds of imports.
-        dimensions = torch.tensor([float(i) for i in range(0, head_dim, 2)])
-        self.register_buffer("inv_freq", base ** (-dimensions / head_dim))
+        # Of a list: on the meta device, where weights are checked first, arithmetic costs seconds of imports.
+        self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
