@@ -6,6 +6,7 @@ Shape suffixes: B batch, L length, D width.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -56,7 +57,10 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTCo
         if not final_norm:
             del self.backbone.output_layer
         size = self.config.hidden_size
-        self.head = nn.Sequential(spectral_norm(nn.Linear(size, size)), nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
+        # Spectral norm computes as it is made; on the meta device that would cost seconds of imports.
+        with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+            first, second = nn.Linear(size, size), nn.Linear(size, 1)
+            self.head = nn.Sequential(spectral_norm(first), nn.SiLU(), spectral_norm(second))
         self._freeze_all_but_the_last_blocks()
 
     @classmethod

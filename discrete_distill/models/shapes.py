@@ -10,7 +10,7 @@ from torch import Tensor
 from .weights import CheckpointError
 
 MOST_BLOCKS = 1000
-WIDEST = 2**20
+WIDEST = 2**14
 TELLING = {"vocab_embed.embedding": 2, "sigma_map.mlp.2.weight": 2, "rotary_emb.inv_freq": 1}
 
 

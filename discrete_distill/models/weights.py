@@ -212,11 +212,13 @@ def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str
     Raises:
         CheckpointError: see `check_weights`.
     """
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = make()
     check_weights(module, weights, source=source)
-    module = module.to_empty(device="cpu")
-    module.load_state_dict(weights)
+    own = module.state_dict()
+    # Copied out of the mapped file, so that training does not write into it, and in the module's own precision.
+    state = {name: value.to(own[name].dtype, copy=True) for name, value in weights.items()}
+    module.load_state_dict(state, assign=True)
     return module.eval()
 
 
