@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..process import FeatureDenoiser, LogLinearSchedule, MaskingSchedule
+from ..process import Denoiser, FeatureDenoiser, LogLinearSchedule, MaskingSchedule
 
 Attention = Literal["padding", "full", "pairs", "none"]
 
@@ -68,7 +68,7 @@ def as_denoiser(
     time_conditioning: bool | None = None,
     head: str | None = AUTO,
     schedule: MaskingSchedule | None = None,
-) -> Any:
+) -> Denoiser:
     """A `Denoiser` that calls a foreign model; a model that already is one is returned as it is.
 
     Known by themselves are Hugging Face masked language models (``...ForMaskedLM``), LLaDA (arXiv 2502.09992), Dream
@@ -106,7 +106,7 @@ def as_denoiser(
     if isinstance(model, FeatureDenoiser | ForeignDenoiser):
         if changes or head != AUTO:
             raise TypeError(f"a {type(model).__name__} is a denoiser already: leave out how it is called")
-        return model
+        return cast(Denoiser, model)
     known = recognise(model)
     if known is None and not changes:
         raise _unknown(model)

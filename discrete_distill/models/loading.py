@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME
+from safetensors import SafetensorError
 
+from ..process import Denoiser
 from .adapters import HUB_MDLM, as_denoiser
 from .discriminator import Discriminator
 from .dit import DiT
@@ -28,7 +30,7 @@ def load_denoiser(
     bf16_blocks: bool = False,
     trust_remote_code: bool = False,
     **hub: Any,
-) -> Any:
+) -> Denoiser:
     """A denoiser in fp32 and evaluation mode: a `DiT`, or a Hugging Face model behind `as_denoiser`.
 
     Args:
@@ -159,24 +161,31 @@ def _is_transformers(config: Mapping[str, Any]) -> bool:
     return isinstance(config.get("model_type"), str) and not of_mdlm
 
 
-def _from_transformers(name: str, config: Mapping[str, Any], trust_remote_code: bool, hub: Mapping[str, Any]) -> Any:
+def _from_transformers(
+    name: str, config: Mapping[str, Any], trust_remote_code: bool, hub: Mapping[str, Any]
+) -> Denoiser:
     """Through ``transformers``, safetensors only."""
+    import transformers
+
     auto_map = config.get("auto_map") or {}
-    if auto_map and not trust_remote_code:
+    if auto_map and not trust_remote_code and config["model_type"] not in transformers.CONFIG_MAPPING:
         raise ValueError(
             f"{name} brings code of its own ({', '.join(sorted(map(str, auto_map)))}): read it, then pass "
             "trust_remote_code=True to have it run"
         )
-    import transformers
-
     wanted = [*map(str, auto_map), *map(str, config.get("architectures") or [])]
     auto = transformers.AutoModelForMaskedLM
     if not any(each.endswith("ForMaskedLM") for each in wanted):
         auto = transformers.AutoModelForCausalLM if "AutoModelForCausalLM" in auto_map else transformers.AutoModel
     try:
-        model = auto.from_pretrained(name, trust_remote_code=trust_remote_code, use_safetensors=True, **hub)
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise CheckpointError(f"the weights of {name} are damaged: {error}") from error
-        raise
+        model, found = auto.from_pretrained(
+            name, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **hub
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the weights of {name} are damaged, or of another shape: {error}") from error
+    # transformers would leave these random. Heads that were saved for other tasks may be there too, and are left out.
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"{name} does not hold the weights of a {type(model).__name__}; missing: {', '.join(missing)}"
+        )
     return as_denoiser(model.eval())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from discrete_distill.models import Discriminator, DiT, DiTConfig
+from discrete_distill.models import DiT, DiTConfig
 
 VOCABULARY, WIDTH, BLOCKS, HEADS, COND = 11, 24, 2, 3, 5
 
@@ -172,8 +172,6 @@ def judged(weights: dict[str, Tensor], head: nn.Module, z: Tensor, t: Tensor) ->
     body = {name: value for name, value in weights.items() if not name.startswith("output_layer.")}
     rest = {name: value for name, value in network().items() if name.startswith("output_layer.")}
     backbone = denoiser({**body, **rest}, time_conditioning=True)
-    assert isinstance(backbone, DiT)
-    assert not isinstance(backbone, Discriminator)
     h, cond = backbone.embed(z), backbone.condition(t, None)
     for block in backbone.blocks:
         h = block(h, cond, backbone.rotary_emb(z.shape[1]), None)

@@ -1,6 +1,7 @@
 """Weights as others publish them: loaded strictly, the same logits, one wrong key refused by name."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def test_lightning_checkpoints_of_mdlm_and_duo(tmp_path: Path, compiled: bool, t
     options = {"time_conditioning": time_conditioning, "max_length": 16}
     assert_same(load_denoiser(tmp_path / "duo.ckpt", **options), shadows, **options)
     assert_same(load_denoiser(tmp_path / "duo.ckpt", averaging="raw", **options), raw, **options)
+
+
+def test_settings_and_tokeniser_in_a_checkpoint_are_not_needed(tmp_path: Path) -> None:
+    """Lightning stores them as objects, which ``weights_only`` alone refuses."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+    settings = {"tokenizer": transformers.PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]")}
+    state = prefixed(network(0), "backbone.")
+    published.write_lightning(tmp_path / "mdlm.ckpt", state, network(1), hyper_parameters=settings)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(tmp_path / "mdlm.ckpt", weights_only=True)
+    assert_same(load_denoiser(tmp_path / "mdlm.ckpt"), network(1))
 
 
 def test_without_a_moving_average_the_raw_weights_must_be_asked_for(tmp_path: Path) -> None:
@@ -302,9 +315,16 @@ def test_a_hugging_face_model_by_its_folder(tmp_path: Path) -> None:
     loaded = load_denoiser(tmp_path)
     torch.testing.assert_close(loaded(x, t), model(x).logits)
     assert loaded.convention.head == "cls"
+    weights = load_file(tmp_path / "model.safetensors")
+    missing = {name: value for name, value in weights.items() if name != "bert.encoder.layer.0.output.dense.bias"}
+    misshapen = {**weights, "bert.encoder.layer.0.output.dense.bias": torch.ones(3)}
+    for wrong, message in ((missing, "missing: bert.encoder.layer.0.output.dense.bias"), (misshapen, "another shape")):
+        save_file(wrong, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            load_denoiser(tmp_path)
     with (tmp_path / "model.safetensors").open("r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(CheckpointError, match=r"damaged|cut short"):
+    with pytest.raises(CheckpointError, match="are damaged"):
         load_denoiser(tmp_path)
 
 
