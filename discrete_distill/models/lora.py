@@ -45,10 +45,12 @@ def add_lora(
 
     Raises:
         ImportError: if peft is not installed.
-        ValueError: if the rank is below 1, or no linear layer has one of these names.
+        ValueError: if the rank is below 1, no linear layer has one of these names, or there are LoRA weights already.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    if any(".lora_" in name for name, _ in network.named_parameters()):
+        raise ValueError(f"the {type(network).__name__} has LoRA weights already: fold them in with merge_lora first")
     names = [name for name in linear_layers(network) if _wanted(name, targets)]
     if not names:
         raise ValueError(f"no linear layer is named {targets}; there are {', '.join(linear_layers(network)[:8])}, ...")
@@ -79,6 +81,7 @@ def merge_lora(network: Network) -> Network:
         layer.merge(safe_merge=True)
         parent, _, own = name.rpartition(".")
         setattr(network.get_submodule(parent), own, layer.get_base_layer())
+    vars(network).pop("peft_config", None)
     return network.requires_grad_(True)
 
 

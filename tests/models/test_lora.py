@@ -136,3 +136,6 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft", reason="LoRA is an optional extra")
     with pytest.raises(ValueError, match="the DiT has no LoRA weights"):
         merge_lora(net)
+    again = merge_lora(student())
+    with pytest.raises(ValueError, match="has LoRA weights already"):
+        add_lora(add_lora(again))
