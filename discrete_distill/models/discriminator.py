@@ -59,8 +59,8 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTCo
         size = self.config.hidden_size
         # Spectral norm computes as it is made; on the meta device that would cost seconds of imports.
         with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
-            first, second = nn.Linear(size, size), nn.Linear(size, 1)
-            self.head = nn.Sequential(spectral_norm(first), nn.SiLU(), spectral_norm(second))
+            hidden = spectral_norm(nn.Linear(size, size))
+            self.head = nn.Sequential(hidden, nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
         self._freeze_all_but_the_last_blocks()
 
     @classmethod
