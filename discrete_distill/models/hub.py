@@ -17,7 +17,7 @@ from torch import nn
 
 from .card import ModelFacts, model_card
 from .shapes import check_stated, read_shape
-from .weights import build, read_safetensors
+from .weights import CheckpointError, build, read_safetensors
 
 Network = TypeVar("Network", bound="HubNetwork")
 
@@ -104,7 +104,14 @@ def network_from(
     stated = shape if isinstance(shape, Mapping) else asdict(shape)
     prefix = "backbone." if "backbone" in arguments else ""
     check_stated(stated, read_shape(weights, source=source, prefix=prefix), source=source)
-    return build(lambda: cls(**arguments), weights, source=source)
+
+    def make() -> Network:
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: its config file describes no {cls.__name__}: {error}") from error
+
+    return build(make, weights, source=source)
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:

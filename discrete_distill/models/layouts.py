@@ -56,7 +56,7 @@ def denoiser_weights(stored: Mapping[str, Any], *, averaging: Averaging, source:
             repositories writes.
     """
     if "state_dict" not in stored:
-        return _without_wrappers(stored)
+        return _without_wrappers(stored, source)
     groups = _groups(stored["state_dict"], source)
     if averaging == "ema" and groups["student_ema."]:
         return groups["student_ema."]
@@ -79,30 +79,32 @@ def discriminator_weights(stored: Mapping[str, Any], *, source: str) -> dict[str
         if not stored:
             raise CheckpointError(f"{source} holds no discriminator")
     renamed = {old.format(i=i): new.format(i=i) for i in (0, 2) for old, new in DISCRIMINATOR_HEAD.items()}
-    return {renamed.get(name, f"backbone.{name}"): value for name, value in _without_wrappers(stored).items()}
+    plain = _without_wrappers(stored, source)
+    return {renamed.get(name, f"backbone.{name}"): value for name, value in plain.items()}
 
 
 def _groups(state: Any, source: str) -> dict[str, dict[str, Any]]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{source} has a state_dict that is a {type(state).__name__}")
-    plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
-    unknown = [name for name in plain if not name.startswith(GROUPS) and name not in SCALARS]
+    unknown = [str(name) for name in state if not str(name).startswith(GROUPS) and name not in SCALARS]
     if unknown:
         raise CheckpointError(f"{source} has weights of none of the known codes: {', '.join(unknown[:5])}")
     return {
-        group: _without_wrappers({name[len(group) :]: plain[name] for name in plain if name.startswith(group)})
+        group: _without_wrappers({name: state[name] for name in state if name.startswith(group)}, source, group)
         for group in GROUPS
     }
 
 
-def _without_wrappers(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the ``backbone.`` of Lightning modules and hub classes (twice, where one held the other), and without
-    the ``_orig_mod.`` of compiled modules."""
-    plain = {}
+def _without_wrappers(stored: Mapping[str, Any], source: str, group: str = "") -> dict[str, Any]:
+    """Without the group that they belong to, the ``backbone.`` of Lightning modules and hub classes (twice, where one
+    held the other), and the ``_orig_mod.`` of compiled modules."""
+    plain: dict[str, Any] = {}
     for name, value in stored.items():
-        short = name.replace("_orig_mod.", "")
+        short = str(name).removeprefix(group).replace("_orig_mod.", "")
         while short.startswith("backbone."):
             short = short.removeprefix("backbone.")
+        if short in plain:
+            raise CheckpointError(f"{source} has {short} twice, the second time as {name}")
         plain[short] = value
     return plain
 

@@ -217,10 +217,19 @@ def test_one_wrong_key_of_a_discriminator_is_refused_by_name(
 
 
 def test_weights_of_an_unknown_part_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
-    state = {**prefixed(network(), "backbone."), "critic.w": torch.ones(2)}
-    published.write_lightning(tmp_path / "mdlm.ckpt", state, network(1))
-    with pytest.raises(CheckpointError, match=r"weights of none of the known codes: critic\.w"):
-        load_denoiser(tmp_path / "mdlm.ckpt")
+    for name in ("critic.w", 7):
+        state = {**prefixed(network(), "backbone."), name: torch.ones(2)}
+        published.write_lightning(tmp_path / "mdlm.ckpt", state, network(1))
+        with pytest.raises(CheckpointError, match=f"weights of none of the known codes: {name}"):
+            load_denoiser(tmp_path / "mdlm.ckpt")
+
+
+def test_a_key_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
+    """Which of the two is meant, nobody can tell."""
+    twice = {**prefixed(network(), "backbone."), "output_layer.linear.bias": torch.zeros(VOCABULARY)}
+    save_file(twice, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has output_layer\.linear\.bias twice"):
+        load_denoiser(tmp_path)
 
 
 def test_our_own_networks_by_the_same_two_functions(tmp_path: Path) -> None:

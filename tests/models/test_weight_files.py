@@ -106,6 +106,15 @@ def test_a_config_file_that_wants_more_memory_than_there_is(folder: Path, change
         Discriminator.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("changes", [{"max_length": "long"}, {"widht": 3}, {"max_length": 0}])
+def test_a_config_file_that_describes_no_network(folder: Path, changes: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    for load in (DiT.from_pretrained, load_denoiser):
+        with pytest.raises(CheckpointError, match=r"its config file describes no DiT: .*(str|widht|max_length)"):
+            load(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{" * 100_000, "\x00"])
 def test_a_config_file_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
