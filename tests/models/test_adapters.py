@@ -208,7 +208,8 @@ class TinyDream(nn.Module):
         if isinstance(attention_mask, Tensor):
             assert attention_mask.shape == allowed.shape
             allowed = attention_mask
-        bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        self.positions = position_ids
+        bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)  # a row of nothing but these gives NaN
         h = self.model(input_ids=input_ids, attention_mask=bias, position_ids=position_ids).last_hidden_state
         return SimpleNamespace(logits=self.lm_head(h))
 
@@ -238,9 +239,10 @@ def test_dream_whose_logits_are_one_place_early() -> None:
     # Prompts of different lengths, padded on the left, as its own generation code has it.
     real = REAL.flip(1)
     positions = (real.long().cumsum(-1) - 1).masked_fill(~real, 1)
-    pairs = torch.logical_and(real[:, None, None, :], real[:, None, :, None])
+    pairs = torch.logical_and(real[:, None, None, :], real[:, None, :, None]) | torch.eye(LENGTH, dtype=torch.bool)
     raw = model(x, pairs, positions).logits
     padded = denoiser(x, t, attention_mask=real)
+    assert torch.equal(model.positions, positions)
     reliable = real & real.roll(1, 1)
     reliable[:, 0] = real[:, 0]
     torch.testing.assert_close(
