@@ -196,7 +196,9 @@ class TinyDream(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(model_type="Dream")
         self.model = transformers.Qwen2Model(
-            transformers.Qwen2Config(**SIZE, num_key_value_heads=1, max_position_embeddings=16)
+            transformers.Qwen2Config(
+                **SIZE, num_key_value_heads=1, max_position_embeddings=16, attn_implementation="eager"
+            )
         )
         self.lm_head = nn.Linear(16, V, bias=False)
 
