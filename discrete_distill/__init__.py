@@ -10,7 +10,7 @@ from .divergence import (
 from .exact import integral_kl
 from .matching import IntermediateStateMatcher
 from .methods import DiDiInstruct, DiDiInstructConfig
-from .models import Discriminator
+from .models import Discriminator, as_denoiser
 from .process import (
     BetaTime,
     CosineSchedule,
@@ -62,6 +62,7 @@ __all__ = [
     "ScoreFunctionIntegralKL",
     "StratifiedTime",
     "UniformTime",
+    "as_denoiser",
     "group_advantages",
     "integral_kl",
     "token_divergence",

@@ -49,7 +49,7 @@ import torch
 started = time.perf_counter()
 import discrete_distill
 seconds = time.perf_counter() - started
-heavy = [name for name in ("transformers", "triton", "accelerate", "matplotlib") if name in sys.modules]
+heavy = [name for name in ("transformers", "peft", "triton", "accelerate", "matplotlib") if name in sys.modules]
 print(json.dumps({"seconds": seconds, "heavy": heavy}))
 """
     seconds = []

@@ -6,16 +6,17 @@ Shape suffixes: B batch, L length, D width.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .dit import DiT, DiTConfig
+from .hub import HubNetwork
 
 
 class RatioNetwork(Protocol):
@@ -24,7 +25,7 @@ class RatioNetwork(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
-class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
+class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
     """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
@@ -34,12 +35,16 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict,
     Args:
         backbone: its shape, or a dictionary of the same fields (as read back from ``config.json``).
         trainable_blocks: how many of the last blocks are trained; the embeddings and the blocks before them are frozen.
+        final_norm: whether the head reads the backbone's features, behind its last norm; else it reads what the last
+            block returns, as in the authors' published weights, and the backbone has no output layer.
 
     Raises:
         ValueError: if the backbone has fewer blocks than that, or the number is negative.
     """
 
-    def __init__(self, backbone: DiTConfig | dict[str, Any], trainable_blocks: int = 4) -> None:
+    def __init__(
+        self, backbone: DiTConfig | dict[str, Any], trainable_blocks: int = 4, final_norm: bool = True
+    ) -> None:
         super().__init__()
         self.config = backbone if isinstance(backbone, DiTConfig) else DiTConfig(**backbone)
         if not 0 <= trainable_blocks <= self.config.num_layers:
@@ -47,9 +52,15 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict,
                 f"trainable_blocks must lie in [0, {self.config.num_layers}] for this backbone, got {trainable_blocks}"
             )
         self.trainable_blocks = trainable_blocks
+        self.final_norm = final_norm
         self.backbone = DiT(self.config)
+        if not final_norm:
+            del self.backbone.output_layer
         size = self.config.hidden_size
-        self.head = nn.Sequential(spectral_norm(nn.Linear(size, size)), nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
+        # Spectral norm computes as it is made; on the meta device that would cost seconds of imports.
+        with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+            hidden = spectral_norm(nn.Linear(size, size))
+            self.head = nn.Sequential(hidden, nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
         self._freeze_all_but_the_last_blocks()
 
     @classmethod
@@ -59,16 +70,13 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict,
         made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
         return made.to(denoiser.output_layer.linear.weight.device)
 
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Discriminator:
-        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
-        return super()._from_pretrained(strict=strict, **kwargs)
-
     def _freeze_all_but_the_last_blocks(self) -> None:
         self.backbone.requires_grad_(False)
         first = self.config.num_layers - self.trainable_blocks
         for block in self.backbone.blocks[first:]:
             block.requires_grad_(True)
+        if not self.final_norm:
+            return
         # The vocabulary head is not used here; what stands between the blocks and it is.
         self.backbone.output_layer.norm_final.requires_grad_(self.trainable_blocks > 0)
         self.backbone.output_layer.adaLN_modulation.requires_grad_(self.trainable_blocks > 0)
@@ -81,7 +89,9 @@ class Discriminator(nn.Module, PyTorchModelHubMixin, coders={DiTConfig: (asdict,
     def from_embeddings(self, h_BLD: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """Logits ``[B, L]`` of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and
         differentiated."""
-        return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
+        if self.final_norm:
+            return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
+        return self.logits_of_features(self.backbone.trunk(h_BLD, t, None, attention_mask)[0])
 
     def forward(self, z_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """Logits ``[B, L]`` of token ids ``[B, L]`` at times ``[B]``."""

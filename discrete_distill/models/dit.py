@@ -8,6 +8,7 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+
+from .hub import HubNetwork
 
 NUM_FREQUENCIES = 128
 
@@ -35,6 +37,8 @@ class DiTConfig:
         dropout: probability inside blocks during training (paper: 0.1).
         time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
         step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
+        bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
+            conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
     Raises:
         ValueError: if the width is not a multiple of twice the number of heads, or a size is not positive.
@@ -49,6 +53,7 @@ class DiTConfig:
     dropout: float = 0.1
     time_conditioning: bool = False
     step_conditioning: bool = False
+    bf16_blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
@@ -75,7 +80,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", base ** (-torch.arange(0, head_dim, 2).float() / head_dim))
+        # Of a list: on the meta device, where weights are checked first, arithmetic costs seconds of imports.
+        self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
@@ -182,7 +188,7 @@ class FinalLayer(nn.Module):
         return modulate(self.norm_final(x_BLD), shift, scale)
 
 
-class DiT(nn.Module, PyTorchModelHubMixin):
+class DiT(HubNetwork):
     """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol.
 
     Args:
@@ -232,6 +238,25 @@ class DiT(nn.Module, PyTorchModelHubMixin):
             cond = cond + self.step_map(1000.0 * t, 1000.0 * s)
         return F.silu(cond)
 
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Autocast to bf16 where the blocks run in it, else nothing."""
+        return torch.autocast(device.type, torch.bfloat16) if self.config.bf16_blocks else nullcontext()
+
+    def trunk(
+        self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
+        cond = self.condition(t, s)
+        rotary = self.rotary_emb(h_BLD.shape[1])
+        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        with self.precision(h_BLD.device):
+            for block in self.blocks:
+                if self.checkpoint_blocks and torch.is_grad_enabled():
+                    h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
+                else:
+                    h_BLD = block(h_BLD, cond, rotary, key_mask)
+        return h_BLD, cond
+
     def encode(self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
         """From embeddings ``[B, L, D]`` (of ids, or mixtures of embeddings) to head features ``[B, L, D]``.
 
@@ -241,15 +266,9 @@ class DiT(nn.Module, PyTorchModelHubMixin):
             s: ``[B]`` or None, see ``step_conditioning``.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
         """
-        cond = self.condition(t, s)
-        rotary = self.rotary_emb(h_BLD.shape[1])
-        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
-            else:
-                h_BLD = block(h_BLD, cond, rotary, key_mask)
-        return self.output_layer.features(h_BLD, cond)
+        h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
+        with self.precision(h_BLD.device):
+            return self.output_layer.features(h_BLD, cond)
 
     def features(
         self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
@@ -259,18 +278,14 @@ class DiT(nn.Module, PyTorchModelHubMixin):
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
-        return self.output_layer.linear(features)
+        with self.precision(features.device):
+            return self.output_layer.linear(features)
 
     def forward(
         self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Raw logits ``[B, L, V]``."""
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
-
-    @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> DiT:
-        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
-        return super()._from_pretrained(strict=strict, **kwargs)
 
     def with_step_conditioning(self) -> DiT:
         """A copy that is also told its step; its answers are this network's until it is trained."""

@@ -1,0 +1,293 @@
+"""Foreign models as denoisers: Hugging Face masked language models, LLaDA, Dream, the research networks of MDLM.
+
+Nothing is imported from the libraries that they come from: a model is known by its configuration and its attributes.
+
+Shape suffixes: B batch, L length, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..process import Denoiser, FeatureDenoiser, LogLinearSchedule, MaskingSchedule
+
+Attention = Literal["padding", "full", "pairs", "none"]
+
+POSITIONAL = "positional"
+AUTO = "auto"
+
+# Where the head of a Hugging Face masked language model is: the module whose output is the logits.
+MASKED_LM_HEADS = {
+    "bert": "cls",
+    "distilbert": "vocab_projector",
+    "electra": "generator_lm_head",
+    "esm": "lm_head",
+    "modernbert": "decoder",
+    "roberta": "lm_head",
+}
+HUB_MDLM = ("mdlm", "duo", "udlm")
+
+
+@dataclass(kw_only=True, frozen=True)
+class CallingConvention:
+    """How a foreign model is called, and what its logits speak of.
+
+    Args:
+        ids: keyword of the token ids, or ``"positional"``.
+        time: keyword of ``sigma(t)``, ``"positional"`` for the second argument, or None where it is not told.
+        time_conditioning: whether it is told the true sigma; else zero, as MDLM was trained.
+        attention: what becomes of ``attention_mask``. ``"padding"``: passed on, int64 ``[B, L]``. ``"full"``: an
+            additive mask ``[B, 1, L, L]`` is passed in any case, so that a model of causal code attends both ways.
+            ``"pairs"``: a bool mask ``[B, 1, L, L]`` and ``position_ids`` that count real tokens, as Dream takes them.
+            ``"none"``: the model has no notion of padding, and a mask is refused.
+        shifted: logits at position ``i`` speak of token ``i + 1``, as in Dream.
+        head: dotted path of the module whose output is the logits, or None where it cannot be run alone.
+    """
+
+    ids: str = "input_ids"
+    time: str | None = None
+    time_conditioning: bool = False
+    attention: Attention = "padding"
+    shifted: bool = False
+    head: str | None = None
+
+
+def as_denoiser(
+    model: Callable[..., Any],
+    *,
+    attention: Attention | None = None,
+    shifted: bool | None = None,
+    ids: str | None = None,
+    time: str | None = None,
+    time_conditioning: bool | None = None,
+    head: str | None = AUTO,
+    schedule: MaskingSchedule | None = None,
+) -> Denoiser:
+    """A `Denoiser` that calls a foreign model; a model that already is one is returned as it is.
+
+    Known by themselves are Hugging Face masked language models (``...ForMaskedLM``), LLaDA (arXiv 2502.09992), Dream
+    (arXiv 2508.15487), hub classes of MDLM (arXiv 2406.07524) and DUO (arXiv 2506.10892), and the transformer of the
+    MDLM, DUO, SDTT and DiDi-Instruct repositories, which is called ``network(x, sigma)``. For any other, say how it is
+    called; see `CallingConvention`.
+
+    ``attention_mask`` and every other keyword that samplers and losses pass on reach the model. Where the head is known
+    the denoiser has ``features`` and ``project``, and logits are computed only for the rows that are used; the model
+    then runs with its head set aside, so that one model must not be called from two threads at a time.
+
+    Args:
+        model: the network; dropout is off only if it is in evaluation mode.
+        attention: see `CallingConvention`.
+        shifted: likewise.
+        ids: likewise.
+        time: likewise.
+        time_conditioning: likewise.
+        head: likewise; ``None`` forgoes ``features`` and ``project``.
+        schedule: whose sigma a model that is told the time is given; MDLM's log-linear one by default.
+
+    Raises:
+        TypeError: if the model is of no known kind and nothing says how it is called, or it is a denoiser already and
+            something does.
+        ValueError: if it is causal and nothing says that it attends both ways, or there is no head of that name.
+    """
+    given: dict[str, Any] = {
+        "attention": attention,
+        "shifted": shifted,
+        "ids": ids,
+        "time": time,
+        "time_conditioning": time_conditioning,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if isinstance(model, FeatureDenoiser | ForeignDenoiser):
+        if changes or head != AUTO:
+            raise TypeError(f"a {type(model).__name__} is a denoiser already: leave out how it is called")
+        return cast(Denoiser, model)
+    known = recognise(model)
+    if known is None and not changes:
+        raise _unknown(model)
+    convention = replace(known or CallingConvention(), **changes)
+    if head != AUTO:
+        convention = replace(convention, head=head)
+    if convention.head is None:
+        return ForeignDenoiser(model, convention, schedule)
+    return ForeignFeatureDenoiser(model, convention, schedule)
+
+
+def recognise(model: Any) -> CallingConvention | None:
+    """How a model of a known kind is called, or None."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None)
+    if kind == "llada":
+        separate = not getattr(config, "weight_tying", False) and not getattr(config, "scale_logits", False)
+        return CallingConvention(head="model.transformer.ff_out" if separate else None)
+    if kind == "Dream":
+        return CallingConvention(attention="pairs", shifted=True, head="lm_head")
+    if kind in HUB_MDLM:
+        return CallingConvention(
+            time="timesteps",
+            time_conditioning=bool(getattr(config, "time_conditioning", False)),
+            attention="none",
+            head="backbone.output_layer.linear",
+        )
+    if type(model).__name__.endswith("ForMaskedLM"):
+        return CallingConvention(head=MASKED_LM_HEADS.get(str(kind)))
+    if hasattr(model, "vocab_embed") and hasattr(getattr(model, "output_layer", None), "linear"):
+        return CallingConvention(
+            ids=POSITIONAL,
+            time=POSITIONAL,
+            time_conditioning=_research_time_conditioning(config),
+            attention="none",
+            head="output_layer.linear",
+        )
+    return None
+
+
+def _research_time_conditioning(config: Any) -> bool:
+    """DUO's configuration has it under ``algo``, MDLM's at the top."""
+    top = getattr(config, "time_conditioning", False)
+    return bool(getattr(getattr(config, "algo", None), "time_conditioning", top))
+
+
+def _unknown(model: Any) -> Exception:
+    name = type(model).__name__
+    if name.endswith("ForCausalLM"):
+        return ValueError(
+            f'a {name} reads from left to right: pass attention="full" if it was trained to read both ways, '
+            "and shifted=True if its logits speak of the next token"
+        )
+    return TypeError(
+        f"a {name} is no model that is known: say how it is called, such as as_denoiser(model, attention="
+        '"padding") for model(input_ids=..., attention_mask=...).logits, or wrap it in a function (x_t, t) -> logits'
+    )
+
+
+class ForeignDenoiser(nn.Module):
+    """``logits = model(ids, ...)`` under a `CallingConvention`. Its parameters are the model's.
+
+    Args:
+        model: any callable that returns logits ``[B, L, V]``, or an output that holds them.
+        convention: how it is called.
+        schedule: whose sigma it is told, where it is.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], convention: CallingConvention, schedule: MaskingSchedule | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.convention = convention
+        self.schedule = schedule if schedule is not None else LogLinearSchedule()
+
+    def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
+        """Raw logits ``[B, L, V]`` of ids ``[B, L]`` at times ``[B]``."""
+        return self._aligned(self._call(x_t, t, attention_mask, cond))
+
+    def _call(self, x_t: Tensor, t: Tensor, attention_mask: Tensor | None, cond: Mapping[str, Any]) -> Tensor:
+        positional: list[Tensor] = []
+        keywords = {**cond, **self._attention(x_t, attention_mask)}
+        arguments = [(self.convention.ids, x_t)]
+        if self.convention.time is not None:
+            told = self.schedule.sigma(t) if self.convention.time_conditioning else torch.zeros_like(t)
+            arguments.append((self.convention.time, told))
+        for name, value in arguments:
+            if name == POSITIONAL:
+                positional.append(value)
+            else:
+                keywords[name] = value
+        return _logits_of(self.model(*positional, **keywords))
+
+    def _attention(self, x_t: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        kind = self.convention.attention
+        if kind == "full":
+            return {"attention_mask": _additive_mask(x_t, attention_mask, self._dtype())}
+        if attention_mask is None:
+            return {}
+        if kind == "none":
+            raise ValueError(
+                f"a {type(self.model).__name__} cannot leave padding out: give sequences of one length, "
+                "without attention_mask"
+            )
+        if kind == "padding":
+            return {"attention_mask": attention_mask.long()}
+        real = attention_mask.bool()
+        pairs = real[:, None, :, None] & real[:, None, None, :]
+        # Padding reads itself, so that no row of the softmax is empty; nobody else reads it.
+        itself = torch.eye(x_t.shape[1], dtype=torch.bool, device=x_t.device)
+        return {"attention_mask": pairs | itself, "position_ids": (real.cumsum(1) - 1).masked_fill(~real, 1)}
+
+    def _dtype(self) -> torch.dtype:
+        return next((value.dtype for value in self.parameters() if value.is_floating_point()), torch.float32)
+
+    def _aligned(self, values_BLX: Tensor) -> Tensor:
+        """In the place of the token that they speak of. The first token has no place before it and keeps its own."""
+        if not self.convention.shifted:
+            return values_BLX
+        return torch.cat((values_BLX[:, :1], values_BLX[:, :-1]), dim=1)
+
+
+class ForeignFeatureDenoiser(ForeignDenoiser):
+    """One whose head can be run alone: ``features`` is the model with its head set aside, ``project`` the head.
+
+    Raises:
+        ValueError: if the model has no module of that name.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], convention: CallingConvention, schedule: MaskingSchedule | None = None
+    ) -> None:
+        super().__init__(model, convention, schedule)
+        try:
+            self._head()
+        except AttributeError as error:
+            raise ValueError(
+                f"a {type(model).__name__} has no head at {convention.head!r}; name it by head=, or pass head=None"
+            ) from error
+
+    def _head(self) -> nn.Module:
+        model: Any = self.model
+        return model.get_submodule(self.convention.head)
+
+    def features(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
+        """What the head reads, ``[B, L, D]``."""
+        with _set_aside(self._head()):
+            return self._aligned(self._call(x_t, t, attention_mask, cond))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
+        return self._head()(features)
+
+
+@contextmanager
+def _set_aside(head: nn.Module) -> Iterator[None]:
+    """Inside, the module returns what it is given; its parameters stay where they are."""
+    own = vars(head)
+    before = own.get("forward")
+    own["forward"] = lambda features, *_, **__: features
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
+def _additive_mask(x_t: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    batch, length = x_t.shape
+    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
+    if attention_mask is None:
+        return mask
+    return mask.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(dtype).min)
+
+
+def _logits_of(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output["logits"]
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else output[0]

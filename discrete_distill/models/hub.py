@@ -1,0 +1,188 @@
+"""Networks that are saved, loaded and published, strictly, with a card that states what was done and measured."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import save_file
+from torch import nn
+
+from .card import ModelFacts, model_card
+from .shapes import check_stated, read_shape
+from .weights import CheckpointError, build, read_safetensors
+
+Network = TypeVar("Network", bound="HubNetwork")
+
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+STUDENT_FILE = "model.safetensors"
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+DISCRIMINATOR_CONFIG_FILE = "discriminator.json"
+
+
+class HubNetwork(nn.Module, PyTorchModelHubMixin):
+    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all."""
+
+    def save_pretrained(self, save_directory: str | Path, *, facts: ModelFacts | None = None, **kwargs: Any) -> Any:
+        """Write ``model.safetensors``, ``config.json`` and a card; see `PyTorchModelHubMixin.save_pretrained`.
+
+        Args:
+            save_directory: made if it is not there.
+            facts: what the card states; given, a card that is there already is written again.
+            **kwargs: of the mixin.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged.
+        """
+        if facts is not None:
+            (Path(save_directory) / CARD_FILE).unlink(missing_ok=True)
+            kwargs["model_card_kwargs"] = {"facts": facts}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, facts: ModelFacts | None = None, **kwargs: Any) -> str:
+        """Save and upload; see `PyTorchModelHubMixin.push_to_hub` for the rest of the arguments."""
+        if facts is not None:
+            kwargs["model_card_kwargs"] = {"facts": facts}
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def generate_model_card(self, *, facts: ModelFacts | None = None, **_: Any) -> ModelCard:
+        """The card that is saved beside the weights."""
+        return model_card(type(self).__name__, facts, network_config(self))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        _refuse_unmerged(self)
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[Network],
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        map_location: str | torch.device = "cpu",
+        **arguments: Any,
+    ) -> Network:
+        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
+        file = find_file(
+            model_id,
+            STUDENT_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        if file is None:
+            raise FileNotFoundError(f"no {STUDENT_FILE} at {model_id}")
+        return network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
+
+
+def network_from(
+    cls: type[Network], arguments: Mapping[str, Any], weights: Mapping[str, Any], *, source: str
+) -> Network:
+    """A network of this class, from the arguments in its config file and its weights.
+
+    Raises:
+        FileNotFoundError: if there was no config file.
+        CheckpointError: if it and the weights do not agree.
+    """
+    shape = arguments.get("config", arguments.get("backbone"))
+    if shape is None:
+        raise FileNotFoundError(f"no {CONFIG_FILE} beside {source}; it holds the shape of the {cls.__name__}")
+    stated = shape if isinstance(shape, Mapping) else asdict(shape)
+    prefix = "backbone." if "backbone" in arguments else ""
+    check_stated(stated, read_shape(weights, source=source, prefix=prefix), source=source)
+
+    def make() -> Network:
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: its config file describes no {cls.__name__}: {error}") from error
+
+    return build(make, weights, source=source)
+
+
+def network_config(network: nn.Module) -> dict[str, Any]:
+    """What the mixin writes to ``config.json``."""
+    config: Any = getattr(network, "_hub_mixin_config", None) or {}
+    return dict(config) if isinstance(config, Mapping) else asdict(config)
+
+
+def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
+    """A file of a local folder, or of a repository on the hub, downloaded; None where there is none of that name.
+
+    Raises:
+        OSError: if the hub, or a repository of that name, cannot be reached.
+    """
+    if Path(name_or_path).is_dir():
+        file = Path(name_or_path) / filename
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(repo_id=str(name_or_path), filename=filename, **hub))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def save_distilled(
+    directory: str | Path,
+    student: HubNetwork,
+    discriminator: HubNetwork | None = None,
+    *,
+    facts: ModelFacts | None = None,
+) -> None:
+    """A student and its discriminator in one folder, under the names by which the authors of DiDi-Instruct publish:
+    ``model.safetensors`` with ``config.json``, ``discriminator.safetensors`` with ``discriminator.json``, one card.
+
+    Raises:
+        ValueError: if there are LoRA weights that were not merged.
+    """
+    student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
+    if discriminator is None:
+        return
+    _refuse_unmerged(discriminator)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
+    save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
+    config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)
+    (Path(directory) / DISCRIMINATOR_CONFIG_FILE).write_text(config, encoding="utf-8")
+
+
+def push_distilled(
+    repo_id: str,
+    student: HubNetwork,
+    discriminator: HubNetwork | None = None,
+    *,
+    facts: ModelFacts | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    commit_message: str = "Distilled student",
+) -> str:
+    """`save_distilled` into a repository of the hub, which is made if it is not there; returns the commit's address."""
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_distilled(folder, student, discriminator, facts=facts)
+        repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        return str(
+            api.upload_folder(
+                repo_id=repo_id, repo_type="model", folder_path=folder, revision=branch, commit_message=commit_message
+            )
+        )
+
+
+def _refuse_unmerged(network: nn.Module) -> None:
+    if any(".lora_" in name for name, _ in network.named_parameters()):
+        raise ValueError("the network has LoRA weights: fold them in with merge_lora before saving it")

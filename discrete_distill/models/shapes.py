@@ -1,0 +1,65 @@
+"""The shape of a network, read from its weights: what a config file says is believed only where they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .weights import CheckpointError
+
+MOST_BLOCKS = 1000
+WIDEST = 2**14
+TELLING = {"vocab_embed.embedding": 2, "sigma_map.mlp.2.weight": 2, "rotary_emb.inv_freq": 1}
+
+
+def read_shape(weights: Mapping[str, Any], *, source: str, prefix: str = "") -> dict[str, int]:
+    """Sizes of a `DiT` by the names of `DiTConfig`; its heads are known by the number of rotary frequencies.
+
+    Args:
+        weights: by name.
+        source: where they are from, for messages.
+        prefix: of the network among the weights.
+
+    Raises:
+        CheckpointError: if a weight that tells a size is missing or of another rank, or a size is not believable.
+    """
+    if missing := [prefix + name for name in TELLING if prefix + name not in weights]:
+        raise CheckpointError(f"{source} holds no network of MDLM's kind; missing: {', '.join(missing)}")
+    shapes = []
+    for name, rank in TELLING.items():
+        value = weights[prefix + name]
+        if not isinstance(value, Tensor) or value.dim() != rank or not value.numel():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(f"{source}: {prefix + name} has shape {shape}, not {rank} sizes above zero")
+        shapes.append(tuple(value.shape))
+    (vocab_size, hidden_size), (cond_size, _), (half_head,) = shapes
+    if max(hidden_size, cond_size) > WIDEST:
+        raise CheckpointError(f"{source}: widths of {hidden_size} and {cond_size}; at most {WIDEST} is believed")
+    blocks = prefix + "blocks."
+    num_layers = len({name[len(blocks) :].partition(".")[0] for name in weights if name.startswith(blocks)})
+    if not 1 <= num_layers <= MOST_BLOCKS:
+        raise CheckpointError(f"{source} holds {num_layers} blocks; between 1 and {MOST_BLOCKS} are believed")
+    if hidden_size % (2 * half_head):
+        raise CheckpointError(
+            f"{source}: a width of {hidden_size} does not split into heads of {half_head} rotary frequencies"
+        )
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": hidden_size // (2 * half_head),
+        "cond_size": cond_size,
+    }
+
+
+def check_stated(stated: Mapping[str, Any], read: Mapping[str, int], *, source: str) -> None:
+    """Refuse a config file that contradicts the weights, before anything of its size is made.
+
+    Raises:
+        CheckpointError: naming the first size on which they differ.
+    """
+    for name, size in read.items():
+        if name in stated and stated[name] != size:
+            raise CheckpointError(f"{source}: its config file says {name} = {stated[name]}, its weights {size}")

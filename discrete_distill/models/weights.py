@@ -1,0 +1,227 @@
+"""Files of weights: read without running anything in them, checked by name before a single number is used."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
+PICKLE_LIMIT = 64_000_000  # bytes of data.pkl, which names the tensors and holds none of their numbers
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# What training frameworks store beside the weights: settings, tokenisers, progress. Nothing of it is imported or
+# called; each name is read as an `Inert`. Any other name means that the file wants something run: it is refused.
+INERT_MODULES = (
+    "omegaconf",
+    "transformers",
+    "tokenizers",
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "torchmetrics",
+    "numpy",
+    "pathlib",
+    "typing",
+    "dataloader",  # the research repositories' own tokenisers
+)
+INERT_NAMES = (
+    *("argparse.Namespace", "collections.defaultdict", "functools.partial"),
+    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "str")),
+    *("builtins.tuple", "builtins.type"),
+)
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold the weights it should: damaged, hostile, or of another network."""
+
+
+class Inert:
+    """Stands where a pickle names a class that is not imported; takes anything, keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def read_safetensors(file: str | Path) -> dict[str, Tensor]:
+    """Tensors by name, mapped from disk.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is cut short, declares a header that cannot be, or is not of this format.
+    """
+    file = Path(file)
+    _check_header(file)
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged: {error}; fetch or write it again") from error
+
+
+def _check_header(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    if len(start) < 8:
+        raise CheckpointError(f"{file} is cut short: {size} bytes hold no safetensors header")
+    (header,) = struct.unpack("<Q", start)
+    if header > HEADER_LIMIT:
+        raise CheckpointError(
+            f"{file} is no safetensors file: it declares a header of {header} bytes, more than {HEADER_LIMIT}"
+        )
+    if header + 8 > size:
+        raise CheckpointError(f"{file} is cut short: a header of {header} bytes in a file of {size}")
+
+
+def read_pickle(file: str | Path) -> dict[str, Any]:
+    """What `torch.save` wrote, by ``torch.load(weights_only=True)``; settings stored beside the weights become `Inert`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is no archive of `torch.save`, is damaged, or names code; nothing of it is run.
+    """
+    file = Path(file)
+    _check_archive(file)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+        unknown = sorted(name for name in names if not _is_inert(name))
+        if unknown:
+            raise CheckpointError(f"{file} names code that is not weights: {_some(unknown)}; nothing of it was run")
+        with torch.serialization.safe_globals([_stand_in(name) for name in names]):
+            payload = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged, or no checkpoint of tensors: {error}") from error
+    if not isinstance(payload, Mapping):
+        raise CheckpointError(f"{file} holds a {type(payload).__name__}, not a dictionary of tensors")
+    return dict(payload)
+
+
+def _check_archive(file: Path) -> None:
+    with file.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise CheckpointError(f"{file} is no zip archive, as torch.save writes since 1.6; save it again")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickles = [record for record in archive.infolist() if record.filename.endswith("data.pkl")]
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    for record in pickles:
+        if record.file_size > PICKLE_LIMIT:
+            raise CheckpointError(f"{file} has a {record.filename} of {record.file_size} bytes, over {PICKLE_LIMIT}")
+
+
+def _is_inert(name: str) -> bool:
+    return name in INERT_NAMES or any(name.startswith(f"{module}.") for module in INERT_MODULES)
+
+
+def _stand_in(name: str) -> type[Inert] | Callable[..., Any]:
+    module, _, qualname = name.rpartition(".")
+    if name == "collections.defaultdict":  # items may be set only on real dictionaries
+        return _named(lambda *_: {}, module, qualname)
+    return type(qualname, (Inert,), {"__module__": module, "__qualname__": qualname})
+
+
+def _named(function: Callable[..., Any], module: str, qualname: str) -> Callable[..., Any]:
+    function.__module__, function.__qualname__ = module, qualname
+    return function
+
+
+def read_weights(file: str | Path) -> dict[str, Any]:
+    """A dictionary of tensors, or a training checkpoint that contains one, by the file's suffix.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it cannot be read safely; see `read_safetensors` and `read_pickle`.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}")
+    if file.suffix == SAFETENSORS_SUFFIX:
+        return dict(read_safetensors(file))
+    if file.suffix in PICKLE_SUFFIXES:
+        return read_pickle(file)
+    raise CheckpointError(f"{file} ends neither in {SAFETENSORS_SUFFIX} nor in one of {', '.join(PICKLE_SUFFIXES)}")
+
+
+def read_json(file: str | Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: if it is not one.
+    """
+    try:
+        read = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{file} holds a {type(read).__name__}, not a JSON object")
+    return read
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Any], *, source: str) -> None:
+    """Compare names, shapes and dtypes with a module's own; floating-point weights may have any of four precisions.
+
+    Raises:
+        CheckpointError: naming the weights that are missing, unknown, or of another shape or dtype.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := [name for name in own if name not in weights]:
+        problems.append(f"missing: {_some(missing)}")
+    if unknown := [name for name in weights if name not in own]:
+        problems.append(f"unknown: {_some(unknown)}")
+    if wrong := [
+        difference for name in own if name in weights and (difference := _difference(name, own[name], weights[name]))
+    ]:
+        problems.append("; ".join(wrong[:5]))
+    if problems:
+        raise CheckpointError(f"{source} does not hold the weights of a {type(module).__name__}: {'; '.join(problems)}")
+
+
+def _difference(name: str, own: Tensor, given: Any) -> str:
+    if not isinstance(given, Tensor):
+        return f"{name} is a {type(given).__name__}, not a tensor"
+    if given.shape != own.shape:
+        return f"{name} has shape {tuple(given.shape)}, not {tuple(own.shape)}"
+    if given.dtype != own.dtype and not (own.dtype in FLOATS and given.dtype in FLOATS):
+        return f"{name} has dtype {given.dtype}, not {own.dtype}"
+    return ""
+
+
+def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str) -> Module:
+    """The module that ``make`` constructs, with these weights, in fp32 and evaluation mode; checked before memory is
+    taken for it.
+
+    Raises:
+        CheckpointError: see `check_weights`.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        module = make()
+    check_weights(module, weights, source=source)
+    own = module.state_dict()
+    # Copied out of the mapped file, so that training does not write into it, and in the module's own precision.
+    state = {name: value.to(own[name].dtype, copy=True) for name, value in weights.items()}
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

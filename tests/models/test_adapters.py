@@ -1,0 +1,380 @@
+"""Foreign models as denoisers: equal to plain calls of the model, whatever is passed through, and in a sampler."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import published
+import pytest
+import torch
+from torch import Tensor, nn
+
+from discrete_distill import AncestralSampler, LogLinearSchedule, MaskedDiffusion, as_denoiser
+from discrete_distill.models import DiT
+from discrete_distill.process import FeatureDenoiser, logits_at
+
+transformers = pytest.importorskip("transformers")
+
+V, MASK, LENGTH = 12, 11, 7
+SIZE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SPECIAL = {"pad_token_id": 0, "mask_token_id": MASK, "bos_token_id": 1, "eos_token_id": 2}
+REAL = torch.arange(LENGTH) < torch.tensor([[LENGTH], [4], [6]])
+
+
+def randomised(model: nn.Module) -> Any:
+    """All weights random: biases and norms too, so that nothing hides behind a zero or a one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    return model.eval()
+
+
+def example() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(1, V, (3, LENGTH), generator=generator)
+    x[:, 2] = MASK
+    return x, torch.rand(3, generator=generator)
+
+
+def masked_lm(kind: str) -> Any:
+    if kind == "bert":
+        return transformers.BertForMaskedLM(transformers.BertConfig(**SIZE, max_position_embeddings=16))
+    if kind == "roberta":
+        return transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZE, max_position_embeddings=16))
+    if kind == "electra":
+        return transformers.ElectraForMaskedLM(
+            transformers.ElectraConfig(**SIZE, embedding_size=16, max_position_embeddings=16)
+        )
+    if kind == "distilbert":
+        return transformers.DistilBertForMaskedLM(
+            transformers.DistilBertConfig(
+                vocab_size=V, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16
+            )
+        )
+    if kind == "modernbert":
+        special = {f"{name}_token_id": 0 for name in ("pad", "cls", "sep", "bos", "eos")}
+        return transformers.ModernBertForMaskedLM(
+            transformers.ModernBertConfig(**SIZE, **special, max_position_embeddings=16)
+        )
+    config = transformers.EsmConfig(
+        **SIZE,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        mask_token_id=MASK,
+        position_embedding_type="rotary",
+        token_dropout=kind == "esm-2",
+    )
+    return transformers.EsmForMaskedLM(config)
+
+
+KINDS = ["bert", "roberta", "electra", "distilbert", "modernbert", "esm", "esm-2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_language_models_equal_plain_calls(kind: str) -> None:
+    model = randomised(masked_lm(kind))
+    denoiser = as_denoiser(model)
+    x, t = example()
+    assert torch.equal(denoiser(x, t), model(input_ids=x).logits)
+    padded = denoiser(x, t, attention_mask=REAL)
+    assert torch.equal(padded, model(input_ids=x, attention_mask=REAL.long()).logits)
+    assert not torch.allclose(padded[REAL], denoiser(x, t)[REAL])
+    other = torch.where(REAL, x, 3)
+    torch.testing.assert_close(denoiser(other, t, attention_mask=REAL)[REAL], padded[REAL], atol=1e-5, rtol=1e-5)
+    positions = torch.arange(LENGTH).flip(0).expand(3, -1).contiguous()
+    if kind not in ("distilbert", "esm", "esm-2"):
+        assert torch.equal(denoiser(x, t, position_ids=positions), model(x, position_ids=positions).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_heads_can_be_run_alone(kind: str) -> None:
+    model = randomised(masked_lm(kind))
+    denoiser = as_denoiser(model)
+    assert isinstance(denoiser, FeatureDenoiser)
+    x, t = example()
+    state = list(model.state_dict())
+    for cond in ({}, {"attention_mask": REAL}):
+        features = denoiser.features(x, t, **cond)
+        assert features.shape == (3, LENGTH, 16)
+        torch.testing.assert_close(denoiser.project(features), denoiser(x, t, **cond), atol=1e-5, rtol=1e-5)
+        rows = torch.tensor([2, 9, 20])
+        expected = denoiser(x, t, **cond).flatten(0, 1)[rows]
+        torch.testing.assert_close(logits_at(denoiser, x, t, rows, **cond), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(denoiser(x, t), model(x).logits)  # the head is back in its place
+    assert list(model.state_dict()) == state
+
+
+def test_gradients_through_features_are_the_models_own() -> None:
+    model = randomised(masked_lm("bert"))
+    denoiser, (x, t) = as_denoiser(model), example()
+    gradients = []
+    for logits in (denoiser(x, t), denoiser.project(denoiser.features(x, t))):
+        model.zero_grad()
+        logits.square().sum().backward()
+        gradients.append(
+            {
+                name: parameter.grad.clone()
+                for name, parameter in denoiser.named_parameters()
+                if parameter.grad is not None
+            }
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=1e-3, rtol=1e-4)
+
+
+def test_the_head_is_back_after_an_error() -> None:
+    model = randomised(masked_lm("bert"))
+    denoiser, (x, t) = as_denoiser(model), example()
+    with pytest.raises(IndexError):
+        denoiser.features(torch.full_like(x, V), t)
+    assert torch.equal(denoiser(x, t), model(x).logits)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "esm"])
+def test_a_sampler_runs_on_them_and_computes_logits_only_where_tokens_are_revealed(kind: str) -> None:
+    model = randomised(masked_lm(kind))
+    denoiser, process = as_denoiser(model), MaskedDiffusion(mask_token_id=MASK)
+    rows, project = [], denoiser.project
+
+    def counting(features: Tensor) -> Tensor:
+        rows.append(len(features))
+        return project(features)
+
+    denoiser.project = counting
+    prompt = torch.where(torch.arange(LENGTH) < 3, torch.tensor([1, 5, 6, 0, 0, 0, 0]), MASK).expand(3, -1)
+    options = {"x_init": prompt, "attention_mask": REAL}
+    out = AncestralSampler(process, num_steps=3)(denoiser, **options, generator=torch.Generator().manual_seed(3))
+    assert sum(rows) == int(((prompt == MASK) & REAL).sum())
+    plain = AncestralSampler(process, num_steps=3)(
+        lambda x, t, attention_mask: model(input_ids=x, attention_mask=attention_mask.long()).logits,
+        **options,
+        generator=torch.Generator().manual_seed(3),
+    )
+    assert torch.equal(out.sequences, plain.sequences)
+    assert not (out.sequences[REAL] == MASK).any()
+    assert torch.equal(out.sequences[:, :3], prompt[:, :3])
+
+
+def test_esm_2_scales_by_the_visible_share_and_needs_a_visible_token() -> None:
+    """Its own rule divides by zero in the all-mask state: give it <cls> and <eos>, or switch the rule off."""
+    model = randomised(masked_lm("esm-2"))
+    denoiser, process = as_denoiser(model), MaskedDiffusion(mask_token_id=MASK)
+    all_mask = torch.full((1, LENGTH), MASK)
+    assert denoiser(all_mask, torch.ones(1)).isnan().all()
+    framed = all_mask.clone()
+    framed[:, 0], framed[:, -1] = 1, 2
+    assert denoiser(framed, torch.ones(1)).isfinite().all()
+    out = AncestralSampler(process, num_steps=4)(denoiser, x_init=framed, generator=torch.Generator().manual_seed(0))
+    assert not (out.sequences == MASK).any()
+
+
+class TinyLLaDA(nn.Module):
+    """LLaDA as its repository calls it: ``model.transformer.ff_out`` last, a padding mask, attention both ways."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="llada", **config)
+        llama = transformers.LlamaModel(transformers.LlamaConfig(**SIZE, max_position_embeddings=16))
+        head = nn.Linear(16, V, bias=False)
+        self.model = nn.Module()
+        self.model.transformer = nn.ModuleDict({"trunk": llama, "ff_out": head})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        batch, length = input_ids.shape
+        bias = torch.zeros(batch, 1, length, length)
+        if attention_mask is not None:
+            bias = bias.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(torch.float32).min)
+        h = self.model.transformer.trunk(input_ids=input_ids, attention_mask=bias).last_hidden_state
+        return SimpleNamespace(logits=self.model.transformer.ff_out(h))
+
+
+class TinyDream(nn.Module):
+    """Dream as its repository calls it: ``"full"`` or a bool mask of pairs, positions of real tokens, shifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="Dream")
+        self.model = transformers.Qwen2Model(
+            transformers.Qwen2Config(
+                **SIZE, num_key_value_heads=1, max_position_embeddings=16, attn_implementation="eager"
+            )
+        )
+        self.lm_head = nn.Linear(16, V, bias=False)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | str = "full", position_ids: Tensor | None = None
+    ) -> Any:
+        batch, length = input_ids.shape
+        allowed = torch.ones(batch, 1, length, length, dtype=torch.bool)
+        if isinstance(attention_mask, Tensor):
+            assert attention_mask.shape == allowed.shape
+            allowed = attention_mask
+        self.positions = position_ids
+        bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)  # a row of nothing but these gives NaN
+        h = self.model(input_ids=input_ids, attention_mask=bias, position_ids=position_ids).last_hidden_state
+        return SimpleNamespace(logits=self.lm_head(h))
+
+
+def test_llada() -> None:
+    model = randomised(TinyLLaDA())
+    denoiser, (x, t) = as_denoiser(model), example()
+    assert isinstance(denoiser, FeatureDenoiser)
+    for cond, plain in (({}, {}), ({"attention_mask": REAL}, {"attention_mask": REAL.long()})):
+        assert torch.equal(denoiser(x, t, **cond), model(x, **plain).logits)
+        features = denoiser.features(x, t, **cond)
+        torch.testing.assert_close(denoiser.project(features), model(x, **plain).logits, atol=1e-5, rtol=1e-5)
+    later = x.clone()
+    later[:, -1] = (x[:, -1] + 1) % V
+    assert not torch.allclose(denoiser(x, t)[:, 0], denoiser(later, t)[:, 0])
+    for entangled in ({"weight_tying": True}, {"scale_logits": True}):
+        assert not isinstance(as_denoiser(TinyLLaDA(**entangled)), FeatureDenoiser)
+
+
+def test_dream_whose_logits_are_one_place_early() -> None:
+    model = randomised(TinyDream())
+    denoiser, (x, t) = as_denoiser(model), example()
+    raw = model(x, "full").logits
+    shifted = torch.cat([raw[:, :1], raw[:, :-1]], dim=1)
+    assert torch.equal(denoiser(x, t), shifted)
+    torch.testing.assert_close(denoiser.project(denoiser.features(x, t)), shifted, atol=1e-5, rtol=1e-5)
+    # Prompts of different lengths, padded on the left, as its own generation code has it.
+    real = REAL.flip(1)
+    positions = (real.long().cumsum(-1) - 1).masked_fill(~real, 1)
+    pairs = torch.logical_and(real[:, None, None, :], real[:, None, :, None]) | torch.eye(LENGTH, dtype=torch.bool)
+    raw = model(x, pairs, positions).logits
+    padded = denoiser(x, t, attention_mask=real)
+    assert torch.equal(model.positions, positions)
+    reliable = real & real.roll(1, 1)
+    reliable[:, 0] = real[:, 0]
+    torch.testing.assert_close(
+        padded[reliable], torch.cat([raw[:, :1], raw[:, :-1]], 1)[reliable], atol=1e-5, rtol=1e-5
+    )
+    other = torch.where(real, x, 3)
+    torch.testing.assert_close(denoiser(other, t, attention_mask=real)[reliable], padded[reliable])
+    torch.testing.assert_close(padded[1, 4:], denoiser(x[1:2, 3:], t[1:2])[0, 1:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_of_causal_code_is_made_to_read_both_ways(attention: str) -> None:
+    config = transformers.LlamaConfig(**SIZE, max_position_embeddings=16, attn_implementation=attention)
+    model = randomised(transformers.LlamaForCausalLM(config))
+    with pytest.raises(ValueError, match=r'reads from left to right: pass attention="full"'):
+        as_denoiser(model)
+    denoiser = as_denoiser(model, attention="full", head="lm_head")
+    x, t = example()
+    expected = model(input_ids=x, attention_mask=torch.zeros(3, 1, LENGTH, LENGTH)).logits
+    torch.testing.assert_close(denoiser(x, t), expected)
+    torch.testing.assert_close(denoiser.project(denoiser.features(x, t)), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(denoiser(x, t), model(x).logits)
+    padded = denoiser(x, t, attention_mask=REAL)
+    torch.testing.assert_close(padded[1, :4], denoiser(x[1:2, :4], t[1:2])[0], atol=1e-4, rtol=1e-4)
+    shifted = as_denoiser(model, attention="full", shifted=True)
+    assert not isinstance(shifted, FeatureDenoiser)
+    torch.testing.assert_close(shifted(x, t)[:, 1:], expected[:, :-1])
+
+
+class ResearchNetwork(nn.Module):
+    """The transformer of the MDLM, DUO, SDTT and DiDi-Instruct code: called with ids and sigma, by position."""
+
+    def __init__(self, dit: DiT, config: Any = None) -> None:
+        super().__init__()
+        self.vocab_embed, self.output_layer = dit.vocab_embed, dit.output_layer
+        self.inner, self.config = [dit], config
+        self.sigmas: list[Tensor] = []
+
+    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        self.sigmas.append(sigma)
+        t = -torch.expm1(-sigma) / (1.0 - 1e-3)
+        h, cond = self.inner[0].trunk(self.vocab_embed(indices), t)
+        return self.output_layer.linear(self.output_layer.features(h, cond))
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (None, False),
+        (SimpleNamespace(time_conditioning=False), False),
+        (SimpleNamespace(time_conditioning=True), True),  # as MDLM has it
+        (SimpleNamespace(algo=SimpleNamespace(time_conditioning=True)), True),  # as DUO has it
+    ],
+)
+def test_the_research_networks_and_their_zeroed_sigma(config: Any, told: bool) -> None:
+    dit = published.denoiser(published.network(), time_conditioning=True)
+    model = ResearchNetwork(dit, config).eval()
+    denoiser, x, t = as_denoiser(model), torch.arange(6).view(2, 3), torch.tensor([0.3, 0.9])
+    logits = denoiser(x, t)
+    sigma = LogLinearSchedule().sigma(t) if told else torch.zeros(2)
+    torch.testing.assert_close(model.sigmas[-1], sigma)
+    assert torch.equal(logits, model(x, model.sigmas[0]))
+    torch.testing.assert_close(logits, dit(x, t if told else 0 * t), atol=1e-5, rtol=1e-5)
+    assert torch.equal(denoiser.project(denoiser.features(x, t)), logits)
+    with pytest.raises(ValueError, match="cannot leave padding out: give sequences of one length"):
+        denoiser(x, t, attention_mask=torch.ones(2, 3, dtype=torch.bool))
+    forced = as_denoiser(model, time_conditioning=not told)
+    assert not torch.allclose(forced(x, t), logits)
+
+
+class HubNetwork(nn.Module):
+    """The class in the hub repositories of MDLM and DUO: by keyword, and logits as they come, or in a tuple."""
+
+    def __init__(self, network: ResearchNetwork, time_conditioning: bool, pack: bool) -> None:
+        super().__init__()
+        self.backbone, self.pack = network, pack
+        self.config = SimpleNamespace(model_type="mdlm", time_conditioning=time_conditioning)
+
+    def forward(self, input_ids: Tensor, timesteps: Tensor) -> Any:
+        logits = self.backbone(input_ids, timesteps)
+        return (logits, []) if self.pack else logits
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_hub_classes_of_mdlm(told: bool, pack: bool) -> None:
+    network = ResearchNetwork(published.denoiser(published.network(), time_conditioning=True))
+    denoiser = as_denoiser(HubNetwork(network, told, pack))
+    x, t = torch.arange(6).view(2, 3), torch.tensor([0.3, 0.9])
+    sigma = LogLinearSchedule().sigma(t) if told else torch.zeros(2)
+    torch.testing.assert_close(denoiser(x, t), network(x, sigma))
+    torch.testing.assert_close(denoiser.project(denoiser.features(x, t)), network(x, sigma))
+    process = MaskedDiffusion(mask_token_id=published.VOCABULARY - 1)
+    out = AncestralSampler(process, num_steps=2)(denoiser, shape=(2, 5), generator=torch.Generator().manual_seed(0))
+    assert not process.is_masked(out.sequences).any()
+
+
+def test_what_already_is_a_denoiser_stays_as_it_is() -> None:
+    dit = published.denoiser(published.network())
+    assert as_denoiser(dit) is dit
+    adapted = as_denoiser(randomised(masked_lm("bert")), head=None)
+    assert not isinstance(adapted, FeatureDenoiser)
+    assert as_denoiser(adapted) is adapted
+    with pytest.raises(TypeError, match="a DiT is a denoiser already"):
+        as_denoiser(dit, shifted=True)
+
+
+def test_models_that_are_not_known_are_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match=r"a Linear is no model that is known: say how it is called"):
+        as_denoiser(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"a BertForMaskedLM has no head at 'nowhere'; name it by head="):
+        as_denoiser(masked_lm("bert"), head="nowhere")
+    x, t = example()
+    table = torch.randn(V, V, generator=torch.Generator().manual_seed(0))
+    mine = as_denoiser(lambda tokens, level: {"logits": table[tokens] + level.sum()}, ids="tokens", time="level")
+    torch.testing.assert_close(mine(x, t), table[x])
+
+
+def test_its_parameters_are_the_models_and_it_trains_as_a_student() -> None:
+    model = randomised(masked_lm("bert"))
+    denoiser = as_denoiser(model)
+    assert {id(parameter) for parameter in denoiser.parameters()} == {id(parameter) for parameter in model.parameters()}
+    process, (x, _) = MaskedDiffusion(mask_token_id=MASK), example()
+    clean = torch.where(x == MASK, 4, x)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = process.nelbo(denoiser, clean, by="count", generator=torch.Generator().manual_seed(5)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
