@@ -24,10 +24,10 @@ class AnalyticSampler(GridSampler):
     .. math:: P(z_s^i = v) = (e^{\sigma_t - \sigma_s} - 1)\, s_v, \qquad
         P(z_s^i = m) = 1 - (e^{\sigma_t - \sigma_s} - 1) \sum_v s_v.
 
-    A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for token.
-    A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a position is
-    to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that is left, in
-    proportion to the scores.
+    A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for
+    token. A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a
+    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that is
+    left, in proportion to the scores.
 
     Args:
         process: mask and schedule; scores belong to the schedule they were trained with.
@@ -50,8 +50,8 @@ class AnalyticSampler(GridSampler):
             )
         if self.outputs == "log_scores" and not bool(self.process.schedule.sigma(torch.ones(())).isfinite()):
             raise ValueError(
-                f"scores are taken at finite noise, and {self.process.schedule} has alpha(1) = 0; use the schedule that "
-                "the network was trained with, such as GeometricSchedule"
+                f"scores are taken at finite noise, and {self.process.schedule} has alpha(1) = 0; use the schedule "
+                "that the network was trained with, such as GeometricSchedule"
             )
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:

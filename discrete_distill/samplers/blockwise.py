@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +83,12 @@ class BlockwiseSampler:
         history: list[Tensor] = [z]
         step_of_all = _Counted(callback) if callback is not None else None
         for number, block in enumerate(blocks):
-            out = self.sampler(
+            draw: Callable[..., SamplerOutput] = self.sampler
+            out = draw(
                 denoiser,
                 *others,
                 # An unconditional first block is still known to be all mask.
-                shape if number == 0 else None,
+                shape=shape if number == 0 else None,
                 x_init=x_init if number == 0 else z,
                 attention_mask=attention_mask,
                 writable=block,

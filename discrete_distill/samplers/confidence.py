@@ -22,8 +22,8 @@ class ConfidenceSampler(GridSampler):
 
     A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. After the step
     to ``s``, ``floor(n (1 - alpha_s))`` of a sequence's ``n`` masks are left: with a linear schedule and an even grid,
-    equally many tokens a step. How many are revealed is fixed; which are depends on the draws, so the law is not that of
-    the denoiser even when steps are many (it leans towards likely tokens).
+    equally many tokens a step. How many are revealed is fixed; which are depends on the draws, so the law is not that
+    of the denoiser even when steps are many (it leans towards likely tokens).
 
     Args:
         process: mask and schedule.

@@ -24,9 +24,10 @@ class EntropyBoundedSampler(Sampler):
 
     .. math:: \sum_{l \in U} H_l - \max_{l \in U} H_l \le \gamma,
 
-    ``H`` the entropies of the rows: what drawing them independently can cost at most, in nats of mutual information. One
-    token is always kept. Sequences finish after different numbers of steps; at ``gamma = 0`` with rows of entropy above
-    0 that is one token a step. There is no grid: the denoiser is told the time at which so many masks are expected.
+    ``H`` the entropies of the rows: what drawing them independently can cost at most, in nats of mutual information.
+    One token is always kept. Sequences finish after different numbers of steps; at ``gamma = 0`` with rows of entropy
+    above 0 that is one token a step. There is no grid: the denoiser is told the time at which so many masks are
+    expected.
 
     Args:
         process: mask and schedule.

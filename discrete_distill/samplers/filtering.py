@@ -102,8 +102,8 @@ class TokenLaw(NamedTuple):
         active: Tensor | None,
         return_entropy: bool,
     ) -> SampledRows:
-        """Inverse CDF over the vocabulary in its own order, by the 64 bits of a counter: another definition than that of
-        `sample_rows`, so other tokens from one seed, and the same law."""
+        """Inverse CDF over the vocabulary in its own order, by the 64 bits of a counter: another definition than that
+        of `sample_rows`, so other tokens from one seed, and the same law."""
         log_probs_nV = (self.without_mask(logits_nV) / self.temperature).log_softmax(-1)
         candidates = torch.arange(num_candidates, device=rows.device)
         high, low, _, _ = philox_4x32(seed, candidates, rows[:, None], step, STREAM_TOKEN)

@@ -35,8 +35,8 @@ class SamplerOptions:
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional law and one call, everything else two calls a step, both counted.
         chunk_rows: rows of vocabulary logits held at once; no token depends on it.
-        static: rows that depend on logits are padded to a table of known height, so that no step waits for the device to
-            say how many there are (padding costs the head, and no draw). By default on an accelerator.
+        static: rows that depend on logits are padded to a table of known height, so that no step waits for the device
+            to say how many there are (padding costs the head, and no draw). By default on an accelerator.
         progress: show a progress bar over the steps.
         check: look at all logits in every step, and name the first bad row at once; otherwise bad rows are reported
             when the sampler has ended, without waiting for the device in between.
@@ -129,8 +129,8 @@ class GridOptions(SamplerOptions):
 
     Args:
         num_steps: steps; one in which nothing is revealed anywhere costs no call.
-        grid: "uniform" in time; "cosine", ``t_k = cos(pi k / 2 K)``, which takes short steps near all mask; or the times
-            themselves, descending, of which there is one more than steps (``num_steps`` is then not used).
+        grid: "uniform" in time; "cosine", ``t_k = cos(pi k / 2 K)``, which takes short steps near all mask; or the
+            times themselves, descending, of which there is one more than steps (``num_steps`` is then not used).
         end: last time of a "uniform" or "cosine" grid. A grid that ends at 0 leaves no mask.
         noise_removal: what becomes of masks that a grid with an ``end`` above 0 leaves: one more pass that draws them
             ("sample") or takes the likeliest tokens ("greedy"), counted when there are any; or nothing ("none").

@@ -33,12 +33,12 @@ class PathPlanningSampler(GridSampler):
         process: mask and schedule.
         num_steps: steps; each is one call.
         eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
-        planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the written
-            tokens; counted among the network evaluations. Self-planning if None.
+        planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
+            written tokens; counted among the network evaluations. Self-planning if None.
         greedy: the likeliest token in place of a draw.
 
-    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a denoiser
-    that only knows masked positions needs a planner, or ``eta=0``.
+    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
+    denoiser that only knows masked positions needs a planner, or ``eta=0``.
 
     Raises:
         ValueError: if ``eta`` is negative.

@@ -196,8 +196,8 @@ class RGASampler(GridOptions):
         drawn = run.draw(rows, t, s, step, num_candidates=self.num_candidates)
         if isinstance(discriminator, CandidateScorer):
             run.other_calls += self.num_candidates * discriminator.evaluations
-            scores = [self._candidate_of(run, rows, tokens, step, s) for tokens in drawn.tokens.unbind(1)]
-            scores = [discriminator.score_candidate(candidate).float() for candidate in scores]
+            candidates = [self._candidate_of(run, rows, tokens, step, s) for tokens in drawn.tokens.unbind(1)]
+            scores = [discriminator.score_candidate(candidate).float() for candidate in candidates]
         else:
             run.other_calls += self.num_candidates
             scores = [
@@ -264,8 +264,8 @@ class _Plan:
             asked.append(still & revealed.any(1, keepdim=True))
             still = still & ~revealed
         self.masked = planned_rows(asked)
-        for masked, revealed in zip(self.masked, self.revealed, strict=False):
-            among.append(torch.searchsorted(masked.index, revealed.index))
+        for masked_rows, rows in zip(self.masked, self.revealed, strict=False):
+            among.append(torch.searchsorted(masked_rows.index, rows.index))
         self.places = among
 
 

@@ -10,13 +10,14 @@ Shape suffixes: B batch, L length, N rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Rows of a canvas.
 
     Attributes:
@@ -36,7 +37,9 @@ class Rows(NamedTuple):
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        return Rows(*(each if each is None else each.to(device) for each in self))
+        chosen = None if self.sequences is None else self.sequences.to(device)
+        active = None if self.active is None else self.active.to(device)
+        return Rows(self.index.to(device), chosen, self.compact.to(device), active)
 
 
 def rows_at(flags_BL: Tensor) -> Rows:
@@ -52,7 +55,7 @@ def rows_at(flags_BL: Tensor) -> Rows:
 
 
 def padded_rows(flags_BL: Tensor, capacity: int) -> Rows:
-    """The first ``capacity`` flagged rows, ascending, and padding where they are fewer; shapes do not depend on data."""
+    """The first ``capacity`` flagged rows, ascending, and padding where they are fewer: shapes do not depend on data."""
     flat = flags_BL.flatten()
     index = flat.logical_not().to(torch.uint8).argsort(stable=True)[:capacity]
     return Rows(index, None, index, flat[index])

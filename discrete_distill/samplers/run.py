@@ -242,14 +242,14 @@ class Run:
         if bool(bad.any()):
             sequence, position = self._place(int(bad.flatten().nonzero()[0, 0]))
             raise ValueError(
-                f"sequence {sequence}, position {position}: logits of the denoiser were NaN, +inf or all -inf there (the "
-                "mask's own aside), so there was no token to draw; check=True names the step and the reason"
+                f"sequence {sequence}, position {position}: logits of the denoiser were NaN, +inf or all -inf there "
+                "(the mask's own aside), so there was no token to draw; check=True names the step and the reason"
             )
         return SamplerOutput(canvas.z, self.nfe, self.nfe + self.other_calls, canvas.log_probs, history)
 
 
 def guided(conditional_nV: Tensor, unconditional_nV: Tensor, scale: float) -> Tensor:
-    """``scale * conditional + (1 - scale) * unconditional``, in fp32; what is impossible given the condition stays so."""
+    """``scale * conditional + (1 - scale) * unconditional``, in fp32; what the condition forbids stays forbidden."""
     conditional_nV, unconditional_nV = conditional_nV.float(), unconditional_nV.float()
     mixed = scale * conditional_nV + (1.0 - scale) * unconditional_nV
     return torch.where(conditional_nV.isneginf(), conditional_nV, mixed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
@@ -27,8 +28,8 @@ class StaticSampler:
     draws the batch again from the same seed. So the tokens are those of ``sampler(denoiser, shape, generator=...)``,
     always.
 
-    On CUDA the whole trajectory is captured as a graph on the first call and replayed from then on: the seed is a device
-    tensor. Elsewhere the same operations run one by one.
+    On CUDA the whole trajectory is captured as a graph on the first call and replayed from then on: the seed is a
+    device tensor. Elsewhere the same operations run one by one.
 
     Args:
         sampler: what is replayed.
@@ -64,8 +65,7 @@ class StaticSampler:
         self.ends = torch.tensor([*times, 0.0], device=self.device)
         self.removes = times[-1] > 0.0 and sampler.noise_removal != "none"
         self.reveal_probabilities = [
-            float(sampler.process.unmask_probability(torch.tensor(t), torch.tensor(s)))
-            for t, s in zip(times, times[1:], strict=False)
+            float(sampler.process.unmask_probability(torch.tensor(t), torch.tensor(s))) for t, s in pairwise(times)
         ]
         self.capacities = row_capacities(self.reveal_probabilities, shape[0] * shape[1])
         self.room = torch.tensor(self.capacities, device=self.device)
