@@ -26,8 +26,8 @@ class AnalyticSampler(GridSampler):
 
     A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for
     token. A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a
-    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that is
-    left, in proportion to the scores.
+    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that
+    is left, in proportion to the scores.
 
     Args:
         process: mask and schedule; scores belong to the schedule they were trained with.

@@ -55,7 +55,7 @@ def rows_at(flags_BL: Tensor) -> Rows:
 
 
 def padded_rows(flags_BL: Tensor, capacity: int) -> Rows:
-    """The first ``capacity`` flagged rows, ascending, and padding where they are fewer: shapes do not depend on data."""
+    """The first ``capacity`` flagged rows, ascending, and padding where they are fewer: no shape depends on data."""
     flat = flags_BL.flatten()
     index = flat.logical_not().to(torch.uint8).argsort(stable=True)[:capacity]
     return Rows(index, None, index, flat[index])
