@@ -1,4 +1,4 @@
-"""Laws of samplers worked out in full: every state, every draw, every coin. Plain Python, on purpose unlike the library.
+"""Laws of samplers worked out in full: every state, every draw, every coin. Plain Python, unlike the library.
 
 A state is a tuple of ids; a law is a dictionary from states (or states with something attached) to probabilities.
 """
@@ -19,7 +19,7 @@ Moves = Callable[[Any], Iterable[tuple[float, Any]]]
 
 
 class RandomNetwork:
-    """Random logits at every position of every state, visible ones too; another table for each of ``times``, if given."""
+    """Random logits at every position of every state, visible ones too; a table for each of ``times``, if given."""
 
     def __init__(self, vocab_size: int, length: int, seed: int, times: Iterable[float] | None = None) -> None:
         self.size, self.length = vocab_size + 1, length

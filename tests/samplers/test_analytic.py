@@ -1,5 +1,6 @@
 """Tweedie tau-leaping: the ancestral step for normalised denoisers, and the enumerated law for score networks."""
 
+import itertools
 import math
 
 import pytest
@@ -31,7 +32,7 @@ def test_a_normalised_denoiser_takes_ancestral_steps_token_for_token() -> None:
 
 def score_law(network, process, start, times):
     law, schedule = {start: 1.0}, process.schedule
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         growth = math.expm1(float(schedule.sigma(torch.tensor(t)) - schedule.sigma(torch.tensor(s))))
 
         def moves(state, t=t, s=s, growth=growth):

@@ -97,7 +97,7 @@ def test_each_step_reveals_its_share_and_steps_without_one_are_free(static) -> N
 
 
 def test_bad_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="order is one of .*, got 'random'"):
+    with pytest.raises(ValueError, match=r"order is one of .*, got 'random'"):
         ConfidenceSampler(PROCESS, order="random")
     with pytest.raises(ValueError, match="order_temperature must be 0 or more, got -1"):
         ConfidenceSampler(PROCESS, order_temperature=-1.0)

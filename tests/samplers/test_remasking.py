@@ -1,5 +1,6 @@
 """ReMDM against its enumerated law, and against the marginals that it must keep."""
 
+import itertools
 import math
 
 import pytest
@@ -23,7 +24,7 @@ def sigma_of(strategy, eta, t, s):
 def law_of(network, start, strategy, eta):
     """States carry the probability with which each token was drawn; given tokens carry None."""
     law = {(start, tuple(None for _ in start)): 1.0}
-    for t, s in zip(TIMES, TIMES[1:], strict=False):
+    for t, s in itertools.pairwise(TIMES):
 
         def moves(pair, t=t, s=s):
             state, drawn = pair
@@ -35,7 +36,7 @@ def law_of(network, start, strategy, eta):
             hide = {i: sigma * math.exp(-drawn[i]) / total if strategy == "conf" else sigma for i in written}
             alpha_t, alpha_s = 1.0 - t, 1.0 - s
             with_sigma = 0.0 if strategy == "conf" else sigma
-            reveal = {i: (alpha_s - (1.0 - with_sigma) * alpha_t) / (1.0 - alpha_t) for i in masked}
+            reveal = dict.fromkeys(masked, (alpha_s - (1.0 - with_sigma) * alpha_t) / (1.0 - alpha_t))
             for share, changed in subsets([*masked, *written], {**reveal, **hide}):
                 for p, tokens in draws({i: rows[i] for i in masked if i in changed}):
                     after, psi = list(state), list(drawn)
@@ -116,7 +117,7 @@ def test_log_probs_are_those_of_the_last_draw() -> None:
 
 
 def test_bad_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="strategy is .*, got 'loop'"):
+    with pytest.raises(ValueError, match=r"strategy is .*, got 'loop'"):
         ReMaskingSampler(PROCESS, strategy="loop")
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 1.5"):
         ReMaskingSampler(PROCESS, eta=1.5)

@@ -36,8 +36,17 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("choices", [{}, {"top_k": 3}, {"end": 0.2}, {"end": 0.3, "noise_removal": "greedy"},
-                                     {"end": 0.3, "noise_removal": "none"}, {"grid": "cosine", "temperature": 0.7}])  # fmt: skip
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"top_k": 3},
+        {"end": 0.2},
+        {"end": 0.3, "noise_removal": "greedy"},
+        {"end": 0.3, "noise_removal": "none"},
+        {"grid": "cosine", "temperature": 0.7},
+    ],
+)
 def test_it_draws_what_the_sampler_draws(choices) -> None:
     network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4, **choices)
     static = StaticSampler(sampler, network, (8, LENGTH))
