@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -35,6 +35,17 @@ OURS, CHAIN, CHAIN_64, COMPILED = "discrete_distill", "chain, fp32", "chain, fp6
 HEADLESS = "backbone forwards alone"
 
 
+class Timed(NamedTuple):
+    """Seconds by the clock, and those that the process computed: on a busy machine the second says more."""
+
+    seconds: float
+    cpu_seconds: float
+
+    def over(self, steps: int) -> Timed:
+        """Of one step."""
+        return Timed(self.seconds / steps, self.cpu_seconds / steps)
+
+
 @dataclass
 class Results:
     """Rows of the table, and when to start no more."""
@@ -42,10 +53,11 @@ class Results:
     dry: bool
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, part: str, setting: dict[str, int], seconds: dict[str, list[float]], **more: dict[str, float]) -> None:
+    def add(self, part: str, setting: dict[str, int], timed: dict[str, list[Timed]], **more: dict[str, float]) -> None:
         """A row for each method of a setting; ratios are medians of ratios within a round."""
-        for name, times in seconds.items():
-            ratios = [theirs / ours for theirs, ours in zip(times, seconds[OURS], strict=True)]
+        for name, rounds in timed.items():
+            times = [each.seconds for each in rounds]
+            ratios = [theirs.seconds / ours.seconds for theirs, ours in zip(rounds, timed[OURS], strict=True)]
             row = {
                 "part": part,
                 **setting,
@@ -54,6 +66,7 @@ class Results:
                 "seconds": statistics.median(times),
                 "seconds_least": min(times),
                 "seconds_most": max(times),
+                "cpu_seconds": statistics.median(each.cpu_seconds for each in rounds),
                 "times_ours": statistics.median(ratios),
                 **{key: values[name] for key, values in more.items() if name in values},
             }
@@ -61,18 +74,18 @@ class Results:
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
 
 
-def time_in_turn(samples: dict[str, Sample], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each, in rounds, after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in samples}
+def time_in_turn(samples: dict[str, Sample], rounds: int, *, warm: bool = True) -> dict[str, list[Timed]]:
+    """How long each takes, in rounds, after one that does not count."""
+    timed: dict[str, list[Timed]] = {name: [] for name in samples}
     for number in range(rounds + warm):
         for name, sample in samples.items():
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             sample()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= warm:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                timed[name].append(Timed(time.perf_counter() - started, time.process_time() - cpu_started))
+    return timed
 
 
 def peak_megabytes(sample: Sample) -> float:
@@ -116,10 +129,10 @@ def reverse_step(results: Results) -> None:
     except Exception as error:  # a machine without a compiler still has the other rows
         print(f"torch.compile does not run here: {type(error).__name__}", flush=True)
         samples.pop(COMPILED, None)
-    seconds = time_in_turn(samples, 1 if results.dry else 5)
+    timed = time_in_turn(samples, 1 if results.dry else 5)
     peaks = {name: peak_megabytes(sample) for name, sample in samples.items()}
     setting = {"vocab": vocab, "batch": 1, "length": shape[1], "steps": steps}
-    results.add("reverse step alone", setting, seconds, peak_MB=peaks)
+    results.add("reverse step alone", setting, timed, peak_MB=peaks)
 
 
 def random_transformer(config: DiTConfig) -> DiT:
@@ -139,6 +152,7 @@ def end_to_end(results: Results) -> None:
     network, mask = random_transformer(config), config.vocab_size - 1
     shape = (1, 16 if results.dry else LENGTH)
     masks, t = torch.full(shape, mask), torch.ones(1)
+    our_sampler(network, shape, mask, 1)()  # the first forward pass of a process is slow
     for steps in (8, 16):
 
         def backbone(steps: int = steps) -> None:
@@ -151,9 +165,9 @@ def end_to_end(results: Results) -> None:
             OURS: our_sampler(network, shape, mask, steps),
             CHAIN: published_chain(network, shape, mask, steps),
         }
-        seconds = time_in_turn(samples, 1 if results.dry else 3 if steps == 8 else 2, warm=steps == 8)
+        timed = time_in_turn(samples, 1 if results.dry else 2, warm=False)
         setting = {"vocab": config.vocab_size, "batch": 1, "length": shape[1], "steps": steps}
-        results.add("end to end", setting, seconds)
+        results.add("end to end", setting, timed)
 
 
 def growth(results: Results) -> None:
@@ -174,8 +188,8 @@ def growth(results: Results) -> None:
                 OURS: our_sampler(fixed(logits), shape, mask, taken[OURS]),
                 CHAIN: published_chain(fixed(logits), shape, mask, taken[CHAIN]),
             }
-            seconds = time_in_turn(samples, 1 if results.dry else 3)
-            per_step = {method: [each / taken[method] for each in times] for method, times in seconds.items()}
+            timed = time_in_turn(samples, 1 if results.dry else 3)
+            per_step = {method: [each.over(taken[method]) for each in rounds] for method, rounds in timed.items()}
             results.add(f"step against {name}", {**setting, "length": LENGTH}, per_step)
 
 
@@ -204,10 +218,13 @@ def on_a_gpu(results: Results) -> None:
                 except torch.OutOfMemoryError:
                     print(f"{name}, batch {batch}: out of memory", flush=True)
                     del samples[name]
-            seconds = time_in_turn(samples, 1 if results.dry else 5)
-            rates = {name: batch * length / statistics.median(times) for name, times in seconds.items()}
+            timed = time_in_turn(samples, 1 if results.dry else 5)
+            rates = {
+                name: batch * length / statistics.median(each.seconds for each in rounds)
+                for name, rounds in timed.items()
+            }
             setting = {"vocab": config.vocab_size, "batch": batch, "length": length, "steps": steps}
-            results.add("GPU, end to end", setting, seconds, tokens_per_second=rates)
+            results.add("GPU, end to end", setting, timed, tokens_per_second=rates)
 
 
 def about(command: str) -> dict[str, Any]:

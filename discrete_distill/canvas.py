@@ -119,6 +119,12 @@ class Canvas:
         draw = self.uniform(step, STREAM_COIN)
         return draw < (probability if probability.dim() == 2 else probability[:, None])
 
+    def coins_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
+        """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, with probabilities ``[K]``."""
+        steps = torch.arange(first, first + len(probabilities), device=self.z.device)
+        draw = uniform(self.seed, row=self.row_numbers, step=steps[:, None], stream=STREAM_COIN, dtype=torch.float32)
+        return (draw < probabilities[:, None]).view(-1, *self.z.shape)
+
     def uniform(self, step: int, stream: int) -> Tensor:
         """Uniform numbers in (0, 1), fp32 ``[B, L]``, one for every position, step and stream."""
         draw = uniform(self.seed, row=self.row_numbers, step=step, stream=stream, dtype=torch.float32)

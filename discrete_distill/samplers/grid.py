@@ -15,6 +15,9 @@ from .run import Run
 from .trajectory import Recorder, ReverseStep, StepCallback, walk
 
 
+COINS_PER_CALL = 2**16
+
+
 class GridSampler(GridOptions, Sampler):
     """A sampler on a grid that needs a denoiser and nothing else."""
 
@@ -62,11 +65,14 @@ def coin_flags(run: Run, times: Sequence[float]) -> tuple[list[Tensor], Tensor]:
     canvas, process = run.canvas, run.canvas.process
     ends = torch.tensor(times, device=canvas.z.device)
     masked, flags = canvas.masked(), []
-    for step, (t, s) in enumerate(pairwise(ends)):
-        probability = process.unmask_probability(t, s).expand(canvas.batch)
-        revealed = canvas.coins(step, probability) & masked
-        flags.append(revealed)
-        masked = masked & ~revealed
+    # Counters are many small operations, so that the coins of several steps are tossed in one call.
+    together = max(1, COINS_PER_CALL // max(1, canvas.z.numel()))
+    for start in range(0, len(times) - 1, together):
+        t, s = ends[:-1][start : start + together], ends[1:][start : start + together]
+        heads = canvas.coins_of_steps(start, process.unmask_probability(t, s))
+        for coins in heads:
+            flags.append(coins & masked)
+            masked = masked & ~coins
     return flags, masked
 
 
