@@ -1,4 +1,4 @@
-"""What the samplers are compared with: the published chain over all of ``[B, L, V]``, and other packages where installed."""
+"""What the samplers are compared with: the published chain over all of ``[B, L, V]``, and other packages."""
 
 from __future__ import annotations
 

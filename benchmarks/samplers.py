@@ -123,6 +123,8 @@ def reverse_step(results: Results) -> None:
         **other_packages(logits, mask, steps),
     }
     try:
+        if results.dry:
+            raise RuntimeError("a dry run compiles nothing")
         compiled = torch.compile(eager_step, dynamic=True)
         samples[COMPILED] = published_chain(fixed(logits), shape, mask, steps, step=compiled)
         samples[COMPILED]()

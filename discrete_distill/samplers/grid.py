@@ -14,7 +14,6 @@ from .rows import Rows, planned_rows
 from .run import Run
 from .trajectory import Recorder, ReverseStep, StepCallback, walk
 
-
 COINS_PER_CALL = 2**16
 
 

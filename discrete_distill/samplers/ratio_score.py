@@ -22,7 +22,7 @@ class Candidate:
     Attributes:
         z: the state after the step, int64 ``[B, L]``.
         s: its time, ``[B]``.
-        revealed: bool ``[B, L]``, what the step drew; the same for all candidates of a step.
+        revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
         movable: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
         cond: what the denoiser is passed, attention mask included.
@@ -87,21 +87,23 @@ class TeacherRatio:
     @torch.no_grad()
     def score_candidate(self, candidate: Candidate, /) -> Tensor:
         """Scores ``[B]``; 0 where nothing was hidden."""
-        hide = candidate.revealed & (candidate.uniform < self.hidden)
-        rows = hide.flatten().nonzero().squeeze(1)
-        scores = torch.zeros(len(candidate.z), device=candidate.z.device)
-        if not len(rows):
-            return scores
-        z = torch.where(hide, self.process.mask_token_id, candidate.z)
+        rows, length = candidate.revealed, candidate.z.shape[1]
+        tokens = candidate.z.flatten()[rows]
+        # Rows that stay visible weigh nothing; leaving them out would wait for the device to count them.
+        hidden = candidate.uniform.flatten()[rows] < self.hidden
+        shown = torch.where(hidden, self.process.mask_token_id, tokens)
+        z = candidate.z.flatten().index_copy(0, rows, shown).view_as(candidate.z)
         masked = self.process.is_masked(z) & candidate.movable
         t = self.process.time_of_count(masked.sum(1), self.process.num_movable(z, candidate.movable))
         log_probs = [
             token_losses(
                 logits_at(network, z, t, rows, s=torch.zeros_like(t), **candidate.cond),
                 None,
-                candidate.z.flatten()[rows],
+                tokens,
+                weight_R=hidden.float(),
                 mask_token_id=self.process.mask_token_id,
             ).log_prob
             for network in (self.teacher, self.student)
         ]
-        return scores.index_add(0, rows // z.shape[1], (log_probs[0] - log_probs[1]).float())
+        scores = torch.zeros(len(z), device=z.device)
+        return scores.index_add(0, rows // length, (log_probs[0] - log_probs[1]).float())

@@ -210,11 +210,10 @@ class RGASampler(GridOptions):
 
     def _candidate_of(self, run: Run, rows: Rows, tokens: Tensor, step: int, s: Tensor) -> Candidate:
         canvas = run.canvas
-        revealed = run.on_canvas(rows, torch.ones_like(rows.index, dtype=torch.bool), False)
         mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
         draw = canvas.uniform(step, STREAM_REMASK)
         z = with_tokens(canvas, rows.index, tokens)
-        return Candidate(z, s, revealed, canvas.movable, draw, {**mask, **run.cond})
+        return Candidate(z, s, rows.index, canvas.movable, draw, {**mask, **run.cond})
 
     def _candidate_scores(
         self, canvas: Canvas, discriminator: RatioNetwork | Reward, rows: Tensor, tokens: Tensor, s: Tensor

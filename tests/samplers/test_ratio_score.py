@@ -15,9 +15,9 @@ PROCESS = MaskedDiffusion(MASK)
 def test_the_score_is_the_teachers_log_probability_minus_the_students_at_what_was_hidden() -> None:
     teacher, student = RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 1)
     z = torch.tensor([[0, 1, 2, MASK], [2, 2, MASK, 0]])
-    revealed = torch.tensor([[True, True, False, False], [False, True, False, True]])
+    revealed = torch.tensor([0, 1, 5, 7])
     draw = torch.tensor([[0.2, 0.9, 0.1, 0.1], [0.1, 0.4, 0.1, 0.3]])
-    candidate = Candidate(z, torch.full((2,), 0.5), revealed, torch.ones_like(revealed), draw)
+    candidate = Candidate(z, torch.full((2,), 0.5), revealed, torch.ones_like(z, dtype=torch.bool), draw)
     hidden = [[0], [1, 3]]
     scores = TeacherRatio(teacher, student, PROCESS, hidden=0.5).score_candidate(candidate)
     for row, places in enumerate(hidden):
@@ -35,9 +35,9 @@ def test_the_networks_are_told_the_time_of_as_many_masks() -> None:
         told.append((x.tolist(), t.tolist()))
         return torch.zeros(*x.shape, 4)
 
-    revealed = torch.tensor([[True, True, False, False]])
+    movable = torch.ones(1, 4, dtype=torch.bool)
     candidate = Candidate(
-        torch.tensor([[0, 1, MASK, 2]]), torch.tensor([0.1]), revealed, torch.ones_like(revealed), torch.zeros(1, 4)
+        torch.tensor([[0, 1, MASK, 2]]), torch.tensor([0.1]), torch.tensor([0, 1]), movable, torch.zeros(1, 4)
     )
     TeacherRatio(network, network, PROCESS).score_candidate(candidate)
     for x, t in told:

@@ -6,7 +6,18 @@ from counting import seeded
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from discrete_distill import AncestralSampler, MaskedDiffusion, StaticSampler
+from discrete_distill import (
+    AnalyticSampler,
+    AncestralSampler,
+    ConfidenceSampler,
+    FirstHittingSampler,
+    MaskedDiffusion,
+    PathPlanningSampler,
+    ReMaskingSampler,
+    RGASampler,
+    StaticSampler,
+    TeacherRatio,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.samplers.static import row_capacities
 
@@ -83,14 +94,26 @@ def test_its_shapes_are_known_without_any_data() -> None:
     assert (z.shape, log_probs.shape, overflow.shape) == ((4, LENGTH), (4, LENGTH), ())
 
 
-def test_the_plain_samplers_plan_their_rows_before_the_first_step() -> None:
-    """From the first call of the denoiser on, nothing waits until the end."""
-    network, seen = small_network(), Operations()
-    begun: list[int] = []
-    sampler = AncestralSampler(PROCESS, num_steps=3)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        AncestralSampler(PROCESS, num_steps=3),
+        AnalyticSampler(PROCESS, num_steps=3, outputs="log_scores", static=True),
+        ConfidenceSampler(PROCESS, num_steps=3, static=True),
+        FirstHittingSampler(PROCESS),
+        PathPlanningSampler(PROCESS, num_steps=3),
+        ReMaskingSampler(PROCESS, num_steps=3, eta=0.5),
+        ReMaskingSampler(PROCESS, num_steps=3, strategy="conf", static=True),
+        RGASampler(PROCESS, num_steps=3, num_candidates=2),
+    ],
+    ids=lambda sampler: f"{type(sampler).__name__} {getattr(sampler, 'strategy', '')}",
+)
+def test_between_the_first_step_and_the_last_no_sampler_waits_for_data(sampler) -> None:
+    network, seen, ends = small_network(), Operations(), []
+    scorer = [TeacherRatio(network, small_network(), PROCESS)] if isinstance(sampler, RGASampler) else []
     with seen:
-        sampler(network, (4, LENGTH), generator=seeded(0), callback=lambda *_: begun.append(len(seen.names)))
-    between = seen.names[begun[0] : begun[-1]]
+        sampler(network, *scorer, (4, LENGTH), generator=seeded(0), callback=lambda *_: ends.append(len(seen.names)))
+    between = seen.names[ends[0] : ends[-1]]
     assert any("sample_rows" in name for name in between)
     assert not [name for name in between if any(word in name for word in WAITING)]
 
