@@ -36,14 +36,15 @@ HEADLESS = "backbone forwards alone"
 
 
 class Timed(NamedTuple):
-    """Seconds by the clock, and those that the process computed: on a busy machine the second says more."""
+    """Seconds that the process computed, all threads together, which do not depend on what else a CPU does (on a GPU:
+    by the clock); and seconds by the clock."""
 
     seconds: float
-    cpu_seconds: float
+    clock_seconds: float
 
     def over(self, steps: int) -> Timed:
         """Of one step."""
-        return Timed(self.seconds / steps, self.cpu_seconds / steps)
+        return Timed(self.seconds / steps, self.clock_seconds / steps)
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Results:
                 "seconds": statistics.median(times),
                 "seconds_least": min(times),
                 "seconds_most": max(times),
-                "cpu_seconds": statistics.median(each.cpu_seconds for each in rounds),
+                "clock_seconds": statistics.median(each.clock_seconds for each in rounds),
                 "times_ours": statistics.median(ratios),
                 **{key: values[name] for key, values in more.items() if name in values},
             }
@@ -84,7 +85,8 @@ def time_in_turn(samples: dict[str, Sample], rounds: int, *, warm: bool = True) 
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= warm:
-                timed[name].append(Timed(time.perf_counter() - started, time.process_time() - cpu_started))
+                clock, computed = time.perf_counter() - started, time.process_time() - cpu_started
+                timed[name].append(Timed(clock if torch.cuda.is_available() else computed, clock))
     return timed
 
 
@@ -131,8 +133,8 @@ def reverse_step(results: Results) -> None:
     except Exception as error:  # a machine without a compiler still has the other rows
         print(f"torch.compile does not run here: {type(error).__name__}", flush=True)
         samples.pop(COMPILED, None)
-    timed = time_in_turn(samples, 1 if results.dry else 5)
     peaks = {name: peak_megabytes(sample) for name, sample in samples.items()}
+    timed = time_in_turn(samples, 1 if results.dry else 3, warm=False)
     setting = {"vocab": vocab, "batch": 1, "length": shape[1], "steps": steps}
     results.add("reverse step alone", setting, timed, peak_MB=peaks)
 
@@ -190,7 +192,7 @@ def growth(results: Results) -> None:
                 OURS: our_sampler(fixed(logits), shape, mask, taken[OURS]),
                 CHAIN: published_chain(fixed(logits), shape, mask, taken[CHAIN]),
             }
-            timed = time_in_turn(samples, 1 if results.dry else 3)
+            timed = time_in_turn(samples, 1 if results.dry else 2)
             per_step = {method: [each.over(taken[method]) for each in rounds] for method, rounds in timed.items()}
             results.add(f"step against {name}", {**setting, "length": LENGTH}, per_step)
 

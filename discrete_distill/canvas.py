@@ -142,7 +142,7 @@ class Canvas:
         needed, place = torch.unique(owner, return_inverse=True)
         if self.attention_mask is not None:
             cond = {"attention_mask": self.attention_mask, **cond}
-        cond = {name: _take_rows(value, needed, self.batch) for name, value in cond.items()}
+        cond = {name: take_rows(value, needed, self.batch) for name, value in cond.items()}
         compact = place * length + rows % length
         return logits_at(denoiser, self.z[needed], t[needed], compact, s=s[needed], **cond)
 
@@ -161,6 +161,7 @@ class Canvas:
         self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
 
 
-def _take_rows(value: Any, needed: Tensor, batch: int) -> Any:
+def take_rows(value: Any, needed: Tensor, batch: int) -> Any:
+    """The value at some of the sequences, if it has one for each of the batch; itself otherwise."""
     is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
     return value[needed] if is_per_row else value

@@ -17,7 +17,7 @@ from .trajectory import StepCallback
 
 @dataclass(frozen=True)
 class AnalyticSampler(GridSampler):
-    r"""Tweedie tau-leaping of SEDD (arXiv 2310.16834, theorem 4.2), all positions of a step at once.
+    r"""Tweedie tau-leaping of SEDD (arXiv 2310.16834), all positions of a step at once.
 
     With concrete scores ``s_v = p_t(z with v at i) / p_t(z)`` of a masked position ``i`` and ``sigma = -log alpha``,
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from ..canvas import Canvas
+from ..canvas import Canvas, time_grid
 from ..process import Denoiser, MaskedDiffusion
 from .filtering import TokenLaw
 from .output import SamplerOutput
@@ -176,7 +176,7 @@ class GridOptions(SamplerOptions):
 def named_grid(name: str, num_steps: int, end: float) -> list[float]:
     """``num_steps + 1`` times from 1 to ``end``."""
     if name == "uniform":
-        return torch.linspace(1.0, end, num_steps + 1).tolist()
+        return time_grid(num_steps, device=torch.device("cpu"), end=end).tolist()
     if name == "cosine":
         cosines = [math.cos(0.5 * math.pi * step / num_steps) for step in range(num_steps)]
         return [end + (1.0 - end) * cosine for cosine in cosines] + [end]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
+from ..canvas import Canvas, take_rows
 from ..kernels import SampledRows
 from ..process import Denoiser, FeatureDenoiser, ignores_time, step_kwargs
 from .filtering import TokenLaw
@@ -106,7 +106,7 @@ class Run:
     def _of_sequences(self, cond: dict[str, Any], chosen: Tensor | None) -> dict[str, Any]:
         if chosen is None:
             return cond
-        return {name: _take_rows(value, chosen, self.canvas.batch) for name, value in cond.items()}
+        return {name: take_rows(value, chosen, self.canvas.batch) for name, value in cond.items()}
 
     def _call(self, x: Tensor, t: Tensor, s: Tensor, places: Tensor, cond: dict[str, Any]) -> LogitsOfPart:
         """One call of the denoiser; its head, if it has one, runs on the rows of a part when they are asked for."""
@@ -253,8 +253,3 @@ def guided(conditional_nV: Tensor, unconditional_nV: Tensor, scale: float) -> Te
     conditional_nV, unconditional_nV = conditional_nV.float(), unconditional_nV.float()
     mixed = scale * conditional_nV + (1.0 - scale) * unconditional_nV
     return torch.where(conditional_nV.isneginf(), conditional_nV, mixed)
-
-
-def _take_rows(value: Any, chosen: Tensor, batch: int) -> Any:
-    is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-    return value[chosen] if is_per_row else value
