@@ -9,6 +9,7 @@ from counting import Counting, chi_square_p, counts_of, random_table, seeded
 from enumerated import RandomNetwork, advance, as_tensor, draws, probabilities, put
 
 from discrete_distill import AncestralSampler, CosineSchedule, FirstHittingSampler, MaskedDiffusion, exact
+from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.samplers.rows import rows_at
 
 MASK, DRAWS = 2, 20_000
@@ -89,7 +90,19 @@ def test_one_row_stands_for_all_at_first_where_time_is_ignored() -> None:
         assert network.rows == rows
 
 
-def test_with_as_many_steps_as_it_needs_the_coins_are_planned() -> None:
+@pytest.mark.parametrize(("choices", "reads"), [({}, False), ({"time_conditioning": True}, True),
+                                                ({"step_conditioning": True}, True)])  # fmt: skip
+def test_a_transformer_says_whether_it_reads_the_time(choices, reads) -> None:
+    config = DiTConfig(vocab_size=3, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4, **choices)
+    network = DiT(config).eval()
+    assert network.time_conditioned is reads
+    asked: list[int] = []
+    network.vocab_embed.register_forward_hook(lambda _module, inputs, _output: asked.append(len(inputs[0])))
+    FirstHittingSampler(MaskedDiffusion(MASK))(network, (6, 2), generator=seeded(0))
+    assert asked == [6 if reads else 1, 6]
+
+
+def test_rows_are_flagged_positions_and_the_sequences_that_hold_them() -> None:
     flags = torch.tensor([[True, False], [False, False], [True, True]])
     rows = rows_at(flags)
     assert rows.index.tolist() == [0, 4, 5]
