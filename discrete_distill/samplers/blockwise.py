@@ -22,8 +22,8 @@ class BlockwiseSampler:
     """Finishes one block of positions after another, from left to right, each with ``sampler``.
 
     LLaDA's semi-autoregressive sampling (arXiv 2502.09992): the denoiser always sees the whole sequence, later blocks
-    as masks. Each block runs through all steps of the sampler, and is told the times of its own grid. Guidance by a prompt
-    takes the blocks that are finished as part of it.
+    as masks. Each block runs through all steps of the sampler, and is told the times of its own grid. Guidance by a
+    prompt takes the blocks that are finished as part of it.
 
     Args:
         sampler: any sampler of this package.
