@@ -169,7 +169,7 @@ def end_to_end(results: Results) -> None:
             OURS: our_sampler(network, shape, mask, steps),
             CHAIN: published_chain(network, shape, mask, steps),
         }
-        timed = time_in_turn(samples, 1 if results.dry else 3 if steps == 8 else 2, warm=False)
+        timed = time_in_turn(samples, 1 if results.dry else 2, warm=False)
         setting = {"vocab": config.vocab_size, "batch": 1, "length": shape[1], "steps": steps}
         results.add("end to end", setting, timed)
 
