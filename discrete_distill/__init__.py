@@ -31,21 +31,39 @@ from .rewards import (
     group_advantages,
 )
 from .rollout import Rollout
-from .samplers import AncestralSampler, RGASampler, SamplerOutput
+from .samplers import (
+    AnalyticSampler,
+    AncestralSampler,
+    BlockwiseSampler,
+    ConfidenceSampler,
+    EntropyBoundedSampler,
+    FirstHittingSampler,
+    PathPlanningSampler,
+    ReMaskingSampler,
+    RGASampler,
+    SamplerOutput,
+    StaticSampler,
+    TeacherRatio,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnalyticSampler",
     "AncestralSampler",
     "AuxiliaryDenoiserLogRatio",
     "BatchNormalizer",
     "BetaTime",
+    "BlockwiseSampler",
+    "ConfidenceSampler",
     "CosineSchedule",
     "DiDiInstruct",
     "DiDiInstructConfig",
     "Discriminator",
     "DiscriminatorLogRatio",
+    "EntropyBoundedSampler",
     "ExactLogRatio",
+    "FirstHittingSampler",
     "GeometricSchedule",
     "GroupNormalizer",
     "IntermediateStateMatcher",
@@ -54,13 +72,17 @@ __all__ = [
     "LogLinearSchedule",
     "LogRatioReward",
     "MaskedDiffusion",
+    "PathPlanningSampler",
     "PolynomialSchedule",
     "RGASampler",
+    "ReMaskingSampler",
     "Rollout",
     "RunningMean",
     "SamplerOutput",
     "ScoreFunctionIntegralKL",
+    "StaticSampler",
     "StratifiedTime",
+    "TeacherRatio",
     "UniformTime",
     "as_denoiser",
     "group_advantages",

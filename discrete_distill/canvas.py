@@ -39,6 +39,9 @@ class Canvas:
         attention_mask: bool ``[B, L]``, true at real tokens; padding is never written.
         generator: source of the 64-bit seed that fixes all draws.
         device: of an unconditional sample; the generator's by default.
+        writable: bool ``[B, L]``; masks elsewhere are left as they are (blocks that come later). All by default.
+        first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state and
+            its own ``first_row``, gets the tokens of the whole.
 
     Raises:
         ValueError: if neither or both of ``shape`` and ``x_init`` are given, or shapes do not agree.
@@ -54,6 +57,8 @@ class Canvas:
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
+        writable: Tensor | None = None,
+        first_row: int = 0,
     ) -> None:
         if (shape is None) == (x_init is None):
             raise ValueError("give either shape=(batch, length) or x_init, and not both")
@@ -69,17 +74,26 @@ class Canvas:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, x_init {tuple(x_init.shape)}; they must agree"
             )
+        if writable is not None and writable.shape != x_init.shape:
+            raise ValueError(
+                f"writable has shape {tuple(writable.shape)}, the sequences {tuple(x_init.shape)}; they must agree"
+            )
+        if first_row < 0:
+            raise ValueError(f"first_row counts from 0, got {first_row}")
         self.z = x_init.clone()
         self.attention_mask = attention_mask
         self.movable = process.is_masked(self.z)
         if attention_mask is not None:
             self.movable &= attention_mask.bool()
+        if writable is not None:
+            self.movable &= writable.bool()
         self.log_probs = torch.zeros(self.z.shape, dtype=torch.float32, device=self.z.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
         self.seed = torch.randint(
             2**63 - 1, (), generator=generator, device=generator.device if generator is not None else "cpu"
         ).to(self.z.device)
-        self.row_numbers = torch.arange(self.z.numel(), device=self.z.device)
+        self.first_row = first_row
+        self.row_numbers = torch.arange(self.z.numel(), device=self.z.device) + first_row * self.z.shape[1]
 
     @property
     def batch(self) -> int:
@@ -100,9 +114,21 @@ class Canvas:
         return made
 
     def coins(self, step: int, probability: Tensor) -> Tensor:
-        """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]``; nothing of the logits in it."""
-        draw = uniform(self.seed, row=self.row_numbers, step=step, stream=STREAM_COIN, dtype=torch.float32)
-        return draw.view_as(self.z) < probability[:, None]
+        """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
+        the logits only if the probability does."""
+        draw = self.uniform(step, STREAM_COIN)
+        return draw < (probability if probability.dim() == 2 else probability[:, None])
+
+    def coins_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
+        """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, with probabilities ``[K]``."""
+        steps = torch.arange(first, first + len(probabilities), device=self.z.device)
+        draw = uniform(self.seed, row=self.row_numbers, step=steps[:, None], stream=STREAM_COIN, dtype=torch.float32)
+        return (draw < probabilities[:, None]).view(-1, *self.z.shape)
+
+    def uniform(self, step: int, stream: int) -> Tensor:
+        """Uniform numbers in (0, 1), fp32 ``[B, L]``, one for every position, step and stream."""
+        draw = uniform(self.seed, row=self.row_numbers, step=step, stream=stream, dtype=torch.float32)
+        return draw.view_as(self.z)
 
     def logits(self, denoiser: Denoiser, rows: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
         """Raw logits ``[N, V]`` at flattened positions ``rows``, asking only for the sequences that hold them.
@@ -116,7 +142,7 @@ class Canvas:
         needed, place = torch.unique(owner, return_inverse=True)
         if self.attention_mask is not None:
             cond = {"attention_mask": self.attention_mask, **cond}
-        cond = {name: _take_rows(value, needed, self.batch) for name, value in cond.items()}
+        cond = {name: take_rows(value, needed, self.batch) for name, value in cond.items()}
         compact = place * length + rows % length
         return logits_at(denoiser, self.z[needed], t[needed], compact, s=s[needed], **cond)
 
@@ -126,11 +152,16 @@ class Canvas:
         return alike and bool((t >= 1.0).all()) and bool((s == s[0]).all())
 
     def write(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were."""
+        """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were.
+
+        A token of -1 (there was nothing to draw from) leaves the mask where it is.
+        """
+        tokens = torch.where(tokens < 0, self.process.mask_token_id, tokens)
         self.z = self.z.flatten().index_copy(0, rows, tokens).view_as(self.z)
         self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
 
 
-def _take_rows(value: Any, needed: Tensor, batch: int) -> Any:
+def take_rows(value: Any, needed: Tensor, batch: int) -> Any:
+    """The value at some of the sequences, if it has one for each of the batch; itself otherwise."""
     is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
     return value[needed] if is_per_row else value

@@ -137,3 +137,11 @@ def test_an_x_init_that_does_not_hold_ids_is_refused(x_init) -> None:
 def test_an_attention_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 2\), x_init \(1, 3\)"):
         Canvas(PROCESS, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_coins_of_several_steps_are_those_of_each() -> None:
+    canvas = Canvas(PROCESS, (3, 50), generator=seeded(5))
+    probabilities = torch.tensor([0.2, 0.5, 1.0])
+    together = canvas.coins_of_steps(4, probabilities)
+    for k in range(3):
+        assert bool((together[k] == canvas.coins(4 + k, probabilities[k].expand(3))).all())

@@ -27,6 +27,8 @@ STREAM_CANDIDATE = 4
 """Which candidate a re-ranking sampler keeps."""
 STREAM_TIME = 5
 """Times: of corruption in training, of the events of a first-hitting sampler."""
+STREAM_ORDER = 6
+"""In which order a sampler reveals positions, where the order is noisy."""
 STREAM_USER = 1024
 """First number that the library never uses: streams from here on are the caller's."""
 

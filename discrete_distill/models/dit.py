@@ -215,6 +215,11 @@ class DiT(HubNetwork):
         """Whether the network is told where its step ends."""
         return self.config.step_conditioning
 
+    @property
+    def time_conditioned(self) -> bool:
+        """Whether its answer depends on ``t`` or ``s``; if not, samplers share more of its answers."""
+        return self.config.time_conditioning or self.config.step_conditioning
+
     def embed(self, x_t: Tensor) -> Tensor:
         """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
 

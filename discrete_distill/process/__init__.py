@@ -1,6 +1,6 @@
 """The forward and reverse process of masked diffusion."""
 
-from .denoiser import Denoiser, FeatureDenoiser, logits_at, step_kwargs
+from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, step_kwargs
 from .masking import Corruption, MaskedDiffusion, NelboOutput
 from .schedules import (
     CosineSchedule,
@@ -33,6 +33,7 @@ __all__ = [
     "TimeSample",
     "TimeWeight",
     "UniformTime",
+    "ignores_time",
     "logits_at",
     "step_kwargs",
 ]

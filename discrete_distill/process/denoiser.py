@@ -15,7 +15,7 @@ class Denoiser(Protocol):
     the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
-    ends.
+    ends. One with a false attribute ``time_conditioned`` says that its answer depends on ``x_t`` alone.
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
@@ -36,6 +36,11 @@ class FeatureDenoiser(Protocol):
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
     """``{"s": s}`` for a denoiser that is told where its step ends, else nothing."""
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
+
+
+def ignores_time(denoiser: Denoiser) -> bool:
+    """Whether the denoiser says that its answer depends on the tokens alone."""
+    return getattr(denoiser, "time_conditioned", True) is False
 
 
 def logits_at(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,16 +10,23 @@ import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas
-from ..kernels import STREAM_CANDIDATE, sample_rows, uniform
+from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
 from ..models.discriminator import Discriminator, RatioNetwork, masked_mean
-from ..process import Denoiser, MaskedDiffusion
-from .ancestral import ancestral_step, revealed_rows
+from ..process import Denoiser
+from .grid import coin_flags, walk_grid
+from .options import GridOptions
 from .output import SamplerOutput
-from .trajectory import StepCallback, walk
+from .ratio_score import Candidate, CandidateScorer
+from .rows import Rows, planned_rows
+from .run import Run
+from .trajectory import StepCallback
+
+Reward = Callable[..., Tensor]
+"""``reward(z, t) -> [B]``, higher is better; passed ``attention_mask`` where there is one."""
 
 
 @dataclass(frozen=True)
-class RGASampler:
+class RGASampler(GridOptions):
     """Ancestral sampling that a discriminator guides: the first steps tilt the logits, the others re-rank candidates.
 
     With the reward ``r = -logit`` of the discriminator (student against reference):
@@ -30,34 +38,36 @@ class RGASampler:
       log-ratio of the whole sequence, the *mean* over positions at scale 1 is importance resampling towards the
       reference.
 
+    In place of a discriminator any reward ``reward(z, t) -> [B]`` re-ranks (it is used as it is: `normalize` and
+    `rerank_positions` are for logits of positions), and so does a `CandidateScorer` such as `TeacherRatio`.
+
     ``M = 1`` with no tilted step is the ancestral sampler, token for token.
 
     Args:
         process: mask and schedule.
-        num_steps: steps on a uniform grid from 1 to 0.
+        num_steps: steps of the grid.
         num_candidates: ``M`` (paper: 4).
         tilt: ``h`` at the first and last tilted step (paper: 30, 40).
         tilt_fraction: fraction of steps, from the start, that tilt and do not re-rank (paper: 0.5).
         normalize: "mean" or "sum" of scores over positions, in tilting and re-ranking alike.
         rerank_positions: "all" positions, or those still "masked" (which leaves the last step unranked).
         rerank_scale: multiplies the scores before the softmax.
-        temperature: of the tokens.
+
+    The other options are those of `GridOptions` and `SamplerOptions`.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
-    process: MaskedDiffusion
-    num_steps: int = 16
     num_candidates: int = 4
     tilt: tuple[float, float] = (30.0, 40.0)
     tilt_fraction: float = 0.0
     normalize: Literal["mean", "sum"] = "mean"
     rerank_positions: Literal["all", "masked"] = "all"
     rerank_scale: float = 1.0
-    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}")
         if not 0.0 <= self.tilt_fraction <= 1.0:
@@ -70,11 +80,13 @@ class RGASampler:
     def __call__(
         self,
         denoiser: Denoiser,
-        discriminator: RatioNetwork,
+        discriminator: RatioNetwork | Reward | CandidateScorer,
         shape: tuple[int, int] | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        writable: Tensor | None = None,
+        first_row: int = 0,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         return_history: bool = False,
@@ -84,88 +96,76 @@ class RGASampler:
         """Draw sequences; arguments as in `AncestralSampler`.
 
         Args:
-            discriminator: a `RatioNetwork`; tilting needs one that reads embeddings (`Discriminator`).
+            discriminator: a `RatioNetwork`, logits ``[B, L]``; a reward, ``[B]``; or a `CandidateScorer`. Tilting needs
+                one that reads embeddings (`Discriminator`).
 
         Raises:
             TypeError: if steps are to be tilted and the discriminator cannot read embeddings.
+            ValueError: as in `AncestralSampler`; or if it returns neither ``[B, L]`` nor ``[B]``.
         """
         if self.tilted_steps and not isinstance(discriminator, Discriminator):
             raise TypeError(
                 "tilting differentiates through soft embeddings and needs a discrete_distill Discriminator, got "
                 f"{type(discriminator).__name__}; set tilt_fraction=0 to re-rank only"
             )
-        canvas = Canvas(
-            self.process,
-            shape,
-            x_init=x_init,
-            attention_mask=attention_mask,
-            generator=generator,
-            device=device,
-        )
+        with torch.no_grad():
+            run = self.begin(
+                denoiser,
+                shape,
+                x_init=x_init,
+                attention_mask=attention_mask,
+                writable=writable,
+                first_row=first_row,
+                generator=generator,
+                device=device,
+                cond=cond,
+            )
+            plan = _Plan(run, self.times, self.tilted_steps)
 
-        def reverse_step(step: int, t: Tensor, s: Tensor) -> tuple[int, int]:
-            return self._step(canvas, denoiser, discriminator, step, t, s, **cond)
+            def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
+                rows = plan.revealed[step]
+                if not rows:
+                    return
+                if step < self.tilted_steps:
+                    assert isinstance(discriminator, Discriminator)
+                    self._tilted_step(run, discriminator, plan.masked[step], plan.places[step], step, t, s)
+                elif self.num_candidates == 1:
+                    run.reveal(rows, t, s, step)
+                else:
+                    self._reranked_step(run, discriminator, rows, step, t, s)
 
-        return walk(canvas, self.num_steps, reverse_step, return_history=return_history, callback=callback)
+            return walk_grid(
+                self, run, reverse_step, return_history=return_history, callback=callback, left=plan.revealed[-1]
+            )
 
     @property
     def tilted_steps(self) -> int:
         """How many of the first steps tilt."""
-        return round(self.tilt_fraction * self.num_steps)
+        return round(self.tilt_fraction * (len(self.times) - 1))
 
     def strength(self, step: int) -> float:
         """``h`` of a tilted step, linear from the first to the last of them."""
         first, last = self.tilt
         return first + (last - first) * step / max(self.tilted_steps - 1, 1)
 
-    def _step(
-        self,
-        canvas: Canvas,
-        denoiser: Denoiser,
-        discriminator: RatioNetwork,
-        step: int,
-        t: Tensor,
-        s: Tensor,
-        **cond: Any,
-    ) -> tuple[int, int]:
-        """One step in place; the number of denoiser calls, and of discriminator calls (a backward pass is two)."""
-        if step < self.tilted_steps:
-            assert isinstance(discriminator, Discriminator)
-            return self._tilted_step(canvas, denoiser, discriminator, step, t, s, **cond)
-        if self.num_candidates == 1:
-            with torch.no_grad():
-                return ancestral_step(canvas, denoiser, step, t, s, temperature=self.temperature, **cond), 0
-        return self._reranked_step(canvas, denoiser, discriminator, step, t, s, **cond)
-
     def _tilted_step(
-        self,
-        canvas: Canvas,
-        denoiser: Denoiser,
-        discriminator: Discriminator,
-        step: int,
-        t: Tensor,
-        s: Tensor,
-        **cond: Any,
-    ) -> tuple[int, int]:
-        rows = canvas.masked().flatten().nonzero().squeeze(1)
-        if not len(rows):
-            return 0, 0
-        with torch.no_grad():
-            logits_NV = canvas.logits(denoiser, rows, t, s, **cond)
-        gradient_NV = self.reward_gradient(canvas, discriminator, rows, logits_NV, t)
-        revealed = torch.isin(rows, revealed_rows(canvas, step, t, s), assume_unique=True)
-        drawn = sample_rows(
-            logits_NV[revealed],
-            seed=canvas.seed,
-            rows_R=rows[revealed],
+        self, run: Run, discriminator: Discriminator, rows: Rows, places: Tensor, step: int, t: Tensor, s: Tensor
+    ) -> None:
+        """Logits of all masked ``rows`` of sequences that reveal any, drawn and written at ``places`` among them."""
+        logits_NV = run.logits(rows, t, s)(slice(None))
+        gradient_NV = self.reward_gradient(run.canvas, discriminator, rows.index, logits_NV, t)
+        # A forward pass, and a backward pass that is two.
+        run.other_calls += 3
+        revealed = Rows(rows.index[places], rows.sequences, rows.compact[places])
+        drawn = run.law.draw(
+            logits_NV[places],
+            seed=run.canvas.seed,
+            rows=run.canvas.row_numbers[revealed.index],
             step=step,
-            temperature=self.temperature,
-            mask_token_id=self.process.mask_token_id,
-            tilt=gradient_NV[revealed],
+            tilt=gradient_NV[places],
             tilt_scale=self.strength(step),
         )
-        canvas.write(rows[revealed], drawn.tokens[:, 0], drawn.log_probs[:, 0])
-        return 1, 3
+        run.write(revealed, drawn.tokens[:, 0], drawn.log_probs[:, 0])
 
     def reward_gradient(
         self, canvas: Canvas, discriminator: Discriminator, rows: Tensor, logits_NV: Tensor, t: Tensor
@@ -178,59 +178,97 @@ class RGASampler:
             hard_BLD = discriminator.backbone.embed(canvas.z).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
             logits_BL = discriminator.from_embeddings(h_BLD, t, attention_mask=canvas.attention_mask)
-            reward = self._score(logits_BL, canvas.masked())
+            reward = self._reward(logits_BL, canvas.masked())
             (gradient,) = torch.autograd.grad(reward.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.
         return torch.nan_to_num(gradient, nan=0.0)
 
-    @torch.no_grad()
     def _reranked_step(
         self,
-        canvas: Canvas,
-        denoiser: Denoiser,
-        discriminator: RatioNetwork,
+        run: Run,
+        discriminator: RatioNetwork | Reward | CandidateScorer,
+        rows: Rows,
         step: int,
         t: Tensor,
         s: Tensor,
-        **cond: Any,
-    ) -> tuple[int, int]:
-        rows = revealed_rows(canvas, step, t, s)
-        if not len(rows):
-            return 0, 0
-        drawn = sample_rows(
-            canvas.logits(denoiser, rows, t, s, **cond),
-            seed=canvas.seed,
-            rows_R=rows,
-            step=step,
-            num_candidates=self.num_candidates,
-            temperature=self.temperature,
-            mask_token_id=self.process.mask_token_id,
-        )
-        scores = [self._candidate_scores(canvas, discriminator, rows, tokens, s) for tokens in drawn.tokens.unbind(1)]
+    ) -> None:
+        canvas = run.canvas
+        drawn = run.draw(rows, t, s, step, num_candidates=self.num_candidates)
+        if isinstance(discriminator, CandidateScorer):
+            run.other_calls += self.num_candidates * discriminator.evaluations
+            candidates = [self._candidate_of(run, rows, tokens, step, s) for tokens in drawn.tokens.unbind(1)]
+            scores = [discriminator.score_candidate(candidate).float() for candidate in candidates]
+        else:
+            run.other_calls += self.num_candidates
+            scores = [
+                self._candidate_scores(canvas, discriminator, rows.index, tokens, s)
+                for tokens in drawn.tokens.unbind(1)
+            ]
         chosen_B = self._choose(canvas, step, torch.stack(scores, dim=1))
-        pick = chosen_B[rows // canvas.z.shape[1], None]
-        canvas.write(rows, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
-        return 1, self.num_candidates
+        pick = chosen_B[rows.index // canvas.z.shape[1], None]
+        run.write(rows, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
+
+    def _candidate_of(self, run: Run, rows: Rows, tokens: Tensor, step: int, s: Tensor) -> Candidate:
+        canvas = run.canvas
+        mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
+        draw = canvas.uniform(step, STREAM_REMASK)
+        z = with_tokens(canvas, rows.index, tokens)
+        return Candidate(z, s, rows.index, canvas.movable, draw, {**mask, **run.cond})
 
     def _candidate_scores(
-        self, canvas: Canvas, discriminator: RatioNetwork, rows: Tensor, tokens: Tensor, s: Tensor
+        self, canvas: Canvas, discriminator: RatioNetwork | Reward, rows: Tensor, tokens: Tensor, s: Tensor
     ) -> Tensor:
-        candidate = canvas.z.flatten().index_copy(0, rows, tokens).view_as(canvas.z)
+        """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
+        candidate = with_tokens(canvas, rows, tokens)
         mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
+        verdict = discriminator(candidate, s, **mask)
+        if verdict.shape == candidate.shape[:1]:
+            return verdict.float()
+        if verdict.shape != candidate.shape:
+            raise ValueError(
+                f"a discriminator returns logits {list(candidate.shape)}, a reward {list(candidate.shape[:1])}; got "
+                f"{list(verdict.shape)}"
+            )
         if self.rerank_positions == "masked":
-            counted = self.process.is_masked(candidate) & canvas.movable
-        else:
-            counted = canvas.movable
-        return self._score(discriminator(candidate, s, **mask), counted)
+            return self._reward(verdict, self.process.is_masked(candidate) & canvas.movable)
+        return self._reward(verdict, canvas.movable)
 
-    def _score(self, logits_BL: Tensor, counted: Tensor) -> Tensor:
+    def _reward(self, logits_BL: Tensor, counted: Tensor) -> Tensor:
         """Reward ``[B]`` of each sequence: minus the logits, averaged or summed over counted positions, fp32."""
         logits_BL = logits_BL.float()
         return -masked_mean(logits_BL, counted) if self.normalize == "mean" else -(logits_BL * counted).sum(1)
 
     def _choose(self, canvas: Canvas, step: int, scores_BM: Tensor) -> Tensor:
         """Candidate of each sequence, drawn from ``softmax(scale * score)``, int64 ``[B]``."""
-        numbers = torch.arange(canvas.batch, device=scores_BM.device)
+        numbers = torch.arange(canvas.batch, device=scores_BM.device) + canvas.first_row
         draw = uniform(canvas.seed, row=numbers, step=step, stream=STREAM_CANDIDATE)
         cumulative = torch.softmax(self.rerank_scale * scores_BM.double(), dim=1).cumsum(1)
         return (draw[:, None] > cumulative).sum(1).clamp(max=self.num_candidates - 1)
+
+
+class _Plan:
+    """Rows of every step, planned from the coins.
+
+    Attributes:
+        revealed: what each step reveals, and at last what no step does.
+        masked: of each tilted step, all masked rows of the sequences that reveal any: what a tilt depends on.
+        places: of each tilted step, where the revealed rows stand among those.
+    """
+
+    def __init__(self, run: Run, times: list[float], tilted_steps: int) -> None:
+        flags, left = coin_flags(run, times)
+        self.revealed = planned_rows([*flags, left])
+        still, asked, among = run.canvas.masked(), [], []
+        for revealed in flags[:tilted_steps]:
+            asked.append(still & revealed.any(1, keepdim=True))
+            still = still & ~revealed
+        self.masked = planned_rows(asked)
+        for masked_rows, rows in zip(self.masked, self.revealed, strict=False):
+            among.append(torch.searchsorted(masked_rows.index, rows.index))
+        self.places = among
+
+
+def with_tokens(canvas: Canvas, rows: Tensor, tokens: Tensor) -> Tensor:
+    """The state with tokens ``[N]`` at flattened positions; the mask where there was nothing to draw (-1)."""
+    tokens = torch.where(tokens < 0, canvas.process.mask_token_id, tokens)
+    return canvas.z.flatten().index_copy(0, rows, tokens).view_as(canvas.z)

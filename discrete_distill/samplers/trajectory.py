@@ -1,44 +1,65 @@
-"""The walk that step-by-step samplers share: an even grid from 1 to 0, costs, history, callback."""
+"""What a call leaves behind step by step: history, callback, progress bar; and the walk through given times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from ..canvas import Canvas, time_grid
-from .output import SamplerOutput
+from .run import Run
 
 StepCallback = Callable[[int, Tensor], None]
-ReverseStep = Callable[[int, Tensor, Tensor], tuple[int, int]]
+ReverseStep = Callable[[int, Tensor, Tensor], None]
 
 
-def walk(
-    canvas: Canvas,
-    num_steps: int,
-    reverse_step: ReverseStep,
-    *,
-    return_history: bool = False,
-    callback: StepCallback | None = None,
-) -> SamplerOutput:
-    """Take every step on ``canvas`` in place.
+class Recorder:
+    """Notes the state after each step.
 
     Args:
-        canvas: sequences under construction.
-        num_steps: steps on the grid.
-        reverse_step: ``reverse_step(step, t, s) -> (denoiser calls, calls of other networks)``, times ``[B]``.
+        run: whose states.
         return_history: keep every state.
-        callback: called with the step's number and the state ``[B, L]`` after each step.
+        callback: called with the step's number and the state ``[B, L]``.
+        total: steps to expect, for the progress bar; None if nobody knows.
+        progress: show one.
     """
-    times = time_grid(num_steps, device=canvas.z.device)
-    history = [canvas.z] if return_history else None
-    nfe = other_calls = 0
-    for step in range(num_steps):
-        t, s = (times[step + i].expand(canvas.batch) for i in (0, 1))
-        calls, others = reverse_step(step, t, s)
-        nfe, other_calls = nfe + calls, other_calls + others
-        if history is not None:
-            history.append(canvas.z)
-        if callback is not None:
-            callback(step, canvas.z)
-    return SamplerOutput(canvas.z, nfe, nfe + other_calls, canvas.log_probs, history)
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        return_history: bool,
+        callback: StepCallback | None,
+        total: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.run, self.callback = run, callback
+        self.history = [run.canvas.z] if return_history else None
+        self.steps = 0
+        self.bar = None
+        if progress:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc="sampling", unit="step")
+
+    def after_step(self) -> None:
+        """Note the state as it is now."""
+        state = self.run.canvas.z
+        if self.history is not None:
+            self.history.append(state)
+        if self.callback is not None:
+            self.callback(self.steps, state)
+        self.steps += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def walk(recorder: Recorder, times: Iterable[tuple[Tensor, Tensor]], reverse_step: ReverseStep) -> None:
+    """Take every step from ``t`` to ``s`` (``[B]`` each): ``reverse_step(step, t, s)``."""
+    for t, s in times:
+        reverse_step(recorder.steps, t, s)
+        recorder.after_step()

@@ -56,10 +56,13 @@ def counts_of(tokens: Tensor, vocab_size: int, mask: int) -> Tensor:
 
 
 def chi_square_p(counts: Tensor, law: Tensor) -> float:
-    """P-value of the counts under the law; bins that expect fewer than five are taken together."""
+    """P-value of the counts under the law; bins that expect fewer than five are taken together, impossible ones are not
+    to be found at all."""
     expected = counts.sum() * law.detach().flatten().double()
+    possible = expected > 0.0
+    assert int(counts[~possible].sum()) == 0
+    expected, observed = expected[possible], counts.double()[possible]
     rare = expected < 5.0
-    observed = counts.double()
     if bool(rare.any()):
         order = expected.argsort(descending=True)
         kept = max(int((~rare).sum()), 1)

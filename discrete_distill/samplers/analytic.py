@@ -1,0 +1,88 @@
+"""Analytic sampling: Tweedie tau-leaping of SEDD, for the absorbing process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels import STREAM_COIN, SampledRows
+from .grid import GridSampler, coin_rows, walk_grid
+from .output import SamplerOutput
+from .run import Run
+from .trajectory import StepCallback
+
+
+@dataclass(frozen=True)
+class AnalyticSampler(GridSampler):
+    r"""Tweedie tau-leaping of SEDD (arXiv 2310.16834), all positions of a step at once.
+
+    With concrete scores ``s_v = p_t(z with v at i) / p_t(z)`` of a masked position ``i`` and ``sigma = -log alpha``,
+
+    .. math:: P(z_s^i = v) = (e^{\sigma_t - \sigma_s} - 1)\, s_v, \qquad
+        P(z_s^i = m) = 1 - (e^{\sigma_t - \sigma_s} - 1) \sum_v s_v.
+
+    A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for
+    token. A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a
+    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that
+    is left, in proportion to the scores.
+
+    Args:
+        process: mask and schedule; scores belong to the schedule they were trained with.
+        num_steps: steps.
+        outputs: what the denoiser returns: "logits" of clean tokens, or "log_scores", ``log s_v``.
+
+    Raises:
+        ValueError: if ``outputs`` is unknown, or scores are to be guided or belong to no finite noise.
+    """
+
+    outputs: Literal["logits", "log_scores"] = "logits"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.outputs not in ("logits", "log_scores"):
+            raise ValueError(f'outputs is "logits" or "log_scores", got {self.outputs!r}')
+        if self.outputs == "log_scores" and self.cfg_scale != 1.0:
+            raise ValueError(
+                f"cfg_scale = {self.cfg_scale} mixes logits of normalised denoisers; leave it at 1 with log-scores"
+            )
+        if self.outputs == "log_scores" and not bool(self.process.schedule.sigma(torch.ones(())).isfinite()):
+            raise ValueError(
+                f"scores are taken at finite noise, and {self.process.schedule} has alpha(1) = 0; use the schedule "
+                "that the network was trained with, such as GeometricSchedule"
+            )
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        if self.outputs == "logits":
+            rows = coin_rows(run, self.times)
+
+            def ancestral_step(step: int, t: Tensor, s: Tensor) -> None:
+                run.reveal(rows[step], t, s, step)
+
+            return walk_grid(self, run, ancestral_step, return_history=return_history, callback=callback, left=rows[-1])
+
+        def score_step(step: int, t: Tensor, s: Tensor) -> None:
+            self._score_step(run, step, t, s)
+
+        return walk_grid(self, run, score_step, return_history=return_history, callback=callback)
+
+    def _score_step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
+        canvas, mask = run.canvas, self.process.mask_token_id
+        rows = run.select(canvas.masked())
+        if not rows:
+            return
+
+        def total_score(log_scores_nV: Tensor, _drawn: SampledRows, _part: slice) -> Tensor:
+            words = torch.arange(log_scores_nV.shape[1], device=log_scores_nV.device) != mask
+            return log_scores_nV.float().masked_fill(~words, float("-inf")).logsumexp(1)
+
+        drawn = run.draw(rows, t, s, step, statistic=total_score)
+        assert drawn.statistic is not None
+        log_total_BL = run.on_canvas(rows, drawn.statistic, float("-inf"))
+        probability_BL = torch.expm1(self.process.schedule.sigma(t) - self.process.schedule.sigma(s))[:, None]
+        probability_BL = (probability_BL * log_total_BL.exp()).clamp(max=1.0)
+        probability_BL = torch.where((s <= 0.0)[:, None], torch.ones_like(probability_BL), probability_BL)
+        revealed = (canvas.uniform(step, STREAM_COIN) < probability_BL) & canvas.masked()
+        run.write_where(revealed, rows, drawn)

@@ -1,0 +1,90 @@
+"""Confidence sampling: in every step the tokens that the denoiser is surest of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grid import GridSampler, walk_grid
+from .order import Order, certainty, check_order, order_noise, rank_of
+from .output import SamplerOutput
+from .run import Run
+from .trajectory import StepCallback
+
+
+@dataclass(frozen=True)
+class ConfidenceSampler(GridSampler):
+    """Low-confidence remasking of LLaDA (arXiv 2502.09992), MaskGIT (2202.04200) and Dream (2508.15487).
+
+    A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. After the step
+    to ``s``, ``floor(n (1 - alpha_s))`` of a sequence's ``n`` masks are left: with a linear schedule and an even grid,
+    equally many tokens a step. How many are revealed is fixed; which are depends on the draws, so the law is not that
+    of the denoiser even when steps are many (it leans towards likely tokens).
+
+    Args:
+        process: mask and schedule.
+        num_steps: steps; one that reveals nothing costs no call.
+        order: "confidence" (log-probability of the drawn token), "margin" (of the two likeliest tokens) or "entropy".
+        order_temperature: of Gumbel noise on those scores; 0 is none.
+        greedy: the likeliest token in place of a draw (LLaDA's temperature 0).
+
+    The other options are those of `GridOptions` and `SamplerOptions`.
+
+    Raises:
+        ValueError: if the order is unknown, or its temperature negative.
+    """
+
+    _: KW_ONLY
+    order: Order = "confidence"
+    order_temperature: float = 0.0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self.order)
+        if not (self.order_temperature >= 0.0 and math.isfinite(self.order_temperature)):
+            raise ValueError(f"order_temperature must be 0 or more, got {self.order_temperature}")
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        counts_KB = self._counts(run)
+        capacities = counts_KB.sum(1).tolist()
+        on_device = counts_KB.to(run.canvas.z.device)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
+            if capacities[step] > capacities[step + 1]:
+                self._step(run, step, t, s, on_device[step], on_device[step + 1], capacities[step])
+
+        return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
+
+    def _counts(self, run: Run) -> Tensor:
+        """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``, on the host."""
+        masks_B = run.canvas.masked().sum(1).cpu()
+        times = torch.tensor(self.times, dtype=torch.float64)
+        hidden_K = 1.0 - self.process.visible_probability(times)
+        # A hair more, so that a product that should be whole is not floored to the number below.
+        left_KB = torch.floor(hidden_K[:, None] * masks_B + 1e-6).long().minimum(masks_B)
+        left_KB[0] = masks_B
+        return left_KB
+
+    def _step(
+        self, run: Run, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int
+    ) -> None:
+        moving_B1 = (after_B < before_B)[:, None]
+        rows = run.select(run.canvas.masked() & (moving_B1 | run.static), capacity)
+        options: dict[str, Any] = {"greedy": self.greedy, "return_entropy": self.order == "entropy"}
+        drawn = run.draw(rows, t, s, step, statistic=certainty(self.order, run.law), **options)
+        assert drawn.statistic is not None
+        scores_BL = run.on_canvas(rows, drawn.statistic, float("-inf"))
+        noise_BL = order_noise(run, step, self.order_temperature)
+        if noise_BL is not None:
+            scores_BL = scores_BL + noise_BL
+        # Positions that are not asked about score -inf; a bad row does too, and must not come after them.
+        scores_BL = torch.where(
+            run.canvas.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf")
+        )
+        chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & run.canvas.masked()
+        run.write_where(chosen_BL, rows, drawn)

@@ -1,0 +1,97 @@
+"""Entropy-bounded sampling: as many tokens a step as a bound on their entropy allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import SampledRows
+from .options import Sampler
+from .order import Order, certainty, check_order, rank_of
+from .output import SamplerOutput
+from .run import Run
+from .trajectory import Recorder, StepCallback
+
+
+@dataclass(frozen=True)
+class EntropyBoundedSampler(Sampler):
+    r"""EB-Sampler (arXiv 2505.24857).
+
+    A step draws a token for every mask, orders them by certainty and keeps the longest prefix ``U`` with
+
+    .. math:: \sum_{l \in U} H_l - \max_{l \in U} H_l \le \gamma,
+
+    ``H`` the entropies of the rows: what drawing them independently can cost at most, in nats of mutual information.
+    One token is always kept. Sequences finish after different numbers of steps; at ``gamma = 0`` with rows of entropy
+    above 0 that is one token a step. There is no grid: the denoiser is told the time at which so many masks are
+    expected.
+
+    Args:
+        process: mask and schedule.
+        gamma: bound in nats.
+        order: "entropy", "confidence" or "margin".
+        greedy: the likeliest token in place of a draw.
+
+    The other options are those of `SamplerOptions`. The number of steps depends on the logits, so every step waits for
+    the device once.
+
+    Raises:
+        ValueError: if ``gamma`` is negative or the order unknown.
+    """
+
+    gamma: float = 0.1
+    _: KW_ONLY
+    order: Order = "entropy"
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self.order)
+        if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
+            raise ValueError(f"gamma is a bound in nats, 0 or more, got {self.gamma}")
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        canvas = run.canvas
+        size_B = canvas.movable.sum(1)
+        recorder = Recorder(run, return_history=return_history, callback=callback, progress=self.progress)
+        # A step keeps one token at least, so that there are no more steps than masks.
+        for step in range(int(size_B.max()) if len(size_B) else 0):
+            masked = canvas.masked()
+            if not bool(masked.any()):
+                break
+            count_B = masked.sum(1)
+            t, s = (self.process.time_of_count((count_B - less).clamp(min=0), size_B) for less in (0, 1))
+            self._step(run, step, t, s)
+            recorder.after_step()
+        recorder.close()
+        return run.finish(recorder.history)
+
+    def _step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
+        masked = run.canvas.masked()
+        rows = run.select(masked)
+        scores = certainty(self.order, run.law)
+
+        def score_and_entropy(logits_nV: Tensor, drawn: SampledRows, part: slice) -> Tensor:
+            assert drawn.entropy is not None
+            return torch.stack((scores(logits_nV, drawn, part), drawn.entropy), dim=1)
+
+        drawn = run.draw(
+            rows, t, s, step, statistic=score_and_entropy, greedy=self.greedy, return_entropy=True, one_time=step == 0
+        )
+        assert drawn.statistic is not None
+        score_BL, entropy_BL = (run.on_canvas(rows, each, 0.0) for each in drawn.statistic.unbind(1))
+        score_BL = torch.where(masked, torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30), float("-inf"))
+        run.write_where(kept_under(self.gamma, score_BL, entropy_BL, masked), rows, drawn)
+
+
+def kept_under(gamma: float, score_BL: Tensor, entropy_BL: Tensor, masked_BL: Tensor) -> Tensor:
+    """Bool ``[B, L]``: the longest prefix, in the order of the scores, whose entropy but for the greatest is within
+    ``gamma``; of masked positions only, which score above the others."""
+    rank_BL = rank_of(score_BL)
+    by_rank_BL = torch.zeros_like(entropy_BL, dtype=torch.float64).scatter(1, rank_BL, entropy_BL.double())
+    cost_BL = by_rank_BL.cumsum(1) - by_rank_BL.cummax(1).values
+    first = torch.arange(cost_BL.shape[1], device=cost_BL.device) == 0
+    return ((cost_BL <= gamma) | first).gather(1, rank_BL) & masked_BL

@@ -1,0 +1,74 @@
+"""First-hitting sampling: the continuous-time reverse process, one token a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import STREAM_TIME, uniform
+from .options import Sampler
+from .output import SamplerOutput
+from .rows import Rows
+from .run import Run
+from .trajectory import Recorder, StepCallback, walk
+
+
+@dataclass(frozen=True)
+class FirstHittingSampler(Sampler):
+    """The first-hitting sampler (arXiv 2409.02908): the limit of ancestral sampling in infinitely many steps, exactly.
+
+    Each masked position is revealed at its own time ``tau`` with ``P(tau <= t) = 1 - alpha_t``, whatever the denoiser
+    says; between these times nothing happens. So all times are drawn first, and the denoiser is called at each of them:
+    once for every token of the longest sequence. The k-th tokens of all sequences share a call.
+
+    For a denoiser that ignores time this is autoregression in a uniformly random order.
+
+    Args:
+        process: mask and schedule.
+
+    The other options are those of `SamplerOptions`; there is no grid and no number of steps.
+    """
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        canvas = run.canvas
+        times_BL = self._event_times(run)
+        order_BL = times_BL.argsort(dim=1, descending=True, stable=True)
+        times_BL = times_BL.gather(1, order_BL)
+        counts_B = canvas.movable.sum(1).cpu()
+        steps = int(counts_B.max()) if len(counts_B) else 0
+        rows = event_rows(order_BL.cpu(), counts_B, steps)
+        rows = [each.to(canvas.z.device) for each in rows]
+        # The step of a token ends where the next one is revealed; finished sequences stand at 0.
+        times_BL = torch.cat((times_BL.clamp(min=0.0), torch.zeros_like(times_BL[:, :1])), dim=1)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
+            run.reveal(rows[step], t, s, step, one_time=False)
+
+        recorder = Recorder(run, return_history=return_history, callback=callback, total=steps, progress=self.progress)
+        walk(recorder, ((times_BL[:, k], times_BL[:, k + 1]) for k in range(steps)), reverse_step)
+        recorder.close()
+        return run.finish(recorder.history)
+
+    def _event_times(self, run: Run) -> Tensor:
+        """When each position is revealed, fp64 ``[B, L]``, in ``[0, 1]``; -1 where nothing is."""
+        canvas = run.canvas
+        draw = uniform(canvas.seed, row=canvas.row_numbers, stream=STREAM_TIME).view_as(canvas.z)
+        times = self.process.schedule.inverse(1.0 - draw).clamp(0.0, 1.0)
+        return times.float().masked_fill(~canvas.movable, -1.0)
+
+
+def event_rows(order_BL: Tensor, counts_B: Tensor, steps: int) -> list[Rows]:
+    """The k-th position in the order of each sequence that has so many, for every ``k``."""
+    batch, length = order_BL.shape
+    made = []
+    for k in range(steps):
+        sequences = (counts_B > k).nonzero().squeeze(1)
+        position = order_BL[sequences, k]
+        index = sequences * length + position
+        if len(sequences) == batch:
+            made.append(Rows(index, None, index))
+        else:
+            made.append(Rows(index, sequences, torch.arange(len(sequences)) * length + position))
+    return made

@@ -1,0 +1,260 @@
+"""The options that all samplers share, in one place: how tokens are drawn, on which grid of times, what is checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ..canvas import Canvas, time_grid
+from ..process import Denoiser, MaskedDiffusion
+from .filtering import TokenLaw
+from .output import SamplerOutput
+from .run import Run
+from .trajectory import StepCallback
+
+Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """What every sampler can be told.
+
+    Args:
+        process: mask and schedule.
+        temperature: of the tokens (not of the coins); 1 is the denoiser's own law.
+        top_k: draw among the ``k`` likeliest tokens only, renormalised.
+        top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
+            law after temperature and ``top_k``.
+        precision: of the draw: ``torch.float32``, whose tails are summed in fp64, or ``torch.float64`` throughout.
+        cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
+            the conditional law and one call, everything else two calls a step, both counted.
+        chunk_rows: rows of vocabulary logits held at once; no token depends on it.
+        static: rows that depend on logits are padded to a table of known height, so that no step waits for the device
+            to say how many there are (padding costs the head, and no draw). By default on an accelerator.
+        progress: show a progress bar over the steps.
+        check: look at all logits in every step, and name the first bad row at once; otherwise bad rows are reported
+            when the sampler has ended, without waiting for the device in between.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    process: MaskedDiffusion
+    _: KW_ONLY
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    precision: torch.dtype = torch.float32
+    cfg_scale: float = 1.0
+    chunk_rows: int = 384
+    static: bool | None = None
+    progress: bool = False
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0.0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature is {self.temperature}; pass a positive finite number (1e-3 is nearly argmax)"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, or None for all tokens, got {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1], or be None, got {self.top_p}")
+        if self.precision not in (torch.float32, torch.float64):
+            raise ValueError(f"precision is torch.float32 or torch.float64, got {self.precision}")
+        if not math.isfinite(self.cfg_scale):
+            raise ValueError(f"cfg_scale must be finite, got {self.cfg_scale}")
+        if self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows must be at least 1, got {self.chunk_rows}")
+
+    @property
+    def token_law(self) -> TokenLaw:
+        """How a token is drawn from a row of logits."""
+        return TokenLaw(self.process.mask_token_id, self.temperature, self.top_k, self.top_p, self.precision)
+
+    def begin(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int] | None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        writable: Tensor | None = None,
+        first_row: int = 0,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        cond: dict[str, Any] | None = None,
+    ) -> Run:
+        """The canvas and the denoiser of one call.
+
+        Raises:
+            ValueError: if ``check`` and no sequence has a mask to fill in, or guidance has nothing to guide by.
+        """
+        canvas = Canvas(
+            self.process,
+            shape,
+            x_init=x_init,
+            attention_mask=attention_mask,
+            writable=writable,
+            first_row=first_row,
+            generator=generator,
+            device=device,
+        )
+        if self.check and not bool(canvas.movable.any()):
+            raise ValueError(
+                f"no sequence holds the mask token {self.process.mask_token_id} at a real position, so there is "
+                "nothing to draw; is it the process's mask_token_id?"
+            )
+        return Run(
+            canvas,
+            denoiser,
+            self.token_law,
+            cond or {},
+            cfg_scale=self.cfg_scale,
+            chunk_rows=self.chunk_rows,
+            check=self.check,
+            static=canvas.z.device.type != "cpu" if self.static is None else self.static,
+        )
+
+
+@dataclass(frozen=True)
+class GridOptions(SamplerOptions):
+    """Options of samplers that take steps between given times.
+
+    Args:
+        num_steps: steps; one in which nothing is revealed anywhere costs no call.
+        grid: "uniform" in time; "cosine", ``t_k = cos(pi k / 2 K)``, which takes short steps near all mask; or the
+            times themselves, descending, of which there is one more than steps (``num_steps`` is then not used).
+        end: last time of a "uniform" or "cosine" grid. A grid that ends at 0 leaves no mask.
+        noise_removal: what becomes of masks that a grid with an ``end`` above 0 leaves: one more pass that draws them
+            ("sample") or takes the likeliest tokens ("greedy"), counted when there are any; or nothing ("none").
+
+    Raises:
+        ValueError: if a number is out of range, times do not descend, or noise removal is asked for where a grid ends
+            at 0 and leaves nothing.
+    """
+
+    num_steps: int = 16
+    _: KW_ONLY
+    grid: Grid = "uniform"
+    end: float = 0.0
+    noise_removal: Literal["sample", "greedy", "none"] = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not 0.0 <= self.end < 1.0:
+            raise ValueError(f"the grid must end in [0, 1), got {self.end}")
+        if self.noise_removal not in ("sample", "greedy", "none"):
+            raise ValueError(f'noise_removal is "sample", "greedy" or "none", got {self.noise_removal!r}')
+        times = self.times
+        if self.noise_removal != "sample" and times[-1] == 0.0:
+            raise ValueError(
+                f'noise_removal="{self.noise_removal}" has nothing to do on a grid that ends at 0, where no mask is '
+                "left; pass end=1e-5 for instance"
+            )
+
+    @property
+    def times(self) -> list[float]:
+        """The times of the grid, from the first to the last.
+
+        Raises:
+            ValueError: if they do not descend strictly within ``[0, 1]``.
+        """
+        if isinstance(self.grid, str):
+            return named_grid(self.grid, self.num_steps, self.end)
+        return checked_grid(self.grid, self.end)
+
+
+def named_grid(name: str, num_steps: int, end: float) -> list[float]:
+    """``num_steps + 1`` times from 1 to ``end``."""
+    if name == "uniform":
+        return time_grid(num_steps, device=torch.device("cpu"), end=end).tolist()
+    if name == "cosine":
+        cosines = [math.cos(0.5 * math.pi * step / num_steps) for step in range(num_steps)]
+        return [end + (1.0 - end) * cosine for cosine in cosines] + [end]
+    raise ValueError(f'grid is "uniform", "cosine" or a list of times, got {name!r}')
+
+
+def checked_grid(grid: Sequence[float] | Tensor, end: float) -> list[float]:
+    """The times that a user gives.
+
+    Raises:
+        ValueError: unless they are two or more and descend strictly within ``[0, 1]``.
+    """
+    times = [float(time) for time in (grid.tolist() if isinstance(grid, Tensor) else grid)]
+    if len(times) < 2:
+        raise ValueError(f"a grid needs two times or more, got {times}")
+    outside = [time for time in times if not 0.0 <= time <= 1.0]
+    if outside:
+        raise ValueError(f"times lie in [0, 1], where 1 is all mask and 0 is data; got {outside[0]} in {times}")
+    for number, (t, s) in enumerate(pairwise(times)):
+        if not t > s:
+            raise ValueError(
+                f"times descend from 1 to 0; step {number} goes from {t} to {s}. Reverse the grid, if it ascends"
+            )
+    if end != 0.0:
+        raise ValueError(f"a grid of given times ends where they end; leave out end = {end}")
+    return times
+
+
+class Sampler(SamplerOptions):
+    """A sampler that needs a denoiser and nothing else."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int] | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        writable: Tensor | None = None,
+        first_row: int = 0,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        return_history: bool = False,
+        callback: StepCallback | None = None,
+        **cond: Any,
+    ) -> SamplerOutput:
+        """Draw sequences.
+
+        Args:
+            denoiser: any `Denoiser`.
+            shape: ``(B, L)``, or give ``x_init``.
+            x_init: int64 ``[B, L]``: prompt, suffix or infill tokens, and masks where tokens are wanted.
+            attention_mask: bool ``[B, L]``, true at real tokens; padding is never written, and passed on.
+            writable: bool ``[B, L]``; masks elsewhere stay.
+            first_row: number of the first sequence, when a batch is drawn in parts.
+            generator: one draw of it seeds the whole trajectory.
+            device: of an unconditional sample.
+            return_history: keep every state.
+            callback: called with the step's number and the state ``[B, L]`` after each step.
+            **cond: passed to the denoiser.
+
+        Raises:
+            ValueError: if shapes do not fit, or logits were NaN or all -inf somewhere (the row is named).
+        """
+        run = self.begin(
+            denoiser,
+            shape,
+            x_init=x_init,
+            attention_mask=attention_mask,
+            writable=writable,
+            first_row=first_row,
+            generator=generator,
+            device=device,
+            cond=cond,
+        )
+        return self.fill(run, return_history=return_history, callback=callback)
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        """Fill in the canvas of ``run``."""
+        raise NotImplementedError

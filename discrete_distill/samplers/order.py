@@ -1,0 +1,61 @@
+"""How sure a denoiser is of a row: the orders in which tokens are revealed, most certain first.
+
+Shape suffixes: B batch, L length, N rows, n rows of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels import STREAM_ORDER, SampledRows
+from .filtering import TokenLaw
+from .run import Run, Statistic
+
+Order = Literal["confidence", "margin", "entropy"]
+ORDERS = ("confidence", "margin", "entropy")
+
+
+def check_order(order: str) -> None:
+    """Raise ValueError unless the order is known."""
+    if order not in ORDERS:
+        raise ValueError(f"order is one of {', '.join(map(repr, ORDERS))}, got {order!r}")
+
+
+def certainty(order: Order, law: TokenLaw) -> Statistic:
+    """``statistic(logits, drawn, part) -> [n]``, greater where the denoiser is surer.
+
+    "confidence": log-probability of the drawn token; "margin": probability of the likeliest token minus that of the
+    second; "entropy": minus the entropy of the row, in nats. All of the law that tokens are drawn from.
+    """
+
+    def confidence(_logits_nV: Tensor, drawn: SampledRows, _part: slice) -> Tensor:
+        return drawn.log_probs[:, 0]
+
+    def margin(logits_nV: Tensor, _drawn: SampledRows, _part: slice) -> Tensor:
+        top_n2 = law.probabilities(logits_nV).topk(2, dim=1).values
+        return (top_n2[:, 0] - top_n2[:, 1]).float()
+
+    def entropy(_logits_nV: Tensor, drawn: SampledRows, _part: slice) -> Tensor:
+        assert drawn.entropy is not None
+        return -drawn.entropy
+
+    return {"confidence": confidence, "margin": margin, "entropy": entropy}[order]
+
+
+def order_noise(run: Run, step: int, temperature: float) -> Tensor | None:
+    """Gumbel noise ``[B, L]`` times ``temperature``; None at 0.
+
+    The ``k`` greatest of scores plus Gumbel noise are ``k`` draws without replacement from the softmax of the scores.
+    """
+    if temperature == 0.0:
+        return None
+    return -temperature * torch.log(-torch.log(run.canvas.uniform(step, STREAM_ORDER)))
+
+
+def rank_of(scores_BL: Tensor) -> Tensor:
+    """Rank of each position in its sequence, 0 for the greatest score; of equal ones the first comes first."""
+    scores_BL = torch.nan_to_num(scores_BL, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    return scores_BL.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

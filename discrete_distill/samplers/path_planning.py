@@ -1,0 +1,95 @@
+"""Path planning (P2): every step decides anew which tokens deserve to be visible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import SampledRows
+from .grid import GridSampler, walk_grid
+from .order import rank_of
+from .output import SamplerOutput
+from .rows import Rows, planned_rows
+from .run import Drawn, Run
+from .trajectory import StepCallback
+
+Planner = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PathPlanningSampler(GridSampler):
+    """P2 sampling (arXiv 2502.03540).
+
+    A step draws a token for every mask, scores all positions, and masks the ``floor(n (1 - alpha_s))`` of the ``n``
+    movable ones of a sequence that score lowest, written ones among them; where it was masked and is not among the
+    lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written one is ``eta`` times
+    the log-probability that the denoiser's own logits give it now (self-planning), or the planner's.
+
+    Args:
+        process: mask and schedule.
+        num_steps: steps; each is one call.
+        eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
+        planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
+            written tokens; counted among the network evaluations. Self-planning if None.
+        greedy: the likeliest token in place of a draw.
+
+    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
+    denoiser that only knows masked positions needs a planner, or ``eta=0``.
+
+    Raises:
+        ValueError: if ``eta`` is negative.
+    """
+
+    _: KW_ONLY
+    eta: float = 1.0
+    planner: Planner | None = None
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.eta >= 0.0 and math.isfinite(self.eta)):
+            raise ValueError(f"eta must be 0 or more, got {self.eta}")
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        canvas = run.canvas
+        # All movable rows in every step: which they are is known before the first.
+        (rows,) = planned_rows([canvas.movable])
+        size_B = canvas.movable.sum(1)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
+            if not rows:
+                return
+            tokens_N = canvas.z.flatten()[rows.index]
+
+            def log_prob_of_current(logits_nV: Tensor, _drawn: SampledRows, part: slice) -> Tensor:
+                log_probs_nV = run.law.probabilities(logits_nV).log()
+                return log_probs_nV.gather(1, tokens_N[part, None])[:, 0].float()
+
+            drawn = run.draw(rows, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)
+            assert drawn.statistic is not None
+            masked = canvas.masked()
+            fresh_BL = run.on_canvas(rows, drawn.log_probs[:, 0], 0.0)
+            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s))
+            hidden_fraction_B = 1.0 - self.process.visible_probability(s.double())
+            kept_B = size_B - torch.floor(hidden_fraction_B * size_B + 1e-6).long()
+            score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(~canvas.movable, float("-inf"))
+            kept_BL = rank_of(score_BL) < kept_B[:, None]
+            run.write_where(kept_BL & masked, rows, drawn)
+            run.mask_again(canvas.movable & ~masked & ~kept_BL)
+
+        return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
+
+    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor) -> Tensor:
+        """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
+        assert drawn.statistic is not None
+        if self.eta == 0.0:
+            return torch.zeros_like(run.canvas.log_probs)
+        if self.planner is None:
+            return self.eta * run.on_canvas(rows, drawn.statistic, 0.0)
+        run.other_calls += 1
+        filled = torch.where(run.canvas.masked(), run.on_canvas(rows, drawn.tokens[:, 0], 0), run.canvas.z)
+        return self.eta * self.planner(filled, s).float()

@@ -1,0 +1,109 @@
+"""Scoring candidates without training: how much better the teacher predicts what was revealed than the student does.
+
+Shape suffixes: B batch, L length, N rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..kernels import token_losses
+from ..process import Denoiser, MaskedDiffusion, logits_at
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a re-ranking step might become.
+
+    Attributes:
+        z: the state after the step, int64 ``[B, L]``.
+        s: its time, ``[B]``.
+        revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
+        movable: bool ``[B, L]``, what the sampler may write.
+        uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
+        cond: what the denoiser is passed, attention mask included.
+    """
+
+    z: Tensor
+    s: Tensor
+    revealed: Tensor
+    movable: Tensor
+    uniform: Tensor
+    cond: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class CandidateScorer(Protocol):
+    """Scores candidates by more than their tokens.
+
+    Attributes:
+        evaluations: network evaluations that a candidate costs.
+    """
+
+    evaluations: int
+
+    def score_candidate(self, candidate: Candidate, /) -> Tensor:
+        """fp32 ``[B]``, nats; higher is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class TeacherRatio:
+    r"""The teacher against the student, as a scorer of `RGASampler` that needs no training.
+
+    Of the positions that a step revealed, a random part ``H`` is hidden again, the same for all candidates, and both
+    networks are asked for it:
+
+    .. math:: \mathrm{score} = \sum_{i \in H} \log p_{teacher}(x_i \mid z_{-H}) - \log p_{student}(x_i \mid z_{-H})
+
+    Tokens of one step are drawn independently of each other; the teacher, shown half of them, knows how well the other
+    half goes with it. The student's term takes away what the student would have drawn anyway. Passes are counted: two a
+    candidate.
+
+    Args:
+        teacher: any `Denoiser`.
+        student: the denoiser that draws.
+        process: mask and schedule; the networks are told the time at which so many masks are expected.
+        hidden: probability of hiding each revealed position, in ``(0, 1]``.
+
+    Raises:
+        ValueError: if ``hidden`` is outside ``(0, 1]``.
+    """
+
+    teacher: Denoiser
+    student: Denoiser
+    process: MaskedDiffusion
+    hidden: float = 0.5
+    evaluations: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.hidden <= 1.0:
+            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
+
+    @torch.no_grad()
+    def score_candidate(self, candidate: Candidate, /) -> Tensor:
+        """Scores ``[B]``; 0 where nothing was hidden."""
+        rows, length = candidate.revealed, candidate.z.shape[1]
+        tokens = candidate.z.flatten()[rows]
+        # Rows that stay visible weigh nothing; leaving them out would wait for the device to count them.
+        hidden = candidate.uniform.flatten()[rows] < self.hidden
+        shown = torch.where(hidden, self.process.mask_token_id, tokens)
+        z = candidate.z.flatten().index_copy(0, rows, shown).view_as(candidate.z)
+        masked = self.process.is_masked(z) & candidate.movable
+        t = self.process.time_of_count(masked.sum(1), self.process.num_movable(z, candidate.movable))
+        log_probs = [
+            token_losses(
+                logits_at(network, z, t, rows, s=torch.zeros_like(t), **candidate.cond),
+                None,
+                tokens,
+                weight_R=hidden.float(),
+                mask_token_id=self.process.mask_token_id,
+            ).log_prob
+            for network in (self.teacher, self.student)
+        ]
+        scores = torch.zeros(len(z), device=z.device)
+        return scores.index_add(0, rows // length, (log_probs[0] - log_probs[1]).float())

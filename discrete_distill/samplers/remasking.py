@@ -1,0 +1,121 @@
+"""ReMDM: ancestral sampling that hides written tokens again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..kernels import STREAM_COIN, STREAM_REMASK
+from .grid import GridSampler, walk_grid
+from .output import SamplerOutput
+from .rows import planned_rows
+from .run import Run
+from .trajectory import StepCallback
+
+DEFAULT_ETA = {"cap": 0.02, "rescale": 0.05, "conf": 1.0}
+
+
+@dataclass(frozen=True)
+class ReMaskingSampler(GridSampler):
+    r"""ReMDM (arXiv 2503.00307): written tokens are masked again with probability ``sigma``, and drawn anew later.
+
+    .. math::
+        P(z_s = m \mid z_t \ne m) = \sigma, \qquad
+        P(z_s \ne m \mid z_t = m) = \frac{\alpha_s - (1 - \sigma) \alpha_t}{1 - \alpha_t},
+
+    which keeps the marginals of the forward process for any ``sigma`` up to
+    ``sigma_max = min(1, (1 - alpha_s) / alpha_t)``. Given and padded tokens are never masked. The last step ends at 0,
+    where ``sigma_max = 0``.
+
+    - "cap": ``sigma = min(eta, sigma_max)``. Coins and masks do not depend on logits and are planned.
+    - "rescale": ``sigma = eta sigma_max``. Likewise.
+    - "conf": ``sigma_i = eta sigma_max softmax(-psi)_i`` over the written tokens of a sequence, ``psi_i`` the
+      probability with which token ``i`` was drawn; masked positions are revealed as with ``sigma = 0``.
+
+    ``eta = 0`` is the ancestral sampler, token for token.
+
+    Args:
+        process: mask and schedule.
+        num_steps: steps; remasking pays when there are many (the paper: as many as tokens, and more).
+        strategy: "cap", "rescale" or "conf".
+        eta: strength in ``[0, 1]``; by default 0.02, 0.05 and 1.
+
+    The other options are those of `GridOptions` and `SamplerOptions`; the paper draws with ``top_p=0.9``.
+
+    Raises:
+        ValueError: if the strategy is unknown or ``eta`` out of range.
+    """
+
+    _: KW_ONLY
+    strategy: Literal["cap", "rescale", "conf"] = "cap"
+    eta: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy not in DEFAULT_ETA:
+            raise ValueError(f'strategy is "cap", "rescale" or "conf", got {self.strategy!r}')
+        if not (0.0 <= self.strength <= 1.0 and math.isfinite(self.strength)):
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+
+    @property
+    def strength(self) -> float:
+        """``eta``, or the strategy's default."""
+        return DEFAULT_ETA[self.strategy] if self.eta is None else self.eta
+
+    def sigma(self, t: Tensor, s: Tensor) -> Tensor:
+        """Remasking probability of the step (what "conf" deals out), elementwise."""
+        alpha_t, alpha_s = self.process.visible_probability(t), self.process.visible_probability(s)
+        greatest = torch.where(alpha_t > 0.0, (1.0 - alpha_s) / alpha_t, torch.ones_like(alpha_t)).clamp(0.0, 1.0)
+        return greatest.clamp(max=self.strength) if self.strategy == "cap" else self.strength * greatest
+
+    def reveal_probability(self, t: Tensor, s: Tensor, sigma: Tensor) -> Tensor:
+        """Of a masked position, elementwise; 1 where ``s = 0``."""
+        alpha_t = self.process.visible_probability(t)
+        extra = sigma * alpha_t / (1.0 - alpha_t).clamp(min=1e-12)
+        return (self.process.unmask_probability(t, s) + extra).clamp(0.0, 1.0)
+
+    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        if self.strategy == "conf":
+
+            def confident_step(step: int, t: Tensor, s: Tensor) -> None:
+                self._confident_step(run, step, t, s)
+
+            return walk_grid(self, run, confident_step, return_history=return_history, callback=callback)
+        revealed, hidden = self._coins(run, self.times)
+        rows = planned_rows(revealed)
+
+        def planned_step(step: int, t: Tensor, s: Tensor) -> None:
+            run.reveal(rows[step], t, s, step)
+            run.mask_again(hidden[step])
+
+        return walk_grid(self, run, planned_step, return_history=return_history, callback=callback, left=rows[-1])
+
+    def _coins(self, run: Run, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
+        """What each step reveals, with what is left at last, and what it hides: bool ``[B, L]``."""
+        canvas = run.canvas
+        ends = torch.tensor(times, device=canvas.z.device)
+        masked, revealed, hidden = canvas.masked(), [], []
+        for step, (t, s) in enumerate(pairwise(ends)):
+            sigma = self.sigma(t, s)
+            probability = self.reveal_probability(t, s, sigma).expand(canvas.batch)
+            revealed.append(canvas.coins(step, probability) & masked)
+            hidden.append((canvas.uniform(step, STREAM_REMASK) < sigma) & canvas.movable & ~masked)
+            masked = (masked & ~revealed[-1]) | hidden[-1]
+        return [*revealed, masked], hidden
+
+    def _confident_step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
+        canvas = run.canvas
+        masked = canvas.masked()
+        written = canvas.movable & ~masked
+        doubt_BL = (-canvas.log_probs.exp()).masked_fill(~written, float("-inf"))
+        share_BL = torch.where(written, doubt_BL.softmax(1), 0.0)
+        hidden = (canvas.uniform(step, STREAM_REMASK) < self.sigma(t, s)[:, None] * share_BL) & written
+        probability = self.process.unmask_probability(t, s)[:, None]
+        run.reveal(run.select((canvas.uniform(step, STREAM_COIN) < probability) & masked), t, s, step)
+        run.mask_again(hidden)

@@ -1,0 +1,89 @@
+"""Re-ranking by the teacher against the student, and by plain rewards."""
+
+import pytest
+import torch
+from counting import Counting, counts_of, seeded
+from enumerated import RandomNetwork
+
+from discrete_distill import MaskedDiffusion, RGASampler, TeacherRatio, exact
+from discrete_distill.samplers import Candidate
+
+MASK = 3
+PROCESS = MaskedDiffusion(MASK)
+
+
+def test_the_score_is_the_teachers_log_probability_minus_the_students_at_what_was_hidden() -> None:
+    teacher, student = RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 1)
+    z = torch.tensor([[0, 1, 2, MASK], [2, 2, MASK, 0]])
+    revealed = torch.tensor([0, 1, 5, 7])
+    draw = torch.tensor([[0.2, 0.9, 0.1, 0.1], [0.1, 0.4, 0.1, 0.3]])
+    candidate = Candidate(z, torch.full((2,), 0.5), revealed, torch.ones_like(z, dtype=torch.bool), draw)
+    hidden = [[0], [1, 3]]
+    scores = TeacherRatio(teacher, student, PROCESS, hidden=0.5).score_candidate(candidate)
+    for row, places in enumerate(hidden):
+        state = z[row].clone()
+        state[places] = MASK
+        logs = [PROCESS.masked_log_probs(net(state[None], torch.ones(1)))[0] for net in (teacher, student)]
+        expected = sum(float(logs[0][i, z[row, i]] - logs[1][i, z[row, i]]) for i in places)
+        assert float(scores[row]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_networks_are_told_the_time_of_as_many_masks() -> None:
+    told = []
+
+    def network(x, t):
+        told.append((x.tolist(), t.tolist()))
+        return torch.zeros(*x.shape, 4)
+
+    movable = torch.ones(1, 4, dtype=torch.bool)
+    candidate = Candidate(
+        torch.tensor([[0, 1, MASK, 2]]), torch.tensor([0.1]), torch.tensor([0, 1]), movable, torch.zeros(1, 4)
+    )
+    TeacherRatio(network, network, PROCESS).score_candidate(candidate)
+    for x, t in told:
+        assert x == [[MASK, MASK, MASK, 2]]
+        assert t == pytest.approx([0.75 / (1 - 1e-3)])
+
+
+def test_it_brings_samples_of_few_steps_closer_to_the_chain_without_training() -> None:
+    """Two steps of a perfect denoiser draw tokens that do not go together; half of them tell about the others."""
+    chain, length, draws = exact.random_chain(3, seeded(4)), 4, 20_000
+    denoiser, law = chain.denoiser(MASK), chain.law(length)
+    independent = torch.zeros(4).index_fill(0, torch.tensor(MASK), -torch.inf)
+    scorer = TeacherRatio(denoiser, lambda x, t: independent.expand(*x.shape, 4), PROCESS)
+    kls = []
+    for candidates in (1, 4):
+        sampler = RGASampler(PROCESS, num_steps=2, num_candidates=candidates)
+        out = sampler(denoiser, scorer, (draws, length), generator=seeded(5))
+        frequency = (counts_of(out.sequences, 3, MASK).double() / draws).view([3] * length)
+        kls.append(float(exact.kl(frequency, law)))
+    assert kls[1] < 0.75 * kls[0]
+
+
+def test_its_passes_are_counted_and_a_seed_fixes_a_rows_tokens_whatever_the_batch() -> None:
+    teacher, student = (Counting(RandomNetwork(3, 4, seed)) for seed in (0, 1))
+    scorer = TeacherRatio(teacher, student.inner, PROCESS)
+    sampler = RGASampler(PROCESS, num_steps=2, num_candidates=3)
+    out = sampler(student, scorer, (64, 4), generator=seeded(0))
+    assert (out.nfe, out.network_evaluations) == (2, 2 + 2 * 3 * 2)
+    assert (student.calls, teacher.calls) == (2, 6)
+    small = sampler(student, scorer, (7, 4), generator=seeded(0))
+    rest = sampler(student, scorer, (57, 4), generator=seeded(0), first_row=7)
+    assert bool((torch.cat((small.sequences, rest.sequences)) == out.sequences).all())
+
+
+def test_any_reward_of_whole_sequences_reranks() -> None:
+    network, share = RandomNetwork(3, 4, 0), []
+    for scale in (0.0, 5.0):
+        sampler = RGASampler(PROCESS, num_steps=3, num_candidates=4, rerank_scale=scale)
+        out = sampler(network, lambda z, t: (z == 0).sum(1), (2000, 4), generator=seeded(0))
+        share.append((out.sequences == 0).float().mean().item())
+    assert share[1] > share[0] + 0.1
+
+
+def test_verdicts_of_another_shape_are_refused() -> None:
+    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=2)
+    with pytest.raises(ValueError, match=r"logits \[5, 4\], a reward \[5\]; got \[5, 1\]"):
+        sampler(RandomNetwork(3, 4, 0), lambda z, t: torch.zeros(len(z), 1), (5, 4))
+    with pytest.raises(ValueError, match=r"hidden must lie in \(0, 1\], got 0.0"):
+        TeacherRatio(RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 0), PROCESS, hidden=0.0)

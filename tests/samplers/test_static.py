@@ -1,0 +1,132 @@
+"""The sampler without data-dependent shapes draws what the plain one draws, and never looks at its data."""
+
+import pytest
+import torch
+from counting import seeded
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from discrete_distill import (
+    AnalyticSampler,
+    AncestralSampler,
+    ConfidenceSampler,
+    FirstHittingSampler,
+    MaskedDiffusion,
+    PathPlanningSampler,
+    ReMaskingSampler,
+    RGASampler,
+    StaticSampler,
+    TeacherRatio,
+)
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.samplers.static import row_capacities
+
+VOCAB, MASK, LENGTH = 12, 11, 16
+PROCESS = MaskedDiffusion(MASK)
+WAITING = ("_local_scalar_dense", "nonzero", "_unique", "unique_dim", "masked_select", "is_nonzero", "equal")
+
+
+def small_network() -> DiT:
+    torch.manual_seed(0)
+    network = DiT(
+        DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
+    )
+    torch.nn.init.normal_(network.output_layer.linear.weight)
+    return network.eval()
+
+
+class Operations(TorchDispatchMode):
+    """Notes every operation's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"top_k": 3},
+        {"end": 0.2},
+        {"end": 0.3, "noise_removal": "greedy"},
+        {"end": 0.3, "noise_removal": "none"},
+        {"grid": "cosine", "temperature": 0.7},
+    ],
+)
+def test_it_draws_what_the_sampler_draws(choices) -> None:
+    network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4, **choices)
+    static = StaticSampler(sampler, network, (8, LENGTH))
+    for seed in (0, 1, 2):
+        plain, fixed = sampler(network, (8, LENGTH), generator=seeded(seed)), static(seeded(seed))
+        assert bool((plain.sequences == fixed.sequences).all())
+        torch.testing.assert_close(plain.log_probs, fixed.log_probs)
+        assert fixed.nfe == plain.nfe
+
+
+def test_too_little_room_is_noticed_and_made_good() -> None:
+    network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4)
+    static = StaticSampler(sampler, network, (8, LENGTH))
+    static.room.fill_(20)
+    static.capacities = [20] * len(static.capacities)
+    plain, fixed = sampler(network, (8, LENGTH), generator=seeded(0)), static(seeded(0))
+    assert bool((plain.sequences == fixed.sequences).all())
+    assert fixed.nfe == 2 * plain.nfe
+
+
+def test_no_operation_of_its_trajectory_waits_for_data() -> None:
+    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    with torch.no_grad(), Operations() as seen:
+        static.trajectory()
+    assert any("sample_rows" in name for name in seen.names)
+    assert not [name for name in seen.names if any(word in name for word in WAITING)]
+
+
+def test_its_shapes_are_known_without_any_data() -> None:
+    """Traced with tensors that hold nothing: whatever looked at data would raise."""
+    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        z, log_probs, overflow = static.trajectory()
+    assert (z.shape, log_probs.shape, overflow.shape) == ((4, LENGTH), (4, LENGTH), ())
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        AncestralSampler(PROCESS, num_steps=3),
+        AnalyticSampler(PROCESS, num_steps=3, outputs="log_scores", static=True),
+        ConfidenceSampler(PROCESS, num_steps=3, static=True),
+        FirstHittingSampler(PROCESS),
+        PathPlanningSampler(PROCESS, num_steps=3),
+        ReMaskingSampler(PROCESS, num_steps=3, eta=0.5),
+        ReMaskingSampler(PROCESS, num_steps=3, strategy="conf", static=True),
+        RGASampler(PROCESS, num_steps=3, num_candidates=2),
+    ],
+    ids=lambda sampler: f"{type(sampler).__name__} {getattr(sampler, 'strategy', '')}",
+)
+def test_between_the_first_step_and_the_last_no_sampler_waits_for_data(sampler) -> None:
+    network, seen, ends = small_network(), Operations(), []
+    scorer = [TeacherRatio(network, small_network(), PROCESS)] if isinstance(sampler, RGASampler) else []
+    with seen:
+        sampler(network, *scorer, (4, LENGTH), generator=seeded(0), callback=lambda *_: ends.append(len(seen.names)))
+    between = seen.names[ends[0] : ends[-1]]
+    assert any("sample_rows" in name for name in between)
+    assert not [name for name in between if any(word in name for word in WAITING)]
+
+
+def test_room_is_the_mean_and_six_standard_deviations() -> None:
+    capacities = row_capacities([0.25, 1 / 3, 0.5, 1.0], 10_000)
+    assert capacities[:4] == [2764] * 4
+    assert capacities[4] == 4
+    assert row_capacities([1.0], 7) == [7, 4]
+
+
+def test_what_needs_the_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="check=True looks at logits in every step"):
+        StaticSampler(AncestralSampler(PROCESS, check=True), small_network(), (1, LENGTH))
+    with pytest.raises(ValueError, match="a graph is captured on CUDA, and the device is cpu"):
+        StaticSampler(AncestralSampler(PROCESS), small_network(), (1, LENGTH), capture=True)
