@@ -38,13 +38,12 @@ class Candidate:
 
 @runtime_checkable
 class CandidateScorer(Protocol):
-    """Scores candidates by more than their tokens.
+    """Scores candidates by more than their tokens."""
 
-    Attributes:
-        evaluations: network evaluations that a candidate costs.
-    """
-
-    evaluations: int
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that a candidate costs."""
+        ...
 
     def score_candidate(self, candidate: Candidate, /) -> Tensor:
         """fp32 ``[B]``, nats; higher is better."""
