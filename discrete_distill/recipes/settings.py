@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..methods import DiDiInstructConfig
@@ -59,7 +59,7 @@ def demo() -> RecipeConfig:
     return RecipeConfig(
         distill=DistillConfig(
             method=DiDiInstructConfig(group_size=24, gradient_steps=2),
-            loop=LoopConfig(num_steps=60, log_every=5, checkpoint_every=20),
+            loop=LoopConfig(num_steps=50, log_every=5, checkpoint_every=20),
             batch_size=24,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
@@ -86,10 +86,12 @@ def demo_paper() -> RecipeConfig:
 
 
 def demo_long() -> RecipeConfig:
-    """The demo, given two hours on two cores."""
+    """The demo, given an hour: more updates, each of twice as many samples."""
     config = demo()
     config.name = "demo-long"
-    config.distill.loop = LoopConfig(num_steps=900, log_every=10, checkpoint_every=100)
+    config.distill.loop = LoopConfig(num_steps=220, log_every=5, checkpoint_every=20)
+    config.distill.batch_size = 48
+    config.distill.method = replace(config.distill.method, group_size=48)
     config.distill.student.ema_decay = 0.98
     config.evaluate = EvaluateConfig(
         num_samples=64,
