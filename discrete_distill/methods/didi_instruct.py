@@ -281,6 +281,7 @@ class DiDiInstruct:
         metrics = {
             "log_ratio": out.log_ratio.mean(),
             "log_ratio_std": out.log_ratio.std(),
+            "clipped_rewards": (out.log_ratio.abs() >= self.config.reward_clip).float().mean(),
             "clipped_advantages": self._clipped(out.advantages),
             "entropy": entropy.detach(),
         }
