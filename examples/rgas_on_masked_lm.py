@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from discrete_distill import AncestralSampler, RGASampler
+from discrete_distill import AncestralSampler, RGASampler, as_denoiser
 from examples.toy import CHAIN, LENGTH, PROCESS, surprise
 
 
@@ -36,10 +36,7 @@ def main(steps: int = 300) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    def denoiser(z_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:  # what a masked LM lacks to be a denoiser
-        return bert(input_ids=z_t, **cond).logits
-
-    bert.eval()
+    denoiser = as_denoiser(bert.eval())
     plain, guided = AncestralSampler(PROCESS, num_steps=8), RGASampler(PROCESS, num_steps=8, tilt_fraction=0.0)
     free = plain(denoiser, (64, LENGTH), generator=torch.Generator().manual_seed(1))
     steered = guided(denoiser, WantsFewOnes(), (64, LENGTH), generator=torch.Generator().manual_seed(1))
