@@ -1,5 +1,6 @@
 """Evaluation: perplexity under a named judge, diversity, the frontier of both, speed, and their plots."""
 
+from .bracket import measure_frontier_around
 from .diversity import (
     Diversity,
     corpus_entropy,
@@ -20,8 +21,11 @@ from .frontier import (
     measure_frontier,
 )
 from .judges import CausalLMJudge, Judge, TextJudge, TokenNats
+from .likelihood import LikelihoodBound, likelihood_bound
+from .mauve import Mauve, kmeans, mauve
 from .perplexity import GenerativePerplexity, generative_perplexity
 from .plots import StepCurve, plot_frontier, plot_perplexity_by_steps
+from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speed, measure_speeds, speed_ratio
 
 __all__ = [
@@ -34,6 +38,8 @@ __all__ = [
     "FrontierReading",
     "GenerativePerplexity",
     "Judge",
+    "LikelihoodBound",
+    "Mauve",
     "Speed",
     "SpeedRatio",
     "StepCurve",
@@ -44,8 +50,12 @@ __all__ = [
     "corpus_entropy",
     "distinct_n",
     "generative_perplexity",
+    "kmeans",
+    "likelihood_bound",
+    "mauve",
     "measure_diversity",
     "measure_frontier",
+    "measure_frontier_around",
     "measure_speed",
     "measure_speeds",
     "overlap_n",
@@ -53,5 +63,6 @@ __all__ = [
     "plot_perplexity_by_steps",
     "repetition_n",
     "sample_entropy",
+    "self_bleu",
     "speed_ratio",
 ]

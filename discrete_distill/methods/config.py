@@ -169,8 +169,8 @@ class DiDiInstructConfig:
 
     @classmethod
     def idlm(cls, **changes: Any) -> DiDiInstructConfig:
-        """The objective of IDLM (arXiv 2602.19066), with ``changes``: teacher's less auxiliary's likelihood bound on the
-        student's samples, one reward for the whole sequence.
+        """The objective of IDLM (arXiv 2602.19066), with ``changes``: teacher's less auxiliary's likelihood bound on
+        the student's samples, one reward for the whole sequence.
 
         Its gradient is estimated here by the score function; the paper's relaxes the tokens.
         """

@@ -1,4 +1,4 @@
-"""The reward of MMD distillation (arXiv 2610.06648): what frozen features say of the student's tokens beside the data's.
+"""The reward of MMD distillation (arXiv 2610.06648): what frozen features say of the student's tokens and the data's.
 
 It is a log-ratio by interface and the gradient of a squared MMD by meaning (see `token_witness`), so the loop of
 DiDi-Instruct takes it as it is: paths, groups, leave-one-out baselines and credit stay the same, and there is no

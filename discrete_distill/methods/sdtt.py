@@ -1,15 +1,16 @@
 """Self-distillation through time (SDTT, arXiv 2410.21035): one step of the student replaces several of its teacher.
 
-From a state ``z_t`` of corrupted data the teacher takes ``factor`` steps to time ``s``. Wherever it reveals a token, what
-it predicted there, in the step that revealed it, is the student's target; where it reveals none, its last prediction is.
-The student answers at ``z_t`` alone. Then it becomes the teacher, of steps ``factor`` times as long, and so on.
+From a state ``z_t`` of corrupted data the teacher takes ``factor`` steps to time ``s``. Wherever it reveals a token,
+what it predicted there, in the step that revealed it, is the student's target; where it reveals none, its last
+prediction is. The student answers at ``z_t`` alone. Then it becomes the teacher, of steps ``factor`` times as long, and
+so on.
 
     loss = mean over masked i of  D( p_student(. | z_t, i),  p_teacher(. | z_{t_j(i)}, i) )
 
-The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | z_{t_j(i)}, i) | z_t ]``: for a
-teacher whose answers are conditionals of one joint law that mean is its own answer at ``z_t`` (a martingale), and nothing
-is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the other targets prefer sharper
-students.
+The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | z_{t_j(i)}, i) | z_t ]``:
+for a teacher whose answers are conditionals of one joint law that mean is its own answer at ``z_t`` (a martingale), and
+nothing is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the other targets
+prefer sharper students.
 
 Shape suffixes: B batch, L length, V vocabulary, N masked rows, K teacher steps.
 """

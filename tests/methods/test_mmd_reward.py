@@ -73,10 +73,10 @@ def test_what_is_missing_is_named() -> None:
     made = method()
     with pytest.raises(ValueError, match="needs two whole groups"):
         made.mmd_verdict(made.rollout(4, LENGTH, generator=seeded(0)), reference(4))
-    with pytest.raises(ValueError, match="pass verdict=method.mmd_verdict"):
+    with pytest.raises(ValueError, match=r"pass verdict=method\.mmd_verdict"):
         made.student_loss(made.rollout(8, LENGTH, generator=seeded(0)))
+    other = method(replace(MMD, log_ratio="path", credit="vocabulary"))
     with pytest.raises(ValueError, match='not "mmd"'):
-        other = method(replace(MMD, log_ratio="path", credit="vocabulary"))
         other.mmd_verdict(other.rollout(8, LENGTH, generator=seeded(0)), reference())
     with pytest.raises(ValueError, match="a mmd scores what was drawn"):
         DiDiInstructConfig.mmd(credit="vocabulary")
