@@ -10,6 +10,7 @@ from .diversity import (
     repetition_n,
     sample_entropy,
 )
+from .encoding import encode_with_judge
 from .ending import before_end
 from .frontier import (
     Frontier,
@@ -23,8 +24,10 @@ from .frontier import (
 from .judges import CausalLMJudge, Judge, TextJudge, TokenNats
 from .likelihood import LikelihoodBound, likelihood_bound
 from .mauve import Mauve, kmeans, mauve
+from .ngram import NGramJudge
 from .perplexity import GenerativePerplexity, generative_perplexity
 from .plots import StepCurve, plot_frontier, plot_perplexity_by_steps
+from .protein import ProteinFigures, measure_proteins
 from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speed, measure_speeds, speed_ratio
 
@@ -40,6 +43,8 @@ __all__ = [
     "Judge",
     "LikelihoodBound",
     "Mauve",
+    "NGramJudge",
+    "ProteinFigures",
     "Speed",
     "SpeedRatio",
     "StepCurve",
@@ -49,6 +54,7 @@ __all__ = [
     "compare_at_entropy",
     "corpus_entropy",
     "distinct_n",
+    "encode_with_judge",
     "generative_perplexity",
     "kmeans",
     "likelihood_bound",
@@ -56,6 +62,7 @@ __all__ = [
     "measure_diversity",
     "measure_frontier",
     "measure_frontier_around",
+    "measure_proteins",
     "measure_speed",
     "measure_speeds",
     "overlap_n",
