@@ -32,6 +32,16 @@ def run_stage(stage: str, config: ComparisonConfig, command: str) -> None:
     comparison = Comparison(config, command)
     stages = {"train": comparison.train, "evaluate": comparison.evaluate, "report": comparison.report}
     names = ("train", "evaluate", "report") if stage == "all" else (stage,)
+    if config.dry_run:
+        from .distill import DistillConfig
+        from .dry_run import describe_run
+
+        methods = {name: each for name, each in config.trained().items() if isinstance(each, DistillConfig)}
+        print(
+            f"budget: {config.amount:g} {config.budget} for each of {', '.join(config.trained())}, which sets the steps"
+        )
+        print(describe_run(config, methods, names, comparison.accelerator, lambda: comparison.check_stages(names)))
+        return
     comparison.check_stages(names)
     for name in names:
         stages[name]()

@@ -1,8 +1,8 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
 Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or
-small where CUDA and the data are there) | demo-paper | demo-long | small | medium. ``--help`` lists every flag of
-the preset.
+small where CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of
+the preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
         "report": pipeline.report,
     }
     names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
+    if config.dry_run:
+        from .dry_run import describe_run
+
+        methods = {"distillation": config.distill}
+        print(describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names)))
+        return
     pipeline.check(names)
     for name in names:
         stages[name]()

@@ -37,6 +37,12 @@ def run_stage(stage: str, config: ProteinConfig, command: str) -> None:
         "report": pipeline.report,
     }
     names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
+    if config.dry_run:
+        from .dry_run import describe_run
+
+        methods = {"distillation": config.distill}
+        print(describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names)))
+        return
     pipeline.check(names)
     for name in names:
         stages[name]()

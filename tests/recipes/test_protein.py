@@ -153,6 +153,9 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     assert cost <= 4
     config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_warmup=0)
     student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
+    with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
+        for parameter in auxiliary.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     method = DiDiInstruct(student, denoiser, None, esm_process(), config, auxiliary=auxiliary)
     rollout = method.rollout(x_init=esm_canvas(4, 12), generator=torch.Generator().manual_seed(0))
     assert bool((rollout.sequences[:, 0] == CLS).all())
