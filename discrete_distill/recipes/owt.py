@@ -1,8 +1,8 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
-Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or
-small where CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of
-the preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
+Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or small where
+CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of the
+preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
 """
 
 from __future__ import annotations
