@@ -156,8 +156,8 @@ def describe_run(
     speed = matmul_speed(device, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     lines = [
         f"would run: {', '.join(stages)} into {config.directory}",
-        f"machine: {describe_machine(accelerator)}, {accelerator.num_processes} process(es), {speed / 1e12:.2f} TFLOP/s "
-        f"in matrix products, of which {ACHIEVED:.0%} are expected to be achieved",
+        f"machine: {describe_machine(accelerator)}, {accelerator.num_processes} process(es), "
+        f"{speed / 1e12:.2f} TFLOP/s in matrix products, of which {ACHIEVED:.0%} are expected to be achieved",
         f"network: {count_parameters(model) / 1e6:.1f}M parameters "
         f"({model.num_layers} layers, {model.hidden_size} wide, {model.vocab_size} classes), "
         f"length {config.data.length}",
