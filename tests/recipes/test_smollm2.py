@@ -86,7 +86,7 @@ def test_a_gguf_file_becomes_a_judge_that_prices_text(tmp_path: Path) -> None:
 
     file = tmp_path / "small.gguf"
     write_small_llama(file)
-    judge = smollm2.load_gguf_judge(file, decode=lambda ids: "".join(chr(97 + i) for i in ids), eos_token_id=25)
+    judge = smollm2.load_gguf_judge(file, decode=lambda ids: "".join(chr(99 + i) for i in ids), eos_token_id=25)
     assert judge.name.startswith("small@")
     samples = torch.randint(24, (3, 20), generator=torch.Generator().manual_seed(0))
     verdict = generative_perplexity(samples, judge)
