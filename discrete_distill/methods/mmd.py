@@ -89,6 +89,7 @@ class MMDLogRatio:
         *,
         x: Tensor | None = None,
         movable: Tensor | None = None,
+        s: Tensor | None = None,
         reference: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:

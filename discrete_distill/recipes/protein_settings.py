@@ -62,15 +62,15 @@ def demo() -> ProteinConfig:
             evaluate_every=200,
         ),
         distill=DistillConfig(
-            method=DiDiInstructConfig(group_size=16, gradient_steps=2),
-            loop=LoopConfig(num_steps=80, log_every=5, checkpoint_every=40),
-            batch_size=32,
+            method=DiDiInstructConfig(group_size=16, gradient_steps=2, corruptions=2, ratio_updates=2),
+            loop=LoopConfig(num_steps=60, log_every=5, checkpoint_every=20),
+            batch_size=16,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
             discriminator_every=4,
         ),
         evaluate=EvaluateConfig(
-            num_samples=64, steps=(8, 16, 32), guided_steps=(8,), frontier_steps=8, teacher_frontier_steps=(32,)
+            num_samples=32, steps=(8, 16, 32), guided_steps=(8,), frontier_steps=8, teacher_frontier_steps=(32,)
         ),
     )
 
