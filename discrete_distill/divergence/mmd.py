@@ -19,7 +19,15 @@ TOKENS_FOR_BANDWIDTH = 512
 
 
 def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
-    """``exp(-|f - g|^2 / (2 bandwidth^2))``, ``[N, M]``; the distance through one matrix product."""
+    """``exp(-|f - g|^2 / (2 bandwidth^2))``, ``[N, M]``; the distance through one matrix product.
+
+    In the precision of the features, whatever autocast says: the distance is a small difference of large numbers.
+    """
+    with torch.autocast(first_ND.device.type, enabled=False):
+        return _rbf_kernel(first_ND, second_MD, bandwidth)
+
+
+def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
     square = first_ND.square().sum(1)[:, None] + second_MD.square().sum(1) - 2.0 * first_ND @ second_MD.T
     return torch.exp(-0.5 * square.clamp(min=0.0) / bandwidth.square())
 

@@ -66,6 +66,8 @@ class Comparison(Pipeline):
         if stages == ("report",):
             self._results()
             return
+        if self.accelerator.num_processes > 1:
+            raise ValueError("a comparison runs in one process, so that seconds and draws are those of one device")
         self.check(("distill", "evaluate") if "train" in stages else ("distill",))
         if "evaluate" in stages:
             for name in self.config.extra_judges:

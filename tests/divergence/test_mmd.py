@@ -36,6 +36,8 @@ def test_the_kernel_and_its_bandwidth(seeded) -> None:
     f, g = torch.randn(5, 3, generator=seeded(0)), torch.randn(4, 3, generator=seeded(1))
     expected = torch.tensor([[float(torch.exp(-((a - b) ** 2).sum() / (2 * 1.7**2))) for b in g] for a in f])
     torch.testing.assert_close(rbf_kernel(f, g, torch.tensor(1.7)), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(rbf_kernel(f, g, torch.tensor(1.7)), expected)
     assert float(median_bandwidth(torch.tensor([[0.0], [1.0], [3.0]]))) == 2.0
 
 
