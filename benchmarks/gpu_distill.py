@@ -76,7 +76,7 @@ def full_config(output: Path) -> ComparisonConfig:
 def tiny_config(output: Path) -> ComparisonConfig:
     """The same, so small that a CPU walks through it in seconds."""
     config = full_config(output)
-    config.budget, config.amount = "network_evaluations", 60.0
+    config.budget, config.amount = "network_evaluations", 150.0
     config.data = DataConfig(length=16)
     config.teacher.model = DiTConfig(
         vocab_size=2048, max_length=16, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0
@@ -84,7 +84,7 @@ def tiny_config(output: Path) -> ComparisonConfig:
     config.teacher.batch_size = 4
     for distill in (config.distill, config.mmd):
         distill.batch_size = 4
-        distill.method = replace(distill.method, group_size=2, ratio_warmup=0)
+        distill.method = replace(distill.method, group_size=2, ratio_warmup=0, ratio_updates=1, corruptions=1)
     config.sdtt.batch_size = config.autoregressive.batch_size = 4
     config.sdtt.method = SDTTConfig(teacher_steps=8, rounds=2)
     config.evaluate = EvaluateConfig(num_samples=2, steps=(4, 8), guided_steps=(8,), batch_size=2)
