@@ -9,7 +9,7 @@ from .divergence import (
 )
 from .exact import integral_kl
 from .matching import IntermediateStateMatcher
-from .methods import DiDiInstruct, DiDiInstructConfig
+from .methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
 from .models import Discriminator, as_denoiser
 from .process import (
     BetaTime,
@@ -49,6 +49,7 @@ from .samplers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "SDTT",
     "AnalyticSampler",
     "AncestralSampler",
     "AuxiliaryDenoiserLogRatio",
@@ -78,6 +79,7 @@ __all__ = [
     "ReMaskingSampler",
     "Rollout",
     "RunningMean",
+    "SDTTConfig",
     "SamplerOutput",
     "ScoreFunctionIntegralKL",
     "StaticSampler",

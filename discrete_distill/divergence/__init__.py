@@ -9,6 +9,7 @@ from .log_ratio import (
     LogRatioEstimator,
     difference_of_logs,
 )
+from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .token import DivergenceKind, kl_divergence, token_divergence
 
 __all__ = [
@@ -22,6 +23,10 @@ __all__ = [
     "SurrogateOutput",
     "difference_of_logs",
     "kl_divergence",
+    "median_bandwidth",
+    "mmd_squared",
+    "rbf_kernel",
     "token_divergence",
+    "token_witness",
     "vocabulary_surrogate",
 ]

@@ -1,5 +1,6 @@
 """Evaluation: perplexity under a named judge, diversity, the frontier of both, speed, and their plots."""
 
+from .bracket import measure_frontier_around
 from .diversity import (
     Diversity,
     corpus_entropy,
@@ -9,6 +10,7 @@ from .diversity import (
     repetition_n,
     sample_entropy,
 )
+from .encoding import encode_with_judge
 from .ending import before_end
 from .frontier import (
     Frontier,
@@ -20,8 +22,13 @@ from .frontier import (
     measure_frontier,
 )
 from .judges import CausalLMJudge, Judge, TextJudge, TokenNats
+from .likelihood import LikelihoodBound, likelihood_bound
+from .mauve import Mauve, kmeans, mauve
+from .ngram import NGramJudge
 from .perplexity import GenerativePerplexity, generative_perplexity
 from .plots import StepCurve, plot_frontier, plot_perplexity_by_steps
+from .protein import ProteinFigures, measure_proteins
+from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speed, measure_speeds, speed_ratio
 
 __all__ = [
@@ -34,6 +41,10 @@ __all__ = [
     "FrontierReading",
     "GenerativePerplexity",
     "Judge",
+    "LikelihoodBound",
+    "Mauve",
+    "NGramJudge",
+    "ProteinFigures",
     "Speed",
     "SpeedRatio",
     "StepCurve",
@@ -43,9 +54,15 @@ __all__ = [
     "compare_at_entropy",
     "corpus_entropy",
     "distinct_n",
+    "encode_with_judge",
     "generative_perplexity",
+    "kmeans",
+    "likelihood_bound",
+    "mauve",
     "measure_diversity",
     "measure_frontier",
+    "measure_frontier_around",
+    "measure_proteins",
     "measure_speed",
     "measure_speeds",
     "overlap_n",
@@ -53,5 +70,6 @@ __all__ = [
     "plot_perplexity_by_steps",
     "repetition_n",
     "sample_entropy",
+    "self_bleu",
     "speed_ratio",
 ]

@@ -95,9 +95,13 @@ class CausalLMJudge:
         for start, first_new, end in windows(ids_BL.shape[1], self.context, self.stride):
             priced = self._price(ids_BL[:, start:end])
             nats_BL[:, first_new:end] = priced[:, first_new - start - 1 :]
-        counted_BL = before_end(ids_BL, self.eos_token_id)
+        return TokenNats(nats_BL, self.prepare(ids_BL)[1])
+
+    def prepare(self, sequences_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids as the model reads them, and which of them are counted; ``[B, L]`` both."""
+        counted_BL = before_end(sequences_BL, self.eos_token_id)
         counted_BL[:, :1] = False
-        return TokenNats(nats_BL, counted_BL)
+        return sequences_BL, counted_BL
 
     def _price(self, ids_BW: Tensor) -> Tensor:
         """``-log p`` of all tokens of a window but its first, fp32 ``[B, W - 1]``."""
@@ -198,14 +202,29 @@ class TextJudge:
 
     def token_nats(self, sequences_BL: Tensor) -> TokenNats:
         """See `Judge`; ``[B, M]`` with ``M`` the longest encoded sample."""
+        padded_BM, counted_BM = self.prepare(sequences_BL)
+        nats_BM = self._inner.token_nats(padded_BM).nats
+        return TokenNats(nats_BM, counted_BM.to(nats_BM.device))
+
+    @property
+    def model(self) -> nn.Module:
+        """The language model."""
+        return self._inner.model
+
+    @property
+    def context(self) -> int:
+        """Tokens of its window."""
+        return self._inner.context
+
+    def prepare(self, sequences_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids of the judge, padded, and which of them are counted; ``[B, M]`` both."""
         encoded = [self._reencode(row, keep) for row, keep in zip(*self._as_lists(sequences_BL), strict=True)]
         lengths = torch.tensor([len(ids) for ids in encoded])
         padded_BM = torch.full((len(encoded), max(1, int(lengths.max()))), self.judge_eos_token_id)
         for padded_M, ids in zip(padded_BM, encoded, strict=True):
             padded_M[: len(ids)] = torch.tensor(ids, dtype=torch.long)
-        nats_BM, counted_BM = self._inner.token_nats(padded_BM)
         is_text = torch.arange(padded_BM.shape[1]) < lengths[:, None]
-        return TokenNats(nats_BM, counted_BM & is_text.to(counted_BM.device))
+        return padded_BM, self._inner.prepare(padded_BM)[1] & is_text
 
     def _as_lists(self, sequences_BL: Tensor) -> tuple[list[list[int]], list[int]]:
         """Ids of each sample, and how many of them belong to its text."""

@@ -31,6 +31,11 @@ class Speed:
         return self.tokens / statistics.median(self.seconds)
 
     @property
+    def latency(self) -> float:
+        """Median seconds of a call: with one sequence a call, how long a reader waits for it."""
+        return statistics.median(self.seconds)
+
+    @property
     def spread(self) -> tuple[float, float]:
         """Tokens per second at the third and the first quartile of the times: the middle half."""
         low, high = quartiles(self.seconds)

@@ -2,6 +2,17 @@
 
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
+from .mmd import FrozenFeatures, MMDLogRatio
 from .output import StepOutput, Verdict
+from .sdtt import SDTT, SDTTConfig
 
-__all__ = ["DiDiInstruct", "DiDiInstructConfig", "StepOutput", "Verdict"]
+__all__ = [
+    "SDTT",
+    "DiDiInstruct",
+    "DiDiInstructConfig",
+    "FrozenFeatures",
+    "MMDLogRatio",
+    "SDTTConfig",
+    "StepOutput",
+    "Verdict",
+]

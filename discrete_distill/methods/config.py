@@ -27,8 +27,8 @@ class DiDiInstructConfig:
         tau_shape: both shapes of the Beta law of random times (paper: 1 or 2); 1 is uniform.
         coupled_time: corrupt samples to the path's own tau (paper), not to a time drawn anew.
         log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser
-            fitted to the student, or the law of the "path" itself (the student's own probabilities: no network, an
-            upper bound).
+            fitted to the student, the law of the "path" itself (the student's own probabilities: no network, an
+            upper bound), or in its place the "mmd" between features of samples and data (see `MMDLogRatio`).
         credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every
             step.
         window: token credit: positions up to this far away count for a token.
@@ -75,7 +75,7 @@ class DiDiInstructConfig:
     tau_high: float = 0.98
     tau_shape: float = 1.0
     coupled_time: bool = False
-    log_ratio: Literal["discriminator", "auxiliary", "path"] = "auxiliary"
+    log_ratio: Literal["discriminator", "auxiliary", "path", "mmd"] = "auxiliary"
     credit: Literal["sequence", "token", "vocabulary"] = "token"
     window: int = 6
     hidden: float = 0.5
@@ -106,9 +106,9 @@ class DiDiInstructConfig:
     def __post_init__(self) -> None:
         self._check_names()
         self._check_numbers()
-        if self.credit == "vocabulary" and self.log_ratio == "discriminator":
+        if self.credit == "vocabulary" and self.log_ratio in ("discriminator", "mmd"):
             raise ValueError(
-                "a discriminator scores what was drawn, not the whole vocabulary; "
+                f"a {self.log_ratio} scores what was drawn, not the whole vocabulary; "
                 'take credit="sequence", or log_ratio="auxiliary" or "path"'
             )
         if self.log_ratio == "path" and self.credit != "vocabulary":
@@ -166,3 +166,37 @@ class DiDiInstructConfig:
             "step_conditioning": False,
         }
         return cls(**{**published, **changes})
+
+    @classmethod
+    def idlm(cls, **changes: Any) -> DiDiInstructConfig:
+        """The objective of IDLM (arXiv 2602.19066), with ``changes``: teacher's less auxiliary's likelihood bound on
+        the student's samples, one reward for the whole sequence.
+
+        Its gradient is estimated here by the score function; the paper's relaxes the tokens.
+        """
+        inverse: dict[str, Any] = {
+            "log_ratio": "auxiliary",
+            "credit": "sequence",
+            "corruption_by": "count",
+            "corruptions": 2,
+        }
+        return cls(**{**inverse, **changes})
+
+    @classmethod
+    def mmd(cls, **changes: Any) -> DiDiInstructConfig:
+        """Frozen-feature token MMD with leave-one-out REINFORCE in groups of 4 (arXiv 2610.06648), with ``changes``.
+
+        The batch must hold two groups or more. Rewards are scaled by their deviation over the batch, since kernel
+        values differ by hundredths.
+        """
+        kernel: dict[str, Any] = {
+            "log_ratio": "mmd",
+            "credit": "sequence",
+            "corruption_by": "time",
+            "corruptions": 1,
+            "group_size": 4,
+            "baseline": "leave_one_out",
+            "scale": "batch",
+            "ratio_warmup": 0,
+        }
+        return cls(**{**kernel, **changes})

@@ -33,6 +33,7 @@ from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion
 from ..rewards import LogRatioReward
 from ..rollout import PathStep, Rollout
 from .config import DiDiInstructConfig
+from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .output import StepOutput, Verdict
 from .vocabulary_credit import VocabularyCredit
 
@@ -47,6 +48,7 @@ class DiDiInstruct:
         process: mask and schedule.
         config: every choice.
         auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+        features: frozen, for ``log_ratio="mmd"``; the teacher's middle block by default.
 
     Raises:
         ValueError: if the configured log-ratio lacks its network.
@@ -61,6 +63,7 @@ class DiDiInstruct:
         config: DiDiInstructConfig | None = None,
         *,
         auxiliary: nn.Module | None = None,
+        features: FeatureNetwork | None = None,
     ) -> None:
         self.config = config = config if config is not None else DiDiInstructConfig()
         if config.log_ratio == "discriminator" and discriminator is None:
@@ -71,6 +74,7 @@ class DiDiInstruct:
         self.teacher = teacher.requires_grad_(False).eval()
         self.discriminator = discriminator
         self.auxiliary = auxiliary
+        self.features = features
         self.process = process
         self.matcher = self._make_matcher()
         self.estimator = None if config.credit == "vocabulary" else self._make_estimator()
@@ -126,6 +130,9 @@ class DiDiInstruct:
         if self.config.log_ratio == "discriminator":
             assert self.discriminator is not None
             return DiscriminatorLogRatio(self.process, self.discriminator)
+        if self.config.log_ratio == "mmd":
+            features = self.features if self.features is not None else FrozenFeatures(self.teacher)
+            return MMDLogRatio(features, self.config.group_size)
         assert self.auxiliary is not None
         return AuxiliaryDenoiserLogRatio(self.process, self.auxiliary, self.teacher)
 
@@ -251,6 +258,21 @@ class DiDiInstruct:
             ).loss
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
+    def mmd_verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
+        """What the MMD says of the student's samples beside ``reference``, for `student_loss`; nothing is trained.
+
+        Args:
+            rollout: of this step.
+            reference: clean tokens of data or teacher, int64 ``[M, L]``.
+
+        Raises:
+            ValueError: if the log-ratio is another, or the batch holds fewer than two groups.
+        """
+        log_ratio = None if self.estimator is None else self.estimator.log_ratio
+        if not isinstance(log_ratio, MMDLogRatio):
+            raise ValueError(f'this method was made with log_ratio={self.config.log_ratio!r}, not "mmd"')
+        return log_ratio.verdict(rollout, reference)
+
     def _vocabulary_credit(self) -> VocabularyCredit:
         return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
 
@@ -261,7 +283,7 @@ class DiDiInstruct:
 
         Args:
             rollout: of this step.
-            verdict: of `discriminator_loss` in this step; with it the discriminator is not asked again.
+            verdict: of `discriminator_loss` in this step, which is then not asked again; or of `mmd_verdict`.
             generator: source of randomness.
         """
         if self.config.credit == "vocabulary":

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from .assets import BUNDLED, asset
+from .fasta import is_fasta, read_fasta
 from .tokenizer import TextTokenizer
 
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.
@@ -75,7 +76,8 @@ class TokenStream:
 
 
 def read_documents(source: str) -> list[str]:
-    """Documents of the bundled corpus, of a UTF-8 text file (one a line), or of a folder of ``.txt`` files.
+    """Documents of the bundled corpus, of a UTF-8 text file (one a line), of a folder of ``.txt`` files, or sequences
+    of a FASTA file.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -85,6 +87,8 @@ def read_documents(source: str) -> list[str]:
         packed = asset("sotu.txt.xz").read_bytes()
         return lzma.decompress(packed).decode("utf-8").splitlines()
     path = Path(source)
+    if is_fasta(path):
+        return list(read_fasta(path).values())
     if not path.exists() and not path.suffix:
         return _read_hub_dataset(source)
     if not path.exists():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -72,6 +74,21 @@ class DistillConfig:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
 
 
+class Trainee(Protocol):
+    """What the loop trains: a student, whatever else a checkpoint holds, and one training step."""
+
+    student: Learner
+    discriminator: Learner | None
+
+    def parts(self) -> Mapping[str, Any]: ...
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]: ...
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that a step calls."""
+        ...
+
+
 class Distillation:
     """Networks, their learners and one training step."""
 
@@ -90,7 +107,8 @@ class Distillation:
         method, steps = config.method, config.loop.num_steps
         parallel = config.parallel
         self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator, parallel)
-        self.auxiliary = self.discriminator = None
+        self.auxiliary: Learner | None = None
+        self.discriminator: Learner | None = None
         if method.log_ratio == "auxiliary":
             auxiliary = DiDiInstruct.make_auxiliary(teacher, method)
             self.auxiliary = Learner(auxiliary, config.ratio, steps * method.ratio_updates, accelerator, parallel)
@@ -120,6 +138,10 @@ class Distillation:
         """What a checkpoint holds."""
         learners = {"student": self.student, "auxiliary": self.auxiliary, "discriminator": self.discriminator}
         return {name: learner for name, learner in learners.items() if learner is not None}
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that a step calls."""
+        return [self.method.teacher, *(learner.module for learner in self.parts().values())]
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
@@ -188,9 +210,16 @@ class Distillation:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
             return {}
+        if self.config.method.log_ratio == "mmd":
+            verdict = self._mmd_verdict(rollout, generator)
         with self.accelerator.autocast():
             out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
         return self._backward(self.student, out)
+
+    def _mmd_verdict(self, rollout: Rollout, generator: Generator) -> Verdict:
+        reference = self.reference(len(rollout.sequences), generator)
+        with self.accelerator.autocast():
+            return self.method.mmd_verdict(rollout, reference)
 
     def _fit_auxiliary(self, rollouts: list[Rollout], generator: Generator) -> dict[str, float]:
         if self.auxiliary is None:
@@ -260,7 +289,7 @@ def distil(
     return history
 
 
-def save_student(distillation: Distillation, directory: Path) -> None:
+def save_student(distillation: Trainee, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
     student, discriminator = distillation.student, distillation.discriminator

@@ -1,71 +1,24 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
-Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or
-small where CUDA and the data are there) | demo-paper | demo-long | small | medium. ``--help`` lists every flag of
-the preset.
+Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or small where
+CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of the
+preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
-import shlex
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .command_line import CommandLine
 
 if TYPE_CHECKING:
     from .settings import RecipeConfig
 
-PROGRAM = "python -m discrete_distill.recipes.owt"
 STAGES = ("all", "teacher", "judge", "distill", "sample", "evaluate", "report")
-USER_ERROR, INTERRUPTED = 2, 130
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 2 for bad input or a run that diverged, or 130 after an interruption
-    that was saved."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        stage, preset, flags = split_arguments(arguments)
-        config = parse_config(preset, flags)
-        run_stage(stage, config, shlex.join([*PROGRAM.split(), *arguments]))
-    except BrokenPipeError:  # Whoever read our output has seen enough.
-        return 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt as interruption:
-        print(f"\n{interruption or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
-
-
-def split_arguments(arguments: list[str]) -> tuple[str, str, list[str]]:
-    """Stage, preset, and what is left for the flags.
-
-    Raises:
-        ValueError: for an unknown stage or preset.
-    """
-    from .settings import PRESETS
-
-    rest = list(arguments)
-    stage = rest.pop(0) if rest and not rest[0].startswith("-") else "all"
-    if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
-    preset = default_preset()
-    for index, argument in enumerate(rest):
-        if argument == "--preset" and index + 1 < len(rest):
-            preset, rest = rest[index + 1], rest[:index] + rest[index + 2 :]
-            break
-        if argument.startswith("--preset="):
-            preset, rest = argument.removeprefix("--preset="), rest[:index] + rest[index + 1 :]
-            break
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    return stage, preset, rest
 
 
 def default_preset() -> str:
@@ -77,25 +30,10 @@ def default_preset() -> str:
     return "small" if torch.cuda.is_available() and any(cache.glob("*openwebtext*")) else "demo"
 
 
-def parse_config(preset: str, flags: list[str]) -> RecipeConfig:
-    """The preset with the flags applied; tyro prints help.
+def _presets() -> Mapping[str, Callable[[], RecipeConfig]]:
+    from .settings import PRESETS
 
-    Raises:
-        ValueError: for a flag that is unknown or out of range, with tyro's complaint on one line.
-    """
-    import tyro
-
-    from .settings import PRESETS, RecipeConfig
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(RecipeConfig, default=PRESETS[preset](), args=flags, prog=PROGRAM, description=__doc__)
-    except SystemExit as ended:
-        if not ended.code:
-            raise
-        words = re.sub(r"[│╭╮╰╯─]+|\x1b\[[0-9;]*m", " ", complaint.getvalue()).split()
-        raise ValueError(" ".join(words)) from None
+    return PRESETS
 
 
 def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
@@ -112,9 +50,26 @@ def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
         "report": pipeline.report,
     }
     names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
+    if config.dry_run:
+        from .dry_run import describe_run
+
+        methods = {"distillation": config.distill}
+        print(describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names)))
+        return
     pipeline.check(names)
     for name in names:
         stages[name]()
+
+
+COMMAND_LINE = CommandLine(
+    program="python -m discrete_distill.recipes.owt",
+    description=__doc__,
+    stages=STAGES,
+    presets=_presets,
+    default_preset=lambda: default_preset(),
+    run=run_stage,
+)
+main = COMMAND_LINE.main
 
 
 if __name__ == "__main__":

@@ -151,13 +151,13 @@ class Pipeline:
         self._check_length(teacher.config.max_length)
         return teacher.to(self.accelerator.device)
 
-    def load_student(self) -> tuple[DiT, Discriminator | None]:
-        """Student and discriminator of this run.
+    def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
+        """Student and discriminator of this run, or of another ``folder``.
 
         Raises:
             FileNotFoundError: if there is none yet.
         """
-        folder = self.directory / "student"
+        folder = self.directory / "student" if folder is None else folder
         if not (folder / "model.safetensors").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
         student = DiT.from_pretrained(folder).to(self.accelerator.device).eval()

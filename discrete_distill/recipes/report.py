@@ -48,7 +48,7 @@ def write_report(
         "## Cost of sampling\n\n" + _speed_table(results),
         "## Samples\n\n" + _samples(results, tokenizer),
         "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results, history)),
-        "## Settings\n\n```\n" + "\n".join(_flatten(settings)) + "\n```",
+        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
     ]
     path = directory / REPORT_FILE
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -220,9 +220,9 @@ def _draw_plots(results: dict[str, Any], frontiers: list[Frontier], directory: P
     )
 
 
-def _flatten(settings: Any, prefix: str = "") -> list[str]:
+def flatten(settings: Any, prefix: str = "") -> list[str]:
     if isinstance(settings, dict):
         return [
-            line for key, value in settings.items() for line in _flatten(value, f"{prefix}.{key}" if prefix else key)
+            line for key, value in settings.items() for line in flatten(value, f"{prefix}.{key}" if prefix else key)
         ]
     return [f"{prefix} = {settings}"]

@@ -28,6 +28,7 @@ class RecipeConfig:
         seed: of the distillation; the same seed gives the same student, bit for bit, on a CPU.
         precision: of the networks: fp32, bf16 autocast, or auto (bf16 where the device has it).
         threads: of the CPU; 0 leaves PyTorch's choice.
+        dry_run: only print what would run, the memory that each device needs, and the time expected.
         data: text and tokens.
         teacher: the model that is distilled.
         judge: the model that prices samples.
@@ -41,6 +42,7 @@ class RecipeConfig:
     seed: int = 0
     precision: Precision = "auto"
     threads: int = 0
+    dry_run: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -141,4 +143,5 @@ PRESETS: dict[str, Callable[[], RecipeConfig]] = {
     "demo-long": demo_long,
     "small": lambda: paper("small", hidden_size=768, num_layers=12, num_heads=12, teacher="kuleshov-group/mdlm-owt"),
     "medium": lambda: paper("medium", hidden_size=1024, num_layers=24, num_heads=16, teacher=""),
+    "large": lambda: paper("large", hidden_size=1280, num_layers=36, num_heads=20, teacher=""),
 }

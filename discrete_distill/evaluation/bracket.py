@@ -1,0 +1,71 @@
+"""Temperatures that enclose an entropy: how wide a frontier must be is seen while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from .frontier import Frontier, measure_frontier
+from .judges import Judge
+
+
+def measure_frontier_around(
+    entropy: float,
+    sample: Callable[[float, int], Tensor],
+    judge: Judge,
+    *,
+    method: str,
+    seeds: Sequence[int],
+    temperatures: Sequence[float] = (0.9, 1.0),
+    spacing: float = 0.1,
+    limits: tuple[float, float] = (0.5, 1.6),
+    precision: str = "fp32",
+    mask_token_id: int | None = None,
+    batch_size: int = 16,
+) -> Frontier:
+    """A frontier whose curves, for every seed, reach ``entropy`` from both sides, if ``limits`` let them.
+
+    Entropy rises with temperature; from ``temperatures`` on, the next is ``spacing`` above the highest, or below the
+    lowest, until the entropy is enclosed.
+
+    Args:
+        entropy: to be enclosed, in nats.
+        temperatures: measured first.
+        spacing: between further ones.
+        limits: least and greatest temperature.
+
+    The others are those of `measure_frontier`.
+
+    Raises:
+        ValueError: if ``spacing`` is not positive, or as in `measure_frontier`.
+    """
+    if not spacing > 0.0:
+        raise ValueError(f"spacing must be positive, got {spacing}")
+
+    def at(values: Sequence[float]) -> Frontier:
+        return measure_frontier(
+            sample,
+            judge,
+            method=method,
+            temperatures=values,
+            seeds=seeds,
+            precision=precision,
+            mask_token_id=mask_token_id,
+            batch_size=batch_size,
+        )
+
+    frontier = at(temperatures)
+    low, high = min(temperatures), max(temperatures)
+    while True:
+        curves = [[p.entropy for p in frontier.points if p.seed == seed] for seed in frontier.seeds]
+        lower, higher = round(low - spacing, 6), round(high + spacing, 6)
+        further = []
+        if any(min(curve) > entropy for curve in curves) and lower >= limits[0]:
+            further.append(low := lower)
+        if any(max(curve) < entropy for curve in curves) and higher <= limits[1]:
+            further.append(high := higher)
+        if not further:
+            return frontier
+        frontier = replace(frontier, points=frontier.points + at(further).points)

@@ -1,0 +1,84 @@
+"""Likelihood of given text: an upper bound for a denoiser, the value itself for an autoregressive model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ..process import Denoiser, MaskedDiffusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodBound:
+    """An estimate of the bound ``-log p(x) <= NELBO(x)``, per token, over a set of sequences.
+
+    Attributes:
+        nats_per_token: mean over all tokens, in nats.
+        standard_error: of that, over sequences; None for one sequence.
+        num_sequences: how many.
+        num_tokens: counted tokens, once each.
+        repeats: corruptions of each sequence.
+    """
+
+    nats_per_token: float
+    standard_error: float | None
+    num_sequences: int
+    num_tokens: int
+    repeats: int
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nats_per_token)``; an upper bound of the model's perplexity."""
+        return math.exp(self.nats_per_token)
+
+
+@torch.no_grad()
+def likelihood_bound(
+    process: MaskedDiffusion,
+    denoiser: Denoiser,
+    sequences_NL: Tensor,
+    *,
+    repeats: int = 8,
+    batch_size: int = 64,
+    generator: Generator | None = None,
+) -> LikelihoodBound:
+    """NELBO of sequences that the model need not know: the zero-shot perplexity of MDLM (arXiv 2406.07524).
+
+    Every sequence is corrupted ``repeats`` times, at numbers of masks that are spread evenly over all corruptions of a
+    batch; the mean is unbiased for the bound. The error over sequences holds the noise of the masks too.
+
+    Args:
+        process: mask and schedule.
+        denoiser: any `Denoiser`, in evaluation mode.
+        sequences_NL: clean tokens, int64 ``[N, L]``.
+        repeats: corruptions of each.
+        batch_size: sequences corrupted at once.
+        generator: source of randomness, on their device.
+
+    Raises:
+        ValueError: for no sequences, or fewer than one repeat.
+    """
+    if sequences_NL.dim() != 2 or not len(sequences_NL) or repeats < 1:
+        raise ValueError(
+            f"sequences must be ids [N, L] and repeats 1 or more, got {list(sequences_NL.shape)} and {repeats}"
+        )
+    sums = []
+    for chunk in sequences_NL.split(batch_size):
+        many = chunk.repeat(repeats, 1)
+        # In random order, so that the even levels of a batch do not favour a sequence.
+        order = torch.randperm(len(many), generator=generator, device=many.device)
+        nats = torch.zeros(len(many), dtype=torch.float64, device=many.device)
+        nats[order] = process.nelbo(denoiser, many[order], by="count", generator=generator).nats.double()
+        sums.append(nats.view(repeats, -1).mean(0))
+    nats_N, length = torch.cat(sums), sequences_NL.shape[1]
+    count = len(nats_N)
+    return LikelihoodBound(
+        nats_per_token=float(nats_N.mean()) / length,
+        standard_error=float(nats_N.std() / count**0.5) / length if count > 1 else None,
+        num_sequences=count,
+        num_tokens=count * length,
+        repeats=repeats,
+    )

@@ -1,0 +1,65 @@
+"""Self-BLEU (arXiv 1802.01886): how well the other samples of a set predict the n-grams of each; high when samples are
+alike."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from torch import Tensor
+
+from .diversity import _check_samples
+
+
+def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
+    """Mean over samples of BLEU against all others: the geometric mean over ``n = 1 .. order`` of clipped precisions.
+
+    A count is clipped to the greatest in any *one* other sample. All samples have one length, so there is no brevity
+    penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, or one sample without a common
+    4-gram would be worth nothing at all. Cost is linear in the number of samples: for each n-gram the two samples that
+    hold it most often are known.
+
+    Args:
+        sequences_NL: token ids, int64 ``[N, L]``.
+        order: longest n-gram (paper: 2 to 5).
+
+    Returns:
+        In ``[0, 1]``.
+
+    Raises:
+        ValueError: for fewer than two samples, or an order that is not in ``[1, L]``.
+    """
+    _check_samples(sequences_NL)
+    count, length = sequences_NL.shape
+    if count < 2 or not 1 <= order <= length:
+        raise ValueError(
+            f"self-BLEU of order {order} needs two samples of {order} tokens or more, got {count} of {length}"
+        )
+    rows = sequences_NL.tolist()
+    log_precisions = [0.0] * count
+    for n in range(1, order + 1):
+        grams = [Counter(zip(*(row[k:] for k in range(n)), strict=False)) for row in rows]
+        greatest = _two_greatest(grams)
+        total = length - n + 1
+        for index, counts in enumerate(grams):
+            matches = sum(min(times, _greatest_elsewhere(greatest[gram], index)) for gram, times in counts.items())
+            log_precisions[index] += math.log(max(matches, 0.5) / total) / order
+    return math.fsum(math.exp(value) for value in log_precisions) / count
+
+
+def _two_greatest(grams: list[Counter]) -> dict[tuple, tuple[int, int, int]]:
+    """For each n-gram: who holds it most often, how often, and how often the next."""
+    found: dict[tuple, tuple[int, int, int]] = {}
+    for index, counts in enumerate(grams):
+        for gram, times in counts.items():
+            owner, most, second = found.get(gram, (-1, 0, 0))
+            if times > most:
+                found[gram] = (index, times, most)
+            elif times > second:
+                found[gram] = (owner, most, times)
+    return found
+
+
+def _greatest_elsewhere(held: tuple[int, int, int], index: int) -> int:
+    owner, most, second = held
+    return second if owner == index else most

@@ -1,0 +1,119 @@
+"""The reward of MMD distillation (arXiv 2610.06648): what frozen features say of the student's tokens and the data's.
+
+It is a log-ratio by interface and the gradient of a squared MMD by meaning (see `token_witness`), so the loop of
+DiDi-Instruct takes it as it is: paths, groups, leave-one-out baselines and credit stay the same, and there is no
+auxiliary network to train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..divergence import LogRatio, token_witness
+from ..rollout import Rollout
+from .output import Verdict
+
+
+class FeatureNetwork(Protocol):
+    """``network(x, t, **cond) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen."""
+
+    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Hidden states of a denoiser after one of its blocks, scaled to unit length: directions are compared, not norms.
+
+    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block says little;
+    a block in the middle has read token and context.
+
+    Args:
+        network: with a list ``blocks`` of modules, such as `DiT`, and ``features(x, t, **cond)``.
+        block: index of the block; the one in the middle if None.
+
+    Raises:
+        ValueError: if the network has no such block.
+    """
+
+    network: nn.Module
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        count = len(getattr(self.network, "blocks", ()))
+        if not count or not 0 <= self._index(count) < count:
+            raise ValueError(
+                f"{type(self.network).__name__} has {count} blocks, none of them is block {self.block}; "
+                "pass features=, a function from clean tokens to [B, L, D]"
+            )
+
+    def _index(self, count: int) -> int:
+        return (count - 1) // 2 if self.block is None else self.block
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+        blocks: Any = self.network.blocks
+        kept: list[Tensor] = []
+        hook = blocks[self._index(len(blocks))].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
+        try:
+            network: Any = self.network
+            network.features(x, t, **cond)
+        finally:
+            hook.remove()
+        return nn.functional.normalize(kept[0].float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class MMDLogRatio:
+    """``2 w(f_i) / n`` at each of the ``n`` tokens of a student sequence, and their sum, the sequence's share of
+    ``grad MMD^2``. It reads clean samples: there is no time in it.
+
+    Args:
+        features: frozen.
+        group_size: rows of a group are not compared with each other; the leave-one-out baseline does that.
+        bandwidth: of the kernel; the median distance within the reference if None.
+    """
+
+    features: FeatureNetwork
+    group_size: int
+    bandwidth: float | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        movable: Tensor | None = None,
+        s: Tensor | None = None,
+        reference: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio:
+        """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``."""
+        if x is None or reference is None:
+            raise ValueError(
+                'log_ratio="mmd" compares samples with data; pass verdict=method.mmd_verdict(rollout, reference)'
+            )
+        clean = torch.zeros(len(x), device=x.device)
+        clean_reference = torch.zeros(len(reference), device=x.device)
+        witness_BL = token_witness(
+            self.features(x, clean, **cond),
+            self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
+            group_size=self.group_size,
+            counted_BL=movable,
+            bandwidth=self.bandwidth,
+        )
+        counted = witness_BL.new_full((len(x),), x.shape[1]) if movable is None else movable.sum(1).clamp(min=1)
+        per_position = 2.0 * witness_BL / counted[:, None]
+        return LogRatio(per_position, per_position.sum(1))
+
+    def verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
+        """Of a rollout's samples, for `DiDiInstruct.student_loss`."""
+        x = rollout.sequences
+        t = torch.zeros(len(x), device=x.device)
+        given = {"x": x, "movable": rollout.movable, "reference": reference}
+        return Verdict(t, self(x, t, **given, **rollout.denoiser_kwargs()))

@@ -1,0 +1,342 @@
+"""The report of a comparison: perplexity at the entropy of data by steps, diversity, costs, and what to worry about."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import Frontier, FrontierReading, StepCurve, plot_frontier, plot_perplexity_by_steps
+from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, variant_name
+from .report import REPORT_FILE, flatten
+from .tokenizer import TextTokenizer
+
+Line = dict[str, Any]
+
+
+def write_comparison(
+    results: dict[str, Any],
+    tokenizer: TextTokenizer,
+    directory: Path,
+    *,
+    command: str,
+    machine: str,
+    settings: dict[str, Any],
+) -> Path:
+    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into ``directory``.
+
+    Args:
+        results: what the evaluation wrote.
+        tokenizer: shows samples as text.
+        directory: where.
+        command: that made it.
+        machine: that ran it.
+        settings: every field, to be reproduced from.
+    """
+    title = "Ablation of DiDi-Instruct" if results["ablation"] else "Few-step language models, compared"
+    _draw_plots(results, directory, title)
+    parts = [
+        f"# {title}",
+        _provenance(results, command, machine),
+        comparison_tables(results),
+        "![Perplexity at the entropy of data against steps](steps.png)",
+        f"![Perplexity against entropy at {results['frontier_steps']} steps](frontier.png)",
+        "## Every reading\n\n" + readings_table(results),
+        "## Diversity\n\n" + diversity_table(results),
+        "## Cost of training\n\n" + training_table(results),
+        "## Cost of sampling\n\n" + speed_table(results),
+        "## Likelihood\n\n" + likelihood_table(results),
+        "## Samples\n\n" + _samples(results, tokenizer),
+        "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results)),
+        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
+    ]
+    path = directory / REPORT_FILE
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def comparison_tables(results: dict[str, Any]) -> str:
+    """What the report is read for: one table for each judge, and the ablation's ranking."""
+    parts = []
+    for index, judge in enumerate(results["judges"]):
+        data = results["data"]
+        parts.append(
+            f"## At equal entropy, judge {judge}\n\n"
+            f"Perplexity at {data['entropy']:.3f} nats, the entropy of held-out text, whose own perplexity is "
+            f"{math.exp(data['nats_per_token'][judge]):.1f}; ± one standard error over {len(results['seeds'])} seeds. "
+            f"A dash: not measured; out of range: no temperature tried has that entropy.\n\n"
+            + perplexity_table(results, index)
+        )
+    if results["ablation"]:
+        parts.append("## Which technique matters\n\n" + ablation_table(results))
+    return "\n\n".join(parts)
+
+
+def reading_of(line: Line, judge: int, entropy: float) -> FrontierReading:
+    """The line's frontier under one judge, read at an entropy."""
+    return Frontier.from_dict(line["frontiers"][judge]).read(entropy)
+
+
+def perplexity_table(results: dict[str, Any], judge: int = 0) -> str:
+    """One row a method, one column a number of steps."""
+    columns = sorted({line["steps"] for line in results["lines"]})
+    names = list(dict.fromkeys(line["method"] for line in results["lines"]))
+    cells = {
+        (line["method"], line["steps"]): _shown(reading_of(line, judge, results["data"]["entropy"]))
+        for line in results["lines"]
+    }
+    table = ["| steps | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        table.append(f"| {name} | " + " | ".join(cells.get((name, steps), "-") for steps in columns) + " |")
+    return "\n".join(table)
+
+
+def _shown(reading: FrontierReading) -> str:
+    if reading.perplexity is None:
+        return "out of range"
+    error = reading.standard_error
+    return f"{reading.perplexity:.1f}" + ("" if error is None else f" ± {100 * error:.1f}%")
+
+
+def readings_table(results: dict[str, Any]) -> str:
+    """With spread over seeds, network evaluations and the entropies that were reached."""
+    table = [
+        "| | steps | network evaluations | judge | perplexity | ± | spread over seeds | entropies measured |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in results["lines"]:
+        for saved in line["frontiers"]:
+            frontier = Frontier.from_dict(saved)
+            reading = frontier.read(results["data"]["entropy"])
+            means = frontier.means()
+            span = f"{min(m.entropy for m in means):.3f} to {max(m.entropy for m in means):.3f}"
+            value = "out of range" if reading.perplexity is None else f"{reading.perplexity:.1f}"
+            error = "" if reading.standard_error is None else f"{100 * reading.standard_error:.1f}%"
+            spread = "" if reading.spread is None else f"{100 * reading.spread:.1f}%"
+            table.append(
+                f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {frontier.judge} | {value} "
+                f"| {error} | {spread} | {span} |"
+            )
+    return "\n".join(table)
+
+
+def diversity_table(results: dict[str, Any]) -> str:
+    """At the temperature whose entropy is nearest to the data's; data beside it."""
+    count = results["num_samples"] * len(results["seeds"])
+    table = [
+        f"Sets of {count} samples of {results['length']} tokens, at the measured temperature whose entropy is nearest "
+        "to that of the text. MAUVE is against held-out text, in the features of the first judge; data is other "
+        "held-out text, the most that these sets can reach.",
+        "",
+        "| | steps | temperature | entropy | corpus entropy | distinct-2 | repeated 3-grams | shared 4-grams "
+        "| self-BLEU | MAUVE |",
+        "|---" * 10 + "|",
+        "| data | | | " + _set_cells(results["data"]["set"]),
+    ]
+    for line in results["lines"]:
+        table.append(f"| {line['method']} | {line['steps']} | {line['temperature']:g} | " + _set_cells(line))
+    return "\n".join(table)
+
+
+def _set_cells(line: Line) -> str:
+    diversity = line["diversity"]
+    distinct, repeated, shared = (
+        {int(order): value for order, value in diversity[name].items()}
+        for name in ("distinct", "repetition", "overlap")
+    )
+    mauve = "-" if line["mauve"] is None else f"{line['mauve']:.3f}"
+    return (
+        f"{diversity['entropy']:.3f} | {diversity['corpus_entropy']:.3f} | {distinct[2]:.3f} "
+        f"| {100 * repeated[3]:.2f}% | {100 * shared[4]:.2f}% | {line['self_bleu']:.3f} | {mauve} |"
+    )
+
+
+def training_table(results: dict[str, Any]) -> str:
+    """Steps, seconds and network evaluations of each method, averaged over its trainings."""
+    table = [
+        f"Budget: {results['amount']:g} {results['budget'].replace('_', ' ')} for each method, planned from a few "
+        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two.",
+        "",
+        "| | trainings | steps | seconds | network evaluations | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, costs in results["training"].items():
+        mean = {key: sum(cost[key] for cost in costs) / len(costs) for key in costs[0]}
+        size = results["parameters"].get(name)
+        table.append(
+            f"| {name} | {len(costs)} | {mean['steps']:.0f} | {mean['seconds']:.0f} "
+            f"| {mean['network_evaluations']:.0f} | {'' if size is None else f'{size / 1e6:.2f}M'} |"
+        )
+    return "\n".join(table)
+
+
+def speed_table(results: dict[str, Any]) -> str:
+    """Tokens per second of a batch, and seconds that a single sequence takes."""
+    table = ["| | tokens per second | quartiles | batch | latency at batch 1 |", "|---|---|---|---|---|"]
+    for line in results["speed"]:
+        low, high = line["spread"]
+        table.append(
+            f"| {line['method']} | {line['tokens_per_second']:.0f} | {low:.0f} to {high:.0f} | {line['batch']} "
+            f"| {1000 * line['latency']:.0f} ms |"
+        )
+    return "\n".join(table)
+
+
+def likelihood_table(results: dict[str, Any]) -> str:
+    """Upper bounds for denoisers, values for autoregressive models."""
+    table = ["| | text | perplexity | ± | |", "|---|---|---|---|---|"]
+    for line in results["likelihood"]:
+        error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
+        kind = "upper bound" if line["bound"] else "exact"
+        table.append(
+            f"| {line['method']} | {line['text']} | {math.exp(line['nats_per_token']):.1f} | {error} | {kind} |"
+        )
+    return "\n".join(table)
+
+
+def ablation_factors(results: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Of each technique: log of the perplexity without it over that with it, at the entropy of data, and its standard
+    error; techniques whose curves do not reach that entropy are left out."""
+    steps, entropy = results["frontier_steps"], results["data"]["entropy"]
+    readings = {line["method"]: reading_of(line, 0, entropy) for line in results["lines"] if line["steps"] == steps}
+    factors: dict[str, tuple[float, float | None]] = {}
+    for technique in TECHNIQUES:
+        with_it, without = readings.get(FULL), readings.get(variant_name(technique))
+        if not technique.field:
+            with_it, without = readings.get(f"{FULL} + RGAS"), readings.get(FULL)
+        if with_it is None or without is None or with_it.nats_per_token is None or without.nats_per_token is None:
+            continue
+        errors = (with_it.standard_error, without.standard_error)
+        error = None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
+        factors[technique.name] = (without.nats_per_token - with_it.nats_per_token, error)
+    return factors
+
+
+def ablation_table(results: dict[str, Any]) -> str:
+    """Ours beside the published: what leaving one technique out costs, and whether the order holds."""
+    factors = ablation_factors(results)
+    table = [
+        f"Factor in perplexity at {results['frontier_steps']} steps and equal entropy when one technique is left out "
+        "of the whole method. Published: the factor when it was added to those above it (arXiv 2509.25035, 8 steps, "
+        "perplexity not at equal entropy).",
+        "",
+        "| technique | field | without it | factor | ± | published |",
+        "|---|---|---|---|---|---|",
+    ]
+    for technique in TECHNIQUES:
+        factor, error = factors.get(technique.name, (None, None))
+        known = technique.published_factor
+        cells = [
+            technique.name,
+            technique.field or "sampler",
+            str(technique.without) if technique.field else "plain",
+            "-" if factor is None else f"{math.exp(factor):.3f}",
+            "" if error is None else f"{100 * error:.1f}%",
+            "-" if known is None else f"{known:.3f}",
+        ]
+        table.append(f"| {' | '.join(cells)} |")
+    ours = sorted((name for name in published_order() if name in factors), key=lambda name: -factors[name][0])
+    theirs = [name for name in published_order() if name in factors]
+    correlation = rank_correlation(ours, theirs)
+    if correlation is not None:
+        table += [
+            "",
+            f"Ours by importance: {', '.join(ours)}. Published: {', '.join(theirs)}. "
+            f"Rank correlation {correlation:+.2f}; techniques whose factors differ by less than their errors have no "
+            "order.",
+        ]
+    return "\n".join(table)
+
+
+def worries(results: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing a figure. Never empty."""
+    entropy = results["data"]["entropy"]
+    found = [reading.note for line in results["lines"] for reading in [reading_of(line, 0, entropy)] if reading.note]
+    trainings = len(results["train_seeds"])
+    if trainings < 3:
+        found.append(
+            f"{trainings} training of each method: the errors are those of sampling, and another training seed may "
+            "move a line by more. --train-seeds 0 1 2 measures it."
+        )
+    if any(name == "ar" for name in results["training"]):
+        found.append(
+            f"The autoregressive model was trained from nothing within {results['autoregressive_share']:g} budget(s); "
+            "students start from a teacher whose training is not counted. It is of the judge's own architecture, which "
+            "a judge may favour."
+        )
+    count = results["num_samples"] * len(results["seeds"])
+    if count < 1000:
+        found.append(f"MAUVE, distinct-n and self-BLEU of {count} samples: compare them with the data's line only.")
+    for line in results["lines"]:
+        real = results["data"]["set"]["diversity"]["corpus_entropy"]
+        change = line["diversity"]["corpus_entropy"] / real - 1.0
+        if change < -0.1:
+            found.append(
+                f"COLLAPSE: the corpus entropy of {line['method']} at {line['steps']} steps is {change:+.0%} against "
+                "data."
+            )
+    return found
+
+
+def _provenance(results: dict[str, Any], command: str, machine: str) -> str:
+    trained = sum(cost["seconds"] for costs in results["training"].values() for cost in costs)
+    lines = [
+        f"- Command: `{command}`",
+        f"- Machine: {machine}",
+        f"- Training: {trained:.0f} s; evaluation: {results['seconds']:.0f} s",
+        f"- Judges: {', '.join(results['judges'])}; samples drawn in {results['precision']}",
+        f"- Every figure: {len(results['seeds'])} seeds of {results['num_samples']} samples, "
+        f"{len(results['train_seeds'])} training(s) of each method",
+    ]
+    return "\n".join(lines)
+
+
+def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
+    blocks = []
+    for line in results["lines"]:
+        if line["steps"] not in (results["frontier_steps"], results["length"]):
+            continue
+        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in line["samples"][:1])
+        blocks.append(f"**{line['method']}, {line['steps']} steps**\n\n{texts}")
+    return "\n\n".join(blocks)
+
+
+def step_curves(results: dict[str, Any], judge: int = 0) -> list[StepCurve]:
+    """Log-perplexity at the entropy of data against steps, one curve a method."""
+    curves = []
+    for name in dict.fromkeys(line["method"] for line in results["lines"]):
+        lines = [line for line in results["lines"] if line["method"] == name]
+        readings = [reading_of(line, judge, results["data"]["entropy"]) for line in lines]
+        curves.append(
+            StepCurve(
+                label=name,
+                steps=tuple(line["steps"] for line in lines),
+                nats_per_token=tuple(reading.nats_per_token for reading in readings),
+                standard_errors=tuple(reading.standard_error for reading in readings),
+            )
+        )
+    return curves
+
+
+def _draw_plots(results: dict[str, Any], directory: Path, title: str) -> None:
+    chosen = [
+        Frontier.from_dict(line["frontiers"][0])
+        for line in results["lines"]
+        if line["steps"] == results["frontier_steps"] or len(_steps_of(results, line["method"])) == 1
+    ]
+    entropy, judge = results["data"]["entropy"], results["judges"][0]
+    # A curve far from the data's entropy would leave the others a corner of the plot; it is in the tables.
+    reaching = [frontier for frontier in chosen if frontier.read(entropy).within_range]
+    plot_frontier(reaching or chosen, directory / "frontier.png", data_entropy=entropy, title=title)
+    plot_perplexity_by_steps(
+        step_curves(results),
+        directory / "steps.png",
+        judge=judge,
+        title=title,
+        data_perplexity=math.exp(results["data"]["nats_per_token"][judge]),
+        note=f"at {entropy:.2f} nats, the entropy of data; {len(results['seeds'])} seeds",
+    )
+
+
+def _steps_of(results: dict[str, Any], method: str) -> list[int]:
+    return [line["steps"] for line in results["lines"] if line["method"] == method]

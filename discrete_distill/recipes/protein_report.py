@@ -1,0 +1,114 @@
+"""The report of the protein recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .report import REPORT_FILE, flatten
+
+
+def write_protein_report(
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    directory: Path,
+    *,
+    command: str,
+    machine: str,
+    settings: dict[str, Any],
+) -> Path:
+    """Write ``report.md`` into ``directory``."""
+    trained = f"{history[-1]['step']:.0f} steps in {history[-1]['seconds']:.0f} s" if history else "elsewhere"
+    count = results["num_samples"] * len(results["seeds"])
+    parts = [
+        "# Proteins in few steps",
+        "\n".join(
+            [
+                f"- Command: `{command}`",
+                f"- Machine: {machine}",
+                f"- Distillation: {trained}; evaluation: {results['seconds']:.0f} s",
+                f"- Judge: {results['judge']}; samples drawn in {results['precision']}, temperature 1",
+                f"- Every line: {len(results['seeds'])} seeds, {count} windows of {results['length']} residues, cut at "
+                "the ends of proteins",
+                "- Sequences: UniProt (CC BY 4.0)",
+            ]
+        ),
+        "## Quality\n\n" + protein_table(results),
+        "## What the columns say\n\n" + LEGEND,
+        "## Samples\n\n" + _samples(results),
+        "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results)),
+        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
+    ]
+    path = directory / REPORT_FILE
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.
+- entropy: of the residues of a window, nats.
+- amino acids, dipeptides: Jensen-Shannon divergence of their frequencies from real proteins', in millinats.
+- identity: to the nearest training sequence, mean and greatest; 1 is a copy.
+- clusters: at identity 0.5, over sequences; 1 where no two are alike.
+- low complexity: residues in a window of 12 with an entropy of at most 2.2 bits.
+- pLDDT: of ESMFold, where it was asked for."""
+
+
+def protein_table(results: dict[str, Any]) -> str:
+    """One line for each way of sampling and number of steps; real proteins first."""
+    table = [
+        "| | steps | network evaluations | perplexity | ± | entropy | amino acids | dipeptides | identity | greatest "
+        "| clusters | low complexity | pLDDT |",
+        "|---" * 13 + "|",
+    ]
+    for line in results["lines"]:
+        error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
+        judged = [_number(line["perplexity"], 2), error, _number(line["entropy"], 3)]
+        figures = line["figures"]
+        cells = [line["method"], str(line["steps"] or ""), str(line.get("network_evaluations", "")), *judged]
+        if figures is None:
+            cells += ["no protein"] + [""] * 5
+        else:
+            cells += [
+                f"{1000 * figures['amino_acid_divergence']:.2f}",
+                f"{1000 * figures['dipeptide_divergence']:.2f}",
+                f"{figures['identity']:.3f}",
+                f"{figures['greatest_identity']:.3f}",
+                f"{figures['clusters']:.3f}",
+                f"{100 * figures['low_complexity']:.1f}%",
+            ]
+        cells.append("-" if line["plddt"] is None else f"{line['plddt']:.1f}")
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(table)
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def worries(results: dict[str, Any]) -> list[str]:
+    """What a reader must know. Never empty."""
+    found = [
+        "Without a structure model these figures say how protein-like letters are, not whether they fold. "
+        "`--fold facebook/esmfold_v1` adds pLDDT where the weights can be had.",
+    ]
+    real = results["lines"][0]
+    for line in results["lines"][1:]:
+        if not math.isnan(line["entropy"]) and line["entropy"] < 0.9 * real["entropy"]:
+            found.append(
+                f"COLLAPSE: the entropy of {line['method']} at {line['steps']} steps is {line['entropy']:.2f} nats, "
+                f"that of real proteins {real['entropy']:.2f}."
+            )
+        figures = line["figures"]
+        if figures is not None and figures["identity"] > 0.5:
+            found.append(f"{line['method']} at {line['steps']} steps copies its training sequences.")
+    return found
+
+
+def _samples(results: dict[str, Any]) -> str:
+    blocks = []
+    for line in results["lines"]:
+        shown = "\n".join(line["shown"])
+        steps = "" if line["steps"] is None else f", {line['steps']} steps"
+        blocks.append(f"**{line['method']}{steps}**\n\n```\n{shown}\n```")
+    return "\n\n".join(blocks)

@@ -1,0 +1,42 @@
+"""The bound: equal to the likelihood for a perfect denoiser, above it for another."""
+
+import math
+
+import pytest
+import torch
+
+from discrete_distill import MaskedDiffusion, exact
+from discrete_distill.evaluation import likelihood_bound
+
+PROCESS = MaskedDiffusion(5)
+
+
+def test_for_a_perfect_denoiser_the_bound_is_the_likelihood(seeded) -> None:
+    chain, length = exact.small_law()
+    x = chain.sample(400, length, generator=seeded(0))
+    bound = likelihood_bound(PROCESS, chain.denoiser(5), x, repeats=16, generator=seeded(1))
+    true = -float(chain.log_prob(x).mean()) / length
+    # The noise of the masks alone: what is left of the error when the sequences are the same.
+    assert bound.nats_per_token == pytest.approx(true, abs=0.02)
+    assert (bound.num_sequences, bound.num_tokens, bound.repeats) == (400, 2400, 16)
+    assert bound.perplexity == pytest.approx(math.exp(bound.nats_per_token))
+    spread = float(chain.log_prob(x).std()) / length / 20.0
+    assert bound.standard_error == pytest.approx(spread, rel=0.3)
+    uniform = likelihood_bound(PROCESS, lambda z, t: torch.zeros(*z.shape, 6), x, generator=seeded(1))
+    assert uniform.nats_per_token == pytest.approx(math.log(5.0), abs=1e-5)
+    assert uniform.nats_per_token > bound.nats_per_token + 0.5
+
+
+def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:
+    chain, length = exact.small_law()
+    x = chain.sample(100, length, generator=seeded(0))
+    values = [
+        likelihood_bound(PROCESS, chain.denoiser(5), x, batch_size=size, generator=seeded(2)).nats_per_token
+        for size in (100, 100, 7)
+    ]
+    assert values[0] == values[1]
+    assert values[2] == pytest.approx(values[0], abs=0.05)
+    one = likelihood_bound(PROCESS, chain.denoiser(5), x[:1], generator=seeded(2))
+    assert one.standard_error is None
+    with pytest.raises(ValueError, match="repeats 1 or more"):
+        likelihood_bound(PROCESS, chain.denoiser(5), x, repeats=0)

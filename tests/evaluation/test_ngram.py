@@ -1,0 +1,59 @@
+"""The n-gram judge against Witten-Bell by hand, and as a law that sums to one."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from discrete_distill.evaluation import NGramJudge, generative_perplexity
+
+
+def plainly(text: list[list[int]], history: tuple[int, ...], token: int, size: int) -> float:
+    """Witten-Bell, recursively."""
+    if history == (None,):
+        return 1.0 / size
+    n = len(history) + 1
+    grams = Counter(tuple(row[i : i + n]) for row in text for i in range(len(row) - n + 1))
+    after = {gram[-1]: count for gram, count in grams.items() if gram[:-1] == history}
+    lower = plainly(text, history[1:] if history else (None,), token, size)
+    total = sum(after.values()) + len(after)
+    return lower if not total else (after.get(token, 0) + len(after) * lower) / total
+
+
+def test_prices_are_those_of_witten_bell(seeded) -> None:
+    text = torch.randint(3, (4, 9), generator=seeded(0))
+    text[text == 2] = torch.where(torch.rand(4, 9, generator=seeded(1)) < 0.5, 2, 0)[text == 2]
+    judge = NGramJudge(text, vocab_size=4, order=3, excluded=(3,))
+    sample = torch.tensor([[0, 1, 2, 0, 0, 1]])
+    nats = judge.token_nats(sample).nats[0]
+    for i in range(1, 6):
+        history = tuple(sample[0, max(0, i - 2) : i].tolist())
+        p = plainly(text.tolist(), history, int(sample[0, i]), 3)
+        assert float(nats[i]) == pytest.approx(-torch.tensor(p).log().item(), abs=1e-5)
+    for table in judge.tables[1:]:
+        torch.testing.assert_close(table.sum(1), torch.ones(len(table), dtype=torch.float64))
+        assert bool((table[:, 3] == 0).all())
+
+
+def test_it_prefers_its_own_language_and_stops_at_the_end(seeded) -> None:
+    text = torch.arange(60).remainder(5).view(6, 10)
+    judge = NGramJudge(text, vocab_size=7, order=2, eos_token_id=5, excluded=(6,))
+    own = generative_perplexity(text, judge)
+    other = generative_perplexity(torch.randint(5, (6, 10), generator=seeded(0)), judge)
+    assert own.perplexity < 1.5 < other.perplexity
+    counted = judge.token_nats(torch.tensor([[0, 1, 5, 3, 3]])).counted
+    assert counted.tolist() == [[False, True, True, False, False]]
+    assert judge.name.startswith("2-gram@")
+    assert NGramJudge(text.flip(1), vocab_size=7, order=2).name != judge.name
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    text = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="order 0"):
+        NGramJudge(text, vocab_size=3, order=0)
+    with pytest.raises(ValueError, match="can be tabulated"):
+        NGramJudge(text, vocab_size=2000, order=3)
+    with pytest.raises(ValueError, match="no probability"):
+        NGramJudge(text, vocab_size=3, excluded=(0,))
+    with pytest.raises(ValueError, match=r"ids must lie in 0\.\.2"):
+        NGramJudge(text, vocab_size=3, order=1).token_nats(text + 3)

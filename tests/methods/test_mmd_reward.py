@@ -1,0 +1,119 @@
+"""MMD in the loop of DiDi-Instruct: what it asks for, whose gradients, and that it distils."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from chain_networks import LENGTH, PROCESS, count_calls, seeded, small_dit
+from torch import Tensor
+
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, exact
+from discrete_distill.divergence import token_witness
+from discrete_distill.methods import FrozenFeatures
+
+MMD = DiDiInstructConfig.mmd(step_conditioning=False)
+
+
+def method(config: DiDiInstructConfig = MMD) -> DiDiInstruct:
+    return DiDiInstruct(small_dit(0), small_dit(1), None, PROCESS, config)
+
+
+def reference(batch: int = 8) -> Tensor:
+    return torch.randint(5, (batch, LENGTH), generator=seeded(9))
+
+
+def test_the_loss_trains_the_student_alone_and_reads_its_samples_once() -> None:
+    made = method()
+    rollout = made.rollout(8, LENGTH, generator=seeded(0))
+    asked = {network: count_calls(network) for network in (made.student, made.teacher)}
+    verdict = made.mmd_verdict(rollout, reference())
+    made.student_loss(rollout, verdict=verdict).loss.backward()
+    assert asked[made.student] == []
+    assert asked[made.teacher] == [8, 8]
+    assert all(p.grad is None for p in made.teacher.parameters())
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in made.student.parameters())
+
+
+def test_the_verdict_is_the_witness_of_the_teachers_middle_block_shared_out() -> None:
+    made = method()
+    rollout = made.rollout(8, LENGTH, generator=seeded(0))
+    verdict = made.mmd_verdict(rollout, reference())
+    features, zeros = FrozenFeatures(made.teacher, block=0), torch.zeros(8)
+    witness = token_witness(features(rollout.sequences, zeros), features(reference(), zeros), group_size=4)
+    torch.testing.assert_close(verdict.log_ratio.per_position, 2.0 * witness / LENGTH)
+    torch.testing.assert_close(verdict.log_ratio.per_sequence, 2.0 * witness.mean(1))
+    assert verdict.t.tolist() == [0.0] * 8
+
+
+def test_features_are_those_of_the_block_on_the_unit_sphere() -> None:
+    network, x, t = small_dit(1), reference(2), torch.zeros(2)
+    h = network.embed(x)
+    cond, rotary = network.condition(t, None), network.rotary_emb(LENGTH)
+    for block in (0, 1):
+        h = network.blocks[block](h, cond, rotary, None)
+        torch.testing.assert_close(FrozenFeatures(network, block)(x, t), h / h.norm(dim=-1, keepdim=True))
+    assert not network.blocks[0]._forward_hooks
+    with pytest.raises(ValueError, match="none of them is block 2"):
+        FrozenFeatures(network, 2)
+    with pytest.raises(ValueError, match="pass features="):
+        FrozenFeatures(torch.nn.Linear(2, 2))
+
+
+def test_prompts_are_not_counted() -> None:
+    made = method()
+    x_init = torch.full((8, LENGTH), 5)
+    x_init[:, :2] = 1
+    rollout = made.rollout(x_init=x_init, generator=seeded(0))
+    verdict = made.mmd_verdict(rollout, reference())
+    assert verdict.log_ratio.per_position[:, :2].abs().sum() == 0
+    assert bool((verdict.log_ratio.per_position[:, 2:] != 0).all())
+
+
+def test_what_is_missing_is_named() -> None:
+    made = method()
+    with pytest.raises(ValueError, match="needs two whole groups"):
+        made.mmd_verdict(made.rollout(4, LENGTH, generator=seeded(0)), reference(4))
+    with pytest.raises(ValueError, match=r"pass verdict=method\.mmd_verdict"):
+        made.student_loss(made.rollout(8, LENGTH, generator=seeded(0)))
+    other = method(replace(MMD, log_ratio="path", credit="vocabulary"))
+    with pytest.raises(ValueError, match='not "mmd"'):
+        other.mmd_verdict(other.rollout(8, LENGTH, generator=seeded(0)), reference())
+    with pytest.raises(ValueError, match="a mmd scores what was drawn"):
+        DiDiInstructConfig.mmd(credit="vocabulary")
+
+
+def test_named_settings_of_the_successors() -> None:
+    idlm = DiDiInstructConfig.idlm(corruptions=3)
+    assert (idlm.log_ratio, idlm.credit, idlm.corruption_by, idlm.corruptions) == ("auxiliary", "sequence", "count", 3)
+    mmd = DiDiInstructConfig.mmd()
+    assert (mmd.log_ratio, mmd.group_size, mmd.baseline) == ("mmd", 4, "leave_one_out")
+
+
+def bigrams(x: Tensor, t: Tensor) -> Tensor:
+    """One-hot pairs of a token and its successor: equal means of these are equal bigram statistics."""
+    follow = torch.cat((x[:, 1:], x[:, :1]), dim=1)
+    return torch.nn.functional.one_hot(5 * x + follow, 25).float()
+
+
+def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain() -> None:
+    """40 updates from random weights leave a tenth of the exact squared distance of bigram laws, at most."""
+    chain, length = exact.small_law()
+    student, config = small_dit(0), DiDiInstructConfig.mmd(path_steps=(2,), step_conditioning=False)
+    made = DiDiInstruct(student, small_dit(1), None, PROCESS, config, features=bigrams)
+    optimiser, generator = torch.optim.AdamW(student.parameters(), lr=1e-2), seeded(0)
+    x = exact.enumerate_sequences(5, length)
+    target = bigrams(x, torch.zeros(1)).mean(1).T.double() @ chain.law(length).flatten()
+
+    def distance() -> float:
+        with torch.no_grad():
+            law = exact.sampler_law(student, PROCESS, exact.uniform_times(2), length, 5)
+        return float((bigrams(x, torch.zeros(1)).mean(1).T.double() @ law.flatten() - target).square().sum())
+
+    before = distance()
+    for _ in range(40):
+        rollout = made.rollout(64, length, generator=generator)
+        data = chain.sample(64, length, generator=generator)
+        optimiser.zero_grad()
+        made.student_loss(rollout, verdict=made.mmd_verdict(rollout, data)).loss.backward()
+        optimiser.step()
+    assert distance() < before / 10

@@ -1,0 +1,195 @@
+"""SDTT: targets by enumeration, fixed points, the two published slips, rounds."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from chain_networks import LENGTH, PROCESS, count_calls, seeded, small_dit
+from torch import Tensor
+
+from discrete_distill import SDTT, SDTTConfig, exact
+from discrete_distill.process import MaskedDiffusion
+
+CONFIG = SDTTConfig(teacher_steps=8, factor=2, rounds=2)
+TARGETS = ("forward", "reverse", "tv", "mse")
+TINY = MaskedDiffusion(2)
+
+
+class Student(torch.nn.Module):
+    """A function as a network."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x_t: Tensor, t: Tensor, /) -> Tensor:
+        return self.answer(x_t, t)
+
+
+def tabular_teacher() -> exact.TabularDenoiser:
+    """Two words, length 3, random conditionals that belong to no joint law."""
+    table = exact.TabularDenoiser(3, 2, 2)
+    torch.nn.init.normal_(table.logits, generator=seeded(4))
+    return table
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_teacher_that_does_not_look_at_its_words_is_a_fixed_point_at_any_number_of_steps(target) -> None:
+    """Independent words: what four steps say, one step says."""
+    law = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25], dtype=torch.float64)
+    teacher = Student(exact.MarkovChain(law, law.repeat(5, 1)).denoiser(5))
+    config = SDTTConfig(teacher_steps=8, factor=4, rounds=1, target=target)
+    x = torch.randint(5, (16, LENGTH), generator=seeded(0))
+    out = SDTT(teacher, teacher, PROCESS, config).loss(x, generator=seeded(1))
+    assert float(out.loss) == pytest.approx(0.0, abs=1e-10)
+    other = SDTT(small_dit(0), teacher, PROCESS, config).loss(x, generator=seeded(1))
+    assert float(other.loss.detach()) > 0.01
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_student_that_says_what_the_teacher_said_in_several_steps_has_no_loss(target, factor) -> None:
+    teacher = small_dit(1)
+    config = SDTTConfig(teacher_steps=4, factor=factor, rounds=1, target=target)
+    method = SDTT(teacher, teacher, PROCESS, config)
+    z, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.zeros(4)
+    z[:, 0] = 1
+    said = method.targets(z, t, s, generator=seeded(2))
+    answers = torch.zeros(4 * LENGTH, 6).index_copy(0, said.rows, said.log_probs_NV)
+    perfect = SDTT(Student(lambda *_: answers.view(4, LENGTH, 6)), teacher, PROCESS, config)
+    assert float(perfect.loss_at(z, t, s, generator=seeded(2)).loss) == pytest.approx(0.0, abs=1e-6)
+    own = float(method.loss_at(z, t, s, generator=seeded(2)).loss)
+    assert (own < 1e-6) == (factor == 1)
+
+
+def mean_targets(method: SDTT, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean target at the masked positions of one state, and its standard errors: ``[N, words]``."""
+    t, s = torch.full((count,), 0.8), torch.full((count,), 0.3)
+    said = method.targets(z.expand(count, -1), t, s, generator=seeded(3))
+    words = torch.arange(said.log_probs_NV.shape[1]) != method.process.mask_token_id
+    probs = said.log_probs_NV[:, words].exp().double().view(count, -1, int(words.sum()))
+    return probs.mean(0), probs.std(0) / count**0.5
+
+
+def test_mean_targets_are_those_of_all_paths_of_the_teacher() -> None:
+    """Every outcome of the first of two steps, enumerated."""
+    teacher = tabular_teacher()
+    method = SDTT(teacher, teacher, TINY, replace(CONFIG, rounds=1))
+    state = torch.full((1, 3), 2)
+    t, half = torch.tensor([0.8]), torch.tensor([0.55])
+    reveal = float(TINY.unmask_probability(t, half))
+    with torch.no_grad():
+        first = TINY.log_probs(teacher(state, t), state).exp()[0, :, :2]
+        expected = reveal * first
+        for shown in product((False, True), repeat=3):
+            for words in product((0, 1), repeat=3):
+                weight = 1.0
+                z = state.clone()
+                for i in range(3):
+                    weight *= reveal * float(first[i, words[i]]) if shown[i] else (1.0 - reveal) / 2.0
+                    z[0, i] = words[i] if shown[i] else 2
+                second = TINY.log_probs(teacher(z, half), z).exp()[0, :, :2]
+                expected += weight * torch.tensor([not each for each in shown])[:, None] * second
+    actual, error = mean_targets(method, state, 20_000)
+    assert bool(((actual - expected).abs() < 5.0 * error + 1e-7).all())
+    assert float((actual - first).abs().max()) > 20.0 * float(error.max())
+
+
+def test_a_perfect_teacher_is_a_fixed_point_in_the_mean() -> None:
+    """Conditionals of a joint law are a martingale along the teacher's path: forward KL teaches nothing new."""
+    chain, _ = exact.small_law()
+    teacher = Student(chain.denoiser(5))
+    method = SDTT(teacher, teacher, PROCESS, SDTTConfig(teacher_steps=4, factor=4, rounds=1))
+    state = torch.tensor([[5, 1, 5, 5, 5, 5]])
+    actual, error = mean_targets(method, state, 5_000)
+    expected = chain.denoiser(5)(state).exp()[0, [0, 2, 3, 4, 5], :5]
+    assert bool(((actual - expected).abs() < 5.0 * error + 1e-6).all())
+    assert float(error.max()) > 1e-3
+
+
+def test_times_are_interpolated_or_as_published() -> None:
+    student = small_dit(0)
+    t, s = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.75])
+    right, published = (
+        SDTT(student, small_dit(1), PROCESS, replace(CONFIG, published=flag)).teacher_times(t, s)
+        for flag in (False, True)
+    )
+    torch.testing.assert_close(right, torch.tensor([[0.5, 1.0], [0.375, 0.875], [0.25, 0.75]]))
+    torch.testing.assert_close(published, torch.tensor([[0.625, 1.0], [0.375, 0.5], [0.125, 0.0]]))
+
+
+def test_published_total_variation_is_of_log_probabilities() -> None:
+    config = SDTTConfig(teacher_steps=1, factor=1, rounds=1, target="tv")
+    z, t, s = torch.full((2, LENGTH), 5), torch.ones(2), torch.zeros(2)
+    logs = [PROCESS.masked_log_probs(network(z, t))[..., :5] for network in (small_dit(0), small_dit(1))]
+    for published, values in ((False, [each.exp() for each in logs]), (True, logs)):
+        method = SDTT(small_dit(0), small_dit(1), PROCESS, replace(config, published=published))
+        expected = 0.5 * (values[0] - values[1]).abs().sum(-1).mean()
+        torch.testing.assert_close(method.loss_at(z, t, s, generator=seeded(0)).loss, expected)
+
+
+def test_times_of_a_batch_are_steps_of_the_students_grid() -> None:
+    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    t, s = method.times(8, torch.device("cpu"), seeded(0))
+    assert sorted(t.tolist()) == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
+    torch.testing.assert_close(t - s, torch.full((8,), 0.25))
+    method.start_round(1, small_dit(0))
+    t, s = method.times(8, torch.device("cpu"), seeded(0))
+    assert set(t.tolist()) == {0.5, 1.0}
+
+
+def test_only_the_student_has_gradients_and_the_teacher_walks_each_state_once() -> None:
+    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    asked = count_calls(method.teacher)
+    out = method.loss(torch.randint(5, (8, LENGTH), generator=seeded(0)), generator=seeded(1))
+    out.loss.backward()
+    assert len(asked) == 2
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in method.student.parameters())
+
+
+def test_given_tokens_and_padding_stay() -> None:
+    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    x = torch.randint(5, (8, LENGTH), generator=seeded(0))
+    real = (torch.arange(LENGTH) < 4).expand(8, -1)
+    z, t, s = torch.where(torch.arange(LENGTH) == 0, x, 5), torch.ones(8), torch.zeros(8)
+    said = method.targets(z, t, s, attention_mask=real, generator=seeded(1))
+    assert bool((said.z_s[:, 0] == x[:, 0]).all())
+    assert bool((said.z_s[:, 4:] == 5).all())
+    assert set((said.rows % LENGTH).tolist()) == {1, 2, 3}
+    assert bool(method.loss(x, attention_mask=real, generator=seeded(1)).loss.isfinite())
+    nothing = method.loss_at(x, t, s, generator=seeded(1))
+    assert float(nothing.loss.detach()) == 0.0
+
+
+def test_in_each_round_the_student_becomes_the_teacher_and_a_state_goes_on() -> None:
+    assert [CONFIG.student_steps(index) for index in (0, 1)] == [4, 2]
+    assert [CONFIG.round_of(step, 10) for step in range(10)] == [0] * 5 + [1] * 5
+    student = SDTT.make_student(small_dit(1), replace(CONFIG, step_conditioning=True))
+    assert student.accepts_step
+    method = SDTT(student, small_dit(1), PROCESS, CONFIG)
+    x = torch.randint(5, (8, LENGTH), generator=seeded(0))
+    method.start_round(1, student)
+    assert method.teacher is not student
+    assert not any(p.requires_grad for p in method.teacher.parameters())
+    again = SDTT(student, small_dit(1), PROCESS, CONFIG)
+    again.load_state_dict(method.state_dict())
+    assert again.round == 1
+    losses = [float(each.loss(x, generator=seeded(1)).loss.detach()) for each in (method, again)]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="there are 2 rounds"):
+        method.start_round(2, student)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"teacher_steps": 0}, "must be at least 1"),
+        ({"teacher_steps": 12, "rounds": 3}, "need teacher_steps that 8 divides, got 12"),
+        ({"target": "js"}, "target is one of"),
+    ],
+)
+def test_settings_out_of_range_are_refused(choices, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        SDTTConfig(**choices)

@@ -1,0 +1,75 @@
+"""Budgets: evaluations are counted as they are made, and a plan pays for so many steps."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Generator, nn
+
+from discrete_distill import SDTT, Discriminator, MaskedDiffusion, SDTTConfig
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.budget import EvaluationCounter, counted_step, last_block, plan_steps, total_evaluations
+from discrete_distill.training import Learner, OptimizerConfig
+
+SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
+
+
+def test_a_pass_counts_one_a_sequence_and_a_backward_pass_two_more() -> None:
+    network, counter = DiT(SHAPE), EvaluationCounter()
+    counter.watch([network])
+    counter.watch([network])
+    x, t = torch.zeros(5, 8, dtype=torch.long), torch.ones(5)
+    with torch.no_grad():
+        network(x, t)
+    assert counter.take() == 5
+    network.features(x[:2], t[:2])
+    assert counter.take() == 6
+    assert counter.take() == 0
+    frozen = DiT(SHAPE).requires_grad_(False)
+    counter.watch([frozen])
+    frozen(x, t)
+    assert counter.take() == 5
+    assert last_block(Discriminator(SHAPE, 1)) is not None
+    with pytest.raises(TypeError, match="Linear has no list of blocks"):
+        last_block(nn.Linear(1, 1))
+
+
+class SDTTTrainee:
+    """A pass of the teacher, and one of the student with its backward pass: four evaluations a sequence."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.student = Learner(DiT(SHAPE), OptimizerConfig(), num_steps, Accelerator(cpu=True))
+        self.discriminator = None
+        self.method = SDTT(
+            self.student.module, DiT(SHAPE), MaskedDiffusion(5), SDTTConfig(teacher_steps=2, factor=1, rounds=1)
+        )
+
+    def parts(self):
+        return {"student": self.student}
+
+    def networks(self):
+        return [self.student.module, self.method.teacher]
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]:
+        x = torch.zeros(4, 8, dtype=torch.long)
+        z, t, s = torch.full_like(x, 5), torch.ones(4), torch.full((4,), 0.5)
+        out = self.method.loss_at(z, t, s, generator=generator)
+        return self.student.step(out.loss)
+
+
+def test_a_budget_of_evaluations_pays_for_as_many_steps_and_is_kept(tmp_path) -> None:
+    file = tmp_path / "run" / "plan.json"
+    plan = plan_steps(SDTTTrainee, "network_evaluations", 165.0, file, seed=0)
+    assert plan.evaluations_per_step == 16.0
+    assert plan.num_steps == 10
+    assert plan_steps(SDTTTrainee, "network_evaluations", 9000.0, file, seed=0) == plan
+    timed = plan_steps(SDTTTrainee, "seconds", 5.0, tmp_path / "other.json", seed=0)
+    assert timed.num_steps == int(5.0 / timed.seconds_per_step)
+    with pytest.raises(ValueError, match="a budget of 3 network_evaluations is less than one training step"):
+        plan_steps(SDTTTrainee, "network_evaluations", 3.0, tmp_path / "none.json", seed=0)
+
+
+def test_evaluations_are_in_the_metrics_and_add_up(seeded) -> None:
+    step = counted_step(SDTTTrainee(2), EvaluationCounter())
+    assert [step(index, seeded(index))["network_evaluations"] for index in (0, 1)] == [16.0, 16.0]
+    history = [{"step": 5.0, "network_evaluations": 20.0}, {"step": 7.0, "network_evaluations": 30.0}]
+    assert total_evaluations(history) == 160.0

@@ -1,0 +1,210 @@
+"""The comparison from the command line, at tiny size: every method, the report, the ablation, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.ablation import TECHNIQUES, published_order, rank_correlation, variants
+from discrete_distill.recipes.compare import main
+from discrete_distill.recipes.comparison_report import ablation_factors, perplexity_table, worries
+from discrete_distill.recipes.comparison_settings import PRESETS, ComparisonConfig
+from discrete_distill.recipes.judge import JudgeConfig, save_judge
+
+SIZE = 300
+COMPARED = ("sdtt", "didi", "idlm", "mmd", "ar")
+TINY = [
+    "--data.length=16",
+    f"--data.vocab-size={SIZE}",
+    "--precision=fp32",
+    "--budget=network_evaluations",
+    "--distill.batch-size=4", "--distill.method.group-size=2", "--distill.method.ratio-warmup=1",
+    "--distill.method.ratio-updates=1", "--distill.method.corruptions=1",
+    "--didi-paper.batch-size=4", "--didi-paper.method.group-size=2",
+    "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.ratio-warmup=1",
+    "--idlm.method.ratio-updates=1", "--idlm.method.corruptions=1",
+    "--mmd.batch-size=4", "--mmd.method.group-size=2",
+    "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
+    "--autoregressive.batch-size=4",
+    "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "2",
+    "--evaluate.steps", "4", "8", "--evaluate.guided-steps", "8",
+    "--bound-sequences=2", "--autoregressive-share=1", "--temperature-limits", "0.88", "1.0",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_process_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command line is a process of its own outside of tests; accelerate keeps one precision per process."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small language, its tokenizer, an untrained teacher and judge."""
+    from transformers import GPT2LMHeadModel
+
+    from discrete_distill.recipes.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("language")
+    words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]
+    lines = [" ".join(words[(i * j) % 10] for j in range(1, 60)) for i in range(1, 61)]
+    (folder / "speech.txt").write_text("\n".join(lines))
+    tokenizer = train_tokenizer(lines, SIZE)
+    size = tokenizer.vocab_size
+    tokenizer.save(folder / "tokenizer.json")
+    torch.manual_seed(0)
+    shape = DiTConfig(vocab_size=size, max_length=16, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
+    teacher = DiT(shape)
+    torch.nn.init.normal_(teacher.output_layer.linear.weight, std=0.5)
+    teacher.save_pretrained(folder / "teacher")
+    judge = JudgeConfig(vocab_size=size, context=16, hidden_size=16, num_layers=1, num_heads=2)
+    save_judge(GPT2LMHeadModel(judge.network_config()), judge, folder / "judge")
+    return [
+        f"--data.source={folder}/speech.txt",
+        f"--data.tokenizer={folder}/tokenizer.json",
+        f"--teacher.path={folder}/teacher",
+        f"--judge.path={folder}/judge",
+        f"--texts={folder}/speech.txt",
+        f"--output={folder}/runs",
+        *TINY,
+    ]
+
+
+def results_of(flags: list[str], name: str) -> tuple[Path, dict]:
+    output = next(flag for flag in flags if flag.startswith("--output=")).removeprefix("--output=")
+    run = Path(output) / name
+    return run, json.loads((run / "comparison.json").read_text())
+
+
+def test_every_method_is_trained_measured_and_reported(flags: list[str]) -> None:
+    assert main([*flags, "--name=every", "--amount=150", "--methods", *COMPARED]) == 0
+    run, results = results_of(flags, "every")
+    report = (run / "report.md").read_text()
+    methods = {line["method"] for line in results["lines"]}
+    assert methods == {"teacher", *COMPARED, "didi + RGAS"}
+    for part in (
+        "At equal entropy",
+        "Every reading",
+        "Diversity",
+        "Cost of training",
+        "latency at batch 1",
+        "speech.txt",
+    ):
+        assert part in report
+    for name in ("frontier.png", "steps.png", "didi/seed-0/student/model.safetensors", "ar/seed-0/plan.json"):
+        assert (run / name).stat().st_size > 0
+    for name, (cost,) in results["training"].items():
+        # The budget in evaluations is kept, up to one step and to paths of random length.
+        assert 50.0 < cost["network_evaluations"] < 300.0, name
+    by_name = {(line["method"], line["steps"]): line for line in results["lines"]}
+    assert by_name["didi + RGAS", 8]["network_evaluations"] == 8 * 5
+    assert by_name["ar", 16]["nfe"] == 16
+    assert all(0.0 < line["mauve"] <= 1.0 for line in results["lines"])
+    assert {(line["method"], line["text"]) for line in results["likelihood"]} == {
+        (name, text) for name in ("teacher", *COMPARED) for text in ("held-out", "speech.txt")
+    }
+    exact = {line["method"] for line in results["likelihood"] if not line["bound"]}
+    assert exact == {"ar"}
+
+
+def test_several_trainings_take_turns_over_the_seeds_and_nothing_is_trained_twice(flags: list[str]) -> None:
+    arguments = [*flags, "--name=twice", "--amount=60", "--methods", "mmd", "--train-seeds", "3", "4"]
+    assert main(["train", *arguments]) == 0
+    run = Path(flags[5].removeprefix("--output=")) / "twice" / "mmd"
+    weights = [(run / f"seed-{seed}" / "student" / "model.safetensors").read_bytes() for seed in (3, 4)]
+    assert weights[0] != weights[1]
+    lines = (run / "seed-3" / "metrics.jsonl").read_text()
+    assert main(["train", *arguments]) == 0
+    assert (run / "seed-3" / "metrics.jsonl").read_text() == lines
+    assert main(["evaluate", *arguments]) == 0
+    assert main(["report", *arguments]) == 0
+    _, results = results_of(flags, "twice")
+    assert len(results["training"]["mmd"]) == 2
+    assert not any("training of each method" in line and line.startswith("1 ") for line in worries(results))
+
+
+def test_the_ablation_compares_the_published_method_with_itself_less_one_technique(flags: list[str]) -> None:
+    assert main([*flags, "--name=ablation", "--amount=60", "--ablation", "--evaluate.steps", "8"]) == 0
+    run, results = results_of(flags, "ablation")
+    assert "Which technique matters" in (run / "report.md").read_text()
+    assert {line["method"] for line in results["lines"]} == {
+        "teacher",
+        "didi-paper",
+        "didi-paper + RGAS",
+        *(f"without-{t.name.replace(' ', '-')}" for t in TECHNIQUES if t.field),
+    }
+
+
+def test_each_variant_differs_from_the_published_method_in_one_field() -> None:
+    full = PRESETS["demo"]().didi_paper
+    made = variants(full)
+    assert len(made) == 7
+    for name, config in made.items():
+        changed = [key for key, value in vars(config.method).items() if value != vars(full.method)[key]]
+        assert len(changed) == (0 if name == "didi-paper" else 1), name
+        assert config.discriminator
+
+
+def line(method: str, nats: float, seeds: int = 2) -> dict:
+    rest = {"corpus_entropy": 5.0, "standard_error": 0.1}
+    points = [
+        {"temperature": t, "seed": s, "entropy": e, "nats_per_token": n + 0.1 * s, **rest}
+        for t, e, n in ((0.9, 3.0, nats - 0.2), (1.0, 4.0, nats + 0.2))
+        for s in range(seeds)
+    ]
+    frontier = {"method": method, "judge": "j", "precision": "fp32", "num_samples": 2, "length": 8, "points": points}
+    return {"method": method, "steps": 8, "frontiers": [frontier]}
+
+
+def test_factors_are_ratios_at_equal_entropy_with_their_errors_and_orders_are_compared() -> None:
+    lines = [line("didi-paper", 5.0), line("didi-paper + RGAS", 4.5), line("without-coupled-time", 6.0)]
+    results = {"frontier_steps": 8, "data": {"entropy": 3.5}, "lines": lines}
+    factors = ablation_factors(results)
+    assert set(factors) == {"coupled time", "guided inference"}
+    assert factors["coupled time"][0] == pytest.approx(1.0)
+    assert factors["guided inference"][0] == pytest.approx(0.5)
+    assert factors["coupled time"][1] == pytest.approx(0.05 * 2**0.5)
+    assert perplexity_table({**results, "lines": lines}).splitlines()[2] == "| didi-paper | 156.0 ± 5.0% |"
+    assert published_order()[:2] == ["coupled time", "guided inference"]
+    assert rank_correlation(["a", "b", "c"], ["c", "b", "a"]) == -1.0
+    assert rank_correlation(["a", "b", "c"], ["a", "b", "c"]) == 1.0
+    assert rank_correlation(["a"], ["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "gan"], "unknown method 'gan'"),
+        (["--amount=0"], "--amount"),
+        (["--evaluate.frontier-steps=3"], "--evaluate.frontier-steps 3 is not among"),
+        (["--preset=huge"], "unknown preset 'huge'"),
+        (["paint"], "unknown stage 'paint'"),
+        (["report"], "run the evaluate stage first"),
+        (["evaluate"], "run the train stage first"),
+        (["--texts", "missing.txt"], "no text at missing.txt"),
+        (["--teacher.path=missing"], "--teacher.path"),
+        (["--autoregressive.path=missing"], "no autoregressive model in missing"),
+        (["--amount=1e-9"], "less than one training step"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, said, tmp_path, flags, capsys) -> None:
+    base = [flag for flag in flags if not flag.startswith("--output")]
+    head, rest = (arguments[:1], arguments[1:]) if not arguments[0].startswith("-") else ([], arguments)
+    assert main([*head, *base, *rest, f"--output={tmp_path}/runs"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert said in message
+
+
+def test_presets_are_whole() -> None:
+    for name, make in PRESETS.items():
+        config = make()
+        assert isinstance(config, ComparisonConfig), name
+        assert set(config.trained()) == set(config.methods)
+    assert PRESETS["demo"]().evaluate.steps == (4, 8, 16, 32, 64, 128)
+    assert len(PRESETS["demo"]().evaluate.seeds) >= 3

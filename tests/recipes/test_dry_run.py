@@ -1,0 +1,95 @@
+"""Scaling: parameter counts of the paper's presets, and estimates of a dry run against what is counted."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from discrete_distill import DiDiInstructConfig, MaskedDiffusion
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.budget import EvaluationCounter
+from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.distill import Distillation, DistillConfig
+from discrete_distill.recipes.dry_run import count_parameters, matmul_speed, memory_needed, seconds_per_step, step_cost
+from discrete_distill.recipes.owt import main
+from discrete_distill.recipes.settings import PRESETS
+
+SHAPE = DiTConfig(vocab_size=12, max_length=32, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0)
+
+
+@pytest.fixture(autouse=True)
+def own_process_state() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "layers", "width", "millions"),
+    [("small", 12, 768, 169), ("medium", 24, 1024, 424), ("large", 36, 1280, 872)],
+)
+def test_presets_have_the_papers_sizes(preset, layers, width, millions) -> None:
+    config = PRESETS[preset]()
+    model = config.teacher.model
+    assert (model.num_layers, model.hidden_size, model.max_length, model.vocab_size) == (layers, width, 1024, 50258)
+    assert int(count_parameters(model) / 1e6) == millions
+    assert config.distill.method == DiDiInstructConfig.paper()
+    assert (config.distill.loop.num_steps, config.distill.student.learning_rate) == (10_000, 1e-6)
+
+
+def test_parameters_are_counted_without_making_the_network() -> None:
+    assert count_parameters(SHAPE) == sum(parameter.numel() for parameter in DiT(SHAPE).parameters())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DiDiInstructConfig.paper(),
+        DiDiInstructConfig(group_size=4, path_steps=(4,)),
+        DiDiInstructConfig(group_size=4, path_steps=(4,), gradient_steps=2),
+        DiDiInstructConfig.mmd(path_steps=(4,)),
+        DiDiInstructConfig.idlm(group_size=4, path_steps=(4,)),
+    ],
+    ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
+)
+def test_the_evaluations_of_a_step_are_those_that_are_counted(method) -> None:
+    config = DistillConfig(method=replace(method, ratio_warmup=0), batch_size=8, discriminator_blocks=2)
+    torch.manual_seed(0)
+    stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
+    trainee = Distillation(config, DiT(SHAPE), stream, MaskedDiffusion(11), Accelerator(cpu=True))
+    counter = EvaluationCounter()
+    counter.watch(trainee.networks())
+    for index in range(3):
+        trainee.step(index, torch.Generator().manual_seed(index))
+    assert counter.take() / 3 == pytest.approx(step_cost(config).evaluations, rel=0.1)
+
+
+def test_memory_and_time_follow_sizes() -> None:
+    config = PRESETS["small"]().distill
+    model = PRESETS["small"]().teacher.model
+    needed = memory_needed(config, model, 1024, half=True)
+    assert needed["teacher"] == pytest.approx(4 * 169.6e6, rel=0.01)
+    assert needed["student"] == pytest.approx(20 * 169.6e6, rel=0.01)
+    assert needed["logits"] == 16 * 1024 * 50258 * 6
+    doubled = memory_needed(replace(config, batch_size=32), model, 1024, half=True)
+    assert doubled["activations"] == 2 * needed["activations"]
+    once = seconds_per_step(config, model, 1024, 1e14)
+    assert seconds_per_step(replace(config, batch_size=32), model, 1024, 1e14) == pytest.approx(2 * once)
+    assert seconds_per_step(config, model, 1024, 2e14) == pytest.approx(0.5 * once)
+    assert matmul_speed(torch.device("cpu"), torch.float32, size=128, seconds=0.02) > 1e7
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
+    assert main(["--dry-run", "--preset=demo", f"--output={tmp_path}/runs", "--data.source=missing.txt"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "would run: distill, evaluate, report",
+        "3.7M parameters",
+        "60 steps of 24 sequences",
+        "memory on each device",
+        "this machine",
+        "time expected",
+        "missing: no text at missing.txt",
+    ):
+        assert part in said
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,202 @@
+"""The protein recipe at tiny size, FASTA files, and the foreign models on random weights of their architecture."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from discrete_distill import models
+from discrete_distill.evaluation.protein import AMINO_ACIDS
+from discrete_distill.recipes.assets import asset
+from discrete_distill.recipes.dplm import CLS, EOS, MASK, esm_canvas, esm_letters, esm_process, load_dplm, sample_dplm
+from discrete_distill.recipes.fasta import ResidueTokenizer, is_fasta, read_fasta
+from discrete_distill.recipes.folding import mean_plddt, plddt
+from discrete_distill.recipes.protein import main
+from discrete_distill.recipes.protein_report import worries
+from discrete_distill.training import fold_seed
+
+TINY = [
+    "--data.length=32", "--precision=fp32",
+    "--teacher.model.hidden-size=16", "--teacher.model.num-layers=2", "--teacher.model.num-heads=2",
+    "--teacher.model.cond-size=8", "--teacher.model.max-length=32",
+    "--teacher.loop.num-steps=3", "--teacher.batch-size=4",
+    "--distill.loop.num-steps=3", "--distill.batch-size=4", "--distill.method.group-size=2",
+    "--distill.method.ratio-warmup=1",
+    "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "--evaluate.steps", "4", "8",
+    "--evaluate.guided-steps", "4", "--least-residues=4",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_process_state() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty random proteins in lower case, broken over lines."""
+    draw = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("proteins") / "some.fasta"
+    rows = ["".join(AMINO_ACIDS[i] for i in torch.randint(20, (60,), generator=draw)) for _ in range(60)]
+    path.write_text("".join(f">sp|{n}\n{row[:40].lower()}\n{row[40:]}\n\n" for n, row in enumerate(rows)))
+    return path
+
+
+def test_the_recipe_distils_measures_and_reports(sequences: Path, tmp_path: Path) -> None:
+    base = [*TINY, f"--data.source={sequences}", f"--output={tmp_path}", "--name=tiny"]
+    assert main(["teacher", *base]) == 0
+    flags = [*base, f"--teacher.path={tmp_path}/tiny/teacher"]
+    assert main(flags) == 0
+    results = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())
+    assert [(line["method"], line["steps"]) for line in results["lines"]] == [
+        ("real proteins", None),
+        ("teacher", 4),
+        ("teacher", 8),
+        ("student", 4),
+        ("student", 8),
+        ("student + RGAS", 4),
+    ]
+    real = results["lines"][0]["figures"]
+    assert real["greatest_identity"] < 0.9  # Held-out sequences are not training ones.
+    report = (tmp_path / "tiny" / "report.md").read_text()
+    for part in ("Quality", "UniProt", "3-gram@", "What to worry about", "facebook/esmfold_v1"):
+        assert part in report
+    assert main(["sample", *flags, "--sample.prompt=MKV", "--sample.count=2"]) == 0
+
+
+def test_collapse_and_copies_are_named() -> None:
+    figures = {"identity": 0.9}
+    lines = [
+        {"method": "real proteins", "steps": None, "entropy": 2.8, "figures": figures},
+        {"method": "student", "steps": 8, "entropy": 2.0, "figures": figures},
+    ]
+    found = worries({"lines": lines})
+    assert any(line.startswith("COLLAPSE: the entropy of student at 8 steps") for line in found)
+    assert any("copies its training sequences" in line for line in found)
+
+
+def test_the_bundled_sequences_are_what_their_notice_says() -> None:
+    found = read_fasta(asset("protein/proteins.fasta.xz"))
+    assert len(found) == 5869
+    assert {len(sequence) for sequence in found.values()} <= set(range(50, 257))
+    assert "UniProt" in asset("NOTICE").read_text()
+
+
+def test_letters_become_tokens_and_back_and_windows_fall_into_proteins() -> None:
+    tokenizer = ResidueTokenizer()
+    assert (tokenizer.vocab_size, tokenizer.eos_token_id, tokenizer.mask_token_id) == (22, 20, 21)
+    (ids,) = tokenizer.encode([AMINO_ACIDS + "."])
+    assert ids == list(range(21))
+    assert tokenizer.decode([*ids, 21]) == AMINO_ACIDS + "._"
+    windows = tokenizer.encode(["ACD.EFGHI.K", "LLLLLLLLLLL"])
+    assert tokenizer.proteins(windows, least=4) == ["EFGHI", "LLLLLLLLLLL"]
+    with pytest.raises(ValueError, match="'B' is no amino acid"):
+        tokenizer.encode(["AB"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no sequence"),
+        ("ACD\n", "no header line"),
+        (">a\nAXC\n", "line 2: 'X' is no amino acid"),
+        (">a\nAC\n>a\nAC\n", "two sequences named a"),
+    ],
+)
+def test_bad_fasta_is_refused(content, said, tmp_path, capsys) -> None:
+    path = tmp_path / "bad.fa"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_fasta(path)
+    assert main(["teacher", f"--data.source={path}", f"--output={tmp_path}/runs"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert is_fasta(Path("A.FASTA.XZ"))
+    assert not is_fasta(Path("a.txt"))
+
+
+@pytest.fixture(scope="module")
+def small_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ESM-2's architecture and alphabet, as DPLM has them, with random weights."""
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    torch.manual_seed(0)
+    config = EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, position_embedding_type="rotary", token_dropout=False, max_position_embeddings=64,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("esm")
+    EsmForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_canvas_and_letters_of_esms_alphabet() -> None:
+    assert (CLS, EOS, MASK) == (0, 2, 32)
+    canvas = esm_canvas(2, 3)
+    assert canvas.tolist() == [[0, 32, 32, 32, 2]] * 2
+    assert esm_letters(torch.tensor([[0, 5, 4, 23, 2]])) == ["ALC"]
+
+
+needs_adapter = pytest.mark.skipif(not hasattr(models, "as_denoiser"), reason="models.as_denoiser is not there yet")
+
+
+@needs_adapter
+def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm: Path) -> None:
+    from discrete_distill import DiDiInstruct, DiDiInstructConfig
+
+    denoiser = load_dplm(str(small_esm))
+    proteins, cost = sample_dplm(denoiser, 5, 12, num_steps=4, seed=fold_seed("test"), batch_size=3)
+    assert [len(protein) for protein in proteins] == [12] * 5
+    assert set("".join(proteins)) <= set(AMINO_ACIDS)
+    assert cost <= 4
+    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_warmup=0)
+    student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
+    with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
+        for parameter in auxiliary.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    method = DiDiInstruct(student, denoiser, None, esm_process(), config, auxiliary=auxiliary)
+    rollout = method.rollout(x_init=esm_canvas(4, 12), generator=torch.Generator().manual_seed(0))
+    assert bool((rollout.sequences[:, 0] == CLS).all())
+    assert bool((rollout.sequences[:, -1] == EOS).all())
+    method.student_loss(rollout, generator=torch.Generator().manual_seed(1)).loss.backward()
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in student.parameters())
+
+
+@needs_adapter
+def test_what_is_no_dplm_is_refused(small_esm: Path, tmp_path: Path) -> None:
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    config = EsmConfig.from_pretrained(small_esm)
+    config.vocab_size = 40
+    EsmForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="40 classes"):
+        load_dplm(str(tmp_path))
+
+
+def test_plddt_of_a_small_esmfold_is_a_mean_over_residues_in_percent() -> None:
+    from transformers import EsmConfig, EsmForProteinFolding
+
+    torch.manual_seed(0)
+    trunk = {
+        "num_blocks": 1, "sequence_state_dim": 16, "pairwise_state_dim": 8, "sequence_head_width": 8,
+        "pairwise_head_width": 4, "position_bins": 4, "max_recycles": 1,
+        "structure_module": {
+            "sequence_dim": 16, "pairwise_dim": 8, "ipa_dim": 4, "resnet_dim": 8, "num_heads_ipa": 2,
+            "num_qk_points": 2, "num_v_points": 2, "num_blocks": 1, "num_transition_layers": 1, "num_resnet_blocks": 1,
+        },
+    }  # fmt: skip
+    config = EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, position_embedding_type="rotary", is_folding_model=True,
+        esmfold_config={"trunk": trunk, "fp16_esm": False, "lddt_head_hid_dim": 8}, max_position_embeddings=64,
+    )  # fmt: skip
+    model = EsmForProteinFolding(config).eval()
+    one, other = plddt(model, "MKVLA"), plddt(model, "ACDEFGH")
+    assert 0.0 <= one <= 100.0
+    out = model.infer(["MKVLA"])
+    assert one == pytest.approx(100.0 * float(out.plddt[0, :5, 1].mean()), rel=1e-4)
+    assert mean_plddt(model, ["MKVLA", "ACDEFGH"]) == pytest.approx(0.5 * (one + other))
+    with pytest.raises(ValueError, match="no sequences to fold"):
+        mean_plddt(model, [])
