@@ -96,9 +96,9 @@ def demo_long() -> RecipeConfig:
     config.distill.method = replace(config.distill.method, group_size=48)
     config.distill.student.ema_decay = 0.98
     config.evaluate = EvaluateConfig(
-        num_samples=64,
-        steps=(1, 2, 4, 8, 16, 32, 64),
-        teacher_temperatures=(0.8, 0.85, 0.9, 0.95, 1.0),
+        num_samples=32,
+        steps=(2, 4, 8, 16, 32, 64),
+        teacher_temperatures=(0.85, 0.95),
         student_temperatures=(0.9, 1.0, 1.1),
     )
     return config
