@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +52,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "paper": Method(DiDiInstructConfig.paper(), Training(rate=3e-4, ratio_rate=1e-3)),
-    "paper, all steps": Method(
-        DiDiInstructConfig.paper(path_steps=PATHS, path_times="sampler", coupled_time=False),
-        Training(rate=3e-4, ratio_rate=1e-3),
-    ),
-    "mixture": Method(DiDiInstructConfig(path_steps=PATHS, ratio_conditioning=False), Training()),
+    "not conditioned": Method(DiDiInstructConfig(path_steps=PATHS, ratio_conditioning=False), Training()),
     "defaults": Method(DiDiInstructConfig(path_steps=PATHS), Training()),
 }
 
@@ -79,8 +76,8 @@ def small_laboratory() -> Laboratory:
     return Laboratory(*exact.small_law())
 
 
-def distances(name: str, seed: int) -> list[Row]:
-    """A method's exact distances from the law."""
+def distances(name: str, seed: int, batch: int = 0) -> list[Row]:
+    """A method's exact distances from the law; ``batch`` paths an update, or the method's own number."""
     laboratory = small_laboratory()
     teacher = LookUpDenoiser(laboratory)
     started = time.perf_counter()
@@ -90,7 +87,8 @@ def distances(name: str, seed: int) -> list[Row]:
         scores = [_optimum(laboratory, steps) for steps in OPTIMAL_STEPS]
     else:
         method = METHODS[name]
-        student = distil(laboratory, teacher, method.config, method.training, seed=seed)
+        training = replace(method.training, batch=batch or method.training.batch)
+        student = distil(laboratory, teacher, method.config, training, seed=seed)
         scores = score(laboratory, student, STEPS)
     seconds = time.perf_counter() - started
     return [Row("distances", name, seed, *each, seconds) for each in scores]
@@ -107,7 +105,7 @@ def _optimum(laboratory: Laboratory, steps: int) -> Score:
 def sources(name: str, seed: int, steps: int) -> list[Row]:
     """How far one source of knowledge takes a student."""
     started = time.perf_counter()
-    result = attribution.distil_from(name, steps, Training(updates=300, batch=256), seed)
+    result = attribution.distil_from(name, steps, Training(updates=200, batch=256), seed)
     return [Row("sources", name, seed, *result, time.perf_counter() - started)]
 
 
@@ -203,6 +201,7 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch", type=int, default=Training.batch, help="paths an update")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
@@ -210,7 +209,7 @@ def main() -> None:
     started = time.perf_counter()
     # The longest first, so that the workers end together.
     jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]] = [(distances, ("optimal", 0))]
-    jobs += [(distances, (name, seed)) for name in arguments.methods[::-1] for seed in arguments.seeds]
+    jobs += [(distances, (name, seed, arguments.batch)) for name in arguments.methods[::-1] for seed in arguments.seeds]
     jobs += [(large, (name, 0)) for name in ("defaults", "paper") if name in arguments.methods]
     jobs += [(sources, (name, seed, steps)) for name in attribution.SOURCES for steps in attribution.STEPS
              for seed in arguments.seeds[:1]]  # fmt: skip
@@ -246,7 +245,8 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
     plot_attribution(attributed, folder / "exact-attribution.png")
     summary = {
         "command": f"python -m benchmarks.exact --seeds {' '.join(map(str, arguments.seeds))} "
-        f"--workers {arguments.workers} --methods " + " ".join(f"'{name}'" for name in arguments.methods),
+        f"--batch {arguments.batch} --workers {arguments.workers} --methods "
+        + " ".join(f"'{name}'" for name in arguments.methods),
         "machine": f"{platform.machine()} CPU, {arguments.workers} processes of one thread, fp32, laws in fp64",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(seconds, 1),

@@ -115,8 +115,8 @@ class Training:
         warmup: updates before the student moves.
     """
 
-    updates: int = 300
-    batch: int = 512
+    updates: int = 200
+    batch: int = 768
     rate: float = 1e-3
     ratio_rate: float = 2e-3
     average: float = 0.98
