@@ -116,7 +116,11 @@ def demo() -> ComparisonConfig:
         autoregressive_share=3.0,
         distill=base.distill,
         didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
-        idlm=distilled(DiDiInstructConfig.idlm(group_size=24, gradient_steps=2), 3e-4, discriminator=False),
+        idlm=distilled(
+            DiDiInstructConfig.idlm(group_size=base.distill.method.group_size, gradient_steps=2),
+            3e-4,
+            discriminator=False,
+        ),
         mmd=distilled(DiDiInstructConfig.mmd(gradient_steps=2), 3e-4, discriminator=False),
         sdtt=SDTTStageConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),

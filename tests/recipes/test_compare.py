@@ -1,6 +1,7 @@
 """The comparison from the command line, at tiny size: every method, the report, the ablation, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -206,5 +207,7 @@ def test_presets_are_whole() -> None:
         config = make()
         assert isinstance(config, ComparisonConfig), name
         assert set(config.trained()) == set(config.methods)
+        for distill in (config.distill, config.didi_paper, config.idlm, config.mmd):
+            assert distill == replace(distill), "checked again, as when it was made"
     assert PRESETS["demo"]().evaluate.steps == (4, 8, 16, 32, 64, 128)
     assert len(PRESETS["demo"]().evaluate.seeds) >= 3

@@ -81,11 +81,11 @@ def test_memory_and_time_follow_sizes() -> None:
 
 def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
     assert main(["--dry-run", "--preset=demo", f"--output={tmp_path}/runs", "--data.source=missing.txt"]) == 0
-    said = capsys.readouterr().out
+    said, distill = capsys.readouterr().out, PRESETS["demo"]().distill
     for part in (
         "would run: distill, evaluate, report",
         "3.7M parameters",
-        "60 steps of 24 sequences",
+        f"{distill.loop.num_steps} steps of {distill.batch_size} sequences",
         "memory on each device",
         "this machine",
         "time expected",
