@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 INK, FAINT = "#222222", "#8A8A8A"
-SIZE_INCHES, DOTS_PER_INCH = (7.2, 4.6), 160
+SIZE_INCHES, DOTS_PER_INCH = (7.2, 5.2), 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,9 @@ def _footnote(figure: Figure, text: str) -> None:
 
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> Path:
-    axes.legend(fontsize=9.5, labelcolor=INK, edgecolor="none", framealpha=0.85)
+    # Below the axes: with five curves there is no free corner.
+    place = (0.5, -0.13)
+    axes.legend(fontsize=9.5, labelcolor=INK, edgecolor="none", loc="upper center", bbox_to_anchor=place, ncols=2)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
