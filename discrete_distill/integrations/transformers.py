@@ -1,8 +1,7 @@
 """DiDi-Instruct in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
 
-The Trainer owns the student's optimiser and schedule. The ratio networks (discriminator, auxiliary denoiser) have
-theirs
-here, and their state lies beside the Trainer's in every ``checkpoint-N/``.
+The Trainer owns the student's optimiser and schedule. Those of the ratio networks (discriminator, auxiliary denoiser)
+are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
 """
 
 from __future__ import annotations
