@@ -146,6 +146,7 @@ def test_neither_matplotlib_nor_transformers_is_imported_before_it_is_needed() -
     assert out.stdout.strip() == "[]"
 
 
-def test_plots_leave_the_users_backend_alone(tmp_path: Path) -> None:
+def test_plots_leave_the_users_backend_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # Another test's library may have taken it.
     plot_frontier([frontier("x", 1.0)], tmp_path / "f.png")
     assert "matplotlib.pyplot" not in sys.modules
