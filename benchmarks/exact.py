@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,7 +251,7 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "closed": fractions,
-        "training": {name: METHODS[name].training.__dict__ for name in arguments.methods},
+        "training": {name: asdict(METHODS[name].training) | {"batch": arguments.batch} for name in arguments.methods},
     }
     (folder / "exact.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(f"{seconds:.0f} s; {folder}/exact.csv, exact.json, exact-distances.png, exact-attribution.png")
