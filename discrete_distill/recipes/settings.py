@@ -60,7 +60,7 @@ def demo() -> RecipeConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return RecipeConfig(
         distill=DistillConfig(
-            method=DiDiInstructConfig(group_size=24, gradient_steps=2),
+            method=DiDiInstructConfig(group_size=24, window=0),
             loop=LoopConfig(num_steps=50, log_every=5, checkpoint_every=20),
             batch_size=24,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
@@ -88,12 +88,10 @@ def demo_paper() -> RecipeConfig:
 
 
 def demo_long() -> RecipeConfig:
-    """The demo, given an hour: more updates, each of twice as many samples."""
+    """The demo, given more than an hour: many more updates."""
     config = demo()
     config.name = "demo-long"
-    config.distill.loop = LoopConfig(num_steps=220, log_every=5, checkpoint_every=20)
-    config.distill.batch_size = 48
-    config.distill.method = replace(config.distill.method, group_size=48)
+    config.distill.loop = LoopConfig(num_steps=650, log_every=5, checkpoint_every=20)
     config.distill.student.ema_decay = 0.98
     config.evaluate = EvaluateConfig(
         num_samples=32,
