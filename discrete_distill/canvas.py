@@ -102,7 +102,7 @@ class Canvas:
 
     def masked(self) -> Tensor:
         """Bool ``[B, L]``: positions still to be drawn."""
-        return self.process.is_masked(self.z) & self.movable
+        return self.process.is_masked(self.z, self.movable)
 
     def repeated(self, copies: int) -> Canvas:
         """A canvas with ``copies`` of each sequence in its place; they share their coins, and draw their own tokens."""

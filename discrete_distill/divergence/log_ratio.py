@@ -64,9 +64,7 @@ class DiscriminatorLogRatio:
         s: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
-        counted = self.process.is_masked(z_t)
-        if movable is not None:
-            counted = counted & movable
+        counted = self.process.is_masked(z_t, movable)
         logits = self.network(z_t, t, **cond).float() * counted
         return LogRatio(logits, logits.sum(1) / counted.sum(1).clamp(min=1))
 
@@ -109,7 +107,7 @@ class AuxiliaryDenoiserLogRatio:
         """Raises ValueError without the clean tokens ``x``."""
         if x is None:
             raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
-        masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
+        masked = self.process.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
         auxiliary_N = self._log_prob(logits_at(self.auxiliary, z_t, t, rows, s=s, **cond), x.flatten()[rows])
         values = auxiliary_N - self._log_prob(logits_at(self.teacher, z_t, t, rows, **cond), x.flatten()[rows])
@@ -119,13 +117,6 @@ class AuxiliaryDenoiserLogRatio:
 
     def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
         return token_losses(logits_NV, None, tokens_N, mask_token_id=self.process.mask_token_id).log_prob
-
-    def over_vocabulary(self, z_t: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None, **cond: Any) -> Tensor:
-        """``log q(v | z_t) - log p(v | z_t)`` of every token at flattened positions ``rows``: ``[N, V]``, 0 at the
-        mask."""
-        auxiliary_NV = self.process.masked_log_probs(logits_at(self.auxiliary, z_t, t, rows, s=s, **cond))
-        teacher_NV = self.process.masked_log_probs(logits_at(self.teacher, z_t, t, rows, **cond))
-        return difference_of_logs(auxiliary_NV, teacher_NV)
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ class ExactLogRatio:
     ) -> LogRatio:
         """The value of the sequence stands at every masked position, as the optimal discriminator's logit does."""
         value = self.function(z_t, t)
-        masked = self.process.is_masked(z_t) if movable is None else self.process.is_masked(z_t) & movable
+        masked = self.process.is_masked(z_t, movable)
         return LogRatio(value[:, None] * masked, value)
 
 

@@ -192,8 +192,8 @@ class DiDiInstruct:
         z_reference = self.process.corrupt(reference, t, movable=rollout.movable, generator=generator)
         counted, counted_reference = rollout.movable, rollout.movable
         if self.config.discriminator_states == "corrupted":
-            counted = self.process.is_masked(z) & counted
-            counted_reference = self.process.is_masked(z_reference) & counted_reference
+            counted = self.process.is_masked(z, counted)
+            counted_reference = self.process.is_masked(z_reference, counted_reference)
         kwargs = rollout.denoiser_kwargs()
         logits, logits_reference = (
             self.discriminator(z, t, **kwargs),

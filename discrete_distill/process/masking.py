@@ -66,9 +66,10 @@ class MaskedDiffusion:
         if self.mask_token_id < 0:
             raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
 
-    def is_masked(self, z_t: Tensor) -> Tensor:
-        """Bool, of the shape of ``z_t``."""
-        return z_t == self.mask_token_id
+    def is_masked(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
+        """Bool, of the shape of ``z_t``; positions that are not ``movable`` do not count."""
+        masked = z_t == self.mask_token_id
+        return masked if movable is None else masked & movable
 
     def visible_probability(self, t: Tensor) -> Tensor:
         """``alpha(t)`` with the ends made exact: 1 at ``t = 0`` and 0 at ``t = 1``."""
@@ -254,7 +255,7 @@ class MaskedDiffusion:
             **cond: passed to the denoiser.
         """
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
-        masked = self.is_masked(z_t) if movable is None else self.is_masked(z_t) & movable
+        masked = self.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
         logits_NV = logits_at(denoiser, z_t, t, rows, **cond)
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob

@@ -7,7 +7,7 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +96,19 @@ class CommandLine:
                 raise
             words = re.sub(r"[│╭╮╰╯─]+|\x1b\[[0-9;]*m", " ", complaint.getvalue()).split()
             raise ValueError(" ".join(words)) from None
+
+
+def run_stages(
+    stages: Mapping[str, Callable[[], None]],
+    names: Sequence[str],
+    *,
+    check: Callable[[], None],
+    description: Callable[[], str] | None = None,
+) -> None:
+    """Check everything, then run the named stages in their order; or only print the ``description`` of it."""
+    if description is not None:
+        print(description())
+        return
+    check()
+    for name in names:
+        stages[name]()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from .command_line import CommandLine
+from .command_line import CommandLine, run_stages
 
 if TYPE_CHECKING:
     from .comparison_settings import ComparisonConfig
@@ -32,19 +32,23 @@ def run_stage(stage: str, config: ComparisonConfig, command: str) -> None:
     comparison = Comparison(config, command)
     stages = {"train": comparison.train, "evaluate": comparison.evaluate, "report": comparison.report}
     names = ("train", "evaluate", "report") if stage == "all" else (stage,)
-    if config.dry_run:
+
+    def description() -> str:
         from .distill import DistillConfig
         from .dry_run import describe_run
 
-        methods = {name: each for name, each in config.trained().items() if isinstance(each, DistillConfig)}
-        print(
-            f"budget: {config.amount:g} {config.budget} for each of {', '.join(config.trained())}, which sets the steps"
-        )
-        print(describe_run(config, methods, names, comparison.accelerator, lambda: comparison.check_stages(names)))
-        return
-    comparison.check_stages(names)
-    for name in names:
-        stages[name]()
+        trained = config.trained()
+        methods = {name: each for name, each in trained.items() if isinstance(each, DistillConfig)}
+        budget = f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps"
+        plan = describe_run(config, methods, names, comparison.accelerator, lambda: comparison.check_stages(names))
+        return f"{budget}\n{plan}"
+
+    run_stages(
+        stages,
+        names,
+        check=lambda: comparison.check_stages(names),
+        description=description if config.dry_run else None,
+    )
 
 
 COMMAND_LINE = CommandLine(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandLine
+from .command_line import CommandLine, run_stages
 
 if TYPE_CHECKING:
     from .settings import RecipeConfig
@@ -50,15 +50,14 @@ def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
         "report": pipeline.report,
     }
     names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
-    if config.dry_run:
+
+    def description() -> str:
         from .dry_run import describe_run
 
         methods = {"distillation": config.distill}
-        print(describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names)))
-        return
-    pipeline.check(names)
-    for name in names:
-        stages[name]()
+        return describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names))
+
+    run_stages(stages, names, check=lambda: pipeline.check(names), description=description if config.dry_run else None)
 
 
 COMMAND_LINE = CommandLine(

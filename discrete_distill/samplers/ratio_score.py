@@ -92,7 +92,7 @@ class TeacherRatio:
         hidden = candidate.uniform.flatten()[rows] < self.hidden
         shown = torch.where(hidden, self.process.mask_token_id, tokens)
         z = candidate.z.flatten().index_copy(0, rows, shown).view_as(candidate.z)
-        masked = self.process.is_masked(z) & candidate.movable
+        masked = self.process.is_masked(z, candidate.movable)
         t = self.process.time_of_count(masked.sum(1), self.process.num_movable(z, candidate.movable))
         log_probs = [
             token_losses(

@@ -230,7 +230,7 @@ class RGASampler(GridOptions):
                 f"{list(verdict.shape)}"
             )
         if self.rerank_positions == "masked":
-            return self._reward(verdict, self.process.is_masked(candidate) & canvas.movable)
+            return self._reward(verdict, self.process.is_masked(candidate, canvas.movable))
         return self._reward(verdict, canvas.movable)
 
     def _reward(self, logits_BL: Tensor, counted: Tensor) -> Tensor:

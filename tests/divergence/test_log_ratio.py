@@ -65,13 +65,6 @@ def test_the_auxiliary_scores_clean_tokens_by_the_ratio_of_conditionals() -> Non
         torch.testing.assert_close(out.per_sequence, (table * hidden).sum(1))
 
 
-def test_the_auxiliary_over_the_vocabulary_is_the_exact_ratio_of_tokens_and_zero_at_the_mask() -> None:
-    rows = PROCESS.is_masked(STATES).flatten().nonzero().squeeze(1)
-    actual = auxiliary().over_vocabulary(STATES, torch.ones(64), rows)
-    torch.testing.assert_close(actual, exact.token_log_ratio(STUDENT, TEACHER, PROCESS, STATES).flatten(0, 1)[rows])
-    assert bool((actual[:, 3] == 0).all())
-
-
 def test_perfect_denoisers_averaged_over_counts_give_the_log_ratio_of_the_sample() -> None:
     """Exactly, by enumeration of all sets of masked positions: k uniform, a uniform set of k, weight n / k."""
     x = exact.enumerate_sequences(3, 3)
