@@ -28,7 +28,7 @@ from ..divergence import (
     token_divergence,
 )
 from ..matching import IntermediateStateMatcher, logits_at_states
-from ..models import DiT, discriminator_loss, masked_mean
+from ..models import DiT, discriminator_accuracy, discriminator_loss, masked_mean
 from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion
 from ..rewards import LogRatioReward
 from ..rollout import PathStep, Rollout
@@ -202,9 +202,7 @@ class DiDiInstruct:
         loss = discriminator_loss(
             logits, logits_reference, counted, counted_reference, label_smoothing=self.config.label_smoothing
         )
-        student_side = masked_mean(logits.detach(), counted) > 0
-        reference_side = masked_mean(logits_reference.detach(), counted_reference) < 0
-        accuracy = 0.5 * (student_side.float().mean() + reference_side.float().mean())
+        accuracy = discriminator_accuracy(logits, logits_reference, counted, counted_reference)
         metrics = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
         if not self.config.reuse_verdict:
             return StepOutput(loss, metrics)

@@ -2,7 +2,7 @@
 
 from .adapters import CallingConvention, ForeignDenoiser, ForeignFeatureDenoiser, as_denoiser
 from .card import ModelFacts
-from .discriminator import Discriminator, RatioNetwork, discriminator_loss, masked_mean
+from .discriminator import Discriminator, RatioNetwork, discriminator_accuracy, discriminator_loss, masked_mean
 from .dit import DiT, DiTConfig
 from .hub import push_distilled, save_distilled
 from .loading import load_denoiser, load_discriminator
@@ -21,6 +21,7 @@ __all__ = [
     "RatioNetwork",
     "add_lora",
     "as_denoiser",
+    "discriminator_accuracy",
     "discriminator_loss",
     "load_denoiser",
     "load_discriminator",

@@ -134,6 +134,16 @@ def discriminator_loss(
     return loss
 
 
+def discriminator_accuracy(
+    student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
+) -> Tensor:
+    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5: it knows nothing. Arguments as
+    for `discriminator_loss`."""
+    student_right = masked_mean(student_logits_BL.detach(), student_counted) > 0
+    reference_right = masked_mean(reference_logits_BL.detach(), reference_counted) < 0
+    return 0.5 * (student_right.float().mean() + reference_right.float().mean())
+
+
 def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
     """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts."""
     counted = counted_BL.to(values_BL.dtype)

@@ -293,14 +293,15 @@ def save_student(distillation: Trainee, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
     student, discriminator = distillation.student, distillation.discriminator
-    _save(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
     if discriminator is not None:
         network = discriminator.module
         whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
-        _save(whole, discriminator, directory / "discriminator")
+        save_network(whole, discriminator, directory / "discriminator")
 
 
-def _save(whole: DiT | Discriminator, learner: Learner, directory: Path) -> None:
+def save_network(whole: DiT | Discriminator, learner: Learner, directory: Path) -> None:
+    """The learner's averaged weights, gathered into ``whole``; all processes call it, the first one writes."""
     weights = learner.averaged_weights()
     if learner.accelerator.is_main_process:
         whole.load_state_dict(weights)

@@ -1,7 +1,7 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
-Stages: all (default) | teacher | judge | distill | sample | evaluate | report. Presets: demo (default, or small where
-CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of the
+Stages: all (default) | teacher | judge | distill | guide | sample | evaluate | report. Presets: demo (default, or small
+where CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of the
 preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
 """
 
@@ -18,7 +18,7 @@ from .command_line import CommandLine, run_stages
 if TYPE_CHECKING:
     from .settings import RecipeConfig
 
-STAGES = ("all", "teacher", "judge", "distill", "sample", "evaluate", "report")
+STAGES = ("all", "teacher", "judge", "distill", "guide", "sample", "evaluate", "report")
 
 
 def default_preset() -> str:
@@ -45,11 +45,12 @@ def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
         "teacher": pipeline.train_teacher,
         "judge": pipeline.train_judge,
         "distill": pipeline.distil,
+        "guide": pipeline.guide,
         "sample": pipeline.sample,
         "evaluate": pipeline.evaluate,
         "report": pipeline.report,
     }
-    names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
+    names = ("distill", "guide", "evaluate", "report") if stage == "all" else (stage,)
 
     def description() -> str:
         from .dry_run import describe_run

@@ -22,6 +22,7 @@ from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .distill import distil
 from .environment import describe_machine, make_accelerator, make_folder
 from .evaluate import RESULTS_FILE, evaluate
+from .guide import GUIDE_FOLDER, fit_guide
 from .judge import WEIGHTS_FILE, load_judge, train_judge
 from .report import Frontier, frontier_table, headline, steps_table, write_report
 from .sample import sample_text
@@ -99,11 +100,11 @@ class Pipeline:
         needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
         if "teacher" in stages and self.config.teacher.init:
             needs.append(lambda: initial_network(self.config.teacher))
-        if {"distill", "evaluate"} & set(stages):
+        if {"distill", "guide", "evaluate"} & set(stages):
             needs.append(self.load_teacher)
         if "evaluate" in stages:
             needs.append(self._find_judge)
-        if stages[0] in ("sample", "evaluate"):
+        if stages[0] in ("guide", "sample", "evaluate"):
             needs.append(self.load_student)
         if stages[0] == "report":
             needs.append(self._read_results)
@@ -143,6 +144,16 @@ class Pipeline:
         folder = make_folder(self.directory)
         self.config.distill.loop.seed = self.config.seed
         distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+
+    def guide(self) -> None:
+        """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""
+        if not self.config.guide.updates:
+            return
+        teacher, (student, _) = self.load_teacher(), self.load_student()
+        stream, folder = self.streams["train"], make_folder(self.directory)
+        fit_guide(
+            self.config.guide, teacher, student, stream, self.process, self.accelerator, folder, seed=self.config.seed
+        )
 
     def load_teacher(self) -> DiT:
         """The teacher, checked against tokenizer and length."""
@@ -239,6 +250,7 @@ class Pipeline:
             read_metrics(self.directory),
             self.tokenizer,
             self.directory,
+            guide_history=read_metrics(self.directory / GUIDE_FOLDER),
             title=f"Distillation: {self.config.name}",
             command=self.command,
             machine=describe_machine(self.accelerator),

@@ -19,6 +19,7 @@ def write_report(
     tokenizer: TextTokenizer,
     directory: Path,
     *,
+    guide_history: list[dict[str, float]],
     title: str,
     command: str,
     machine: str,
@@ -30,6 +31,7 @@ def write_report(
         results: what the evaluation wrote.
         history: metrics of the distillation.
         tokenizer: shows samples as text.
+        guide_history: metrics of the guide stage; empty where there was none.
         title: of the page.
         command: that made it.
         machine: that ran it.
@@ -39,7 +41,7 @@ def write_report(
     _draw_plots(results, frontiers, directory, title)
     parts = [
         f"# {title}",
-        _provenance(results, history, command, machine),
+        _provenance(results, history, guide_history, command, machine),
         "## In short\n\n" + "\n".join(headline(results, frontiers)),
         "## At equal entropy\n\n" + frontier_table(results, frontiers),
         "![Perplexity against entropy](frontier.png)",
@@ -47,7 +49,7 @@ def write_report(
         "![Perplexity against steps](steps.png)",
         "## Cost of sampling\n\n" + _speed_table(results),
         "## Samples\n\n" + _samples(results, tokenizer),
-        "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results, history)),
+        "## What to worry about\n\n" + "\n".join(f"- {line}" for line in worries(results, history, guide_history)),
         "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
     ]
     path = directory / REPORT_FILE
@@ -55,13 +57,20 @@ def write_report(
     return path
 
 
-def _provenance(results: dict[str, Any], history: list[dict[str, float]], command: str, machine: str) -> str:
+def _provenance(
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    guide_history: list[dict[str, float]],
+    command: str,
+    machine: str,
+) -> str:
     trained = history[-1]["seconds"] if history else math.nan
     steps = int(history[-1]["step"]) if history else 0
+    guide = "; guide: {step:.0f} steps in {seconds:.0f} s".format(**guide_history[-1]) if guide_history else ""
     lines = [
         f"- Command: `{command}`",
         f"- Machine: {machine}",
-        f"- Distillation: {steps} steps in {trained:.0f} s; evaluation: {results['seconds']:.0f} s",
+        f"- Distillation: {steps} steps in {trained:.0f} s{guide}; evaluation: {results['seconds']:.0f} s",
         f"- Judge: {results['judge']}; samples drawn in {results['precision']}",
         f"- Every figure: {len(results['seeds'])} seeds of {results['num_samples']} samples; ± is one standard error",
     ]
@@ -149,9 +158,11 @@ def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
     return "\n\n".join(blocks)
 
 
-def worries(results: dict[str, Any], history: list[dict[str, float]]) -> list[str]:
+def worries(
+    results: dict[str, Any], history: list[dict[str, float]], guide_history: list[dict[str, float]] | None = None
+) -> list[str]:
     """Signs of collapse, of noise, and of a comparison that is not one. Never empty."""
-    found = [*_entropy_worries(results), *_training_worries(history)]
+    found = [*_entropy_worries(results), *_training_worries(history), *explain(guide_history or []).values()]
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
     found += [comparison.note for comparison in comparisons(results, frontiers) if comparison.note]
     return found or [

@@ -13,6 +13,7 @@ from .corpus import DataConfig
 from .distill import DistillConfig
 from .environment import Precision
 from .evaluate import EvaluateConfig
+from .guide import GuideConfig
 from .judge import JudgeConfig
 from .sample import SampleConfig
 from .teacher import TeacherConfig
@@ -33,6 +34,7 @@ class RecipeConfig:
         teacher: the model that is distilled.
         judge: the model that prices samples.
         distill: how the student is made.
+        guide: how the discriminator that guides sampling is fitted to the finished student.
         evaluate: what is measured.
         sample: what the sampling stage draws.
     """
@@ -47,6 +49,7 @@ class RecipeConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -65,8 +68,9 @@ def demo() -> RecipeConfig:
             batch_size=24,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
-            discriminator_every=4,
+            discriminator=False,
         ),
+        guide=GuideConfig(updates=200),
         evaluate=EvaluateConfig(
             num_samples=32,
             steps=(2, 4, 8, 16),
@@ -82,7 +86,7 @@ def demo_paper() -> RecipeConfig:
     config = demo()
     config.name = "demo-paper"
     config.distill.method = DiDiInstructConfig.paper()
-    config.distill.discriminator_every = 1
+    config.distill.discriminator, config.guide.updates = True, 0
     config.distill.student.learning_rate = 1e-4
     return config
 

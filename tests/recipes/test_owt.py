@@ -32,6 +32,9 @@ TINY_TRAINING = [
     "--distill.batch-size=4",
     "--distill.method.group-size=2",
     "--distill.method.ratio-warmup=1",
+    "--guide.updates=2",
+    "--guide.pool=8",
+    "--guide.batch-size=4",
 ]
 TINY_EVALUATION = [
     "--evaluate.num-samples=4",
@@ -112,6 +115,7 @@ def test_samples_are_printed_start_with_the_prompt_and_can_be_watched(
 ) -> None:
     _, flags = trained
     assert main(["distill", *flags, "--name=talker"]) == 0
+    assert main(["guide", *flags, "--name=talker"]) == 0
     capsys.readouterr()
     assert main(["sample", *flags, "--name=talker", "--sample.prompt=the state", "--sample.guided"]) == 0
     out = capsys.readouterr().out

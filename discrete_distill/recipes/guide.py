@@ -1,0 +1,157 @@
+"""The guide stage: a discriminator for RGAS, fitted to the finished student.
+
+Re-ranking meets the states of the student's paths. Which positions a path has revealed does not depend on its tokens,
+so a finished sample, masked at random to a time of the grid, is such a state: one pool of samples stands for them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from ..models import Discriminator, DiT, discriminator_accuracy, discriminator_loss
+from ..process import MaskedDiffusion
+from ..samplers import AncestralSampler
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
+from .corpus import TokenStream
+from .distill import save_network
+
+GUIDE_FOLDER = "guide"
+
+
+@dataclass(kw_only=True)
+class GuideConfig:
+    """How the discriminator that guides sampling is fitted.
+
+    Args:
+        updates: of the discriminator; 0 keeps the one of the distillation (as in the paper), if there is one.
+        pool: samples of the student that it learns from, on each process.
+        num_steps: of the student's sampler; states are those of its grid.
+        batch_size: samples of the student in an update, and as many crops of the text, on each process.
+        trainable_blocks: last blocks that are trained (paper: 4).
+        label_smoothing: labels become ``1 - s/2`` and ``s/2``.
+        optimizer: its optimiser.
+        log_every: updates between lines of the metrics.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    updates: int = 0
+    pool: int = 1024
+    num_steps: int = 8
+    batch_size: int = 32
+    trainable_blocks: int = 4
+    label_smoothing: float = 0.0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=20, schedule="linear", weight_decay=0.05
+        )
+    )
+    log_every: int = 10
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.updates < 0:
+            raise ValueError(f"updates must not be negative, got {self.updates}; change --guide.updates")
+        for name in ("pool", "num_steps", "batch_size", "trainable_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; change --guide.{name}")
+
+
+class Guide:
+    """The discriminator's learner, what it learns from, and one update."""
+
+    def __init__(
+        self,
+        config: GuideConfig,
+        teacher: DiT,
+        student: DiT,
+        stream: TokenStream,
+        process: MaskedDiffusion,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.stream = stream
+        self.process = process
+        self.accelerator = accelerator
+        self.seed = seed
+        network = Discriminator.from_denoiser(teacher, min(config.trainable_blocks, len(teacher.blocks)))
+        self.discriminator = Learner(network, config.optimizer, config.updates, accelerator)
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """Samples of the student, int64 ``[pool, L]``; the same whenever the stage is run."""
+        config, device = self.config, self.accelerator.device
+        sampler = AncestralSampler(self.process, num_steps=config.num_steps)
+        seed = fold_seed("guide", self.seed, self.accelerator.process_index)
+        g = Generator(device=device).manual_seed(seed)
+        sizes = [len(part) for part in torch.arange(config.pool).split(64)]
+        with self.accelerator.autocast():
+            drawn = [
+                sampler(self.student, (size, self.stream.length), generator=g, device=device).sequences
+                for size in sizes
+            ]
+        return torch.cat(drawn)
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]:
+        """One update on states of student and text at the same times."""
+        config, device = self.config, self.accelerator.device
+        chosen = torch.randint(len(self.pool), (config.batch_size,), device=device, generator=generator)
+        crops = self.stream.crops(config.batch_size, generator=generator).to(device)
+        t = torch.randint(config.num_steps, (config.batch_size,), device=device, generator=generator) / config.num_steps
+        states = [self.process.corrupt(x, t, generator=generator) for x in (self.pool[chosen], crops)]
+        with self.accelerator.autocast():
+            logits = [self.discriminator.network(z, t) for z in states]
+        counted = [torch.ones_like(crops, dtype=torch.bool)] * 2
+        loss = discriminator_loss(*logits, *counted, label_smoothing=config.label_smoothing)
+        accuracy = discriminator_accuracy(*logits, *counted)
+        update = self.discriminator.step(loss)
+        metrics = {"loss": float(loss.detach()), "accuracy": float(accuracy), **update}
+        return {f"discriminator_{name}": value for name, value in metrics.items()}
+
+
+def fit_guide(
+    config: GuideConfig,
+    teacher: DiT,
+    student: DiT,
+    stream: TokenStream,
+    process: MaskedDiffusion,
+    accelerator: Accelerator,
+    directory: Path,
+    *,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Fit it; weights go to ``directory/student/discriminator``, metrics and checkpoints to
+    ``directory/guide``.
+
+    Returns:
+        The logged metrics.
+    """
+    torch.manual_seed(seed)
+    guide = Guide(config, teacher, student.eval(), stream, process, accelerator, seed)
+    parts: Mapping[str, Learner] = {"discriminator": guide.discriminator}
+    history = TrainingLoop(
+        LoopConfig(
+            num_steps=config.updates, seed=seed, log_every=config.log_every, checkpoint_every=config.checkpoint_every
+        ),
+        directory / GUIDE_FOLDER,
+        parts,
+        guide.step,
+        label="guide",
+        shown=("discriminator_accuracy",),
+        rank=accelerator.process_index,
+        device=accelerator.device,
+    ).run()
+    network = guide.discriminator.module
+    assert isinstance(network, Discriminator)
+    whole = Discriminator(network.config, network.trainable_blocks)
+    save_network(whole, guide.discriminator, directory / "student" / "discriminator")
+    accelerator.wait_for_everyone()
+    return history

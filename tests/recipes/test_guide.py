@@ -1,0 +1,75 @@
+"""The guide: a discriminator fitted to finished samples tells student from text, repeats, and resumes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from discrete_distill import Discriminator, MaskedDiffusion
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.guide import Guide, GuideConfig, fit_guide
+from discrete_distill.training import OptimizerConfig
+
+SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
+PROCESS = MaskedDiffusion(5)
+RATE = OptimizerConfig(learning_rate=3e-3, warmup_steps=2, schedule="linear")
+
+
+def alternating() -> TokenStream:
+    """A text of two tokens; an untrained student uses all five alike."""
+    return TokenStream(np.tile(np.array([0, 1], dtype=np.uint16), 50), 8)
+
+
+def networks() -> tuple[DiT, DiT]:
+    torch.manual_seed(0)
+    return DiT(SHAPE), DiT(SHAPE)
+
+
+def fit(directory: Path, updates: int) -> list[dict[str, float]]:
+    config = GuideConfig(updates=updates, pool=70, batch_size=16, optimizer=RATE, checkpoint_every=5)
+    teacher, student = networks()
+    return fit_guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), directory, seed=3)
+
+
+def test_it_learns_to_tell_the_student_from_the_text(tmp_path: Path) -> None:
+    history = fit(tmp_path, 60)
+    assert history[-1]["discriminator_accuracy"] > 0.75  # States with every token but a few hidden cannot be told.
+    judge = Discriminator.from_pretrained(tmp_path / "student" / "discriminator").eval()
+    text, t = torch.tensor([[0, 1] * 4]), torch.zeros(1)
+    with torch.no_grad():
+        assert judge(text, t).mean() < 0.0 < judge(torch.tensor([[2, 4, 3, 3, 0, 4, 2, 1]]), t).mean()
+
+
+def test_one_seed_gives_the_same_pool_and_the_same_guide(tmp_path: Path) -> None:
+    weights = []
+    for name in ("first", "second"):
+        fit(tmp_path / name, 10)
+        weights.append((tmp_path / name / "student" / "discriminator" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    teacher, student = networks()
+    config = GuideConfig(updates=1, pool=70)
+    pools = [
+        Guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), seed).pool for seed in (3, 4)
+    ]
+    assert pools[0].shape == (70, 8)
+    assert not torch.equal(pools[0], pools[1])
+    assert not bool(PROCESS.is_masked(pools[0]).any())
+
+
+def test_student_and_teacher_are_left_as_they_were(tmp_path: Path) -> None:
+    teacher, student = networks()
+    before = [parameter.clone() for network in (teacher, student) for parameter in network.parameters()]
+    config = GuideConfig(updates=3, pool=4, batch_size=4, optimizer=RATE)
+    fit_guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), tmp_path, seed=0)
+    after = [parameter for network in (teacher, student) for parameter in network.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_numbers_out_of_range_are_refused_with_their_flag() -> None:
+    with pytest.raises(ValueError, match=r"--guide\.updates"):
+        GuideConfig(updates=-1)
+    with pytest.raises(ValueError, match=r"pool must be at least 1, got 0; change --guide\.pool"):
+        GuideConfig(pool=0)
