@@ -45,6 +45,7 @@ class EvaluateConfig:
         teacher_temperatures: of the teacher's frontier.
         student_temperatures: of the student's.
         num_candidates: M of RGAS; at N steps it costs N (M + 1) network evaluations.
+        rerank_scale: multiplies the discriminator's scores; 1 resamples towards the text, more prefers the best.
         tilt_fraction: fraction of steps that tilt (paper: 0.5); 0 re-ranks at every step.
         batch_size: sequences sampled at once.
         shown: samples of each method in the report.
@@ -59,6 +60,7 @@ class EvaluateConfig:
     teacher_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0)
     student_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
     num_candidates: int = 4
+    rerank_scale: float = 1.0
     tilt_fraction: float = 0.0
     batch_size: int = 64
     shown: int = 2
@@ -108,6 +110,7 @@ class Evaluation:
                 self.process,
                 num_steps=steps,
                 num_candidates=self.config.num_candidates,
+                rerank_scale=self.config.rerank_scale,
                 tilt_fraction=self.config.tilt_fraction,
                 temperature=temperature,
             )
