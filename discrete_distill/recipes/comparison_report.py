@@ -155,17 +155,19 @@ def training_table(results: dict[str, Any]) -> str:
     """Steps, seconds and network evaluations of each method, averaged over its trainings."""
     table = [
         f"Budget: {results['amount']:g} {results['budget'].replace('_', ' ')} for each method, planned from a few "
-        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two.",
+        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two. "
+        "A guide for RGAS is fitted to the finished student, on top.",
         "",
-        "| | trainings | steps | seconds | network evaluations | parameters |",
-        "|---|---|---|---|---|---|",
+        "| | trainings | steps | seconds | guide, seconds | network evaluations | parameters |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, costs in results["training"].items():
         mean = {key: sum(cost[key] for cost in costs) / len(costs) for key in costs[0]}
         size = results["parameters"].get(name)
+        guide = f"{mean['guide_seconds']:.0f}" if mean["guide_seconds"] else ""
         table.append(
             f"| {name} | {len(costs)} | {mean['steps']:.0f} | {mean['seconds']:.0f} "
-            f"| {mean['network_evaluations']:.0f} | {'' if size is None else f'{size / 1e6:.2f}M'} |"
+            f"| {guide} | {mean['network_evaluations']:.0f} | {'' if size is None else f'{size / 1e6:.2f}M'} |"
         )
     return "\n".join(table)
 

@@ -14,6 +14,7 @@ from .autoregressive import AutoregressiveConfig
 from .budget import BudgetKind
 from .distill import DistillConfig
 from .evaluate import EvaluateConfig
+from .guide import GuideConfig
 from .sdtt import SDTTStageConfig
 from .settings import PRESETS as RECIPE_PRESETS
 from .settings import RecipeConfig
@@ -106,7 +107,7 @@ def demo() -> ComparisonConfig:
 
     def distilled(method: DiDiInstructConfig, rate: float, *, discriminator: bool) -> DistillConfig:
         made = copy.deepcopy(base.distill)
-        made.method, made.discriminator, made.discriminator_every = method, discriminator, 1
+        made.method, made.discriminator, made.accumulate = method, discriminator, 1
         made.student.learning_rate = rate
         return made
 
@@ -115,9 +116,10 @@ def demo() -> ComparisonConfig:
         amount=160.0,
         autoregressive_share=3.0,
         distill=base.distill,
+        guide=base.guide,
         didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
         idlm=distilled(
-            DiDiInstructConfig.idlm(group_size=base.distill.method.group_size, gradient_steps=2),
+            DiDiInstructConfig.idlm(group_size=base.distill.batch_size, gradient_steps=2),
             3e-4,
             discriminator=False,
         ),
@@ -135,6 +137,7 @@ def demo() -> ComparisonConfig:
             num_samples=16,
             steps=(4, 8, 16, 32, 64, 128),
             guided_steps=(4, 8, 16),
+            rerank_scale=5.0,
             batch_size=16,
         ),
     )
@@ -145,6 +148,7 @@ def quick() -> ComparisonConfig:
     config = demo()
     config.name, config.amount = "compare-quick", 12.0
     config.evaluate = EvaluateConfig(num_samples=4, steps=(4, 8, 16), guided_steps=(8,), batch_size=16)
+    config.guide = GuideConfig(updates=20, pool=64, batch_size=16)
     config.temperatures, config.temperature_spacing, config.bound_sequences = (0.85, 1.0), 0.15, 8
     return config
 
@@ -163,7 +167,8 @@ def scaled(preset: str) -> ComparisonConfig:
         data=base.data,
         teacher=base.teacher,
         judge=base.judge,
-        distill=distilled(DiDiInstructConfig(), discriminator=True),
+        distill=distilled(DiDiInstructConfig(), discriminator=False),
+        guide=GuideConfig(updates=2000),
         didi_paper=base.distill,
         idlm=distilled(DiDiInstructConfig.idlm(), discriminator=False),
         mmd=distilled(DiDiInstructConfig.mmd(), discriminator=False),

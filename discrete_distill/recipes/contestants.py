@@ -19,6 +19,7 @@ from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluatio
 from .comparison_settings import ComparisonConfig
 from .distill import Distillation, DistillConfig, Trainee, save_student
 from .evaluate import Contestant, Evaluation
+from .guide import fit_guide
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
 
@@ -33,11 +34,13 @@ class Cost:
         steps: training steps.
         seconds: of the loop.
         network_evaluations: passes of one sequence through one network; a backward pass counts as two.
+        guide_seconds: what fitting a guide to the finished student took on top; 0 without one.
     """
 
     steps: int
     seconds: float
     network_evaluations: float
+    guide_seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -102,8 +105,21 @@ class Training:
             _save(trainee, folder / "student")
         accelerator.wait_for_everyone()
         return Cost(
-            steps=plan.num_steps, seconds=history[-1]["seconds"], network_evaluations=total_evaluations(history)
+            steps=plan.num_steps,
+            seconds=history[-1]["seconds"],
+            network_evaluations=total_evaluations(history),
+            guide_seconds=self._fit_guide(name, teacher, seed),
         )
+
+    def _fit_guide(self, name: str, teacher: DiT, seed: int) -> float:
+        """For the library's own method, whose loss trains no discriminator; seconds."""
+        if name != "didi" or not self.config.guide.updates:
+            return 0.0
+        pipeline, folder = self.pipeline, self.folder(name, seed)
+        student, _ = pipeline.load_student(folder / "student")
+        stream, process, accelerator = pipeline.streams["train"], pipeline.process, pipeline.accelerator
+        history = fit_guide(self.config.guide, teacher, student, stream, process, accelerator, folder, seed=seed)
+        return history[-1]["seconds"]
 
     def _maker(self, method: MethodConfig, teacher: DiT, seed: int) -> Callable[[int], Trainee]:
         pipeline = self.pipeline

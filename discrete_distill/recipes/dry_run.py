@@ -106,8 +106,8 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
     per_sequence = length * model.hidden_size * model.num_layers * ACTIVATION_BYTES * unit / 2
     # Every token is revealed once along a path: its logits, and their gradient in fp32.
     logits = config.batch_size * length * model.vocab_size * (unit + 4.0)
-    needed["activations"] = cost.graph * per_sequence
-    needed["logits"] = logits
+    needed["activations"] = cost.graph * per_sequence / config.accumulate
+    needed["logits"] = logits / config.accumulate
     return needed
 
 
@@ -164,6 +164,12 @@ def describe_run(
     ]
     for name, distill in methods.items():
         lines += _describe_method(name, distill, config, accelerator, speed)
+    if "guide" in stages and config.guide.updates:
+        guide = config.guide
+        lines.append(
+            f"guide: {guide.updates} updates of {guide.batch_size} sequences of student and text, out of {guide.pool} "
+            f"samples of the student in {guide.num_steps} steps"
+        )
     lines.append("these are estimates: half or twice as long would be no surprise")
     try:
         check()
@@ -195,7 +201,7 @@ def _room(device: torch.device, needed: float) -> list[str]:
         devices = [(f"{name} {properties.name}", properties.total_memory) for name, properties in found]
     else:
         devices = [("this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    verdict = {True: "enough", False: "TOO LITTLE: lower --distill.batch-size"}
+    verdict = {True: "enough", False: "TOO LITTLE: raise --distill.accumulate, or lower --distill.batch-size"}
     return [f"  {name}: {size / GIGABYTE:.1f} GB, {verdict[needed < 0.9 * size]}" for name, size in devices]
 
 

@@ -88,7 +88,7 @@ def demo_paper() -> RecipeConfig:
     config = demo()
     config.name = "demo-paper"
     config.distill.method = DiDiInstructConfig.paper()
-    config.distill.discriminator, config.guide.updates = True, 0
+    config.distill.accumulate, config.distill.discriminator, config.guide.updates = 1, True, 0
     config.distill.student.learning_rate = 1e-4
     return config
 

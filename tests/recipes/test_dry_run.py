@@ -73,6 +73,9 @@ def test_memory_and_time_follow_sizes() -> None:
     assert needed["logits"] == 16 * 1024 * 50258 * 6
     doubled = memory_needed(replace(config, batch_size=32), model, 1024, half=True)
     assert doubled["activations"] == 2 * needed["activations"]
+    parts = memory_needed(replace(config, batch_size=32, accumulate=2), model, 1024, half=True)
+    assert parts["activations"] == needed["activations"]
+    assert parts["logits"] == needed["logits"]
     once = seconds_per_step(config, model, 1024, 1e14)
     assert seconds_per_step(replace(config, batch_size=32), model, 1024, 1e14) == pytest.approx(2 * once)
     assert seconds_per_step(config, model, 1024, 2e14) == pytest.approx(0.5 * once)
@@ -83,7 +86,8 @@ def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
     assert main(["--dry-run", "--preset=demo", f"--output={tmp_path}/runs", "--data.source=missing.txt"]) == 0
     said, distill = capsys.readouterr().out, PRESETS["demo"]().distill
     for part in (
-        "would run: distill, evaluate, report",
+        "would run: distill, guide, evaluate, report",
+        "guide: ",
         "3.7M parameters",
         f"{distill.loop.num_steps} steps of {distill.batch_size} sequences",
         "memory on each device",

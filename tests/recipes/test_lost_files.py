@@ -39,6 +39,7 @@ def flags(tmp_path: Path) -> list[str]:
         "--data.length=16",
         "--precision=fp32",
         "--distill.batch-size=8",
+        "--distill.accumulate=1",
         "--distill.method.group-size=4",
         "--distill.method.ratio-warmup=0",
         "--distill.loop.log-every=1",
@@ -102,7 +103,7 @@ def test_a_batch_can_be_worked_off_in_parts(log_ratio: str, flags: list[str], tm
     more += [*paper, "--distill.method.corruption-by=time"] if log_ratio == "discriminator" else []
     weights = []
     for name in ("one", "two"):
-        assert run(flags, 2, f"--name={name}", "--distill.discriminator-every=1", *more) == 0
+        assert run(flags, 2, f"--name={name}", "--distill.discriminator", *more) == 0
         weights.append((tmp_path / "runs" / name / "student" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     last = json.loads((tmp_path / "runs" / "one" / "metrics.jsonl").read_text().splitlines()[-1])

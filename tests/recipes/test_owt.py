@@ -30,6 +30,7 @@ TINY_TRAINING = [
     "--distill.loop.num-steps=4",
     "--distill.loop.checkpoint-every=2",
     "--distill.batch-size=4",
+    "--distill.accumulate=1",
     "--distill.method.group-size=2",
     "--distill.method.ratio-warmup=1",
     "--guide.updates=2",
