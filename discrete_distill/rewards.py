@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed
 from torch import Tensor
+
+from .collective import mean_of_all
 
 Scale = Literal["group", "batch", "none"]
 Baseline = Literal["group", "leave_one_out", "batch", "none"]
@@ -65,7 +66,7 @@ class RunningMean:
 
     def update(self, rewards: Tensor) -> None:
         """Take in one batch, over all processes."""
-        self._sum = self.decay * self._sum + (1.0 - self.decay) * _mean_over_processes(rewards.detach())
+        self._sum = self.decay * self._sum + (1.0 - self.decay) * mean_of_all(rewards.detach())
         self.batches += 1
 
 
@@ -110,7 +111,7 @@ def group_advantages(
     if scale == "group":
         centred = centred / (grouped.std(1, keepdim=True, unbiased=False) + eps)
     elif scale == "batch":
-        centred = centred / (_mean_over_processes(centred.square()).sqrt() + eps)
+        centred = centred / (mean_of_all(centred.square()).sqrt() + eps)
     elif scale != "none":
         raise ValueError(f'scale is "group", "batch" or "none", got {scale!r}')
     advantages = centred.flatten()
@@ -130,17 +131,10 @@ def _baseline(grouped: Tensor, baseline: Baseline | RunningMean) -> Tensor:
             raise ValueError("leave_one_out needs a group_size of 2 or more, got 1")
         return (grouped.sum(1, keepdim=True) - grouped) / (size - 1)
     if baseline == "batch":
-        return _mean_over_processes(grouped)
+        return mean_of_all(grouped)
     if baseline == "none":
         return torch.zeros_like(grouped)
     raise ValueError(f'baseline is "group", "leave_one_out", "batch" or "none", got {baseline!r}')
-
-
-def _mean_over_processes(values: Tensor) -> Tensor:
-    total = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total[0] / total[1]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .collective import mean_over_processes
 from .kernels import TokenLosses, token_losses
 
 
@@ -106,6 +107,11 @@ class Rollout:
         """Time from which the last step was taken, ``[B]``: ``1 / K`` on an even grid. It names the law of the sample:
         a student draws from another one for each number of steps."""
         return self.steps[-1].t
+
+    def num_tokens(self) -> Tensor:
+        """Tokens that the student wrote, mean over processes, at least 1: what losses of all tokens are divided by, so
+        that each token counts alike wherever it is. All processes must ask for it."""
+        return mean_over_processes(self.movable.sum().double()).clamp(min=1.0).to(torch.float32)
 
     def token_log_probs(self) -> Tensor:
         """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""

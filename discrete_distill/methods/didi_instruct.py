@@ -245,7 +245,7 @@ class DiDiInstruct:
         if self.config.credit == "vocabulary":
             loss = self._vocabulary_credit().auxiliary_loss(rollout, generator)
         else:
-            loss = self.process.nelbo(
+            nelbo = self.process.nelbo(
                 self.auxiliary,
                 rollout.sequences,
                 by="count",
@@ -253,7 +253,8 @@ class DiDiInstruct:
                 generator=generator,
                 s=rollout.last_time,
                 **rollout.denoiser_kwargs(),
-            ).loss
+            )
+            loss = nelbo.nats.sum() / rollout.num_tokens()
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
     def mmd_verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
@@ -295,7 +296,7 @@ class DiDiInstruct:
         steps = list(zip(rollout.steps, losses, strict=True))
         token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
         out = self._surrogate(rollout, token_log_probs, verdict, generator)
-        tokens = rollout.movable.sum().clamp(min=1)
+        tokens = rollout.num_tokens()
         loss = out.loss / rollout.sequences.shape[1]
         entropy = torch.stack([each.entropy.sum() for each in losses]).sum() / tokens
         metrics = {

@@ -46,7 +46,7 @@ class VocabularyCredit:
             target_NV = self.process.masked_log_probs(step.logits_NV.detach()[probe.index])
             law_NV = self._auxiliary_log_probs(step, probe, rollout.denoiser_kwargs())
             total = total + (probe.weight * token_divergence(law_NV, target_NV, kind="forward")).sum()
-        return total / rollout.movable.sum().clamp(min=1)
+        return total / rollout.num_tokens()
 
     def student_loss(self, rollout: Rollout, generator: Generator | None) -> StepOutput:
         """The surrogate, with the regularisers."""
@@ -66,7 +66,7 @@ class VocabularyCredit:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
                 divergence = divergence + (probe.weight * divergence_N).sum()
             entropy = entropy + step.losses().entropy.sum()
-        tokens = rollout.movable.sum().clamp(min=1)
+        tokens = rollout.num_tokens()
         cost, divergence, entropy = (total / tokens for total in (cost, divergence, entropy))
         loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}

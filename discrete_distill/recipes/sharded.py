@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..collective import num_processes
 from ..evaluation import Judge, TokenNats
 from ..samplers import SamplerOutput
 from ..training import gather_in_order, my_share
-from ..training.processes import num_processes
 
 
 def draw_in_shares(starts: list[int], draw: Callable[[int], SamplerOutput]) -> list[SamplerOutput]:

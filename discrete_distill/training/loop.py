@@ -12,10 +12,11 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
+from ..collective import num_processes
 from .checkpoint import CheckpointStore
 from .health import explain
 from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics
-from .processes import agree, check_all_equal, num_processes
+from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
 from .tracking import NoTracker, Tracker, TrackerName, check_tracker, make_tracker

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..collective import mean_over_processes
 from .parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
-from .processes import mean_over_processes
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..collective import num_processes
 from ..process import FeatureDenoiser
-from .processes import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
 ENTRANCES = ("features", "project", "encode", "embed", "from_embeddings", "embedding_weight")

@@ -6,28 +6,15 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from ..collective import mean_over_processes, num_processes
 
 T = TypeVar("T")
-
-
-def num_processes() -> int:
-    """Processes of this run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:
     """Number of this process, its rank."""
     return dist.get_rank() if num_processes() > 1 else 0
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor over processes."""
-    if num_processes() == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / num_processes()
 
 
 def agree(metrics: dict[str, float], stop: bool, device: torch.device) -> tuple[dict[str, float], bool]:

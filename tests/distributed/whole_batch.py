@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
+from discrete_distill.collective import mean_over_processes
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process.masking import Corruption
 from discrete_distill.rollout import PathStep, Rollout
 from discrete_distill.training import Learner, OptimizerConfig, ParallelConfig, step_generator
 from discrete_distill.training.parallel import gathered
-from discrete_distill.training.processes import mean_over_processes
 
 VOCAB, LENGTH, BATCH, GROUP = 9, 8, 4, 2
 ACCELERATOR = Accelerator(cpu=True)
@@ -88,6 +88,13 @@ def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generat
     return {"discriminator": judged.loss, "student": student.loss}
 
 
+def prompt(rank: int) -> Tensor:
+    """The first process gives three tokens of each sequence, the second none."""
+    x = torch.full((BATCH, LENGTH), VOCAB - 1)
+    x[:, : 3 - 3 * rank] = 1
+    return x
+
+
 def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
     """Greatest differences of losses and gradients from those of one process with the whole batch."""
     changes: dict[str, Any] = {"scale": "batch", "group_size": GROUP, "step_conditioning": True}
@@ -124,14 +131,14 @@ def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
 
     sharded = method_of({name: learner.network for name, learner in learners.items()}, process)
     generator = step_generator(7, 0, rank=RANK)
-    rollout = sharded.rollout(BATCH, LENGTH, generator=generator)
+    rollout = sharded.rollout(x_init=prompt(RANK), generator=generator)
     mine = losses_of(sharded, rollout, data.chunk(2)[RANK], generator)
     for name, loss in mine.items():
         learners[name].backward(loss)
 
     whole = method_of(plain, JoinedDraws(VOCAB - 1))
     generators = [step_generator(7, 0, rank=rank) for rank in range(2)]
-    rollouts = [whole.rollout(BATCH, LENGTH, generator=g) for g in generators]
+    rollouts = [whole.rollout(x_init=prompt(rank), generator=g) for rank, g in enumerate(generators)]
     theirs = losses_of(whole, joined(rollouts), data, generators)
     found = {"samples_differ": float(not torch.equal(*(r.sequences for r in rollouts)))}
     for name, loss in theirs.items():
