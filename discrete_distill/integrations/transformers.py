@@ -76,7 +76,8 @@ class DiDiInstructTrainer(Trainer):
         **kwargs: of `Trainer`.
 
     Raises:
-        ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with.
+        ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with;
+            or FSDP or DeepSpeed is asked for.
     """
 
     def __init__(
@@ -97,6 +98,11 @@ class DiDiInstructTrainer(Trainer):
         if batch_size % self.config.group_size:
             raise ValueError(
                 f"group_size {self.config.group_size} does not divide per_device_train_batch_size {batch_size}"
+            )
+        if args.fsdp or args.deepspeed:
+            raise ValueError(
+                "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take DDP, "
+                "or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
             )
         if discriminator is not None and train_dataset is None:
             raise ValueError("a discriminator compares with data; give train_dataset with rows of input_ids")

@@ -166,6 +166,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, CONFIGS["discriminator"], Rows(), per_device_train_batch_size=6)
     with pytest.raises(ValueError, match="a discriminator compares with data"):
         trainer(tmp_path, CONFIGS["discriminator"])
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed are not supported by this Trainer"):
+        trainer(tmp_path, CONFIGS["auxiliary"], fsdp=True)
     other = trainer(tmp_path, CONFIGS["auxiliary"])
     other.train()
     (tmp_path / "checkpoint-6" / "didi_instruct.pt").unlink()

@@ -68,7 +68,6 @@ def test_hosted_trackers_get_every_line_and_a_resumed_run_continues(
 
 
 def test_tensorboard_writes_its_files(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is an optional package")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(tmp_path, "tensorboard")
