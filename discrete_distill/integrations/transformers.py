@@ -101,8 +101,8 @@ class DiDiInstructTrainer(Trainer):
             )
         if args.fsdp or args.deepspeed:
             raise ValueError(
-                "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take DDP, "
-                "or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
+                "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take "
+                "DDP, or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
             )
         if discriminator is not None and train_dataset is None:
             raise ValueError("a discriminator compares with data; give train_dataset with rows of input_ids")

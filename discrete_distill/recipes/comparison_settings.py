@@ -107,7 +107,7 @@ def demo() -> ComparisonConfig:
 
     def distilled(method: DiDiInstructConfig, rate: float, *, discriminator: bool) -> DistillConfig:
         made = copy.deepcopy(base.distill)
-        made.method, made.discriminator, made.accumulate = method, discriminator, 1
+        made.method, made.discriminator = method, discriminator
         made.student.learning_rate = rate
         return made
 

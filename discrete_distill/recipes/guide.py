@@ -92,7 +92,7 @@ class Guide:
         sampler = AncestralSampler(self.process, num_steps=config.num_steps)
         seed = fold_seed("guide", self.seed, self.accelerator.process_index)
         g = Generator(device=device).manual_seed(seed)
-        sizes = [len(part) for part in torch.arange(config.pool).split(64)]
+        sizes = [len(part) for part in torch.arange(config.pool).split(32)]
         with self.accelerator.autocast():
             drawn = [
                 sampler(self.student, (size, self.stream.length), generator=g, device=device).sequences

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..methods import DiDiInstructConfig
 from ..models import DiTConfig
-from ..training import LoopConfig, OptimizerConfig
+from ..training import LoopConfig, OptimizerConfig, ParallelConfig
 from .corpus import DataConfig
 from .distill import DistillConfig
 from .environment import Precision
@@ -63,11 +63,11 @@ def demo() -> RecipeConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return RecipeConfig(
         distill=DistillConfig(
-            method=DiDiInstructConfig(group_size=6, window=0),
+            method=DiDiInstructConfig(group_size=24, window=0),
             loop=LoopConfig(num_steps=40, log_every=5, checkpoint_every=20),
             batch_size=24,
-            accumulate=4,
-            student=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
+            parallel=ParallelConfig(activation_checkpointing=True),
+            student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
             discriminator=False,
         ),
@@ -77,8 +77,9 @@ def demo() -> RecipeConfig:
             steps=(2, 4, 8, 16),
             teacher_frontier_steps=(32,),
             teacher_temperatures=(0.85, 0.95),
-            student_temperatures=(0.8, 0.9, 1.0),
+            student_temperatures=(0.85, 0.95, 1.05),
             rerank_scale=5.0,
+            batch_size=32,
         ),
     )
 
@@ -88,7 +89,7 @@ def demo_paper() -> RecipeConfig:
     config = demo()
     config.name = "demo-paper"
     config.distill.method = DiDiInstructConfig.paper()
-    config.distill.accumulate, config.distill.discriminator, config.guide.updates = 1, True, 0
+    config.distill.discriminator, config.guide.updates = True, 0
     config.distill.student.learning_rate = 1e-4
     return config
 
@@ -98,17 +99,17 @@ def demo_long() -> RecipeConfig:
     config = demo()
     config.name = "demo-long"
     config.distill.loop = LoopConfig(num_steps=650, log_every=5, checkpoint_every=20)
-    config.distill.method = replace(config.distill.method, group_size=24)
-    config.distill.accumulate = 1
+    config.distill.parallel = ParallelConfig()
     config.distill.discriminator, config.distill.discriminator_every = True, 4
-    config.distill.student = replace(config.distill.student, learning_rate=3e-4, ema_decay=0.98)
+    config.distill.student.ema_decay = 0.98
     config.guide = GuideConfig(updates=400, pool=2048)
     config.evaluate = EvaluateConfig(
         num_samples=32,
         steps=(2, 4, 8, 16, 32, 64),
         teacher_temperatures=(0.85, 0.95),
-        student_temperatures=(0.8, 0.9, 1.0),
+        student_temperatures=(0.85, 0.95, 1.05),
         rerank_scale=5.0,
+        batch_size=32,
     )
     return config
 
