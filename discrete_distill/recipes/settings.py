@@ -102,7 +102,7 @@ def demo_long() -> RecipeConfig:
     config.distill.parallel = ParallelConfig()
     config.distill.discriminator, config.distill.discriminator_every = True, 4
     config.distill.student.ema_decay = 0.98
-    config.guide = GuideConfig(updates=400, pool=2048)
+    config.guide = GuideConfig(updates=240, pool=1024)
     config.evaluate = EvaluateConfig(
         num_samples=32,
         steps=(2, 4, 8, 16, 32, 64),
