@@ -77,7 +77,7 @@ def demo() -> RecipeConfig:
             steps=(2, 4, 8, 16),
             teacher_frontier_steps=(32,),
             teacher_temperatures=(0.85, 0.95),
-            student_temperatures=(0.85, 0.95, 1.05),
+            student_temperatures=(0.8, 0.9, 1.0),
             rerank_scale=5.0,
             batch_size=32,
         ),
@@ -107,7 +107,7 @@ def demo_long() -> RecipeConfig:
         num_samples=32,
         steps=(2, 4, 8, 16, 32, 64),
         teacher_temperatures=(0.85, 0.95),
-        student_temperatures=(0.85, 0.95, 1.05),
+        student_temperatures=(0.8, 0.9, 1.0, 1.1),
         rerank_scale=5.0,
         batch_size=32,
     )
