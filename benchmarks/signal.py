@@ -94,7 +94,6 @@ class Subject:
     def __init__(self, updates: int, threads: int) -> None:
         config = PRESETS["demo"]()
         config.threads = threads
-        config.distill.discriminator, config.distill.accumulate = False, 1
         self.pipeline = Pipeline(config, "")
         torch.manual_seed(config.seed)
         stream, process = self.pipeline.streams["train"], self.pipeline.process
@@ -163,18 +162,20 @@ def main() -> None:
     print(f"{'credit':26}{'signal / noise':>16}{'cosine':>10}{'seconds':>10}")
     for name, each in moments.items():
         noise = each.squares / each.batches - each.signal
+        cosine = each.cosine(first)
         line = {
             "choice": name,
             "signal": each.signal,
             "noise": noise,
             "signal_to_noise": each.signal / noise,
-            "cosine": each.cosine(first),
+            "cosine": None if math.isnan(cosine) else cosine,
             "seconds": each.seconds / each.batches,
         }
         lines.append(line)
-        print(f"{name:26}{line['signal_to_noise']:16.4f}{line['cosine']:10.2f}{line['seconds']:10.1f}")
+        print(f"{name:26}{each.signal / noise:16.4f}{cosine:10.2f}{line['seconds']:10.1f}")
     provenance = {
-        "command": f"python -m benchmarks.signal --batches {arguments.batches} --updates {arguments.updates}",
+        "command": f"python -m benchmarks.signal --batches {arguments.batches} --updates {arguments.updates} "
+        f"--threads {arguments.threads}",
         "machine": f"{platform.machine()} CPU, {arguments.threads} threads",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seeds": [0],

@@ -111,7 +111,7 @@ class Rollout:
     def num_tokens(self) -> Tensor:
         """Tokens that the student wrote, mean over processes, at least 1: what losses of all tokens are divided by, so
         that each token counts alike wherever it is. All processes must ask for it."""
-        return mean_over_processes(self.movable.sum().double()).clamp(min=1.0).to(torch.float32)
+        return mean_over_processes(self.movable.sum().float()).clamp(min=1.0)
 
     def token_log_probs(self) -> Tensor:
         """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""

@@ -19,7 +19,6 @@ from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluatio
 from .comparison_settings import ComparisonConfig
 from .distill import Distillation, DistillConfig, Trainee, save_student
 from .evaluate import Contestant, Evaluation
-from .guide import fit_guide
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
 
@@ -108,18 +107,14 @@ class Training:
             steps=plan.num_steps,
             seconds=history[-1]["seconds"],
             network_evaluations=total_evaluations(history),
-            guide_seconds=self._fit_guide(name, teacher, seed),
+            guide_seconds=self._fit_guide(method, seed, folder),
         )
 
-    def _fit_guide(self, name: str, teacher: DiT, seed: int) -> float:
+    def _fit_guide(self, method: MethodConfig, seed: int, folder: Path) -> float:
         """For the library's own method, whose loss trains no discriminator; seconds."""
-        if name != "didi" or not self.config.guide.updates:
+        if method is not self.config.distill or not self.config.guide.updates:
             return 0.0
-        pipeline, folder = self.pipeline, self.folder(name, seed)
-        student, _ = pipeline.load_student(folder / "student")
-        stream, process, accelerator = pipeline.streams["train"], pipeline.process, pipeline.accelerator
-        history = fit_guide(self.config.guide, teacher, student, stream, process, accelerator, folder, seed=seed)
-        return history[-1]["seconds"]
+        return self.pipeline.fit_guide(folder, seed)[-1]["seconds"]
 
     def _maker(self, method: MethodConfig, teacher: DiT, seed: int) -> Callable[[int], Trainee]:
         pipeline = self.pipeline

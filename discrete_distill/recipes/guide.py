@@ -6,7 +6,6 @@ so a finished sample, masked at random to a time of the grid, is such a state: o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +63,7 @@ class GuideConfig:
 
 
 class Guide:
-    """The discriminator's learner, what it learns from, and one update."""
+    """The discriminator's learner, what it learns from, and how it is fitted."""
 
     def __init__(
         self,
@@ -77,11 +76,12 @@ class Guide:
         seed: int,
     ) -> None:
         self.config = config
-        self.student = student
+        self.student = student.eval()
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
         self.seed = seed
+        torch.manual_seed(seed)
         network = Discriminator.from_denoiser(teacher, min(config.trainable_blocks, len(teacher.blocks)))
         self.discriminator = Learner(network, config.optimizer, config.updates, accelerator)
 
@@ -116,42 +116,31 @@ class Guide:
         metrics = {"loss": float(loss.detach()), "accuracy": float(accuracy), **update}
         return {f"discriminator_{name}": value for name, value in metrics.items()}
 
+    def fit(self, directory: Path) -> list[dict[str, float]]:
+        """Weights go to ``directory/student/discriminator``, metrics and checkpoints to ``directory/guide``.
 
-def fit_guide(
-    config: GuideConfig,
-    teacher: DiT,
-    student: DiT,
-    stream: TokenStream,
-    process: MaskedDiffusion,
-    accelerator: Accelerator,
-    directory: Path,
-    *,
-    seed: int,
-) -> list[dict[str, float]]:
-    """Fit it; weights go to ``directory/student/discriminator``, metrics and checkpoints to
-    ``directory/guide``.
-
-    Returns:
-        The logged metrics.
-    """
-    torch.manual_seed(seed)
-    guide = Guide(config, teacher, student.eval(), stream, process, accelerator, seed)
-    parts: Mapping[str, Learner] = {"discriminator": guide.discriminator}
-    history = TrainingLoop(
-        LoopConfig(
-            num_steps=config.updates, seed=seed, log_every=config.log_every, checkpoint_every=config.checkpoint_every
-        ),
-        directory / GUIDE_FOLDER,
-        parts,
-        guide.step,
-        label="guide",
-        shown=("discriminator_accuracy",),
-        rank=accelerator.process_index,
-        device=accelerator.device,
-    ).run()
-    network = guide.discriminator.module
-    assert isinstance(network, Discriminator)
-    whole = Discriminator(network.config, network.trainable_blocks)
-    save_network(whole, guide.discriminator, directory / "student" / "discriminator")
-    accelerator.wait_for_everyone()
-    return history
+        Returns:
+            The logged metrics.
+        """
+        config, accelerator = self.config, self.accelerator
+        history = TrainingLoop(
+            LoopConfig(
+                num_steps=config.updates,
+                seed=self.seed,
+                log_every=config.log_every,
+                checkpoint_every=config.checkpoint_every,
+            ),
+            directory / GUIDE_FOLDER,
+            {"discriminator": self.discriminator},
+            self.step,
+            label="guide",
+            shown=("discriminator_accuracy",),
+            rank=accelerator.process_index,
+            device=accelerator.device,
+        ).run()
+        network = self.discriminator.module
+        assert isinstance(network, Discriminator)
+        whole = Discriminator(network.config, network.trainable_blocks)
+        save_network(whole, self.discriminator, directory / "student" / "discriminator")
+        accelerator.wait_for_everyone()
+        return history

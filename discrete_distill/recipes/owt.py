@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandLine, run_stages
+from .command_line import CommandLine
 
 if TYPE_CHECKING:
     from .settings import RecipeConfig
@@ -40,25 +40,7 @@ def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
     """Check everything, then run one stage or all of them."""
     from .pipeline import Pipeline
 
-    pipeline = Pipeline(config, command)
-    stages = {
-        "teacher": pipeline.train_teacher,
-        "judge": pipeline.train_judge,
-        "distill": pipeline.distil,
-        "guide": pipeline.guide,
-        "sample": pipeline.sample,
-        "evaluate": pipeline.evaluate,
-        "report": pipeline.report,
-    }
-    names = ("distill", "guide", "evaluate", "report") if stage == "all" else (stage,)
-
-    def description() -> str:
-        from .dry_run import describe_run
-
-        methods = {"distillation": config.distill}
-        return describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names))
-
-    run_stages(stages, names, check=lambda: pipeline.check(names), description=description if config.dry_run else None)
+    Pipeline(config, command).run(stage)
 
 
 COMMAND_LINE = CommandLine(

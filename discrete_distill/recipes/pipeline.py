@@ -18,11 +18,12 @@ from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..training import read_metrics
 from .assets import BUNDLED, asset
+from .command_line import run_stages
 from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .distill import distil
 from .environment import describe_machine, make_accelerator, make_folder
 from .evaluate import RESULTS_FILE, evaluate
-from .guide import GUIDE_FOLDER, fit_guide
+from .guide import GUIDE_FOLDER, Guide
 from .judge import WEIGHTS_FILE, load_judge, train_judge
 from .report import Frontier, frontier_table, headline, steps_table, write_report
 from .sample import sample_text
@@ -91,6 +92,29 @@ class Pipeline:
                 self._streams = load_streams(data.source, self.tokenizer, data.length, cache)
         return self._streams
 
+    def run(self, stage: str) -> None:
+        """Check everything, then run one stage, or for "all" those of a distillation; or only say what would run."""
+        stages: dict[str, Callable[[], None]] = {
+            "teacher": self.train_teacher,
+            "judge": self.train_judge,
+            "distill": self.distil,
+            "guide": self.guide,
+            "sample": self.sample,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+        names = ("distill", "guide", "evaluate", "report") if stage == "all" else (stage,)
+
+        def description() -> str:
+            from .dry_run import describe_run
+
+            methods = {"distillation": self.config.distill}
+            return describe_run(self.config, methods, names, self.accelerator, lambda: self.check(names))
+
+        run_stages(
+            stages, names, check=lambda: self.check(names), description=description if self.config.dry_run else None
+        )
+
     def check(self, stages: tuple[str, ...]) -> None:
         """Look for everything that the stages will need, before the first of them starts or writes.
 
@@ -147,13 +171,14 @@ class Pipeline:
 
     def guide(self) -> None:
         """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""
-        if not self.config.guide.updates:
-            return
-        teacher, (student, _) = self.load_teacher(), self.load_student()
-        stream, folder = self.streams["train"], make_folder(self.directory)
-        fit_guide(
-            self.config.guide, teacher, student, stream, self.process, self.accelerator, folder, seed=self.config.seed
-        )
+        if self.config.guide.updates:
+            self.fit_guide(make_folder(self.directory), self.config.seed)
+
+    def fit_guide(self, folder: Path, seed: int) -> list[dict[str, float]]:
+        """The same for the student in ``folder``; returns the logged metrics."""
+        student, _ = self.load_student(folder / "student")
+        stream, teacher = self.streams["train"], self.load_teacher()
+        return Guide(self.config.guide, teacher, student, stream, self.process, self.accelerator, seed).fit(folder)
 
     def load_teacher(self) -> DiT:
         """The teacher, checked against tokenizer and length."""

@@ -1,7 +1,7 @@
 """Proteins in few steps: ``python -m discrete_distill.recipes.protein [STAGE] [flags]``.
 
-Stages: all (default: distill, evaluate, report) | teacher | distill | sample | evaluate | report. Without flags it
-takes the bundled sequences (UniProt) and teacher. ``--help`` lists every flag.
+Stages: all (default: distill, guide, evaluate, report) | teacher | distill | guide | sample | evaluate | report. Without
+flags it takes the bundled sequences (UniProt) and teacher. ``--help`` lists every flag.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from .command_line import CommandLine, run_stages
+from .command_line import CommandLine
 
 if TYPE_CHECKING:
     from .protein_settings import ProteinConfig
 
-STAGES = ("all", "teacher", "distill", "sample", "evaluate", "report")
+STAGES = ("all", "teacher", "distill", "guide", "sample", "evaluate", "report")
 
 
 def _presets() -> Mapping[str, Callable[[], ProteinConfig]]:
@@ -28,23 +28,7 @@ def run_stage(stage: str, config: ProteinConfig, command: str) -> None:
     """Check everything, then run one stage or all of them."""
     from .protein_pipeline import ProteinPipeline
 
-    pipeline = ProteinPipeline(config, command)
-    stages = {
-        "teacher": pipeline.train_teacher,
-        "distill": pipeline.distil,
-        "sample": pipeline.sample,
-        "evaluate": pipeline.evaluate,
-        "report": pipeline.report,
-    }
-    names = ("distill", "evaluate", "report") if stage == "all" else (stage,)
-
-    def description() -> str:
-        from .dry_run import describe_run
-
-        methods = {"distillation": config.distill}
-        return describe_run(config, methods, names, pipeline.accelerator, lambda: pipeline.check(names))
-
-    run_stages(stages, names, check=lambda: pipeline.check(names), description=description if config.dry_run else None)
+    ProteinPipeline(config, command).run(stage)
 
 
 COMMAND_LINE = CommandLine(

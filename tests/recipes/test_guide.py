@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from discrete_distill import Discriminator, MaskedDiffusion
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.guide import Guide, GuideConfig, fit_guide
+from discrete_distill.recipes.guide import Guide, GuideConfig
 from discrete_distill.training import OptimizerConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
@@ -28,10 +28,17 @@ def networks() -> tuple[DiT, DiT]:
     return DiT(SHAPE), DiT(SHAPE)
 
 
-def fit(directory: Path, updates: int) -> list[dict[str, float]]:
-    config = GuideConfig(updates=updates, pool=70, batch_size=16, optimizer=RATE, checkpoint_every=5)
-    teacher, student = networks()
-    return fit_guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), directory, seed=3)
+def guide(config: GuideConfig, seed: int = 3) -> Guide:
+    return Guide(config, *networks(), alternating(), PROCESS, Accelerator(cpu=True), seed)
+
+
+def fit(directory: Path, updates: int, optimizer: OptimizerConfig = RATE) -> list[dict[str, float]]:
+    config = GuideConfig(updates=updates, pool=70, batch_size=16, optimizer=optimizer, checkpoint_every=5)
+    return guide(config).fit(directory)
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "student" / "discriminator" / "model.safetensors").read_bytes()
 
 
 def test_it_learns_to_tell_the_student_from_the_text(tmp_path: Path) -> None:
@@ -44,26 +51,28 @@ def test_it_learns_to_tell_the_student_from_the_text(tmp_path: Path) -> None:
 
 
 def test_one_seed_gives_the_same_pool_and_the_same_guide(tmp_path: Path) -> None:
-    weights = []
     for name in ("first", "second"):
         fit(tmp_path / name, 10)
-        weights.append((tmp_path / name / "student" / "discriminator" / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-    teacher, student = networks()
-    config = GuideConfig(updates=1, pool=70)
-    pools = [
-        Guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), seed).pool for seed in (3, 4)
-    ]
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    pools = [guide(GuideConfig(updates=1, pool=70), seed).pool for seed in (3, 4)]
     assert pools[0].shape == (70, 8)
     assert not torch.equal(pools[0], pools[1])
     assert not bool(PROCESS.is_masked(pools[0]).any())
+
+
+def test_a_fit_that_stops_half_way_resumes_to_the_same_guide(tmp_path: Path) -> None:
+    constant = OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
+    fit(tmp_path / "straight", 10, constant)
+    fit(tmp_path / "broken", 5, constant)
+    fit(tmp_path / "broken", 10, constant)
+    assert weights(tmp_path / "straight") == weights(tmp_path / "broken")
 
 
 def test_student_and_teacher_are_left_as_they_were(tmp_path: Path) -> None:
     teacher, student = networks()
     before = [parameter.clone() for network in (teacher, student) for parameter in network.parameters()]
     config = GuideConfig(updates=3, pool=4, batch_size=4, optimizer=RATE)
-    fit_guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), tmp_path, seed=0)
+    Guide(config, teacher, student, alternating(), PROCESS, Accelerator(cpu=True), 0).fit(tmp_path)
     after = [parameter for network in (teacher, student) for parameter in network.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
