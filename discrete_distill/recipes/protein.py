@@ -1,7 +1,7 @@
 """Proteins in few steps: ``python -m discrete_distill.recipes.protein [STAGE] [flags]``.
 
-Stages: all (default: distill, guide, evaluate, report) | teacher | distill | guide | sample | evaluate | report. Without
-flags it takes the bundled sequences (UniProt) and teacher. ``--help`` lists every flag.
+Stages: all (default: distill, guide, evaluate, report) | teacher | distill | guide | sample | evaluate | report.
+Without flags it takes the bundled sequences (UniProt) and teacher. ``--help`` lists every flag.
 """
 
 from __future__ import annotations
