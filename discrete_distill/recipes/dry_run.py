@@ -164,7 +164,7 @@ def describe_run(
     ]
     for name, distill in methods.items():
         lines += _describe_method(name, distill, config, accelerator, speed)
-    if "guide" in stages and config.guide.updates:
+    if "guide" in stages:
         guide = config.guide
         lines.append(
             f"guide: {guide.updates} updates of {guide.batch_size} sequences of student and text, out of {guide.pool} "

@@ -65,6 +65,17 @@ class EvaluateConfig:
     batch_size: int = 64
     shown: int = 2
 
+    def guided_sampler(self, process: MaskedDiffusion, steps: int, temperature: float) -> RGASampler:
+        """RGAS as it is measured."""
+        return RGASampler(
+            process,
+            num_steps=steps,
+            num_candidates=self.num_candidates,
+            rerank_scale=self.rerank_scale,
+            tilt_fraction=self.tilt_fraction,
+            temperature=temperature,
+        )
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -106,14 +117,7 @@ class Evaluation:
         """RGAS."""
 
         def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
-            sampler = RGASampler(
-                self.process,
-                num_steps=steps,
-                num_candidates=self.config.num_candidates,
-                rerank_scale=self.config.rerank_scale,
-                tilt_fraction=self.config.tilt_fraction,
-                temperature=temperature,
-            )
+            sampler = self.config.guided_sampler(self.process, steps, temperature)
             return sampler(denoiser, discriminator, shape, generator=generator, device=self.accelerator.device)
 
         return Contestant(name, draw)

@@ -103,7 +103,8 @@ class Pipeline:
             "evaluate": self.evaluate,
             "report": self.report,
         }
-        names = ("distill", "guide", "evaluate", "report") if stage == "all" else (stage,)
+        guide = ("guide",) if self.config.guide.updates else ()
+        names = ("distill", *guide, "evaluate", "report") if stage == "all" else (stage,)
 
         def description() -> str:
             from .dry_run import describe_run
@@ -122,6 +123,8 @@ class Pipeline:
             ValueError: naming all that is missing or does not fit, each with its flag.
         """
         needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
+        if "guide" in stages and not self.config.guide.updates:
+            raise ValueError("nothing to fit: --guide.updates is 0")
         if "teacher" in stages and self.config.teacher.init:
             needs.append(lambda: initial_network(self.config.teacher))
         if {"distill", "guide", "evaluate"} & set(stages):
@@ -171,8 +174,7 @@ class Pipeline:
 
     def guide(self) -> None:
         """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""
-        if self.config.guide.updates:
-            self.fit_guide(make_folder(self.directory), self.config.seed)
+        self.fit_guide(make_folder(self.directory), self.config.seed)
 
     def fit_guide(self, folder: Path, seed: int) -> list[dict[str, float]]:
         """The same for the student in ``folder``; returns the logged metrics."""
@@ -239,6 +241,7 @@ class Pipeline:
         student, discriminator = self.load_student()
         sample_text(
             self.config.sample,
+            self.config.evaluate,
             student,
             discriminator,
             self.process,

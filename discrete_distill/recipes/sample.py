@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
-from ..samplers import AncestralSampler, RGASampler, SamplerOutput
+from ..samplers import AncestralSampler, SamplerOutput
 from ..training import fold_seed
+from .evaluate import EvaluateConfig
 from .tokenizer import TextTokenizer
 
 
@@ -27,7 +28,7 @@ class SampleConfig:
         steps: student evaluations for each.
         temperature: of the tokens.
         prompt: text that every sequence starts with.
-        guided: re-rank with the discriminator (RGAS).
+        guided: re-rank with the discriminator (RGAS), as ``--evaluate.*`` has it.
         watch: show the text resolving, step by step.
         seconds_per_step: how long each state stays while watching.
     """
@@ -49,6 +50,7 @@ class SampleConfig:
 
 def sample_text(
     config: SampleConfig,
+    evaluated: EvaluateConfig,
     student: DiT,
     discriminator: Discriminator | None,
     process: MaskedDiffusion,
@@ -69,7 +71,7 @@ def sample_text(
     with accelerator.autocast():
         if config.guided:
             assert discriminator is not None
-            guided = RGASampler(process, num_steps=config.steps, temperature=config.temperature)
+            guided = evaluated.guided_sampler(process, config.steps, config.temperature)
             out = guided(student, discriminator, x_init=x_init, generator=generator, return_history=True)
         else:
             plain = AncestralSampler(process, num_steps=config.steps, temperature=config.temperature)

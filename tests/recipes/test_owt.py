@@ -161,6 +161,7 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.length=129"], "max_length 128"),
         (["--distill.batch-size=16", "--distill.method.group-size=5"], "group_size 5 does not divide"),
         (["evaluate"], "no student"),
+        (["guide", "--guide.updates=0"], "--guide.updates is 0"),
         (["report"], "run the evaluate stage first"),
     ],
 )
