@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,10 @@ METHODS = {
     "paper": Method(DiDiInstructConfig.paper(), Training(rate=3e-4, ratio_rate=1e-3)),
     "not conditioned": Method(DiDiInstructConfig(path_steps=PATHS, ratio_conditioning=False), Training()),
     "defaults": Method(DiDiInstructConfig(path_steps=PATHS), Training()),
+    "defaults, longer": Method(DiDiInstructConfig(path_steps=PATHS), Training(updates=600, batch=2048)),
 }
+USUAL_METHODS = ("paper", "defaults")
+PARTS = ("distances", "sources", "large")
 
 
 class Row(NamedTuple):
@@ -76,8 +79,8 @@ def small_laboratory() -> Laboratory:
     return Laboratory(*exact.small_law())
 
 
-def distances(name: str, seed: int, batch: int = 0) -> list[Row]:
-    """A method's exact distances from the law; ``batch`` paths an update, or the method's own number."""
+def distances(name: str, seed: int) -> list[Row]:
+    """A method's exact distances from the law."""
     laboratory = small_laboratory()
     teacher = LookUpDenoiser(laboratory)
     started = time.perf_counter()
@@ -87,8 +90,7 @@ def distances(name: str, seed: int, batch: int = 0) -> list[Row]:
         scores = [_optimum(laboratory, steps) for steps in OPTIMAL_STEPS]
     else:
         method = METHODS[name]
-        training = replace(method.training, batch=batch or method.training.batch)
-        student = distil(laboratory, teacher, method.config, training, seed=seed)
+        student = distil(laboratory, teacher, method.config, method.training, seed=seed)
         scores = score(laboratory, student, STEPS)
     seconds = time.perf_counter() - started
     return [Row("distances", name, seed, *each, seconds) for each in scores]
@@ -201,60 +203,80 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--batch", type=int, default=Training.batch, help="paths an update")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(USUAL_METHODS), choices=METHODS)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     started = time.perf_counter()
-    # The longest first, so that the workers end together.
-    jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]] = [(distances, ("optimal", 0))]
-    jobs += [(distances, (name, seed, arguments.batch)) for name in arguments.methods[::-1] for seed in arguments.seeds]
-    jobs += [(large, (name, 0)) for name in ("defaults", "paper") if name in arguments.methods]
-    jobs += [(sources, (name, seed, steps)) for name in attribution.SOURCES for steps in attribution.STEPS
-             for seed in arguments.seeds[:1]]  # fmt: skip
-    jobs += [(large, ("teacher", 0)), (distances, ("teacher", 0)), (source_ends, ())]
-    rows = run_all(jobs, arguments.workers)
+    rows = run_all(jobs_of(arguments), arguments.workers)
     report(rows, arguments, time.perf_counter() - started)
+
+
+def jobs_of(arguments: argparse.Namespace) -> list[tuple[Callable[..., list[Any]], tuple[Any, ...]]]:
+    """What is to be computed, the longest first, so that the workers end together."""
+    jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]] = []
+    if "distances" in arguments.parts:
+        jobs += [(distances, (name, seed)) for name in arguments.methods[::-1] for seed in arguments.seeds]
+        jobs += [(distances, ("optimal", 0)), (distances, ("teacher", 0))]
+    if "large" in arguments.parts:
+        jobs += [
+            (large, (name, 0)) for name in ("defaults", "paper", "teacher") if name in (*arguments.methods, "teacher")
+        ]
+    if "sources" in arguments.parts:
+        jobs += [
+            (sources, (name, arguments.seeds[0], steps)) for name in attribution.SOURCES for steps in attribution.STEPS
+        ]
+        jobs += [(source_ends, ())]
+    return jobs
 
 
 def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> None:
     """Tables to the terminal, figures to files."""
-    exact_rows = [row for row in rows if isinstance(row, Row)]
-    large_rows = [row for row in rows if isinstance(row, LargeRow)]
-    measured = [row for row in exact_rows if row.part == "distances"]
-    attributed = [row for row in exact_rows if row.part == "sources"]
-    law_entropy = exact.small_law().chain.entropy(exact.small_law().length)
-    print(f"reverse KL / forward KL / entropy, nats; entropy of the law {law_entropy:.2f}; medians over seeds")
-    print(median_table(measured))
-    fractions = {name: {steps: closed(measured, name, steps) for steps in (2, 4)} for name in arguments.methods}
-    print("closed of the distance from teacher to optimum at 2 and 4 steps:")
-    for name, by_steps in fractions.items():
-        print(f"  {name:16}" + "".join(f"{value:8.0%}" for value in by_steps.values()))
-    print("where it is lost (3 words, length 5), reverse KL:")
-    for row in attributed:
-        print(f"  {row.method:16}{row.steps:3} steps{row.reverse_kl:9.4f}")
-    print("8 words, length 16: nats a sequence under the chain, trigram KL")
-    for row in large_rows:
-        print(f"  {row.method:16}{row.steps:3} steps{row.chain_nats:9.3f}{row.trigram_kl:9.4f}")
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "exact.csv", exact_rows)
-    write_csv(folder / "exact-large.csv", large_rows)
-    plot_distances(measured, folder / "exact-distances.png")
-    plot_attribution(attributed, folder / "exact-attribution.png")
+    exact_rows = [row for row in rows if isinstance(row, Row)]
+    measured = [row for row in exact_rows if row.part == "distances"]
+    attributed = [row for row in exact_rows if row.part == "sources"]
+    large_rows = [row for row in rows if isinstance(row, LargeRow)]
+    written = ["exact.json"]
+    fractions = {}
+    if measured:
+        law_entropy = exact.small_law().chain.entropy(exact.small_law().length)
+        print(f"reverse KL / forward KL / entropy, nats; entropy of the law {law_entropy:.2f}; medians over seeds")
+        print(median_table(measured))
+        fractions = {name: {steps: closed(measured, name, steps) for steps in (2, 4)} for name in arguments.methods}
+        print("closed of the distance from teacher to optimum at 2 and 4 steps:")
+        for name, by_steps in fractions.items():
+            print(f"  {name:18}" + "".join(f"{value:8.0%}" for value in by_steps.values()))
+        plot_distances(measured, folder / "exact-distances.png")
+        write_csv(folder / "exact.csv", measured)
+        written += ["exact.csv", "exact-distances.png"]
+    if attributed:
+        print("where it is lost (3 words, length 5), reverse KL:")
+        for row in attributed:
+            print(f"  {row.method:18}{row.steps:3} steps{row.reverse_kl:9.4f}")
+        plot_attribution(attributed, folder / "exact-attribution.png")
+        write_csv(folder / "exact-sources.csv", attributed)
+        written += ["exact-sources.csv", "exact-attribution.png"]
+    if large_rows:
+        print("8 words, length 16: nats a sequence under the chain, trigram KL")
+        for row in large_rows:
+            print(f"  {row.method:18}{row.steps:3} steps{row.chain_nats:9.3f}{row.trigram_kl:9.4f}")
+        write_csv(folder / "exact-large.csv", large_rows)
+        written.append("exact-large.csv")
     summary = {
         "command": f"python -m benchmarks.exact --seeds {' '.join(map(str, arguments.seeds))} "
-        f"--batch {arguments.batch} --workers {arguments.workers} --methods "
+        f"--workers {arguments.workers} --parts {' '.join(arguments.parts)} --methods "
         + " ".join(f"'{name}'" for name in arguments.methods),
         "machine": f"{platform.machine()} CPU, {arguments.workers} processes of one thread, fp32, laws in fp64",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "closed": fractions,
-        "training": {name: asdict(METHODS[name].training) | {"batch": arguments.batch} for name in arguments.methods},
+        "training": {name: asdict(METHODS[name].training) for name in arguments.methods},
     }
     (folder / "exact.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"{seconds:.0f} s; {folder}/exact.csv, exact.json, exact-distances.png, exact-attribution.png")
+    print(f"{seconds:.0f} s; in {folder}: {', '.join(written)}")
 
 
 if __name__ == "__main__":
