@@ -19,7 +19,7 @@ def write(folder: Path, rows: list[dict[str, Any]], document: dict[str, Any]) ->
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     where = f"{document['cpu']}, {document['threads']} thread{'s' if document['threads'] != 1 else ''}"
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 3.9))
     _alone(left, [row for row in rows if row["part"] == "reverse step alone"])
     _end_to_end(right, [row for row in rows if row["part"] == "end to end"])
     figure.text(0.995, 0.005, where, ha="right", va="bottom", size=7, color="#666666")
