@@ -21,7 +21,8 @@ def test_the_dry_run_times_every_part_and_judges_every_goal(samplers, tmp_path) 
     samplers.main(["--dry-run", "--output", str(tmp_path)])
     document = json.loads((tmp_path / "samplers.json").read_text())
     assert document["gpu"] is None
-    assert len(document["goals"]) == 6
+    # Two of the reverse step alone; two for one sequence and for four, at 8 steps and at 16.
+    assert len(document["goals"]) == 2 + 2 * 2 * 2
     with (tmp_path / "samplers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["part"] for row in rows} == {
