@@ -191,6 +191,12 @@ def closed(rows: list[Row], method: str, steps: int) -> float:
     return (median("teacher") - median(method)) / (median("teacher") - median("optimal"))
 
 
+def print_rows(rows: list[Any], *figures: str) -> None:
+    """Method, steps and the named figures, one line a row."""
+    for row in rows:
+        print(f"  {row.method:18}{row.steps:3} steps" + "".join(f"{getattr(row, name):10.4f}" for name in figures))
+
+
 def write_csv(path: Path, rows: list[Any]) -> None:
     """One line a row."""
     with path.open("w", newline="") as stream:
@@ -214,15 +220,14 @@ def main() -> None:
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[tuple[Callable[..., list[Any]], tuple[Any, ...]]]:
-    """What is to be computed, the longest first, so that the workers end together."""
+    """What is to be computed, roughly the longest first, so that the workers end together."""
     jobs: list[tuple[Callable[..., list[Any]], tuple[Any, ...]]] = []
     if "distances" in arguments.parts:
         jobs += [(distances, (name, seed)) for name in arguments.methods[::-1] for seed in arguments.seeds]
         jobs += [(distances, ("teacher", 0)), *((optimum, (steps,)) for steps in OPTIMUM_SEEDS)]
     if "large" in arguments.parts:
-        jobs += [
-            (large, (name, 0)) for name in ("defaults", "paper", "teacher") if name in (*arguments.methods, "teacher")
-        ]
+        jobs += [(large, (name, 0)) for name in ("defaults", "paper") if name in arguments.methods]
+        jobs += [(large, ("teacher", 0))]
     if "sources" in arguments.parts:
         jobs += [
             (sources, (name, arguments.seeds[0], steps)) for name in attribution.SOURCES for steps in attribution.STEPS
@@ -235,9 +240,8 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
     """Tables to the terminal, figures to files."""
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
-    exact_rows = [row for row in rows if isinstance(row, Row)]
-    measured = [row for row in exact_rows if row.part == "distances"]
-    attributed = [row for row in exact_rows if row.part == "sources"]
+    measured = [row for row in rows if isinstance(row, Row) and row.part == "distances"]
+    attributed = [row for row in rows if isinstance(row, Row) and row.part == "sources"]
     large_rows = [row for row in rows if isinstance(row, LargeRow)]
     written = ["exact.json"]
     fractions = {}
@@ -254,15 +258,13 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
         written += ["exact.csv", "exact-distances.png"]
     if attributed:
         print("where it is lost (3 words, length 5), reverse KL:")
-        for row in attributed:
-            print(f"  {row.method:18}{row.steps:3} steps{row.reverse_kl:9.4f}")
+        print_rows(attributed, "reverse_kl")
         plot_attribution(attributed, folder / "exact-attribution.png")
         write_csv(folder / "exact-sources.csv", attributed)
         written += ["exact-sources.csv", "exact-attribution.png"]
     if large_rows:
         print("8 words, length 16: nats a sequence under the chain, trigram KL")
-        for row in large_rows:
-            print(f"  {row.method:18}{row.steps:3} steps{row.chain_nats:9.3f}{row.trigram_kl:9.4f}")
+        print_rows(large_rows, "chain_nats", "trigram_kl")
         write_csv(folder / "exact-large.csv", large_rows)
         written.append("exact-large.csv")
     summary = {

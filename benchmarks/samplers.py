@@ -31,6 +31,7 @@ from discrete_distill.models import DiT, DiTConfig
 
 PACKAGES = ("torch", "numpy", "bionemo-moco", "flow_matching")
 VOCAB, LENGTH = 50258, 256
+WHOLE_SAMPLES = ((1, 8), (1, 16), (4, 8), (4, 16))  # batch and steps, from masks to text
 OURS, CHAIN, CHAIN_64, COMPILED = "discrete_distill", "chain, fp32", "chain, fp64", "chain, fp32, torch.compile"
 HEADLESS = "backbone forwards alone"
 
@@ -156,7 +157,7 @@ def end_to_end(results: Results) -> None:
     network, mask = random_transformer(config), config.vocab_size - 1
     length = 16 if results.dry else LENGTH
     our_sampler(network, (1, length), mask, 1)()  # the first forward pass of a process is slow
-    for batch, steps in ((1, 8), (1, 16), (4, 8), (4, 16)):
+    for batch, steps in WHOLE_SAMPLES:
         shape = (batch, length)
 
         def backbone(shape: tuple[int, int] = shape, steps: int = steps) -> None:
@@ -282,7 +283,7 @@ def judge(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             alone["peak_MB"] < 0.1 * chain["peak_MB"],
         ),
     ]
-    for batch, steps in ((1, 8), (1, 16), (4, 8), (4, 16)):
+    for batch, steps in WHOLE_SAMPLES:
         ratio = row("end to end", CHAIN, batch, steps)["times_ours"]
         over = 1.0 / row("end to end", HEADLESS, batch, steps)["times_ours"]
         name = f"end to end, batch {batch}, {steps} steps"

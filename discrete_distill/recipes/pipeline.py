@@ -123,8 +123,8 @@ class Pipeline:
             ValueError: naming all that is missing or does not fit, each with its flag.
         """
         needs: list[Callable[[], Any]] = [lambda: self.tokenizer]
-        if "guide" in stages and not self.config.guide.updates:
-            raise ValueError("nothing to fit: --guide.updates is 0")
+        if "guide" in stages:
+            needs.append(self._check_guide)
         if "teacher" in stages and self.config.teacher.init:
             needs.append(lambda: initial_network(self.config.teacher))
         if {"distill", "guide", "evaluate"} & set(stages):
@@ -297,6 +297,10 @@ class Pipeline:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; run the evaluate stage first, or name another --name")
         return json.loads(path.read_text())
+
+    def _check_guide(self) -> None:
+        if not self.config.guide.updates:
+            raise ValueError("nothing to fit: --guide.updates is 0")
 
     def _check_vocabulary(self, vocab_size: int, flag: str) -> None:
         if vocab_size != self.tokenizer.vocab_size:
