@@ -77,7 +77,7 @@ class Plan:
 
 
 def plan_steps(
-    make: Callable[[int], Trainee], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 4
+    make: Callable[[int], Trainee], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away trainee; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length.
