@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
-from ..models import Discriminator, DiT
+from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..samplers import AncestralSampler
@@ -39,6 +39,7 @@ class DistillConfig:
         discriminator_blocks: its trainable blocks (paper: 4).
         discriminator_every: student steps between its updates.
         teacher_steps: steps of the teacher where its samples are the reference.
+        prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
     """
 
@@ -52,6 +53,7 @@ class DistillConfig:
     discriminator_blocks: int = 4
     discriminator_every: int = 1
     teacher_steps: int = 64
+    prior_guidance: float = 0.0
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class DistillConfig:
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
+        if self.prior_guidance < 0.0:
+            raise ValueError(f"--distill.prior-guidance must not be negative, got {self.prior_guidance}")
         if self.method.log_ratio == "discriminator" and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
 
@@ -104,6 +108,7 @@ class Distillation:
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
+        teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
         method, steps = config.method, config.loop.num_steps
         parallel = config.parallel
         self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator, parallel)

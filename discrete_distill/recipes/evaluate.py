@@ -189,12 +189,15 @@ def evaluate(
     heldout: Tensor,
     accelerator: Accelerator,
     directory: Path,
+    *,
+    guided_teacher: DiT | None = None,
 ) -> dict[str, Any]:
     """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
     for speeds, which are those of each.
 
     Args:
         heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
+        guided_teacher: the teacher under prior guidance, where that is what was distilled; compared at the same steps.
 
     Returns:
         What was written.
@@ -205,6 +208,11 @@ def evaluate(
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     curves = [(plain_teacher, config.frontier_steps, config.teacher_temperatures)]
     curves += [(plain_teacher, steps, config.teacher_temperatures) for steps in config.teacher_frontier_steps]
+    if guided_teacher is not None:
+        strong = run.plain("teacher + prior guidance", guided_teacher)
+        lines += [(strong, steps) for steps in config.steps]
+        every = (config.frontier_steps, *config.teacher_frontier_steps)
+        curves += [(strong, steps, config.student_temperatures) for steps in every]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
         guided = run.guided("student + RGAS", student, discriminator.eval())

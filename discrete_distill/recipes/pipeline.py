@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ..evaluation import Judge, TextJudge
-from ..models import Discriminator, DiT
+from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..training import read_metrics
 from .assets import BUNDLED, asset
@@ -255,6 +255,7 @@ class Pipeline:
         """Measure teacher and student; figures go to ``evaluation.json``."""
         teacher, judge = self.load_teacher(), self.load_judge()
         student, discriminator = self.load_student()
+        guidance = self.config.distill.prior_guidance
         evaluate(
             self.config.evaluate,
             teacher,
@@ -265,6 +266,7 @@ class Pipeline:
             self.streams["heldout"].packed(1024).to(self.accelerator.device),
             self.accelerator,
             make_folder(self.directory),
+            guided_teacher=guide_by_prior(teacher, guidance, self.process.mask_token_id) if guidance else None,
         )
 
     def report(self) -> None:

@@ -91,6 +91,17 @@ def test_all_stages_leave_a_student_a_report_and_plots(
     assert str(run / "report.md") in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_guided_teacher_makes_another_student_and_is_measured_beside_it(trained: tuple[Path, list[str]]) -> None:
+    output, flags = trained
+    assert main([*flags, "--name=guided", "--distill.prior-guidance=0.5", "--guide.updates=0"]) == 0
+    assert main(["distill", *flags, "--name=unguided"]) == 0
+    guided, plain = (output / name / "student" / "model.safetensors" for name in ("guided", "unguided"))
+    assert guided.read_bytes() != plain.read_bytes()
+    report = (output / "guided" / "report.md").read_text()
+    for line in ("| teacher, 8 steps |", "| teacher + prior guidance, 8 steps |", "| teacher + prior guidance, 16 steps |"):
+        assert line in report
+
+
 def test_one_seed_gives_the_same_student_bit_for_bit(trained: tuple[Path, list[str]]) -> None:
     output, flags = trained
     weights = []
@@ -160,6 +171,7 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--judge.path=missing-folder"], "--judge.path"),
         (["--data.length=129"], "max_length 128"),
         (["--distill.batch-size=16", "--distill.method.group-size=5"], "group_size 5 does not divide"),
+        (["--distill.prior-guidance=-1"], "must not be negative, got -1"),
         (["evaluate"], "no student"),
         (["guide", "--guide.updates=0"], "--guide.updates is 0"),
         (["report"], "run the evaluate stage first"),

@@ -1,0 +1,55 @@
+"""A denoiser guided by its prior: the formula, the cost, and what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from discrete_distill.models import DiT, DiTConfig, guide_by_prior, prior_log_probs
+
+MASK = 5
+
+
+@pytest.fixture
+def network() -> DiT:
+    torch.manual_seed(0)
+    made = DiT(DiTConfig(vocab_size=6, max_length=4, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def test_the_copy_answers_with_the_formula(network: DiT) -> None:
+    x, t, weight = torch.tensor([[0, MASK, 3, MASK], [1, 1, MASK, 4]]), torch.tensor([0.5, 0.2]), 0.7
+    plain, prior = network(x, t).log_softmax(-1), prior_log_probs(network, MASK)
+    expected = ((1.0 + weight) * plain - weight * prior).log_softmax(-1)
+    torch.testing.assert_close(guide_by_prior(network, weight, MASK)(x, t).log_softmax(-1), expected)
+
+
+def test_the_prior_is_the_mean_answer_to_masks_alone(network: DiT) -> None:
+    logits = network(torch.full((1, 4), MASK), torch.ones(1))[0]
+    mean = logits[:, :MASK].softmax(-1).mean(0)
+    prior = prior_log_probs(network, MASK)
+    torch.testing.assert_close(prior[:MASK].exp(), mean)
+    assert float(prior[MASK]) == pytest.approx(torch.tensor(1e-9).log().item())
+
+
+def test_no_weight_changes_nothing_and_the_original_stays(network: DiT) -> None:
+    x, t = torch.tensor([[0, MASK, 3, MASK]]), torch.tensor([0.5])
+    before = network(x, t)
+    assert torch.equal(guide_by_prior(network, 0.0, MASK)(x, t), before)
+    guide_by_prior(network, 1.0, MASK)
+    assert torch.equal(network(x, t), before)
+
+
+def test_what_says_no_more_than_the_prior_stays_the_prior(network: DiT) -> None:
+    """Of a network that ignores its input, guidance of any weight changes no probability."""
+    torch.nn.init.zeros_(network.output_layer.linear.weight)
+    x, t = torch.tensor([[0, MASK, 3, MASK]]), torch.tensor([0.5])
+    guided = guide_by_prior(network, 2.0, MASK)(x, t)[..., :MASK]
+    torch.testing.assert_close(guided.softmax(-1), network(x, t)[..., :MASK].softmax(-1))
+
+
+def test_a_negative_weight_is_refused(network: DiT) -> None:
+    with pytest.raises(ValueError, match=r"-0\.1"):
+        guide_by_prior(network, -0.1, MASK)
