@@ -14,17 +14,16 @@ SMALLEST = 1e-9
 
 
 @torch.no_grad()
-def prior_log_probs(network: DiT, mask_token_id: int, length: int | None = None) -> Tensor:
-    """``log p(x)`` of a token of which nothing is known, ``[V]``: the network's answer to a sequence of masks, averaged
-    over its positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
+def prior_log_probs(network: DiT, mask_token_id: int) -> Tensor:
+    """``log p(x)`` of a token of which nothing is known, ``[V]``: the network's answer to its longest sequence of
+    masks, averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
-        network: denoiser.
+        network: denoiser, in evaluation mode.
         mask_token_id: of the mask.
-        length: of that sequence; the network's longest by default.
     """
     parameter = next(network.parameters())
-    z = torch.full((1, length or network.config.max_length), mask_token_id, device=parameter.device)
+    z = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
     logits_LV = network(z, torch.ones(1, device=parameter.device))[0].float()
     logits_LV[:, mask_token_id] = -math.inf
     return logits_LV.softmax(-1).mean(0).clamp_min(SMALLEST).log()
@@ -40,7 +39,7 @@ def guide_by_prior(network: DiT, weight: float, mask_token_id: int) -> DiT:
     temperature of the teacher reaches.
 
     Args:
-        network: to be guided; left as it is.
+        network: to be guided, in evaluation mode; left as it is.
         weight: ``w``; 0 changes nothing.
         mask_token_id: of the mask.
 

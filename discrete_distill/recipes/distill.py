@@ -108,7 +108,8 @@ class Distillation:
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
-        teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
+        if config.prior_guidance:
+            teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
         method, steps = config.method, config.loop.num_steps
         parallel = config.parallel
         self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator, parallel)
