@@ -95,20 +95,20 @@ def demo_paper() -> RecipeConfig:
 
 
 def demo_long() -> RecipeConfig:
-    """The demo, given more than an hour: many more updates."""
+    """The demo, given more than an hour: many more updates, the rate of the auxiliary falling, and a longer guide."""
     config = demo()
     config.name = "demo-long"
-    config.distill.loop = LoopConfig(num_steps=650, log_every=5, checkpoint_every=20)
+    config.distill.loop = LoopConfig(num_steps=500, log_every=5, checkpoint_every=20)
     config.distill.parallel = ParallelConfig()
-    config.distill.discriminator, config.distill.discriminator_every = True, 4
     config.distill.student.ema_decay = 0.98
-    config.guide = GuideConfig(updates=240, pool=1024)
+    config.distill.ratio.schedule = "cosine"
+    config.guide = GuideConfig(updates=480, pool=2048)
     config.evaluate = EvaluateConfig(
         num_samples=32,
         steps=(2, 4, 8, 16, 32, 64),
         teacher_temperatures=(0.85, 0.95),
         student_temperatures=(0.8, 0.9, 1.0, 1.1),
-        rerank_scale=5.0,
+        rerank_scale=10.0,
         batch_size=32,
     )
     return config
