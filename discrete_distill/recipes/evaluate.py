@@ -206,13 +206,12 @@ def evaluate(
     run = Evaluation(config, process, judge, accelerator, heldout.shape[1])
     plain_teacher, plain_student = run.plain("teacher", teacher), run.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
-    curves = [(plain_teacher, config.frontier_steps, config.teacher_temperatures)]
-    curves += [(plain_teacher, steps, config.teacher_temperatures) for steps in config.teacher_frontier_steps]
+    teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)
+    curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in teacher_steps]
     if guided_teacher is not None:
         strong = run.plain("teacher + prior guidance", guided_teacher)
         lines += [(strong, steps) for steps in config.steps]
-        every = (config.frontier_steps, *config.teacher_frontier_steps)
-        curves += [(strong, steps, config.student_temperatures) for steps in every]
+        curves += [(strong, steps, config.student_temperatures) for steps in teacher_steps]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
         guided = run.guided("student + RGAS", student, discriminator.eval())
