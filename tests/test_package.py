@@ -16,7 +16,9 @@ PACKAGE = Path(discrete_distill.__file__).parent
 
 # Each part of the package, and the floor it stands on; it may import floors below, and itself.
 FLOORS = {
+    "checks": 0,
     "collective": 0,
+    "streams": 0,
     "kernels": 0,
     "process": 1,
     "canvas": 2,

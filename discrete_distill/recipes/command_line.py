@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..streams import LastingStream
+
 USER_ERROR, INTERRUPTED = 2, 130
 
 
@@ -38,12 +40,21 @@ class CommandLine:
         """Run; the exit code is 0, 2 for bad input or a run that diverged, or 130 after an interruption that was
         saved."""
         arguments = sys.argv[1:] if arguments is None else arguments
+        output, errors = LastingStream(sys.stdout), LastingStream(sys.stderr)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = self._run(arguments)
+            output.flush()
+            # A reader that closed the pipe has seen enough; a disk that is full has lost something.
+            if code == 0 and output.error is not None and not isinstance(output.error, BrokenPipeError):
+                print(f"error: all was done, but standard output could not be written ({output.error})", file=errors)
+                return USER_ERROR
+        return code
+
+    def _run(self, arguments: list[str]) -> int:
         try:
             stage, preset, flags = self.split_arguments(arguments)
             config = self.parse_config(preset, flags)
             self.run(stage, config, shlex.join([*self.program.split(), *arguments]))
-        except BrokenPipeError:  # Whoever read our output has seen enough.
-            return 0
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return USER_ERROR

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
@@ -57,12 +58,16 @@ class DistillConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.method.group_size:
+        for name in ("batch_size", "accumulate", "discriminator_every", "teacher_steps"):
+            check_count(f"--distill.{name.replace('_', '-')}", getattr(self, name))
+        check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
+        check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
+        if self.batch_size % self.method.group_size:
             raise ValueError(
                 f"group_size {self.method.group_size} does not divide batch_size {self.batch_size}; "
                 "change --distill.batch-size or --distill.method.group-size"
             )
-        if self.accumulate < 1 or self.batch_size % (self.accumulate * self.method.group_size):
+        if self.batch_size % (self.accumulate * self.method.group_size):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
                 f"{self.method.group_size}; change --distill.accumulate"
@@ -72,8 +77,6 @@ class DistillConfig:
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
-        if self.prior_guidance < 0.0:
-            raise ValueError(f"--distill.prior-guidance must not be negative, got {self.prior_guidance}")
         if self.method.log_ratio == "discriminator" and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ..checks import check_count, check_number
 from ..evaluation import (
     Judge,
     generative_perplexity,
@@ -64,6 +65,24 @@ class EvaluateConfig:
     tilt_fraction: float = 0.0
     batch_size: int = 64
     shown: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "frontier_steps", "num_candidates", "batch_size"):
+            check_count(f"--evaluate.{name.replace('_', '-')}", getattr(self, name))
+        check_count("--evaluate.shown", self.shown, least=0)
+        for name in ("steps", "guided_steps", "teacher_frontier_steps"):
+            for value in getattr(self, name):
+                check_count(f"--evaluate.{name.replace('_', '-')}", value)
+        for name in ("seeds", "steps", "teacher_temperatures", "student_temperatures"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(
+                    f"--evaluate.{name.replace('_', '-')} needs one or more different values, got {list(values)}"
+                )
+        for temperature in (*self.teacher_temperatures, *self.student_temperatures):
+            check_number("--evaluate temperatures", temperature, above=0.0)
+        check_number("--evaluate.rerank-scale", self.rerank_scale, least=0.0)
+        check_number("--evaluate.tilt-fraction", self.tilt_fraction, least=0.0, most=1.0)
 
     def guided_sampler(self, process: MaskedDiffusion, steps: int, temperature: float) -> RGASampler:
         """RGAS as it is measured."""

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_number
 from ..models import Discriminator, DiT, discriminator_accuracy, discriminator_loss
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler
@@ -55,11 +56,10 @@ class GuideConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.updates < 0:
-            raise ValueError(f"updates must not be negative, got {self.updates}; change --guide.updates")
-        for name in ("pool", "num_steps", "batch_size", "trainable_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; change --guide.{name}")
+        check_count("--guide.updates", self.updates, least=0)
+        for name in ("pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every"):
+            check_count(f"--guide.{name.replace('_', '-')}", getattr(self, name))
+        check_number("--guide.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
 
 
 class Guide:

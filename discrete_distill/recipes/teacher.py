@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count
 from ..models import DiT, DiTConfig
 from ..process import MaskedDiffusion
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
@@ -63,6 +64,10 @@ class TeacherConfig:
     batch_size: int = 64
     evaluate_every: int = 500
     half_precision: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("--teacher.batch-size", self.batch_size)
+        check_count("--teacher.evaluate-every", self.evaluate_every)
 
 
 def train_teacher(

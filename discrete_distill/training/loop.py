@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
+from ..checks import check_all_counts, check_count
 from ..collective import num_processes
+from ..streams import LastingStream
 from .checkpoint import CheckpointStore
 from .health import explain
-from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics
+from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics, set_aside
 from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
@@ -40,7 +43,8 @@ class LoopConfig:
         log_every: steps between lines of ``metrics.jsonl``, which hold means over those steps.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay on disk.
-        skip_limit: updates in a row with a non-finite loss or gradient after which the run stops.
+        skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
+            the run, or 5.
         track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
     """
 
@@ -53,9 +57,8 @@ class LoopConfig:
     track: TrackerName = "none"
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_all_counts(self, "num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit")
+        check_count("seed", self.seed, least=-(2**63))
         check_tracker(self.track)
 
 
@@ -123,7 +126,9 @@ class TrainingLoop:
         first = self._resume()
         started = time.perf_counter()
         quiet = self.quiet or self.rank > 0
-        bar = tqdm(total=self.config.num_steps, initial=first, desc=self.label, disable=quiet)
+        bar = tqdm(
+            total=self.config.num_steps, initial=first, desc=self.label, disable=quiet, file=LastingStream(sys.stderr)
+        )
         self.tracker = self._make_tracker(first)
         with bar, stop_requests() as stop_requested:
             try:
@@ -159,7 +164,7 @@ class TrainingLoop:
         check_all_equal(0 if found is None else found[0], "checkpoints", remedy, self.device)
         if found is None:
             if self.rank == 0:
-                (self.directory / METRICS_FILE).unlink(missing_ok=True)
+                set_aside(self.directory / METRICS_FILE)
             return 0
         step, state = found
         missing = sorted(self.parts.keys() - state.keys())
@@ -202,10 +207,12 @@ class TrainingLoop:
             if name in self._told or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
                 continue
             self._told.add(name)
-            bar.write(f"{self.label}, step {step}: {sentence}")
+            bar.write(f"{self.label}, step {step}: {sentence}", file=LastingStream(sys.stdout))
 
     def _check_divergence(self, step: int) -> None:
-        if self.window.consecutive_skips >= self.config.skip_limit:
+        limit = min(self.config.skip_limit, max(5, self.config.num_steps // 4))
+        all_skipped = step == self.config.num_steps and self.window.consecutive_skips >= self.config.num_steps
+        if self.window.consecutive_skips >= limit or all_skipped:
             raise TrainingDiverged(
                 f"{self.window.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
                 f"(step {step}); lower the learning rate, or use fp32"
