@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +116,14 @@ def run_stages(
     *,
     check: Callable[[], None],
     description: Callable[[], str] | None = None,
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Check everything, then run the named stages in their order; or only print the ``description`` of it."""
+    """Check everything, then run the named stages in their order, inside what ``hold`` makes; or only print the
+    ``description`` of it."""
     if description is not None:
         print(description())
         return
     check()
-    for name in names:
-        stages[name]()
+    with hold():
+        for name in names:
+            stages[name]()

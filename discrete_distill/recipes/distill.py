@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,9 +23,21 @@ from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..samplers import AncestralSampler
-from ..training import Learner, LoopConfig, OptimizerConfig, ParallelConfig, TrainingLoop, fold_seed, shard
+from ..training import (
+    Learner,
+    LoopConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingLoop,
+    flat_settings,
+    fold_seed,
+    shard,
+)
 from ..training.parallel import save_memory
+from ..training.stored_settings import Setting
 from .corpus import TokenStream
+
+SETTINGS_FILE = "settings.json"
 
 
 @dataclass(kw_only=True)
@@ -304,6 +319,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
+    made_with = distill_settings(config, teacher)
     history = TrainingLoop(
         config.loop,
         directory,
@@ -313,17 +329,31 @@ def distil(
         shown=("log_ratio", "entropy", "discriminator_accuracy"),
         rank=accelerator.process_index,
         device=accelerator.device,
+        settings=made_with,
     ).run()
     save_student(distillation, directory / "student")
+    if accelerator.is_main_process:
+        (directory / "student" / SETTINGS_FILE).write_text(json.dumps(made_with, indent=1))
     accelerator.wait_for_everyone()
     return history
+
+
+def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Setting]:
+    """What a student depends on: the configuration, and the weights of its teacher. How long it is trained may change,
+    and how networks lie on processes."""
+    settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
+    return {**settings, "teacher": weights_digest(teacher)}
 
 
 def save_student(distillation: Trainee, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
     student, discriminator = distillation.student, distillation.discriminator
+    before = file_digest(directory / "model.safetensors")
     save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    if student.accelerator.is_main_process and before not in (None, file_digest(directory / "model.safetensors")):
+        # A discriminator that was fitted to the student before this one knows nothing of it.
+        shutil.rmtree(directory / "discriminator", ignore_errors=True)
     if discriminator is not None:
         network = discriminator.module
         whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
@@ -336,6 +366,20 @@ def save_network(whole: DiT | Discriminator, learner: Learner, directory: Path) 
     if learner.accelerator.is_main_process:
         whole.load_state_dict(weights)
         whole.save_pretrained(directory)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(file: Path) -> str | None:
+    """Of the contents of a file; None if there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,7 @@ def evaluate(
     directory: Path,
     *,
     guided_teacher: DiT | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
     for speeds, which are those of each.
@@ -217,6 +218,7 @@ def evaluate(
     Args:
         heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
         guided_teacher: the teacher under prior guidance, where that is what was distilled; compared at the same steps.
+        provenance: command, machine and settings, for the report.
 
     Returns:
         What was written.
@@ -241,6 +243,7 @@ def evaluate(
         frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
     verdict = generative_perplexity(heldout, run.judge, precision="text")
     results = {
+        **(provenance or {}),
         "judge": judge.name,
         "precision": run.precision,
         "num_samples": config.num_samples,

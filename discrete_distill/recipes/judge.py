@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_count, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
 from .corpus import TokenStream
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def train_judge(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
+        settings=flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
     ).run()
     if accelerator.is_main_process:
         save_judge(learner.averaged, config, directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,12 @@ from ..collective import num_processes
 from ..streams import LastingStream
 from .checkpoint import CheckpointStore
 from .health import explain
+from .lock import folder_lock
 from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics, set_aside
 from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
+from .stored_settings import Setting, refuse_changes
 from .tracking import NoTracker, Tracker, TrackerName, check_tracker, make_tracker
 
 
@@ -83,6 +86,8 @@ class TrainingLoop:
         rank: of this process; only rank 0 writes.
         device: of the generators.
         quiet: no progress bar.
+        settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
+            that is resumed with others is refused. The seed of ``config`` is always among them.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class TrainingLoop:
         rank: int = 0,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.config = config
+        self.settings = {"seed": config.seed, **(settings or {})}
         self.directory = Path(directory)
         self.parts = parts
         self.step_fn = step_fn
@@ -121,7 +128,13 @@ class TrainingLoop:
             TrainingDiverged: see ``LoopConfig.skip_limit``.
             KeyboardInterrupt: after an interruption was saved.
             OSError: if the folder cannot be written; checkpoints that were are as they were.
+            FolderInUse: if another process trains in the folder.
+            ValueError: if the folder holds a run with other settings, or one that is longer than this.
         """
+        with folder_lock(self.directory) if self.rank == 0 else nullcontext():
+            return self._run()
+
+    def _run(self) -> list[dict[str, float]]:
         self.directory.mkdir(parents=True, exist_ok=True)
         first = self._resume()
         started = time.perf_counter()
@@ -167,6 +180,12 @@ class TrainingLoop:
                 set_aside(self.directory / METRICS_FILE)
             return 0
         step, state = found
+        refuse_changes(state.get("settings", self.settings), self.settings, where=self.directory)
+        if step > self.config.num_steps:
+            raise ValueError(
+                f"the run in {self.directory} is at step {step}, beyond num_steps = {self.config.num_steps}; give as "
+                "many steps or more, or choose another folder"
+            )
         missing = sorted(self.parts.keys() - state.keys())
         if missing:
             raise ValueError(
@@ -189,7 +208,8 @@ class TrainingLoop:
         # All processes take part: what is sharded is gathered.
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         if self.rank == 0:
-            self.store.save(step, {**state, "seconds": seconds, "window": self.window.state_dict()})
+            more = {"seconds": seconds, "window": self.window.state_dict(), "settings": self.settings}
+            self.store.save(step, {**state, **more})
 
     def _log(self, step: int, seconds: float, metrics: dict[str, float], bar: tqdm) -> None:
         entry = {"step": float(step), "seconds": round(seconds, 3), **metrics}

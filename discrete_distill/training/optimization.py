@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checks import check_count, check_number
 from ..collective import mean_over_processes
 from .parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
+from .stored_settings import flat_settings, refuse_changes
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -177,13 +178,21 @@ class Learner:
             "scheduler": self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "skipped": self.skipped,
+            "config": flat_settings(self.config),
         }
         return gathered(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; strict."""
+        """Continue from `state_dict`; strict.
+
+        Raises:
+            ValueError: if the state was made with another configuration, naming what differs.
+        """
+        now = flat_settings(self.config)
+        refuse_changes(state.get("config", now), now, where="the checkpoint")
         _load_weights(self.module, state["module"])
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
+        # The rates of this run's schedule: its length may have changed.
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
             _load_weights(self.average, state["average"])
