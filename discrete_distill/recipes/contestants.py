@@ -21,6 +21,7 @@ from .distill import Distillation, DistillConfig, Trainee, save_student, weights
 from .evaluate import Contestant, Evaluation
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
+from .stream_settings import stream_settings
 
 MethodConfig = DistillConfig | SDTTStageConfig | AutoregressiveConfig
 
@@ -102,6 +103,7 @@ class Training:
             settings={
                 **flat_settings(method, name, leave_out=(f"{name}.loop", f"{name}.parallel")),
                 "teacher": weights_digest(teacher),
+                **stream_settings(self.pipeline.streams["train"]),
             },
         ).run()
         if accelerator.is_main_process:

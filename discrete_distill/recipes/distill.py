@@ -36,6 +36,7 @@ from ..training import (
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
+from .stream_settings import stream_settings
 
 SETTINGS_FILE = "settings.json"
 
@@ -319,7 +320,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
-    made_with = distill_settings(config, teacher)
+    made_with = {**distill_settings(config, teacher), **stream_settings(stream)}
     history = TrainingLoop(
         config.loop,
         directory,

@@ -22,6 +22,7 @@ from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
 from .distill import save_network, weights_digest
+from .stream_settings import stream_settings
 
 GUIDE_FOLDER = "guide"
 
@@ -118,11 +119,12 @@ class Guide:
         return {f"discriminator_{name}": value for name, value in metrics.items()}
 
     def settings(self) -> dict[str, Setting]:
-        """What the discriminator depends on: its configuration, and the weights of the student."""
+        """What the discriminator depends on: its configuration, the weights of the student, and the text."""
         bookkeeping = ("guide.updates", "guide.log_every", "guide.checkpoint_every")
         return {
             **flat_settings(self.config, "guide", leave_out=bookkeeping),
             "student": weights_digest(self.student),
+            **stream_settings(self.stream),
         }
 
     def fit(self, directory: Path) -> list[dict[str, float]]:

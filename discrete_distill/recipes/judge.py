@@ -17,6 +17,7 @@ from ..checks import check_count, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
 from .corpus import TokenStream
+from .stream_settings import stream_settings
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -137,7 +138,10 @@ def train_judge(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
-        settings=flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
+        settings={
+            **flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
+            **stream_settings(streams["train"]),
+        },
     ).run()
     if accelerator.is_main_process:
         save_judge(learner.averaged, config, directory)

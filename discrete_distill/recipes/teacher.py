@@ -18,6 +18,7 @@ from ..process import MaskedDiffusion
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from .assets import BUNDLED, asset
 from .corpus import TokenStream
+from .stream_settings import stream_settings
 
 
 @dataclass(kw_only=True)
@@ -101,7 +102,10 @@ def train_teacher(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
-        settings=flat_settings(config, "teacher", leave_out=("teacher.loop", "teacher.path", "teacher.evaluate_every")),
+        settings={
+            **flat_settings(config, "teacher", leave_out=("teacher.loop", "teacher.path", "teacher.evaluate_every")),
+            **stream_settings(streams["train"]),
+        },
     ).run()
     if accelerator.is_main_process:
         trained = copy.deepcopy(cast(DiT, learner.averaged))
