@@ -196,10 +196,10 @@ def test_two_processes_have_the_statistics_of_the_whole_batch(tmp_path: Path) ->
         one_of_two_processes, args=(str(tmp_path),), nprocs=2, join=False, start_method="spawn"
     )
     assert started is not None
-    deadline = time.monotonic() + 120.0
+    deadline = time.monotonic() + 600.0
     try:
         while not started.join(timeout=1.0):
-            assert time.monotonic() < deadline, "two processes did not finish in two minutes"
+            assert time.monotonic() < deadline, "two processes hang"
     finally:
         for process in started.processes:
             if process.is_alive():
