@@ -61,7 +61,7 @@ print(json.dumps([name for name in {HEAVY} if name in set(sys.modules) - before]
 def exact_lowest_versions() -> dict[str, str]:
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {name: version for name, version in pins}
+    return dict(pins)
 
 
 def test_the_lowest_versions_are_the_bounds_of_the_project() -> None:
