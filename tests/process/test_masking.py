@@ -202,7 +202,7 @@ def test_an_unknown_kind_of_corruption_is_refused() -> None:
 
 
 def test_a_negative_mask_id_is_refused() -> None:
-    with pytest.raises(ValueError, match="got -1"):
+    with pytest.raises(ValueError, match="-1"):
         MaskedDiffusion(-1)
 
 
@@ -262,9 +262,9 @@ def test_gradients_of_log_probs_are_finite(seeded: Seeded) -> None:
 
 def test_a_vocabulary_without_the_mask_is_refused() -> None:
     process = MaskedDiffusion(VOCAB)
-    with pytest.raises(ValueError, match="mask_token_id 3 is outside the 3 classes"):
+    with pytest.raises(ValueError, match=r"mask_token_id.*\b3\b"):
         process.log_probs(torch.zeros(1, 3, VOCAB), X[None])
-    with pytest.raises(ValueError, match="mask_token_id is 3 and the logits have 3 classes"):
+    with pytest.raises(ValueError, match=r"mask_token_id.*\b3\b"):
         process.nelbo(lambda x, t: torch.zeros(1, 3, VOCAB), X[None], by="count")
 
 
