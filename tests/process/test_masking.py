@@ -262,9 +262,9 @@ def test_gradients_of_log_probs_are_finite(seeded: Seeded) -> None:
 
 def test_a_vocabulary_without_the_mask_is_refused() -> None:
     process = MaskedDiffusion(VOCAB)
-    with pytest.raises(ValueError, match=r"mask_token_id.*\b3\b"):
+    with pytest.raises(ValueError, match="mask_token_id 3 is outside the 3 classes"):
         process.log_probs(torch.zeros(1, 3, VOCAB), X[None])
-    with pytest.raises(ValueError, match=r"mask_token_id.*\b3\b"):
+    with pytest.raises(ValueError, match="mask_token_id is 3 and the logits have 3 classes"):
         process.nelbo(lambda x, t: torch.zeros(1, 3, VOCAB), X[None], by="count")
 
 
