@@ -35,9 +35,9 @@ class Recording:
 def test_the_grid_descends_evenly_from_one_to_its_end() -> None:
     assert time_grid(4, device=torch.device("cpu")).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert time_grid(2, device=torch.device("cpu"), end=0.5).tolist() == [1.0, 0.75, 0.5]
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_steps.*\b0\b"):
         time_grid(0, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"must end in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"\b1\.0"):
         time_grid(1, device=torch.device("cpu"), end=1.0)
 
 
@@ -124,13 +124,13 @@ def test_only_sequences_that_hold_a_row_are_asked_about_and_their_conditions_fol
 
 @pytest.mark.parametrize(("shape", "x_init"), [(None, None), ((1, 1), torch.tensor([[MASK]]))])
 def test_neither_or_both_of_shape_and_x_init_are_refused(shape, x_init) -> None:
-    with pytest.raises(ValueError, match=r"either shape=.* or x_init, and not both"):
+    with pytest.raises(ValueError, match=r"shape.*x_init"):
         Canvas(PROCESS, shape, x_init=x_init)
 
 
 @pytest.mark.parametrize("x_init", [torch.tensor([[1.0]]), torch.tensor([[1]]).int(), torch.tensor([1])])
 def test_an_x_init_that_does_not_hold_ids_is_refused(x_init) -> None:
-    with pytest.raises(TypeError, match=r"x_init must be int64 \[batch, length\]"):
+    with pytest.raises(TypeError, match="x_init"):
         Canvas(PROCESS, None, x_init=x_init)
 
 

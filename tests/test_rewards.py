@@ -139,7 +139,7 @@ def test_a_running_mean_is_of_the_batches_before() -> None:
     for batch, value in zip(batches, expected, strict=True):
         advantages = group_advantages(batch, 1, scale="none", baseline=baseline)
         torch.testing.assert_close(advantages, batch - value)
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"decay.*1\.0"):
         RunningMean(decay=1.0)
 
 
@@ -155,12 +155,12 @@ def test_advantages_carry_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("rewards", "arguments", "message"),
     [
-        (torch.zeros(4), {"group_size": 3}, "group_size 3 does not divide the batch of 4 rewards"),
-        (torch.zeros(4), {"group_size": 0}, "group_size 0 does not divide"),
-        (torch.zeros(4, 1), {"group_size": 2}, r"one number per sample, \[B\], got shape \(4, 1\)"),
-        (torch.zeros(4), {"group_size": 1, "baseline": "leave_one_out"}, "needs a group_size of 2 or more, got 1"),
-        (torch.zeros(4), {"group_size": 2, "baseline": "median"}, "got 'median'"),
-        (torch.zeros(4), {"group_size": 2, "scale": "range"}, "got 'range'"),
+        (torch.zeros(4), {"group_size": 3}, r"group_size 3\b.*\b4\b"),
+        (torch.zeros(4), {"group_size": 0}, r"group_size 0\b"),
+        (torch.zeros(4, 1), {"group_size": 2}, r"\(4, 1\)"),
+        (torch.zeros(4), {"group_size": 1, "baseline": "leave_one_out"}, r"leave_one_out.*\b1\b"),
+        (torch.zeros(4), {"group_size": 2, "baseline": "median"}, "'median'"),
+        (torch.zeros(4), {"group_size": 2, "scale": "range"}, "'range'"),
     ],
 )
 def test_bad_arguments_are_refused(rewards, arguments, message) -> None:
@@ -170,7 +170,7 @@ def test_bad_arguments_are_refused(rewards, arguments, message) -> None:
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
 def test_a_clip_that_is_not_positive_is_refused(clip) -> None:
-    with pytest.raises(ValueError, match="clip must be positive"):
+    with pytest.raises(ValueError, match=f"clip.*{clip}"):
         LogRatioReward(clip)
 
 
