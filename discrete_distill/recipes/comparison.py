@@ -82,17 +82,26 @@ class Comparison(Pipeline):
         if stages == ("evaluate",) and not (self.directory / COSTS_FILE).exists():
             raise FileNotFoundError(f"{self.directory / COSTS_FILE} is missing; run the train stage first")
 
-    def train(self) -> None:
-        """Train every method with every seed; costs go to ``costs.json``."""
+    def train(self, *, late: Callable[[], bool] = lambda: False) -> None:
+        """Train every method with every seed; costs go to ``costs.json`` as each ends.
+
+        Args:
+            late: asked before each method; once it is true, no further one is trained, and the comparison goes on with
+                those that were.
+        """
         teacher = self.load_teacher()
-        make_folder(self.directory)
+        folder = make_folder(self.directory)
         costs: dict[str, Any] = {}
+        (folder / COSTS_FILE).write_text("{}")
         for name, method in self.config.trained().items():
             if isinstance(method, AutoregressiveConfig) and method.path:
                 continue
+            if late():
+                self.config.methods = tuple(each for each in self.config.methods if each != name)
+                continue
             trained = [self.training.train(name, method, teacher, seed) for seed in self.config.train_seeds]
             costs[name] = [asdict(cost) for cost in trained]
-        (self.directory / COSTS_FILE).write_text(json.dumps(costs, indent=1))
+            (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1))
 
     def judges(self) -> list[Judge]:
         """The recipe's own judge, then the others."""
@@ -109,8 +118,12 @@ class Comparison(Pipeline):
                 found.append(TextJudge.from_pretrained(name, **settings))
         return found
 
-    def evaluate(self) -> None:
-        """Measure every line; figures go to ``comparison.json``."""
+    def evaluate(self, *, late: Callable[[], bool] = lambda: False) -> None:
+        """Measure every line; figures go to ``comparison.json``.
+
+        Args:
+            late: asked before each line; once it is true, no further one is measured.
+        """
         started = time.perf_counter()
         config, teacher = self.config, self.load_teacher()
         heldout = self.streams["heldout"].packed(1024).to(self.accelerator.device)
@@ -132,7 +145,7 @@ class Comparison(Pipeline):
             "ablation": config.ablation,
             "frontier_steps": config.evaluate.frontier_steps,
             "data": measured.data(),
-            "lines": measured.lines(entries),
+            "lines": measured.lines(entries, late),
             "training": costs,
             "parameters": {entry.name: sum(p.numel() for p in entry.network.parameters()) for entry in entries},
             "speed": measured.speeds(entries),
@@ -229,10 +242,13 @@ class Measurement:
             figures["mauve"] = mauve(*(each.cpu() for each in features), generator=generator).score
         return figures
 
-    def lines(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        """Every entry at every number of its steps."""
+    def lines(self, entries: list[Entry], late: Callable[[], bool]) -> list[dict[str, Any]]:
+        """Every entry at every number of its steps, those that are compared first, until it is late."""
+        compared = self.config.evaluate.frontier_steps
         todo = [(entry, steps) for entry in entries for steps in entry.steps]
-        return [self._line(entry, steps) for entry, steps in tqdm(todo, desc="evaluate")]
+        urgent = sorted(range(len(todo)), key=lambda index: todo[index][1] != compared)
+        measured = {index: self._line(*todo[index]) for index in tqdm(urgent, desc="evaluate") if not late()}
+        return [measured[index] for index in sorted(measured)]
 
     def _line(self, entry: Entry, steps: int) -> dict[str, Any]:
         frontiers = [self._frontier(entry, steps, judge) for judge in self.judges]
