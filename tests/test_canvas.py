@@ -135,7 +135,7 @@ def test_an_x_init_that_does_not_hold_ids_is_refused(x_init) -> None:
 
 
 def test_an_attention_mask_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 2\), x_init \(1, 3\)"):
+    with pytest.raises(ValueError, match="attention_mask has shape"):
         Canvas(PROCESS, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..kernels import STREAM_TIME, uniform
 from .options import Sampler
 from .output import SamplerOutput
-from .rows import Rows
+from .rows import Rows, moved_rows
 from .run import Run
 from .trajectory import Recorder, StepCallback, walk
 
@@ -38,8 +38,7 @@ class FirstHittingSampler(Sampler):
         times_BL = times_BL.gather(1, order_BL)
         counts_B = canvas.movable.sum(1).cpu()
         steps = int(counts_B.max()) if len(counts_B) else 0
-        rows = event_rows(order_BL.cpu(), counts_B, steps)
-        rows = [each.to(canvas.z.device) for each in rows]
+        rows = moved_rows(event_rows(order_BL.cpu(), counts_B, steps), canvas.z.device)
         # The step of a token ends where the next one is revealed; finished sequences stand at 0.
         times_BL = torch.cat((times_BL.clamp(min=0.0), torch.zeros_like(times_BL[:, :1])), dim=1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import SampledRows
+from ..process.arguments import check_flag, check_number
+from .counts import hidden_shares, masks_left
 from .grid import GridSampler, walk_grid
 from .order import rank_of
 from .output import SamplerOutput
@@ -24,10 +25,11 @@ Planner = Callable[[Tensor, Tensor], Tensor]
 class PathPlanningSampler(GridSampler):
     """P2 sampling (arXiv 2502.03540).
 
-    A step draws a token for every mask, scores all positions, and masks the ``floor(n (1 - alpha_s))`` of the ``n``
-    movable ones of a sequence that score lowest, written ones among them; where it was masked and is not among the
-    lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written one is ``eta`` times
-    the log-probability that the denoiser's own logits give it now (self-planning), or the planner's.
+    A step draws a token for every mask, scores all positions, and masks those of the ``n`` movable ones of a sequence
+    that score lowest, written ones among them: ``floor(n (1 - alpha_s) / (1 - alpha_1))`` of them. Where it was masked
+    and is not among the lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written
+    one is ``eta`` times the log-probability that the denoiser's own logits give it now (self-planning), or the
+    planner's.
 
     Args:
         process: mask and schedule.
@@ -51,14 +53,21 @@ class PathPlanningSampler(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.eta >= 0.0 and math.isfinite(self.eta)):
+        check_flag("greedy", self.greedy)
+        if check_number("eta", self.eta) < 0.0:
             raise ValueError(f"eta must be 0 or more, got {self.eta}")
+        if self.planner is not None and not callable(self.planner):
+            raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
+        if self.planner is not None and self.eta == 0.0:
+            raise ValueError(
+                "with eta=0 no written token is masked again, so the planner would not be asked; leave it out"
+            )
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas
         # All movable rows in every step: which they are is known before the first.
         (rows,) = planned_rows([canvas.movable])
-        size_B = canvas.movable.sum(1)
+        left_KB = self._masks_left(run)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             if not rows:
@@ -74,14 +83,20 @@ class PathPlanningSampler(GridSampler):
             masked = canvas.masked()
             fresh_BL = run.on_canvas(rows, drawn.log_probs[:, 0], 0.0)
             score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s))
-            hidden_fraction_B = 1.0 - self.process.visible_probability(s.double())
-            kept_B = size_B - torch.floor(hidden_fraction_B * size_B + 1e-6).long()
+            kept_B = left_KB[0] - left_KB[step + 1]
             score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(~canvas.movable, float("-inf"))
             kept_BL = rank_of(score_BL) < kept_B[:, None]
             run.write_where(kept_BL & masked, rows, drawn)
             run.mask_again(canvas.movable & ~masked & ~kept_BL)
 
         return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
+
+    def _masks_left(self, run: Run) -> Tensor:
+        """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``."""
+        sizes = run.canvas.movable.sum(1).tolist()
+        shares = hidden_shares(self.process, self.times)
+        left_of = {size: masks_left(shares, size) for size in set(sizes)}
+        return torch.tensor([left_of[size] for size in sizes], device=run.canvas.z.device).T
 
     def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor) -> Tensor:
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""

@@ -210,7 +210,7 @@ def test_guidance_by_nothing_and_a_mask_that_is_nowhere_are_refused() -> None:
         AncestralSampler(PROCESS, cfg_scale=2.0)(RandomNetwork(3, 2, 0), (1, 2))
     with pytest.raises(ValueError, match="no sequence holds the mask token 3 at a real position"):
         AncestralSampler(PROCESS, check=True)(RandomNetwork(3, 2, 0), x_init=torch.tensor([[0, 1]]))
-    with pytest.raises(ValueError, match="mask_token_id is 9 and the logits have 4 classes"):
+    with pytest.raises(ValueError, match="token id 9"):
         AncestralSampler(MaskedDiffusion(9))(RandomNetwork(3, 2, 0), x_init=torch.tensor([[0, 9]]))
 
 

@@ -57,7 +57,8 @@ def test_temperature_is_that_of_the_tokens_when_reranking_and_when_tilting(fract
     table = random_table(3, 3, times, 0, 3)
     blind = small_discriminator()
     with torch.no_grad():
-        blind.head[2].parametrizations.weight.original.zero_()
+        blind.head = torch.nn.Sequential(torch.nn.Linear(16, 1))
+        blind.head[0].weight.zero_()
     sampler = RGASampler(PROCESS, num_steps=1, tilt_fraction=fraction, temperature=0.5)
     out = sampler(table, blind, (20_000, 3), generator=seeded(2))
     law = exact.sampler_law(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
@@ -108,11 +109,11 @@ def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
     judge = lambda z, t: -z.float()  # noqa: E731
     canvas = Canvas(MaskedDiffusion(9), (1, 4), generator=seeded(0))
     tokens = torch.tensor([1, 2, 3, 6])
-    t = torch.tensor([0.5])
+    t = torch.tensor([0.5]), {}
     mean, total = (RGASampler(MaskedDiffusion(9), normalize=how) for how in ("mean", "sum"))
     rows = torch.arange(4)
-    assert mean._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [3.0]
-    assert total._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [12.0]
+    assert mean._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [3.0]
+    assert total._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [12.0]
     scores = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
     wide = Canvas(MaskedDiffusion(9), (20_000, 1), generator=seeded(1))
     for scale in (1.0, 3.0):
@@ -127,7 +128,7 @@ def test_masked_positions_alone_count_where_so_chosen_and_prompt_and_padding_nev
     real = torch.tensor([[True, True, True, False]])
     canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=real, generator=seeded(0))
     every, masked = (RGASampler(PROCESS, rerank_positions=which) for which in ("all", "masked"))
-    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5])
+    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5]), {}
     assert every._candidate_scores(*arguments).tolist() == [-2.5]
     assert masked._candidate_scores(*arguments).tolist() == [-3.0]
 
