@@ -210,6 +210,8 @@ def _range_of_ids(x_init: Any) -> tuple[int, int]:
         raise TypeError(f"x_init must be a torch tensor, got {type(x_init).__name__}; pass torch.tensor(x_init)")
     if x_init.dtype != torch.long or x_init.dim() != 2:
         raise TypeError(f"x_init must be int64 [batch, length], got {x_init.dtype} {list(x_init.shape)}")
+    if x_init.is_meta:
+        raise TypeError("x_init is on the meta device and holds no ids; move it to a real one")
     if x_init.numel() == 0:
         raise ValueError(f"x_init has shape {list(x_init.shape)}; pass at least one sequence of at least one position")
     smallest, largest = torch.stack(x_init.aminmax()).tolist()

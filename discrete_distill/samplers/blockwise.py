@@ -14,7 +14,7 @@ from ..process.arguments import check_choice, check_whole_number
 from .options import Sampler
 from .output import SamplerOutput
 from .rga import RGASampler
-from .trajectory import StepCallback
+from .trajectory import StepCallback, checked_callback
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class BlockwiseSampler:
             attention_mask=attention_mask,
             writable=writable,
             first_row=first_row,
-            generator=Generator(generator.device if isinstance(generator, Generator) else "cpu"),
-            device=device if device is not None or x_init is not None or generator is None else generator.device,
+            generator=_without_draws(generator),
+            device=device,
         )
         given = ~start.process.is_masked(start.z)
         z, log_probs, nfe, evaluations = start.z, start.log_probs, 0, 0
@@ -131,11 +131,18 @@ class BlockwiseSampler:
         return [movable_BL & (number_BL == number) for number in present] or [movable_BL]
 
 
+def _without_draws(generator: Generator | None) -> Generator | None:
+    """Another generator on the same device: the canvas of each block draws a seed, that of the whole none."""
+    if generator is None:
+        return Generator()
+    return Generator(generator.device) if isinstance(generator, Generator) else generator
+
+
 class _Counted:
     """A callback whose steps are numbered through all blocks."""
 
     def __init__(self, callback: StepCallback) -> None:
-        self.callback, self.steps = callback, 0
+        self.callback, self.steps = checked_callback(callback), 0
 
     def __call__(self, _step: int, state: Tensor) -> None:
         self.callback(self.steps, state)

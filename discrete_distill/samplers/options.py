@@ -138,7 +138,7 @@ class GridOptions(SamplerOptions):
     Args:
         num_steps: steps; one in which nothing is revealed anywhere costs no call.
         grid: "uniform" in time; "cosine", ``t_k = cos(pi k / 2 K)``, which takes short steps near all mask; or the
-            times themselves, descending, of which there is one more than steps (``num_steps`` is then not used).
+            times themselves, descending, of which there is one more than steps (``num_steps`` may then be left out).
         end: last time of a "uniform" or "cosine" grid. A grid that ends at 0 leaves no mask.
         noise_removal: what becomes of masks that a grid with an ``end`` above 0 leaves: one more pass that draws them
             ("sample") or takes the likeliest tokens ("greedy"), counted when there are any; or nothing ("none").
@@ -161,6 +161,11 @@ class GridOptions(SamplerOptions):
             raise ValueError(f"the grid must end in [0, 1), got {self.end}")
         check_choice("noise_removal", self.noise_removal, ("sample", "greedy", "none"))
         times = self.times
+        default = GridOptions.__dataclass_fields__["num_steps"].default
+        if not isinstance(self.grid, str) and self.num_steps not in (default, len(times) - 1):
+            raise ValueError(
+                f"the grid has {len(times) - 1} steps, and num_steps is {self.num_steps}; leave num_steps out"
+            )
         if self.noise_removal != "sample" and times[-1] == 0.0:
             raise ValueError(
                 f'noise_removal="{self.noise_removal}" has nothing to do on a grid that ends at 0, where no mask is '
@@ -254,8 +259,8 @@ class Sampler(SamplerOptions):
             **cond: passed to the denoiser.
 
         Raises:
-            TypeError: if an argument has a wrong type, a condition the name of an option, or the denoiser does not take a
-                condition.
+            TypeError: if an argument has a wrong type, a condition has the name of an option, or the denoiser does not
+                take a condition.
             ValueError: if shapes do not fit, or logits were NaN or all -inf somewhere (the row is named).
         """
         run = self.begin(

@@ -59,9 +59,7 @@ class PathPlanningSampler(GridSampler):
         if self.planner is not None and not callable(self.planner):
             raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:
-            raise ValueError(
-                "with eta=0 no written token is masked again, so the planner would not be asked; leave it out"
-            )
+            raise ValueError("eta=0 never masks a written token again, so it asks no planner; leave the planner out")
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas
@@ -82,7 +80,7 @@ class PathPlanningSampler(GridSampler):
             assert drawn.statistic is not None
             masked = canvas.masked()
             fresh_BL = run.on_canvas(rows, drawn.log_probs[:, 0], 0.0)
-            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s))
+            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s, step))
             kept_B = left_KB[0] - left_KB[step + 1]
             score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(~canvas.movable, float("-inf"))
             kept_BL = rank_of(score_BL) < kept_B[:, None]
@@ -98,7 +96,7 @@ class PathPlanningSampler(GridSampler):
         left_of = {size: masks_left(shares, size) for size in set(sizes)}
         return torch.tensor([left_of[size] for size in sizes], device=run.canvas.z.device).T
 
-    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor) -> Tensor:
+    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor, step: int) -> Tensor:
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
         assert drawn.statistic is not None
         if self.eta == 0.0:
@@ -107,4 +105,10 @@ class PathPlanningSampler(GridSampler):
             return self.eta * run.on_canvas(rows, drawn.statistic, 0.0)
         run.other_calls += 1
         filled = torch.where(run.canvas.masked(), run.on_canvas(rows, drawn.tokens[:, 0], 0), run.canvas.z)
-        return self.eta * self.planner(filled, s).float()
+        scores_BL = self.planner(filled, s)
+        if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
+            got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
+            raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")
+        written = run.canvas.movable & ~run.canvas.masked()
+        run.note_bad_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
+        return self.eta * scores_BL.float()
