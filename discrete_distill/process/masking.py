@@ -255,7 +255,8 @@ class MaskedDiffusion:
             generator: source of randomness.
             **cond: passed to the denoiser.
         """
-        check_conditions(cond, denoiser)
+        # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
+        check_conditions({name: value for name, value in cond.items() if name != "s"}, denoiser)
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
         masked = self.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)

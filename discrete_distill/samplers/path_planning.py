@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels import SampledRows
 from ..process.arguments import check_flag, check_number
+from ..process.conditions import call_network, check_keywords
 from .counts import hidden_shares, masks_left
 from .grid import GridSampler, walk_grid
 from .order import rank_of
@@ -18,7 +19,7 @@ from .rows import Rows, planned_rows
 from .run import Drawn, Run
 from .trajectory import StepCallback
 
-Planner = Callable[[Tensor, Tensor], Tensor]
+Planner = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class PathPlanningSampler(GridSampler):
         num_steps: steps; each is one call.
         eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
         planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
-            written tokens; counted among the network evaluations. Self-planning if None.
+            written tokens; passed the attention mask and the conditions where there are any, and counted among the
+            network evaluations. Self-planning if None.
         greedy: the likeliest token in place of a draw.
 
     The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
     denoiser that only knows masked positions needs a planner, or ``eta=0``.
 
     Raises:
-        ValueError: if ``eta`` is negative.
+        TypeError: if an option has a wrong type.
+        ValueError: if ``eta`` is negative, or 0 with a planner that would not be asked.
     """
 
     _: KW_ONLY
@@ -63,6 +66,8 @@ class PathPlanningSampler(GridSampler):
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas
+        if self.planner is not None:
+            check_keywords(self.planner, self.planner, run.conditions())
         # All movable rows in every step: which they are is known before the first.
         (rows,) = planned_rows([canvas.movable])
         left_KB = self._masks_left(run)
@@ -100,12 +105,12 @@ class PathPlanningSampler(GridSampler):
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
         assert drawn.statistic is not None
         if self.eta == 0.0:
-            return torch.zeros_like(run.canvas.log_probs)
+            return torch.full_like(run.canvas.log_probs, float("inf"))
         if self.planner is None:
             return self.eta * run.on_canvas(rows, drawn.statistic, 0.0)
         run.other_calls += 1
         filled = torch.where(run.canvas.masked(), run.on_canvas(rows, drawn.tokens[:, 0], 0), run.canvas.z)
-        scores_BL = self.planner(filled, s)
+        scores_BL = call_network(self.planner, self.planner, filled, s, cond=run.conditions())
         if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
             got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
             raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")

@@ -20,7 +20,7 @@ from .options import GridOptions
 from .output import SamplerOutput
 from .ratio_score import Candidate, CandidateScorer
 from .rows import Rows
-from .run import Run
+from .run import Run, conditions_of
 from .tilt_plan import TiltGroup, TiltPlan
 from .trajectory import StepCallback
 
@@ -165,7 +165,7 @@ class RGASampler(GridOptions):
                 "a discriminator is a network of (z, t), a reward of (z, t) or a CandidateScorer, got "
                 f"{type(discriminator).__name__}"
             )
-        conditions = conditions_of(run.canvas, run.cond)
+        conditions = run.conditions()
         if isinstance(discriminator, Discriminator):
             check_keywords(discriminator, discriminator.from_embeddings, conditions)
         check_keywords(discriminator, discriminator, conditions)
@@ -273,7 +273,7 @@ class RGASampler(GridOptions):
         canvas = run.canvas
         draw = canvas.uniform(step, STREAM_REMASK)
         z = with_tokens(canvas, rows.index, tokens)
-        return Candidate(z, s, rows.index, canvas.movable, draw, conditions_of(canvas, run.cond))
+        return Candidate(z, s, rows.index, canvas.movable, draw, run.conditions())
 
     def _candidate_scores(
         self,
@@ -315,12 +315,6 @@ class RGASampler(GridOptions):
     def _weights(self, scores_BM: Tensor) -> Tensor:
         """``softmax(scale * score)`` over candidates, fp64 ``[B, M]``; NaN where the scores choose nothing."""
         return torch.softmax(self.rerank_scale * scores_BM.double(), dim=1)
-
-
-def conditions_of(canvas: Canvas, cond: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions, and the attention mask where there is one: what every network is passed."""
-    mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
-    return {**mask, **cond}
 
 
 def with_tokens(canvas: Canvas, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary, N rows, n rows of a chunk, M ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +74,10 @@ class Run:
             )
         # All sequences are the same until something is written, unless something else tells them apart.
         self.all_alike = canvas.unconditional and canvas.attention_mask is None and not cond
+
+    def conditions(self) -> dict[str, Any]:
+        """What every network is passed beside tokens and times: the conditions, and the attention mask, if any."""
+        return conditions_of(self.canvas, self.cond)
 
     def select(self, flags_BL: Tensor, capacity: int | None = None) -> Rows:
         """The flagged rows; in a static run padded to ``capacity``, by default to all rows."""
@@ -268,6 +272,12 @@ class Run:
         if self.other_calls:
             self._raise_bad_scores()
         return SamplerOutput(canvas.z, self.nfe, self.nfe + self.other_calls, canvas.log_probs, history)
+
+
+def conditions_of(canvas: Canvas, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions, and the attention mask of the canvas where there is one."""
+    mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
+    return {**mask, **cond}
 
 
 def guided(conditional_nV: Tensor, unconditional_nV: Tensor, scale: float) -> Tensor:

@@ -84,7 +84,7 @@ def test_conditions_of_other_names_pass_and_so_does_a_near_one_that_the_denoiser
     assert heard == [(3, 5)]
 
 
-@pytest.mark.parametrize("name", ["s", "rows"])
+@pytest.mark.parametrize("name", ["x_t", "rows"])
 def test_paths_and_bounds_refuse_them_too(name) -> None:
     from discrete_distill import IntermediateStateMatcher
 
