@@ -86,7 +86,7 @@ class Canvas:
                 )
         attention_mask = _checked_mask("attention_mask", attention_mask, x_init)
         writable = _checked_mask("writable", writable, x_init)
-        check_whole_number("first_row", first_row, 0)
+        first_row = check_whole_number("first_row", first_row, 0)
         batch, length = x_init.shape
         if (first_row + batch) * length > MAX_POSITIONS:
             raise ValueError(
@@ -189,6 +189,22 @@ class Canvas:
         self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
 
 
+def check_rows(cond: dict[str, Any], batch: int) -> None:
+    """Refuse conditions of each sequence that cannot be taken for some of the sequences, as `take_rows` does.
+
+    Raises:
+        TypeError: if one is a list or a numpy array with an entry for each sequence.
+    """
+    for name, value in cond.items():
+        is_array = hasattr(value, "__array__") and not isinstance(value, Tensor)
+        size = len(value) if isinstance(value, list) else value.shape[0] if is_array and value.ndim else None
+        if size == batch:
+            raise TypeError(
+                f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, because a denoiser "
+                "is asked about some sequences at a time"
+            )
+
+
 def take_rows(value: Any, needed: Tensor, batch: int) -> Any:
     """The value at some of the sequences, if it has one for each of the batch; itself otherwise."""
     is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
@@ -199,9 +215,8 @@ def _checked_shape(shape: Any) -> tuple[int, int]:
     """The shape, if it is two integers of 1 or more."""
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:
         raise TypeError(f"shape must be (batch, length), got {shape!r}")
-    for name, size in zip(("batch", "length"), shape, strict=True):
-        check_whole_number(f"{name} in shape", size, 1)
-    return int(shape[0]), int(shape[1])
+    batch, length = shape
+    return check_whole_number("batch in shape", batch, 1), check_whole_number("length in shape", length, 1)
 
 
 def _range_of_ids(x_init: Any) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import math
 from numbers import Integral, Real
 
 
-def check_whole_number(name: str, value: object, minimum: int) -> None:
-    """Refuse a ``value`` that is no integer of ``minimum`` or more.
+def check_whole_number(name: str, value: object, minimum: int) -> int:
+    """Return ``value`` as an int; refuse what is no integer of ``minimum`` or more.
 
     Raises:
         TypeError: if it is no integer; a bool, a float and a tensor are none.
@@ -17,6 +17,7 @@ def check_whole_number(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
     if int(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
 
 
 def check_number(name: str, value: object) -> float:

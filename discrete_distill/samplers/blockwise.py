@@ -142,7 +142,8 @@ class _Counted:
     """A callback whose steps are numbered through all blocks."""
 
     def __init__(self, callback: StepCallback) -> None:
-        self.callback, self.steps = checked_callback(callback), 0
+        checked_callback(callback)
+        self.callback, self.steps = callback, 0
 
     def __call__(self, _step: int, state: Tensor) -> None:
         self.callback(self.steps, state)

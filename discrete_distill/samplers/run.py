@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas, take_rows
+from ..canvas import Canvas, check_rows, take_rows
 from ..kernels import SampledRows
 from ..process import Denoiser, ignores_time, logits_in_parts
 from ..process.denoiser import LogitsOfPart
@@ -45,6 +45,7 @@ class Run:
         static: shapes that do not depend on data, and no waiting for the device.
 
     Raises:
+        TypeError: if a condition has an entry for each sequence and is no tensor.
         ValueError: if guidance has nothing to guide by.
     """
 
@@ -62,6 +63,7 @@ class Run:
     ) -> None:
         self.canvas, self.denoiser, self.law, self.cond = canvas, denoiser, law, cond
         self.cfg_scale, self.chunk_rows, self.check, self.static = cfg_scale, chunk_rows, check, static
+        check_rows(cond, canvas.batch)
         self.nfe = self.other_calls = 0
         # Rows without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if `check`.
         self.bad_rows = torch.zeros_like(canvas.movable)
