@@ -200,7 +200,7 @@ def check_rows(cond: dict[str, Any], batch: int) -> None:
         size = len(value) if isinstance(value, list) else value.shape[0] if is_array and value.ndim else None
         if size == batch:
             raise TypeError(
-                f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, because a denoiser "
+                f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, for a denoiser "
                 "is asked about some sequences at a time"
             )
 
