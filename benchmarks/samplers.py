@@ -111,7 +111,7 @@ def our_sampler(denoiser: Any, shape: tuple[int, int], mask: int, num_steps: int
 
 def fixed(logits: Tensor) -> Callable[..., Tensor]:
     """A denoiser that costs nothing."""
-    return lambda x, t: logits
+    return lambda x, t: logits[: len(x)]
 
 
 def reverse_step(results: Results) -> None:

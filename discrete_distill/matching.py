@@ -20,6 +20,8 @@ from torch import Generator, Tensor
 from .canvas import Canvas
 from .kernels import sample_rows
 from .process import Denoiser, MaskedDiffusion, TimeLaw, logits_at
+from .process.conditions import check_conditions
+from .process.denoiser import check_ids
 from .rollout import PathStep, Rollout, repeated_rows
 
 
@@ -104,6 +106,8 @@ class IntermediateStateMatcher:
             generator=generator,
             device=device,
         )
+        check_conditions(cond, student)
+        check_ids(student, canvas.largest_id)
         times_KB = self.times(batch, group_size, canvas.z.device, generator)
         if self.branching:
             steps, movable = self._branching_path(canvas, student, times_KB, copies, generator, cond)

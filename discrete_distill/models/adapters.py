@@ -183,6 +183,15 @@ class ForeignDenoiser(nn.Module):
         self.convention = convention
         self.schedule = schedule if schedule is not None else LogLinearSchedule()
 
+    @property
+    def num_classes(self) -> int | None:
+        """How many token ids the model reads; None where it does not tell."""
+        try:
+            table = getattr(self.model, "get_input_embeddings", lambda: None)()
+        except NotImplementedError:
+            return None
+        return getattr(table, "num_embeddings", None)
+
     def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
         """Raw logits ``[B, L, V]`` of ids ``[B, L]`` at times ``[B]``."""
         return self._aligned(self._call(x_t, t, attention_mask, cond))

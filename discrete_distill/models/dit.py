@@ -220,6 +220,11 @@ class DiT(HubNetwork):
         """Whether its answer depends on ``t`` or ``s``; if not, samplers share more of its answers."""
         return self.config.time_conditioning or self.config.step_conditioning
 
+    @property
+    def num_classes(self) -> int:
+        """Size of the vocabulary, mask included."""
+        return self.config.vocab_size
+
     def embed(self, x_t: Tensor) -> Tensor:
         """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
 

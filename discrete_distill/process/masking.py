@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..kernels import token_losses
-from .denoiser import Denoiser, logits_at
+from .conditions import check_conditions
+from .denoiser import Denoiser, logits_in_parts
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .time import StratifiedTime, TimeLaw
 
@@ -254,10 +255,12 @@ class MaskedDiffusion:
             generator: source of randomness.
             **cond: passed to the denoiser.
         """
+        # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
+        check_conditions({name: value for name, value in cond.items() if name != "s"}, denoiser)
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
         masked = self.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_NV = logits_at(denoiser, z_t, t, rows, **cond)
+        logits_NV = logits_in_parts(denoiser, z_t, t, rows, cond=cond, largest_id=self.mask_token_id)(slice(None))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)

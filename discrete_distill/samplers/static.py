@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from ..canvas import Canvas
 from ..process import Denoiser
+from ..process.denoiser import check_ids
 from .ancestral import AncestralSampler
 from .output import SamplerOutput
 from .rows import Rows
@@ -39,8 +40,9 @@ class StaticSampler:
         capture: capture a CUDA graph; by default on CUDA.
 
     Raises:
-        ValueError: if the sampler is asked for what needs the host in between (``check``), or a graph is to be captured
-            without CUDA.
+        TypeError: if the sampler is no `AncestralSampler`.
+        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``) or for
+            guidance, or a graph is to be captured without CUDA.
     """
 
     def __init__(
@@ -52,6 +54,18 @@ class StaticSampler:
         device: torch.device | str = "cpu",
         capture: bool | None = None,
     ) -> None:
+        if type(sampler) is not AncestralSampler:
+            raise TypeError(
+                f"an AncestralSampler is replayed, got {type(sampler).__name__}, whose rows depend on more than coins"
+            )
+        if sampler.cfg_scale != 1.0:
+            raise ValueError(
+                f"cfg_scale = {sampler.cfg_scale} guides by a prompt or a condition, and a StaticSampler has neither; "
+                "leave it at 1"
+            )
+        if sampler.progress:
+            raise ValueError("progress=True shows single steps, and a graph is replayed as a whole; leave it out")
+        check_ids(denoiser, sampler.process.mask_token_id)
         if sampler.check:
             raise ValueError("check=True looks at logits in every step, which waits for the device; leave it out")
         self.sampler, self.denoiser, self.shape = sampler, denoiser, shape

@@ -378,3 +378,10 @@ def test_its_parameters_are_the_models_and_it_trains_as_a_student() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["bert", "esm"])
+def test_a_mask_that_the_model_does_not_know_is_refused_before_it_is_called(kind: str) -> None:
+    denoiser = as_denoiser(randomised(masked_lm(kind)))
+    with pytest.raises(ValueError, match=f"token id {V} is outside the {V} classes"):
+        AncestralSampler(MaskedDiffusion(V), num_steps=2)(denoiser, (2, LENGTH))

@@ -264,7 +264,7 @@ def test_a_vocabulary_without_the_mask_is_refused() -> None:
     process = MaskedDiffusion(VOCAB)
     with pytest.raises(ValueError, match="mask_token_id 3 is outside the 3 classes"):
         process.log_probs(torch.zeros(1, 3, VOCAB), X[None])
-    with pytest.raises(ValueError, match="mask_token_id is 3 and the logits have 3 classes"):
+    with pytest.raises(ValueError, match="token id 3"):
         process.nelbo(lambda x, t: torch.zeros(1, 3, VOCAB), X[None], by="count")
 
 

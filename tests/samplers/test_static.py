@@ -130,3 +130,21 @@ def test_what_needs_the_host_is_refused() -> None:
         StaticSampler(AncestralSampler(PROCESS, check=True), small_network(), (1, LENGTH))
     with pytest.raises(ValueError, match="a graph is captured on CUDA, and the device is cpu"):
         StaticSampler(AncestralSampler(PROCESS), small_network(), (1, LENGTH), capture=True)
+
+
+@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}])
+def test_options_that_it_cannot_honour_are_refused(options) -> None:
+    (value,) = options.values()
+    with pytest.raises(ValueError, match=str(value)):
+        StaticSampler(AncestralSampler(PROCESS, **options), small_network(), (1, LENGTH))
+
+
+@pytest.mark.parametrize("kind", [AnalyticSampler, ConfidenceSampler, ReMaskingSampler, RGASampler])
+def test_another_sampler_is_refused_and_not_replaced(kind) -> None:
+    with pytest.raises(TypeError, match=kind.__name__):
+        StaticSampler(kind(PROCESS), small_network(), (1, LENGTH))
+
+
+def test_a_mask_outside_the_vocabulary_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=f"token id {VOCAB} "):
+        StaticSampler(AncestralSampler(MaskedDiffusion(VOCAB)), small_network(), (1, LENGTH))
