@@ -19,7 +19,9 @@ ROOT = PACKAGE.parent
 
 # Each part of the package, and the floor it stands on; it may import floors below, and itself.
 FLOORS = {
+    "checks": 0,
     "collective": 0,
+    "streams": 0,
     "kernels": 0,
     "process": 1,
     "canvas": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..checks import check_all_counts, check_count, check_number
 from ..divergence import DivergenceKind
 from ..rewards import Baseline, Scale
 
@@ -124,20 +125,26 @@ class DiDiInstructConfig:
                 raise ValueError(f"{name} is one of {get_args(hint)}, got {getattr(self, name)!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("group_size", "corruptions", "ratio_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("kl_coefficient", "entropy_coefficient", "ratio_warmup", "window"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.path_steps or min(self.path_steps) < 1:
-            raise ValueError(f"path_steps needs one or more numbers of 1 or more, got {self.path_steps}")
-        if not 0.0 <= self.tau_low < self.tau_high <= 1.0:
-            raise ValueError(f"0 <= tau_low < tau_high <= 1 is needed, got {self.tau_low} and {self.tau_high}")
-        if not 0.0 < self.hidden <= 1.0:
-            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        check_all_counts(self, "group_size", "corruptions", "ratio_updates")
+        check_all_counts(self, "ratio_warmup", "window", least=0)
+        if self.gradient_steps is not None:
+            check_count("gradient_steps", self.gradient_steps)
+        for steps in self.path_steps:
+            check_count("path_steps", steps)
+        if not self.path_steps:
+            raise ValueError("path_steps needs one or more numbers of steps, got none")
+        for name in ("kl_coefficient", "entropy_coefficient", "omega_low"):
+            check_number(name, getattr(self, name), least=0.0)
+        check_number("omega_high", self.omega_high, above=self.omega_low)
+        check_number("tau_low", self.tau_low, least=0.0)
+        check_number("tau_high", self.tau_high, above=self.tau_low, most=1.0)
+        check_number("tau_shape", self.tau_shape, above=0.0)
+        check_number("hidden", self.hidden, above=0.0, most=1.0)
+        check_number("kl_beta", self.kl_beta, least=0.0, most=1.0)
+        check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
+        check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
+        if self.advantage_clip is not None:
+            check_number("advantage_clip", self.advantage_clip, above=0.0, finite=False)
 
     @classmethod
     def paper(cls, **changes: Any) -> DiDiInstructConfig:

@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..canvas import Canvas
+from ..checks import check_all_counts
 from ..divergence import token_divergence
 from ..kernels import sample_rows
 from ..models import DiT
@@ -62,11 +63,7 @@ class SDTTConfig:
     step_conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or self.rounds < 1 or self.teacher_steps < 1:
-            raise ValueError(
-                "teacher_steps, factor and rounds must be at least 1, got "
-                f"{self.teacher_steps}, {self.factor} and {self.rounds}"
-            )
+        check_all_counts(self, "teacher_steps", "factor", "rounds")
         if self.teacher_steps % self.factor**self.rounds:
             raise ValueError(
                 f"{self.rounds} rounds of factor {self.factor} need teacher_steps that {self.factor**self.rounds} "

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..kernels import sample_rows
 from ..models import DiTConfig
 from ..process import MaskedDiffusion
@@ -52,6 +53,10 @@ class AutoregressiveConfig:
     )
     batch_size: int = 64
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("--autoregressive.batch-size", self.batch_size)
+        check_number("--autoregressive.dropout", self.dropout, least=0.0, below=1.0)
 
 
 def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0) -> nn.Module:

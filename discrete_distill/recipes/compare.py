@@ -48,6 +48,7 @@ def run_stage(stage: str, config: ComparisonConfig, command: str) -> None:
         names,
         check=lambda: comparison.check_stages(names),
         description=description if config.dry_run else None,
+        hold=comparison.hold,
     )
 
 

@@ -13,11 +13,11 @@ from torch import Generator, nn
 
 from ..models import DiT
 from ..samplers import SamplerOutput
-from ..training import LoopConfig, TrainingLoop
+from ..training import LoopConfig, TrainingLoop, flat_settings
 from .autoregressive import AutoregressiveConfig, AutoregressiveSampler, AutoregressiveTraining, load_autoregressive
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
 from .comparison_settings import ComparisonConfig
-from .distill import Distillation, DistillConfig, Trainee, save_student
+from .distill import Distillation, DistillConfig, Trainee, save_student, weights_digest
 from .evaluate import Contestant, Evaluation
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
@@ -99,6 +99,10 @@ class Training:
             shown=("log_ratio", "divergence", "loss", "entropy"),
             rank=accelerator.process_index,
             device=accelerator.device,
+            settings={
+                **flat_settings(method, name, leave_out=(f"{name}.loop", f"{name}.parallel")),
+                "teacher": weights_digest(teacher),
+            },
         ).run()
         if accelerator.is_main_process:
             _save(trainee, folder / "student")

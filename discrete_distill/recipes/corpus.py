@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count
 from .assets import BUNDLED, asset
 from .fasta import is_fasta, read_fasta
 from .tokenizer import TextTokenizer
@@ -43,6 +44,10 @@ class DataConfig:
     vocab_size: int = 2048
     length: int = 128
     cache: str = ""
+
+    def __post_init__(self) -> None:
+        check_count("--data.vocab-size", self.vocab_size, least=2)
+        check_count("--data.length", self.length)
 
 
 @dataclass

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_model
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
 from .corpus import TokenStream
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class JudgeConfig:
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "hidden_size", "num_layers", "num_heads", "batch_size", "evaluate_every"):
+            check_count(f"--judge.{name.replace('_', '-')}", getattr(self, name))
+        check_number("--judge.dropout", self.dropout, least=0.0, below=1.0)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if not 0 <= self.eos_token_id < self.vocab_size:
@@ -133,6 +137,7 @@ def train_judge(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
+        settings=flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
     ).run()
     if accelerator.is_main_process:
         save_judge(learner.averaged, config, directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from rich.markdown import Markdown
 from ..evaluation import Judge, TextJudge
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
-from ..training import read_metrics
+from ..training import flat_settings, folder_lock, read_metrics
+from ..training.stored_settings import Setting
 from .assets import BUNDLED, asset
 from .command_line import run_stages
 from .corpus import TokenStream, load_streams, read_documents, split_documents
-from .distill import distil
+from .distill import SETTINGS_FILE, distil
 from .environment import describe_machine, make_accelerator, make_folder
 from .evaluate import RESULTS_FILE, evaluate
 from .guide import GUIDE_FOLDER, Guide
@@ -113,8 +114,16 @@ class Pipeline:
             return describe_run(self.config, methods, names, self.accelerator, lambda: self.check(names))
 
         run_stages(
-            stages, names, check=lambda: self.check(names), description=description if self.config.dry_run else None
+            stages,
+            names,
+            check=lambda: self.check(names),
+            description=description if self.config.dry_run else None,
+            hold=nullcontext if stage == "sample" else self.hold,
         )
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder; the first process does it for all."""
+        return folder_lock(self.directory) if self.accelerator.is_main_process else nullcontext()
 
     def check(self, stages: tuple[str, ...]) -> None:
         """Look for everything that the stages will need, before the first of them starts or writes.
@@ -255,7 +264,8 @@ class Pipeline:
         """Measure teacher and student; figures go to ``evaluation.json``."""
         teacher, judge = self.load_teacher(), self.load_judge()
         student, discriminator = self.load_student()
-        guidance = self.config.distill.prior_guidance
+        settings = self._settings_used()
+        guidance = float(settings["distill.prior_guidance"] or 0.0)
         evaluate(
             self.config.evaluate,
             teacher,
@@ -267,7 +277,20 @@ class Pipeline:
             self.accelerator,
             make_folder(self.directory),
             guided_teacher=guide_by_prior(teacher, guidance, self.process.mask_token_id) if guidance else None,
+            provenance={
+                "command": self.command,
+                "machine": describe_machine(self.accelerator),
+                "settings": settings,
+            },
         )
+
+    def _settings_used(self) -> dict[str, Setting]:
+        """This command's settings, and those that the student was really made with."""
+        settings = flat_settings(self.config)
+        file = self.directory / "student" / SETTINGS_FILE
+        if file.exists():
+            settings |= {name: value for name, value in json.loads(file.read_text()).items() if name in settings}
+        return settings
 
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""
@@ -282,9 +305,9 @@ class Pipeline:
             self.directory,
             guide_history=read_metrics(self.directory / GUIDE_FOLDER),
             title=f"Distillation: {self.config.name}",
-            command=self.command,
-            machine=describe_machine(self.accelerator),
-            settings=asdict(self.config),
+            command=results.get("command", self.command),
+            machine=results.get("machine", describe_machine(self.accelerator)),
+            settings=results.get("settings", flat_settings(self.config)),
         )
         frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
         page = "\n\n".join(

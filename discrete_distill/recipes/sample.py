@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_number
 from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, SamplerOutput
@@ -42,10 +43,10 @@ class SampleConfig:
     seconds_per_step: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.steps < 1:
-            raise ValueError(f"count and steps must be at least 1, got {self.count} and {self.steps}")
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_count("--sample.count", self.count)
+        check_count("--sample.steps", self.steps)
+        check_number("--sample.temperature", self.temperature, above=0.0)
+        check_number("--sample.seconds-per-step", self.seconds_per_step, least=0.0)
 
 
 def sample_text(

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count
 from ..models import DiT, DiTConfig
 from ..process import MaskedDiffusion
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from .assets import BUNDLED, asset
 from .corpus import TokenStream
 
@@ -64,6 +65,10 @@ class TeacherConfig:
     evaluate_every: int = 500
     half_precision: bool = True
 
+    def __post_init__(self) -> None:
+        check_count("--teacher.batch-size", self.batch_size)
+        check_count("--teacher.evaluate-every", self.evaluate_every)
+
 
 def train_teacher(
     config: TeacherConfig,
@@ -96,6 +101,7 @@ def train_teacher(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
+        settings=flat_settings(config, "teacher", leave_out=("teacher.loop", "teacher.path", "teacher.evaluate_every")),
     ).run()
     if accelerator.is_main_process:
         trained = copy.deepcopy(cast(DiT, learner.averaged))

@@ -185,7 +185,7 @@ def test_in_each_round_the_student_becomes_the_teacher_and_a_state_goes_on() -> 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"teacher_steps": 0}, "must be at least 1"),
+        ({"teacher_steps": 0}, "teacher_steps|factor|rounds"),
         ({"teacher_steps": 12, "rounds": 3}, "need teacher_steps that 8 divides, got 12"),
         ({"target": "js"}, "target is one of"),
     ],

@@ -132,9 +132,9 @@ def test_a_learner_goes_on_exactly_where_another_was_saved() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"learning_rate must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"learning_rate.*0\.0"):
         OptimizerConfig(learning_rate=0.0)
-    with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1\.0"):
+    with pytest.raises(ValueError, match=r"ema_decay.*1\.0"):
         OptimizerConfig(ema_decay=1.0)
 
 
