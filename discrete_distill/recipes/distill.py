@@ -51,7 +51,8 @@ class DistillConfig:
         accumulate: parts that a batch is worked off in, one after another, for less memory. Advantages are scaled
             within a part, and a discriminator that gives the reward does so before its own update.
         student: its optimiser (paper: rate 1e-6, EMA 0.999).
-        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5).
+        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
+            updates that its network makes, see `planned_updates`.
         discriminator: train one, for the log-ratio or for guided sampling.
         discriminator_blocks: its trainable blocks (paper: 4).
         discriminator_every: student steps between its updates.
@@ -95,6 +96,25 @@ class DistillConfig:
             )
         if self.method.log_ratio == "discriminator" and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
+        self.planned_updates()
+
+    def planned_updates(self) -> dict[str, int]:
+        """Updates of each network in the whole run, over which its learning-rate schedule is spread.
+
+        Raises:
+            ValueError: if the student would never be updated.
+        """
+        steps, method = self.loop.num_steps, self.method
+        if method.ratio_warmup >= steps:
+            raise ValueError(
+                f"a warm-up of {method.ratio_warmup} steps leaves the student no update in {steps} steps; lower "
+                "--distill.method.ratio-warmup, or raise --distill.loop.num-steps"
+            )
+        return {
+            "student": steps - method.ratio_warmup,
+            "auxiliary": steps * method.ratio_updates,
+            "discriminator": math.ceil(steps / self.discriminator_every),
+        }
 
 
 class Trainee(Protocol):
@@ -129,21 +149,17 @@ class Distillation:
         self.accelerator = accelerator
         if config.prior_guidance:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
-        method, steps = config.method, config.loop.num_steps
-        parallel = config.parallel
-        # A schedule ends where the updates of its network end: the student stands still while the ratio warms up.
-        student_updates = max(1, steps - method.ratio_warmup)
+        method, parallel, updates = config.method, config.parallel, config.planned_updates()
         student = DiDiInstruct.make_student(teacher, method)
-        self.student = Learner(student, config.student, student_updates, accelerator, parallel)
+        self.student = Learner(student, config.student, updates["student"], accelerator, parallel)
         self.auxiliary: Learner | None = None
         self.discriminator: Learner | None = None
         if method.log_ratio == "auxiliary":
             auxiliary = DiDiInstruct.make_auxiliary(teacher, method)
-            self.auxiliary = Learner(auxiliary, config.ratio, steps * method.ratio_updates, accelerator, parallel)
+            self.auxiliary = Learner(auxiliary, config.ratio, updates["auxiliary"], accelerator, parallel)
         if config.discriminator:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
-            updates = math.ceil(steps / config.discriminator_every)
-            self.discriminator = Learner(network, config.ratio, updates, accelerator, parallel)
+            self.discriminator = Learner(network, config.ratio, updates["discriminator"], accelerator, parallel)
         self.method = DiDiInstruct(
             self.student.network,
             self._place_teacher(teacher),

@@ -79,7 +79,9 @@ class CheckpointStore:
                 except Exception as error:  # whatever the reader of pickles raises, an older checkpoint may be whole
                     problem = f"its state cannot be read: {' '.join(str(error).split())[:200]}"
                 else:
-                    return _step_of(folder), state
+                    if isinstance(state, dict):
+                        return _step_of(folder), state
+                    problem = f"its state is of type {type(state).__name__}"
             self._damaged.add(folder.name)
             warnings.warn(f"checkpoint {folder} is damaged ({problem}); trying the one before it", stacklevel=2)
         return None

@@ -109,6 +109,8 @@ def _writing(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"cannot write {file} ({error}); checkpoints are as they were: make room, and run again to resume"
-        ) from error
+        if file.parent.exists():
+            remedy = "checkpoints are as they were: make room, and run again to resume"
+        else:
+            remedy = "the folder was removed while the run wrote to it: run again to start from the first step"
+        raise OSError(f"cannot write {file} ({error}); {remedy}") from error

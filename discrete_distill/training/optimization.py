@@ -75,7 +75,8 @@ class Learner:
         has_gradient: whether `backward` was called since the last update.
 
     Raises:
-        ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here.
+        ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here, or if a
+            parameter of the network is not finite.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Learner:
 
         if accelerator.scaler is not None:
             raise ValueError("mixed precision fp16 is not supported; use bf16, or no mixed precision")
+        _check_finite(module)
         self.module = module
         self.config = config
         self.accelerator = accelerator
@@ -203,6 +205,16 @@ class Learner:
             for number, entry in optimizer_state["state"].items()
         }
         return {**optimizer_state, "state": moments}
+
+
+def _check_finite(module: nn.Module) -> None:
+    """Refuse parameters from which no update leads back to numbers."""
+    bad = [name for name, parameter in module.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} parameters of {type(module).__name__} have NaN or infinite values, {bad[0]} first; start from "
+            "other weights"
+        )
 
 
 def _load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:

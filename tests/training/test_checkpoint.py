@@ -204,3 +204,12 @@ def test_a_folder_renamed_to_another_step_is_passed_over(tmp_path: Path) -> None
 def test_the_number_kept_is_a_count(keep: object, tmp_path: Path) -> None:
     with pytest.raises((ValueError, TypeError), match="keep"):
         CheckpointStore(tmp_path, keep=keep)  # type: ignore[arg-type]
+
+
+def test_a_state_that_is_no_mapping_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    store = filled(tmp_path, [1])
+    store.save(2, [torch.zeros(1)])  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="step-00000002"):
+        found = CheckpointStore(tmp_path).load_latest()
+    assert found is not None
+    assert found[0] == 1

@@ -326,3 +326,16 @@ def test_a_reader_that_goes_away_or_a_full_disk_behind_the_bar_does_not_stop_a_r
     assert child.wait() == 0
     assert read_metrics(tmp_path)[-1]["step"] == 2000.0
     assert loop_of(tmp_path, {}, Ledger().add, num_steps=2000).store.load_latest()[0] == 2000  # type: ignore[index]
+
+
+def test_a_folder_that_is_removed_in_a_run_is_not_promised_to_be_resumed(tmp_path: Path) -> None:
+    ledger, folder = Ledger(), tmp_path / "run"
+
+    def step(index: int, generator: Generator) -> dict[str, float]:
+        if index == 3:
+            shutil.rmtree(folder)
+        return ledger.add(index, generator)
+
+    with pytest.raises(OSError, match=r"metrics\.jsonl") as caught:
+        loop_of(folder, {"ledger": ledger}, step, num_steps=6, log_every=1, checkpoint_every=2).run()
+    assert "resume" not in str(caught.value)
