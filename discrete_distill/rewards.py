@@ -167,9 +167,7 @@ def group_advantages(
     if loss_mask is None:
         loss_mask = torch.ones_like(rewards, dtype=torch.bool)
     if loss_mask.shape != rewards.shape or loss_mask.dtype != torch.bool:
-        raise ValueError(
-            f"loss_mask must be bool {list(rewards.shape)}, got {loss_mask.dtype} {list(loss_mask.shape)}"
-        )
+        raise ValueError(f"loss_mask must be bool {list(rewards.shape)}, got {loss_mask.dtype} {list(loss_mask.shape)}")
     wrong = loss_mask & ~rewards.isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

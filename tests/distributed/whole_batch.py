@@ -39,7 +39,10 @@ class JoinedDraws(MaskedDiffusion):
         drawn = [super(JoinedDraws, self).draw_corruption(a, movable=m, generator=g, **kw) for a, m, g in parts]
         return Corruption(*(torch.cat(each) for each in zip(*drawn, strict=True)))
 
-    def draw_parts(self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
+    def draw_parts(
+        self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None, group_size: int = 1
+    ) -> Tensor:
+        assert group_size == 1
         masks = (None, None) if movable is None else movable.chunk(2)
         parts = zip(x.chunk(2), masks, generator, strict=True)
         return torch.cat([super(JoinedDraws, self).draw_parts(a, count, movable=m, generator=g) for a, m, g in parts])
