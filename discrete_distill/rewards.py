@@ -177,8 +177,7 @@ def group_advantages(
     grouped = rewards.detach().double().view(-1, group_size).where(mask, 0.0)
     centred = (grouped - _baseline(grouped, mask, baseline)).where(mask, 0.0)
     if scale == "group":
-        mean = _group_mean(centred, mask)
-        spread = _group_mean((centred - mean).where(mask, 0.0).square(), mask).sqrt() + eps
+        spread = _group_mean((grouped - _group_mean(grouped, mask)).where(mask, 0.0).square(), mask).sqrt() + eps
         centred = centred / spread.where(spread > 0.0, 1.0)
     elif scale == "batch":
         spread = mean_of_all(centred.square(), mask).sqrt() + eps

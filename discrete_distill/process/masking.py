@@ -74,6 +74,13 @@ class MaskedDiffusion:
         masked = z_t == self.mask_token_id
         return masked if movable is None else masked & movable
 
+    def judged_positions(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
+        """Where a discriminator of corrupted states is trained and read, bool ``[B, L]``: the masked positions of each
+        row; in a row without a mask, whose state belongs to the divergence as well, all ``movable`` ones."""
+        masked = self.is_masked(z_t, movable)
+        visible = torch.ones_like(masked) if movable is None else movable
+        return torch.where(masked.any(1, keepdim=True), masked, visible)
+
     def visible_probability(self, t: Tensor) -> Tensor:
         """``alpha(t)`` with the ends made exact: 1 at ``t = 0`` and 0 at ``t = 1``."""
         alpha = self.schedule.alpha(t)
