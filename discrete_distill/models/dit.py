@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..process import evaluation_mode
 from .hub import HubNetwork
 
 NUM_FREQUENCIES = 128
@@ -257,7 +258,17 @@ class DiT(HubNetwork):
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
-                    h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
+                    # Behind a call in evaluation mode the block may be back in training mode when it is run again.
+                    again = nullcontext() if block.training else evaluation_mode(block)
+                    h_BLD = torch.utils.checkpoint.checkpoint(
+                        block,
+                        h_BLD,
+                        cond,
+                        rotary,
+                        key_mask,
+                        use_reentrant=False,
+                        context_fn=lambda again=again: (nullcontext(), again),
+                    )
                 else:
                     h_BLD = block(h_BLD, cond, rotary, key_mask)
         return h_BLD, cond

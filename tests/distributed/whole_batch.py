@@ -77,7 +77,12 @@ def joined(rollouts: list[Rollout]) -> Rollout:
         logits = torch.cat([first.logits_NV, second.logits_NV])
         steps.append(PathStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
         assert index < 2
-    return replace(rollouts[0], steps=steps, movable=torch.cat([r.movable for r in rollouts]))
+    times = [rollout.drawn_time for rollout in rollouts]
+    drawn_time = (
+        None if any(time is None for time in times) else torch.cat([time for time in times if time is not None])
+    )
+    movable = torch.cat([rollout.movable for rollout in rollouts])
+    return replace(rollouts[0], steps=steps, movable=movable, drawn_time=drawn_time)
 
 
 def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generator: Any) -> dict[str, Tensor]:
