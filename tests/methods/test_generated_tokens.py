@@ -198,3 +198,21 @@ def test_sequences_that_are_all_prompt_change_no_gradient(name) -> None:
     subject = Subject(name)
     expected = subject.gradients(placed(subject.rollout, 3, 0))
     assert_same(subject.gradients(placed(subject.rollout, 3, 0, full=GROUP)), expected)
+
+
+def test_the_discriminator_is_trained_at_all_generated_tokens_of_a_state_without_a_mask() -> None:
+    """Close to the data nothing is masked, in student and reference alike."""
+    subject = Subject("discriminator")
+    rollout = placed(subject.rollout, 3, 2)
+    rollout = replace(rollout, drawn_time=torch.zeros(BATCH))
+    reference = rollout.sequences.masked_scatter(rollout.movable, subject.reference)
+    out = subject.method.discriminator_loss(rollout, reference, generator=seeded(0))
+    network = subject.networks["discriminator"]
+    logits = [network(x, torch.zeros(BATCH))[rollout.movable] for x in (rollout.sequences, reference)]
+    smooth = 0.5 * subject.config.label_smoothing
+    labels = [torch.full_like(logits[0], label) for label in (1.0 - smooth, smooth)]
+    expected = sum(
+        0.5 * nn.functional.binary_cross_entropy_with_logits(*pair) for pair in zip(logits, labels, strict=True)
+    )
+    torch.testing.assert_close(out.loss, expected)
+    assert float(torch.autograd.grad(out.loss, network.table)[0].abs().max()) > 1e-3
