@@ -322,6 +322,11 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
     Returns:
         Scalar.
     """
-    probs_NV = log_probs_NV.exp()
-    cost_N = (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)
+    cost_N = vocabulary_cost(log_probs_NV, log_ratio_NV)
     return (cost_N if weight_N is None else weight_N * cost_N).sum()
+
+
+def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
+    """``sum_v p(v) r_n(v)`` of every row, ``[N]``; arguments as for `vocabulary_surrogate`."""
+    probs_NV = log_probs_NV.exp()
+    return (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)

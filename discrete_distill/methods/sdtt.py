@@ -168,14 +168,24 @@ class SDTT:
             **cond: passed to both networks.
 
         Raises:
-            ValueError: if the teacher's logits leave nothing to draw from: names sequence and position.
+            ValueError: if the batch is empty, or the teacher's logits leave nothing to draw from: names sequence and
+                position.
         """
+        if not x.numel():
+            raise ValueError(f"data of {list(x.shape)} tokens: give one sequence and one token or more")
         t, s = self.times(len(x), x.device, generator)
         if attention_mask is not None:
             movable = attention_mask.bool() if movable is None else movable & attention_mask.bool()
         z_t = self.process.corrupt(x, t, movable=movable, generator=generator)
         return self.loss_at(
-            z_t, t, s, attention_mask=attention_mask, generator=generator, num_tokens=num_tokens, **cond
+            z_t,
+            t,
+            s,
+            movable=movable,
+            attention_mask=attention_mask,
+            generator=generator,
+            num_tokens=num_tokens,
+            **cond,
         )
 
     def loss_at(
@@ -184,13 +194,14 @@ class SDTT:
         t: Tensor,
         s: Tensor,
         *,
+        movable: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         num_tokens: Tensor | float | None = None,
         **cond: Any,
     ) -> StepOutput:
-        """`loss` at given states and times ``[B]``."""
-        targets = self.targets(z_t, t, s, attention_mask=attention_mask, generator=generator, **cond)
+        """`loss` at given states and times ``[B]``; masks that are not ``movable`` are no part of it."""
+        targets = self.targets(z_t, t, s, movable=movable, attention_mask=attention_mask, generator=generator, **cond)
         kwargs = cond if attention_mask is None else {**cond, "attention_mask": attention_mask}
         logits_NV = logits_at(self.student, z_t, t, targets.rows, s=s, **kwargs)
         student_NV = self.process.masked_log_probs(logits_NV)
@@ -227,6 +238,7 @@ class SDTT:
         t: Tensor,
         s: Tensor,
         *,
+        movable: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         **cond: Any,
@@ -237,8 +249,14 @@ class SDTT:
             z_t: int64 ``[B, L]``.
             t: its times, ``[B]``.
             s: times of the end, ``[B]``.
+            movable: bool ``[B, L]``; masks elsewhere stay. All real positions by default.
+            attention_mask: bool ``[B, L]``, true at real tokens.
+            generator: source of randomness.
+            **cond: passed to the teacher.
         """
-        canvas = Canvas(self.process, None, x_init=z_t, attention_mask=attention_mask, generator=generator)
+        canvas = Canvas(
+            self.process, None, x_init=z_t, attention_mask=attention_mask, generator=generator, writable=movable
+        )
         wanted = canvas.masked().flatten().nonzero().squeeze(1)
         said: list[tuple[Tensor, Tensor]] = []
         times = self.teacher_times(t, s)

@@ -1,6 +1,7 @@
 """Losses are averages over generated tokens: prompts, padding and parts of a batch change no gradient."""
 
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -216,3 +217,53 @@ def test_the_discriminator_is_trained_at_all_generated_tokens_of_a_state_without
     )
     torch.testing.assert_close(out.loss, expected)
     assert float(torch.autograd.grad(out.loss, network.table)[0].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("given", ["all", "a group"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_prompts_that_leave_nothing_to_generate_have_finite_losses(name, given) -> None:
+    subject = Subject(name)
+    x_init = torch.full((BATCH, GENERATED), MASK)
+    x_init[: BATCH if given == "all" else GROUP] = 1
+    rollout = subject.method.rollout(x_init=x_init, generator=seeded(0))
+    reference = torch.where(rollout.movable, subject.reference, x_init)
+    outs = {
+        "student": subject.method.student_loss(rollout, generator=seeded(1)),
+        "discriminator": subject.method.discriminator_loss(rollout, reference, generator=seeded(1)),
+        "auxiliary": subject.method.auxiliary_loss(rollout, generator=seeded(1)),
+    }
+    for network, out in outs.items():
+        gradients = torch.autograd.grad(out.loss, list(subject.networks[network].parameters()), allow_unused=True)
+        assert all(bool(value.isfinite()) for value in (out.loss, *out.metrics.values()))
+        assert all(each is None or bool(each.isfinite().all()) for each in gradients)
+        if given == "all":
+            assert float(out.loss.detach()) == 0.0
+            assert all(each is None or not bool(each.any()) for each in gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "clip", "refused"),
+    [
+        ("vocabulary", "-inf", "inf", True),
+        ("vocabulary", "-inf", "8", False),
+        ("vocabulary", "nan", "8", True),
+        ("token", "nan", "inf", True),
+        ("token", "nan", "8", True),
+        ("sequence", "nan", "inf", True),
+    ],
+)
+def test_a_teacher_that_gives_no_finite_reward_is_refused_by_sequence(name, value, clip, refused) -> None:
+    """It rules out a word that the student draws, which a clip of rewards allows, or answers with NaN."""
+    subject, teacher = Subject(name), OwnToken(2)
+    with torch.no_grad():
+        teacher.table[MASK, 3] = float(value)
+    config = replace(subject.config, reward_clip=float(clip), kl_coefficient=0.0)
+    method = DiDiInstruct(
+        subject.networks["student"], teacher, None, PROCESS, config, auxiliary=subject.networks["auxiliary"]
+    )
+    call = partial(method.student_loss, subject.rollout, generator=seeded(1))
+    if not refused:
+        assert bool(call().loss.isfinite())
+        return
+    with pytest.raises(ValueError, match="sequence 0|sample 0"):
+        call()

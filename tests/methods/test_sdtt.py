@@ -257,3 +257,31 @@ def test_a_teacher_with_nothing_to_draw_from_is_refused_by_sequence_and_position
     method = SDTT(small_dit(0), Student(broken), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
     with pytest.raises(ValueError, match="sequence 1, position 3"):
         method.loss_at(torch.full((2, LENGTH), 5), torch.ones(2), torch.zeros(2), generator=seeded(0))
+
+
+def test_masks_that_are_not_movable_are_no_part_of_the_loss() -> None:
+    """Padding with the mask's own id, known by ``movable`` alone, to a teacher and a student that read one token."""
+
+    class OwnToken(torch.nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(6, 6, generator=seeded(seed)))
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return self.table[x_t]
+
+    method = SDTT(OwnToken(0), OwnToken(1), PROCESS, SDTTConfig(teacher_steps=2, factor=2, rounds=1))
+    z, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.zeros(4)
+    expected = method.loss_at(z, t, s, generator=seeded(0)).loss
+    wide = torch.full((4, 2 * LENGTH), 5)
+    movable = (torch.arange(2 * LENGTH) < LENGTH).expand(4, -1)
+    said = method.targets(wide, t, s, movable=movable, generator=seeded(0))
+    assert bool((said.z_s[:, LENGTH:] == 5).all())
+    assert bool((said.rows % (2 * LENGTH) < LENGTH).all())
+    torch.testing.assert_close(method.loss_at(wide, t, s, movable=movable, generator=seeded(0)).loss, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_empty_data_are_refused(shape) -> None:
+    with pytest.raises(ValueError, match="0"):
+        SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG).loss(torch.zeros(shape, dtype=torch.long))
