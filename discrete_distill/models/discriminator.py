@@ -132,7 +132,8 @@ def discriminator_loss(
         (student_logits_BL, student_counted, 1.0 - 0.5 * label_smoothing),
         (reference_logits_BL, reference_counted, 0.5 * label_smoothing),
     ):
-        nats = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
+        read = torch.where(counted.bool(), logits, torch.zeros_like(logits))  # NaN elsewhere would reach gradients
+        nats = F.binary_cross_entropy_with_logits(read, torch.full_like(read, label), reduction="none")
         mean_B = masked_mean(nats, counted)
         loss = loss + 0.5 * (mean_B.mean() if weight_B is None else (weight_B * mean_B).sum())
     return loss
