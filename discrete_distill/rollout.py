@@ -139,9 +139,11 @@ class Rollout:
         wrong = ~log_probs_BL.isfinite()
         if not bool(wrong.any()):
             return
-        place = int(wrong.flatten().nonzero()[0])
-        step = next((k for k, step in enumerate(self.steps) if bool((step.revealed_rows() == place).any())), None)
-        sequence, position = divmod(place, log_probs_BL.shape[1])
+        # The earliest step is the cause; what follows may be its consequence.
+        rows = [step.revealed_rows() for step in self.steps]
+        found = [(index, each[wrong.flatten()[each]]) for index, each in enumerate(rows)]
+        step, places = next(((index, bad) for index, bad in found if len(bad)), (None, wrong.flatten().nonzero()[:, 0]))
+        sequence, position = divmod(int(places[0]), log_probs_BL.shape[1])
         raise ValueError(
             f"step {step}, sequence {sequence}, position {position}: the log-probability of the student's token is "
             f"{log_probs_BL[sequence, position].item()}: its logits there hold NaN or +inf, or no token is possible; "

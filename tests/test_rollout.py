@@ -139,6 +139,14 @@ def test_a_stored_path_that_is_broken_is_refused() -> None:
         rollout.check_log_probs(broken)
 
 
+def test_the_earliest_step_is_named() -> None:
+    student = lambda x, t: torch.full((*x.shape, 6), float("nan"))  # noqa: E731
+    for seed in range(5):
+        matcher = IntermediateStateMatcher(PROCESS, num_steps=(4,))
+        with pytest.raises(ValueError, match="step 0"):
+            matcher(student, (8, LENGTH), generator=seeded(seed))
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
 def test_paths_of_nothing_are_refused(shape) -> None:
     matcher = IntermediateStateMatcher(PROCESS, num_steps=(2,))
