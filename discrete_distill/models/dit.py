@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,26 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..process import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    MaskingSchedule,
+    PolynomialSchedule,
+    evaluation_mode,
+)
 from .hub import HubNetwork
 
 NUM_FREQUENCIES = 128
+MAX_SIGMA = 20.0
+SCHEDULES: dict[str, MaskingSchedule] = {
+    "log_linear": LogLinearSchedule(),
+    "linear": LinearSchedule(),
+    "cosine": CosineSchedule(),
+    "polynomial": PolynomialSchedule(),
+    "geometric": GeometricSchedule(),
+}
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,12 +54,16 @@ class DiTConfig:
         cond_size: width of the conditioning vector (paper: 128).
         dropout: probability inside blocks during training (paper: 0.1).
         time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
+        schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
+            told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
+            "polynomial" or "geometric", with their own defaults. Infinite noise is told as 20 nats.
         step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
     Raises:
-        ValueError: if the width is not a multiple of twice the number of heads, or a size is not positive.
+        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, or the
+            schedule is unknown.
     """
 
     vocab_size: int
@@ -52,6 +74,7 @@ class DiTConfig:
     cond_size: int = 128
     dropout: float = 0.1
     time_conditioning: bool = False
+    schedule: str = "log_linear"
     step_conditioning: bool = False
     bf16_blocks: bool = False
 
@@ -59,6 +82,8 @@ class DiTConfig:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
@@ -166,6 +191,12 @@ class Block(nn.Module):
         return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
 
 
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
+    be in training mode again by then."""
+    return nullcontext(), nullcontext() if block.training else evaluation_mode(block)
+
+
 def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     """``x (1 + scale) + shift``."""
     return x_BLD * (1.0 + scale_B1D) + shift_B1D
@@ -240,8 +271,9 @@ class DiT(HubNetwork):
 
     def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
         """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
-        # MDLM passes sigma; for the log-linear schedule that is -log(1 - (1 - 1e-3) t).
-        sigma = -torch.log1p(-(1.0 - 1e-3) * t) if self.config.time_conditioning else torch.zeros_like(t[:1])
+        sigma = torch.zeros_like(t[:1])
+        if self.config.time_conditioning:
+            sigma = SCHEDULES[self.config.schedule].sigma(t).clamp(max=MAX_SIGMA)
         cond = self.sigma_map(sigma)
         if self.config.step_conditioning and s is not None:
             # Times are spread over the range that the sinusoids resolve.
@@ -262,7 +294,9 @@ class DiT(HubNetwork):
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
-                    h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
+                    h_BLD = torch.utils.checkpoint.checkpoint(
+                        block, h_BLD, cond, rotary, key_mask, use_reentrant=False, context_fn=partial(_contexts, block)
+                    )
                 else:
                     h_BLD = block(h_BLD, cond, rotary, key_mask)
         return h_BLD, cond

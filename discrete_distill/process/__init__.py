@@ -2,6 +2,7 @@
 
 from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, logits_in_parts, step_kwargs
 from .masking import Corruption, MaskedDiffusion, NelboOutput
+from .modes import evaluation_mode
 from .schedules import (
     CosineSchedule,
     GeometricSchedule,
@@ -33,6 +34,7 @@ __all__ = [
     "TimeSample",
     "TimeWeight",
     "UniformTime",
+    "evaluation_mode",
     "ignores_time",
     "logits_at",
     "logits_in_parts",

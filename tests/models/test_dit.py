@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.models import CheckpointError, DiT, DiTConfig
+from discrete_distill.process import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    PolynomialSchedule,
+)
 
 SHAPE = {
     "vocab_size": 11,
@@ -273,3 +281,28 @@ def test_parameters_are_named_as_in_the_checkpoints_of_mdlm() -> None:
         "output_layer.adaLN_modulation.bias",
     }
     torch.testing.assert_close(model.rotary_emb.inv_freq, torch.tensor([10_000 ** (-i / 4) for i in range(4)]))
+
+
+@pytest.mark.parametrize(
+    "schedule", [LogLinearSchedule(), LinearSchedule(), CosineSchedule(), PolynomialSchedule(), GeometricSchedule()]
+)
+def test_a_network_is_told_the_noise_of_its_own_schedule(schedule) -> None:
+    """A network of another schedule that is asked at the time of the same noise answers alike; all masks are no NaN."""
+    names = {
+        LogLinearSchedule: "log_linear",
+        LinearSchedule: "linear",
+        CosineSchedule: "cosine",
+        PolynomialSchedule: "polynomial",
+        GeometricSchedule: "geometric",
+    }
+    named = randomised(time_conditioning=True, schedule=names[type(schedule)])
+    published = randomised(time_conditioning=True)
+    x, t = example()
+    t = 0.2 + 0.6 * t
+    same_noise = LogLinearSchedule().inverse(schedule.alpha(t))
+    torch.testing.assert_close(named(x, t), published(x, same_noise), rtol=1e-3, atol=1e-3)
+    assert bool(named(x, torch.ones(len(x))).isfinite().all())
+    again = DiTConfig(**asdict(named.config))
+    assert again == named.config
+    with pytest.raises(ValueError, match="sigmoid"):
+        DiTConfig(vocab_size=3, schedule="sigmoid")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from discrete_distill.recipes.distill import Distillation, DistillConfig
 from discrete_distill.recipes.owt import main
 
 TINY = [

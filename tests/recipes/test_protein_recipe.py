@@ -151,7 +151,7 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     assert [len(protein) for protein in proteins] == [12] * 5
     assert set("".join(proteins)) <= set(AMINO_ACIDS)
     assert cost <= 4
-    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_warmup=0)
+    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_conditioning=False, ratio_warmup=0)
     student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
     with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
         for parameter in auxiliary.parameters():
