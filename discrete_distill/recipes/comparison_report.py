@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evaluation import Frontier, FrontierReading, StepCurve, plot_frontier, plot_perplexity_by_steps
 from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, variant_name
+from .printing import quoted
 from .report import REPORT_FILE, flatten
 from .tokenizer import TextTokenizer
 
@@ -298,7 +299,7 @@ def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
     for line in results["lines"]:
         if line["steps"] not in (results["frontier_steps"], results["length"]):
             continue
-        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in line["samples"][:1])
+        texts = "\n\n".join(quoted(tokenizer.decode(ids)) for ids in line["samples"][:1])
         blocks.append(f"**{line['method']}, {line['steps']} steps**\n\n{texts}")
     return "\n\n".join(blocks)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy
 from ..training import explain
+from .printing import quoted
 from .tokenizer import TextTokenizer
 
 REPORT_FILE = "report.md"
@@ -153,7 +154,7 @@ def _speed_table(results: dict[str, Any]) -> str:
 def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
     blocks = []
     for name, sequences in results["samples"].items():
-        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in sequences)
+        texts = "\n\n".join(quoted(tokenizer.decode(ids)) for ids in sequences)
         blocks.append(f"**{name}**\n\n{texts}")
     return "\n\n".join(blocks)
 

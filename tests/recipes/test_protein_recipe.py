@@ -101,7 +101,8 @@ def test_letters_become_tokens_and_back_and_windows_fall_into_proteins() -> None
     [
         ("", "no sequence"),
         ("ACD\n", "no header line"),
-        (">a\nAXC\n", "line 2: 'X' is no amino acid"),
+        (">a\nAXC\n", "no sequence"),
+        (">a\nA1C\n", "line 2: '1' is no amino acid"),
         (">a\nAC\n>a\nAC\n", "two sequences named a"),
     ],
 )
