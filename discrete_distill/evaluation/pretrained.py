@@ -42,7 +42,7 @@ def load_causal_lm(
         model, found = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, trust_remote_code=False, output_loading_info=True, **source
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         raise
     except OSError as error:
         raise OSError(
@@ -103,7 +103,7 @@ def check_claims(folder: Path) -> None:
         if not too_deep:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         raise ValueError(f"{folder} describes no causal language model: {_short(error)}") from error

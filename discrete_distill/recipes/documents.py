@@ -19,8 +19,8 @@ REMEDY = "give --data.source a .txt or .jsonl file, a folder of such files, or '
 def read_documents(source: str) -> list[str]:
     """Read the documents of a source.
 
-    These are the lines of a UTF-8 text file, the fields "text" of JSON lines, both of a whole folder, the sequences of a
-    FASTA file, or the column "text" of a data set on the hub.
+    These are the lines of a UTF-8 text file, the fields "text" of JSON lines, both of a whole folder, the sequences of
+    a FASTA file, or the column "text" of a data set on the hub.
 
     Args:
         source: 'bundled', a path, or a data set's name.

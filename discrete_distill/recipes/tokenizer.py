@@ -134,7 +134,7 @@ def read_backend(path: Path) -> Tokenizer:
     content = read_text(path)
     try:
         return Tokenizer.from_str(content)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # The library raises plain exceptions, and panics that are no `Exception`.
         raise ValueError(f"{path} is no tokenizer of the tokenizers library: {error}") from error
@@ -185,7 +185,7 @@ def _pretrained_backend(name_or_path: str) -> Tokenizer:
 
     try:
         return AutoTokenizer.from_pretrained(name_or_path, use_fast=True, trust_remote_code=False).backend_tokenizer
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # transformers raises errors of a dozen kinds for a name or file that is wrong.
         raise FileNotFoundError(
