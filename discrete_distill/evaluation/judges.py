@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_token_ids
 from .ending import before_end
 from .pretrained import encoder_of, end_of_text_of, load_causal_lm
 
@@ -94,23 +95,25 @@ class CausalLMJudge:
         """
         parameter = next(self.model.parameters(), None)
         ids_BL = sequences_BL if parameter is None else sequences_BL.to(parameter.device)
+        counted_BL = self.prepare(ids_BL)[1]
         nats_BL = torch.zeros(ids_BL.shape, dtype=torch.float32, device=ids_BL.device)
         for start, first_new, end in windows(ids_BL.shape[1], self.context, self.stride):
             priced = self._price(ids_BL[:, start:end])
             nats_BL[:, first_new:end] = priced[:, first_new - start - 1 :]
-        return TokenNats(nats_BL, self.prepare(ids_BL)[1])
+        return TokenNats(nats_BL, counted_BL)
 
     def prepare(self, sequences_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Ids as the model reads them, and which of them are counted; ``[B, L]`` both."""
+        check_token_ids(sequences_BL)
+        # Looked at first where the size is known: an embedding fails on other ids, on CUDA for the whole process.
+        if self.vocab_size is not None:
+            self._check_ids(sequences_BL, self.vocab_size)
         counted_BL = before_end(sequences_BL, self.eos_token_id)
         counted_BL[:, :1] = False
         return sequences_BL, counted_BL
 
     def _price(self, ids_BW: Tensor) -> Tensor:
         """``-log p`` of all tokens of a window but its first, fp32 ``[B, W - 1]``."""
-        # Looked at first where the size is known: an embedding fails on other ids, on CUDA for the whole process.
-        if self.vocab_size is not None:
-            self._check_ids(ids_BW, self.vocab_size)
         out = self.model(input_ids=ids_BW)
         logits_BWV: Tensor = getattr(out, "logits", out)
         self._check_ids(ids_BW, logits_BWV.shape[-1])

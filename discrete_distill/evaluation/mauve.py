@@ -7,9 +7,9 @@ and projected on the principal components that hold 90% of their variance, and p
     r_l = l p + (1 - l) q,    curve( exp(-c KL(q || r_l)), exp(-c KL(p || r_l)) ),    l at 25 points of (0, 1)
 
 and MAUVE is the area below the curve, in ``(0, 1]``; 1 for equal histograms, 0.004 for histograms that share nothing.
-Of five k-means the one with the smallest squared distances is taken. Here k-means starts from k-means++ seeds, where the
-published code draws points at random. Figures depend on encoder, number of samples and clusters: compare at equal ones,
-beside data against data, which is the most that can be had.
+Of five k-means the one with the smallest squared distances is taken. Here k-means starts from k-means++ seeds, where
+the published code draws points at random. Figures depend on encoder, number of samples and clusters: compare at equal
+ones, beside data against data, which is the most that can be had.
 
 Shape suffixes: N, M samples, D width of features, P principal components, K clusters, T points of the curve.
 """
@@ -104,7 +104,7 @@ def mauve(
 
 
 def frontier_area(p_K: Tensor, q_K: Tensor, *, scale: float = 5.0, num_points: int = CURVE_POINTS) -> float:
-    """Compute the area below the curve of two histograms; without points between, ``c B(c, c + 1)`` if they are disjoint.
+    """Compute the area below the curve of two histograms; ``c B(c, c + 1)`` where they are disjoint, by many points.
 
     Args:
         p_K: first histogram, ``[K]``, with sum 1.
