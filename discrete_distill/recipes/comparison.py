@@ -78,6 +78,9 @@ class Comparison(Pipeline):
         if "evaluate" in stages:
             for name in self.config.extra_judges:
                 self._extra_judge(name)
+            names = [file.name for file in self.config.texts]
+            if len(set(names)) < len(names):
+                raise ValueError(f"--texts holds two files of one name: {', '.join(names)}; name them apart")
             for file in self.config.texts:
                 if not file.exists():
                     raise FileNotFoundError(f"no text at {file}; give --texts other files")

@@ -55,7 +55,8 @@ def load_dplm(name_or_path: str, device: torch.device | str = "cpu") -> Residues
         raise ValueError(
             f"{name_or_path} has {network.config.vocab_size} classes, ESM's alphabet {len(ESM_ALPHABET)}: not a DPLM"
         )
-    return ResiduesOnly(as_denoiser(network)).to(device)
+    denoiser: Any = as_denoiser(network)
+    return ResiduesOnly(denoiser).to(device)
 
 
 def esm_canvas(count: int, length: int, device: torch.device | str = "cpu") -> Tensor:

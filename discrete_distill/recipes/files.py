@@ -10,11 +10,11 @@ import lzma
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # A compressed file may unpack to this many bytes, or to this multiple of its size; text compresses 3 to 10 times.
 UNPACKED_BYTES, UNPACKED_RATIO = 2**26, 100
 JSON_BYTES = 2**30

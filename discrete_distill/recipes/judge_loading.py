@@ -52,6 +52,11 @@ def load_judge_for(
     if stored is None or stored == tokenizer.fingerprint() or not own.exists():
         assert judge.vocab_size is not None
         check_tokenizer(folder, judge.vocab_size, tokenizer, flag=flag)
+        if judge.eos_token_id != tokenizer.eos_token_id:
+            raise ValueError(
+                f"{folder} ends a text with token {judge.eos_token_id}, and the tokenizer with "
+                f"{tokenizer.eos_token_id}; give {flag} another judge"
+            )
         return judge
     return _reading_text(judge, TextTokenizer.load(own), tokenizer)
 

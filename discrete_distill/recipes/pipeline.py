@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ..evaluation import Judge
-from ..models import Discriminator, DiT, guide_by_prior, load_discriminator
+from ..models import Discriminator, DiT, DiTConfig, guide_by_prior, load_discriminator
 from ..process import MaskedDiffusion
 from ..training import read_metrics
 from .assets import BUNDLED, asset
@@ -112,7 +112,14 @@ class Pipeline:
             from .dry_run import describe_run
 
             methods = {"distillation": self.config.distill}
-            return describe_run(self.config, methods, names, self.accelerator, lambda: self.check(names))
+            return describe_run(
+                self.config,
+                methods,
+                names,
+                self.accelerator,
+                lambda: self.check(names),
+                model=None if names == ("teacher",) else self.teacher_shape(),
+            )
 
         run_stages(
             stages, names, check=lambda: self.check(names), description=description if self.config.dry_run else None
@@ -164,6 +171,11 @@ class Pipeline:
     def train_judge(self) -> None:
         """Train the small judge; it goes to ``judge/``."""
         self._check_vocabulary(self.config.judge.vocab_size, "--judge.vocab-size")
+        if self.config.judge.eos_token_id != self.tokenizer.eos_token_id:
+            raise ValueError(
+                f"the judge is to end a text with token {self.config.judge.eos_token_id}, and the tokenizer does with "
+                f"{self.tokenizer.eos_token_id}; give --judge.eos-token-id {self.tokenizer.eos_token_id}"
+            )
         folder = make_folder(self.directory / "judge")
         train_judge(self.config.judge, self.streams, self.accelerator, folder)
         if self.accelerator.is_main_process:
@@ -196,6 +208,13 @@ class Pipeline:
         check_tokenizer(teacher_location(path), teacher.config.vocab_size, self.tokenizer, flag="--teacher.path")
         self._check_length(teacher.config.max_length)
         return teacher.to(self.accelerator.device)
+
+    def teacher_shape(self) -> DiTConfig | None:
+        """Shape of the teacher that is distilled; None if it cannot be had."""
+        try:
+            return self.load_teacher().config
+        except (ValueError, OSError):
+            return None
 
     def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
         """Student and discriminator of this run, or of another ``folder``.

@@ -189,6 +189,8 @@ def test_factors_are_ratios_at_equal_entropy_with_their_errors_and_orders_are_co
         (["report"], "run the evaluate stage first"),
         (["evaluate"], "run the train stage first"),
         (["--texts", "missing.txt"], "no text at missing.txt"),
+        (["--texts", "a/same.txt", "b/same.txt"], "same.txt"),
+        (["--extra-judges", "no/such/judge/here"], "--extra-judges"),
         (["--teacher.path=missing"], "--teacher.path"),
         (["--autoregressive.path=missing"], "no autoregressive model in missing"),
         (["--amount=1e-9"], "less than one training step"),

@@ -206,3 +206,16 @@ def test_a_teacher_that_is_not_there_is_one_sentence(
 
 def test_a_teacher_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
     assert main(["distill", f"--teacher.path={folder}", f"--output={tmp_path}/runs"]) == 2
+
+
+def test_a_judge_that_ends_texts_otherwise_is_neither_trained_nor_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"context": 16, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    config = JudgeConfig(vocab_size=MINE.vocab_size, eos_token_id=7, **shape)
+    save_judge(GPT2LMHeadModel(config.network_config()), config, tmp_path / "judge")
+    write_fingerprint(tmp_path / "judge", MINE)
+    with pytest.raises(ValueError, match="7"):
+        load_judge_for(str(tmp_path / "judge"), MINE)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["judge", "--judge.eos-token-id=7", f"--output={tmp_path}/runs"]) == 2
+    assert not (tmp_path / "runs" / "demo").exists()
