@@ -85,7 +85,7 @@ def _documents_of(file: Path) -> Iterator[str]:
             raise ValueError(f'{file}, line {number}: not a JSON object with a field "text"; convert it') from error
         if not isinstance(document, str):
             raise ValueError(f'{file}, line {number}: "text" is a {type(document).__name__}; make it a string')
-        yield document
+        yield document.encode("utf-8", "replace").decode("utf-8")  # JSON can spell halves of characters.
 
 
 def _read_hub_dataset(name: str) -> list[str]:

@@ -38,8 +38,7 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
         ValueError: if it is a device, a pipe or a folder, is damaged, unpacks to far more than its size, or is not
             UTF-8 text.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path} is no regular file; copy its content to a file first")
+    _check_regular(path)
     try:
         text = _read_bytes(path).decode("utf-8-sig", errors=errors)
     except UnicodeDecodeError as error:
@@ -47,6 +46,12 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
     if "\0" in text:
         raise ValueError(f"{path} is not UTF-8 text: it holds zero bytes; convert it first")
     return text
+
+
+def _check_regular(path: Path) -> None:
+    """Reading a pipe may wait for ever, and a device may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no regular file; copy its content to a file first")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -71,6 +76,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds anything else.
     """
+    _check_regular(path)
     if path.stat().st_size > JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {JSON_BYTES} of a JSON file")
     try:

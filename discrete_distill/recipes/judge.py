@@ -181,7 +181,8 @@ def load_gpt2(directory: Path) -> Any:
     weights = directory / WEIGHTS_FILE
     if not weights.exists() or not (directory / "config.json").exists():
         raise FileNotFoundError(f"no GPT-2 in {directory}: {WEIGHTS_FILE} or config.json is missing")
-    read_json_object(directory / "config.json")
+    if read_json_object(directory / "config.json").get("model_type") != "gpt2":
+        raise ValueError(f"{directory} is no GPT-2 by its config.json; give the folder of one")
     check_claims(directory)
     try:
         network = GPT2LMHeadModel(GPT2Config.from_pretrained(directory))

@@ -17,7 +17,7 @@ MASK_TOKEN = "<|mask|>"
 # Characters without a change between space and text that are encoded at once: byte pairs are merged within such a run,
 # and the time for that grows faster than its length.
 LONGEST_RUN = 2**14
-LONG_RUNS = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
+RUNS = re.compile(r"\S+|\s+")
 
 
 class TextTokenizer:
@@ -141,8 +141,10 @@ def read_backend(path: Path) -> Tokenizer:
 
 
 def _without_long_runs(text: str) -> list[str]:
-    ends = [0, *(run.end() for run in LONG_RUNS.finditer(text)), len(text)]
-    return [text[start:end] for start, end in pairwise(ends)]
+    if len(text) <= LONGEST_RUN:
+        return [text]
+    cuts = [cut for run in RUNS.finditer(text) for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)]
+    return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
 
 def _hash(text: str) -> str:

@@ -158,3 +158,15 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match=r"a\.json"):
         write_text(tmp_path / "a.json", "second")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "first"}
+
+
+def test_a_pipe_is_no_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_json_object(tmp_path / "a.json")
+
+
+def test_half_a_character_in_json_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one \\ud83d two"}\n')
+    (document,) = read_documents(str(tmp_path / "a.jsonl"))
+    assert document == "one ? two"

@@ -217,5 +217,7 @@ def test_a_judge_that_ends_texts_otherwise_is_neither_trained_nor_read(tmp_path:
     with pytest.raises(ValueError, match="7"):
         load_judge_for(str(tmp_path / "judge"), MINE)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert main(["judge", "--judge.eos-token-id=7", f"--output={tmp_path}/runs"]) == 2
+    (tmp_path / "a.txt").write_text("\n".join(lines_of_text()))
+    flags = [f"--data.source={tmp_path}/a.txt", "--data.length=16", f"--output={tmp_path}/runs"]
+    assert main(["judge", "--judge.eos-token-id=7", *flags]) == 2
     assert not (tmp_path / "runs" / "demo").exists()

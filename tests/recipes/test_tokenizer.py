@@ -128,7 +128,7 @@ def test_a_long_run_without_a_space_comes_back_and_short_ones_are_not_cut() -> N
     text = "ab" * LONGEST_RUN + " " * (2 * LONGEST_RUN + 3) + "é" * (LONGEST_RUN + 1)
     (ids,) = TOKENIZER.encode([text])
     assert TOKENIZER.decode(ids) == text
-    short = "the union " * (LONGEST_RUN // 4)
+    short = "the union " * (LONGEST_RUN // 4) + "a" * (LONGEST_RUN - 1) + " " + "b" * LONGEST_RUN
     assert TOKENIZER.encode([short])[0] == TOKENIZER.backend.encode(short, add_special_tokens=False).ids
 
 
