@@ -65,9 +65,9 @@ def comparison_tables(results: dict[str, Any]) -> str:
         parts.append(
             f"## At equal entropy, judge {judge}\n\n"
             f"Perplexity at {data['entropy']:.3f} nats, the entropy of held-out text, whose own perplexity is "
-            f"{exponential(data['nats_per_token'][judge]):.1f}; ± one standard error over {len(results['seeds'])} seeds. "
-            f"A dash: not measured; out of range: no temperature tried has that entropy.\n\n"
-            + perplexity_table(results, index)
+            f"{exponential(data['nats_per_token'][judge]):.1f}; ± one standard error over "
+            f"{len(results['seeds'])} seeds. A dash: not measured; out of range: no temperature tried has "
+            "that entropy.\n\n" + perplexity_table(results, index)
         )
     if results["ablation"]:
         parts.append("## Which technique matters\n\n" + ablation_table(results))

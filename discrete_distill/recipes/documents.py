@@ -50,6 +50,8 @@ def source_files(source: str) -> list[Path]:
     """
     if source == BUNDLED:
         return [asset("sotu.txt.xz")]
+    if not source:
+        raise FileNotFoundError(f"no text is named: {REMEDY}")
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_text(file) and file.is_file())

@@ -170,3 +170,10 @@ def test_half_a_character_in_json_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one \\ud83d two"}\n')
     (document,) = read_documents(str(tmp_path / "a.jsonl"))
     assert document == "one ? two"
+
+
+def test_no_source_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_documents("")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from published_files import lines_of_text, write_mdlm
+from published_files import lines_of_text, write_gpt2, write_mdlm
 from tokenizers import Tokenizer
 
-from discrete_distill.recipes import fingerprint, owt, protein
+from discrete_distill.recipes import compare, fingerprint, owt, protein
 from discrete_distill.recipes.assets import asset
 from discrete_distill.recipes.fasta import ResidueTokenizer
 from discrete_distill.recipes.fingerprint import (
@@ -155,3 +155,13 @@ def test_a_text_teacher_of_22_classes_is_no_protein_teacher(tmp_path: Path) -> N
     write_mdlm(tmp_path / "mdlm", 22)
     write_fingerprint(tmp_path / "mdlm", ONE)
     assert protein.main(["distill", *TINY, f"--teacher.path={tmp_path}/mdlm", f"--output={tmp_path}/runs"]) == 2
+
+
+def test_an_autoregressive_baseline_is_compared_under_its_own_tokenizer_alone(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gpt2(tmp_path / "baseline", 2048, None)
+    write_fingerprint(tmp_path / "baseline", ONE)
+    flags = ["--data.length=16", f"--data.source={text}", f"--output={tmp_path}/runs", "--methods=ar"]
+    assert compare.main(["train", *flags, f"--autoregressive.path={tmp_path}/baseline"]) == 2
+    assert "--autoregressive.path" in capsys.readouterr().err
