@@ -189,7 +189,7 @@ def _entropy_worries(results: dict[str, Any]) -> list[str]:
         for kind in ("entropy", "corpus_entropy"):
             if not teacher[kind]:
                 found.append(
-                    f"The {kind.replace('_', ' ')} of the teacher at {steps} steps is 0: all tokens of a sample are alike."
+                    f"The {kind.replace('_', ' ')} of the teacher at {steps} steps is 0: a sample repeats one token."
                 )
                 continue
             change = diversity[kind] / teacher[kind] - 1.0
