@@ -33,6 +33,7 @@ from discrete_distill.recipes.corpus import DataConfig
 from discrete_distill.recipes.dry_run import count_parameters
 from discrete_distill.recipes.environment import describe_machine
 from discrete_distill.recipes.evaluate import EvaluateConfig
+from discrete_distill.recipes.fingerprint import write_fingerprint
 from discrete_distill.recipes.teacher import TeacherConfig, train_teacher
 from discrete_distill.training import LoopConfig, OptimizerConfig
 
@@ -109,6 +110,7 @@ def train_teacher_for(comparison: Comparison, seconds: float) -> int:
         folder = comparison.directory / ("tried" if number else "teacher")
         started = time.perf_counter()
         train_teacher(copy.deepcopy(config), *settings, folder)
+        write_fingerprint(folder, comparison.tokenizer)
         # The tried run also makes the network and measures the bound once, so the estimate errs on the short side.
         updates = max(TRIED_UPDATES, int(seconds / ((time.perf_counter() - started) / TRIED_UPDATES)))
     return config.loop.num_steps
