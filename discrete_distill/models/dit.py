@@ -292,6 +292,12 @@ class DiT(HubNetwork):
         """Raw logits ``[B, L, V]``."""
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
 
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
+        self.checkpoint_blocks = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     def with_step_conditioning(self) -> DiT:
         """A copy that is also told its step; its answers are this network's until it is trained."""
         config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .card import ModelFacts, model_card
+from .lora import refuse_unmerged
 from .shapes import check_stated, read_shape
 from .weights import CheckpointError, build, read_safetensors
 
@@ -58,7 +59,7 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         return model_card(type(self).__name__, facts, network_config(self))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        _refuse_unmerged(self)
+        refuse_unmerged(self)
         super()._save_pretrained(save_directory)
 
     @classmethod
@@ -153,7 +154,7 @@ def save_distilled(
     student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
     if discriminator is None:
         return
-    _refuse_unmerged(discriminator)
+    refuse_unmerged(discriminator)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
     save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
     config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)
@@ -181,8 +182,3 @@ def push_distilled(
                 repo_id=repo_id, repo_type="model", folder_path=folder, revision=branch, commit_message=commit_message
             )
         )
-
-
-def _refuse_unmerged(network: nn.Module) -> None:
-    if any(".lora_" in name for name, _ in network.named_parameters()):
-        raise ValueError("the network has LoRA weights: fold them in with merge_lora before saving it")

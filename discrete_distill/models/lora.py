@@ -50,7 +50,7 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    if any(".lora_" in name for name, _ in network.named_parameters()):
+    if has_lora(network):
         raise ValueError(f"the {type(network).__name__} has LoRA weights already: fold them in with merge_lora first")
     names = _targeted(network, targets)
     if not names:
@@ -87,6 +87,21 @@ def merge_lora(network: Network) -> Network:
         setattr(network.get_submodule(parent), own, layer.get_base_layer())
     vars(network).pop("peft_config", None)
     return network.requires_grad_(True)
+
+
+def has_lora(network: nn.Module) -> bool:
+    """Whether there are low-rank weights that were not merged."""
+    return any(".lora_" in name for name, _ in network.named_parameters())
+
+
+def refuse_unmerged(network: nn.Module) -> None:
+    """Refuse to save a network that has low-rank weights.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if has_lora(network):
+        raise ValueError("the network has LoRA weights: fold them in with merge_lora before saving it")
 
 
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:
