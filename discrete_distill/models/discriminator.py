@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .dit import DiT, DiTConfig
+from .dit import DiT, DiTConfig, config_from
 from .hub import HubNetwork
 
 
@@ -25,7 +25,7 @@ class RatioNetwork(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
-class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
+class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
     """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .hub import HubNetwork
+from .shapes import ROTARY_BASE
+from .weights import CheckpointError
 
 NUM_FREQUENCIES = 128
 
@@ -41,7 +44,9 @@ class DiTConfig:
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
     Raises:
-        ValueError: if the width is not a multiple of twice the number of heads, or a size is not positive.
+        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, or the dropout
+            is no probability below 1.
+        TypeError: if a size is no whole number, or a switch is neither true nor false.
     """
 
     vocab_size: int
@@ -57,13 +62,35 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if not isinstance(size, Integral) or isinstance(size, bool):
+                raise TypeError(f"{name} must be a whole number, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.dropout, Real) or isinstance(self.dropout, bool):
+            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
                 "so that a head splits into rotary pairs"
             )
+
+
+def config_from(fields: Any) -> DiTConfig:
+    """A configuration as read from a file.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        return DiTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the config file describes no network: {error}") from error
 
 
 def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
@@ -74,17 +101,25 @@ def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Cosines and sines for every position, ``[L, head_dim / 2]``."""
+    """Cosines and sines for every position, ``[L, head_dim / 2]``.
+
+    Frequencies are computed in fp32 at each call. The buffer of MDLM's checkpoints is kept for its name alone: in half
+    precision it would be off by 0.45 rad at position 1000.
+    """
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+    def __init__(self, head_dim: int, base: float = ROTARY_BASE) -> None:
         super().__init__()
+        self.head_dim = head_dim
+        self.base = base
         # Of a list: on the meta device, where weights are checked first, arithmetic costs seconds of imports.
         self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
+        device = self.inv_freq.device
+        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+        angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), self.base**-exponents)
         return angle.cos(), angle.sin()
 
 
@@ -171,6 +206,20 @@ def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return x_BLD * (1.0 + scale_B1D) + shift_B1D
 
 
+def _key_mask(attention_mask: Tensor, h_BLD: Tensor) -> Tensor:
+    """True at real tokens, ``[B, 1, 1, L]``."""
+    if attention_mask.shape != h_BLD.shape[:2]:
+        raise ValueError(
+            f"attention_mask must have the shape of the tokens, {list(h_BLD.shape[:2])}, "
+            f"got {list(attention_mask.shape)}"
+        )
+    if attention_mask.is_floating_point() or attention_mask.is_complex():
+        raise TypeError(
+            f"attention_mask must be bool, or whole numbers of which 0 is padding, got {attention_mask.dtype}"
+        )
+    return attention_mask.bool()[:, None, None, :]
+
+
 class FinalLayer(nn.Module):
     """Norm, modulation and the vocabulary head. The head starts at zero: uniform predictions."""
 
@@ -224,14 +273,24 @@ class DiT(HubNetwork):
         """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
 
         Raises:
-            ValueError: if the sequence is longer than ``config.max_length``.
+            ValueError: if the sequence is longer than ``config.max_length``, or, on a CPU, an id lies outside the
+                vocabulary.
+            TypeError: if ids are not int64 or int32.
         """
+        if x_t.dtype not in (torch.int64, torch.int32) or x_t.dim() != 2:
+            raise TypeError(f"ids must be int64 of shape [B, L], got {x_t.dtype} of shape {list(x_t.shape)}")
         if x_t.shape[1] > self.config.max_length:
             raise ValueError(
                 f"a sequence of {x_t.shape[1]} tokens is longer than the model's max_length "
                 f"{self.config.max_length}; cut it, or build the model with a larger max_length"
             )
-        return self.vocab_embed(x_t)
+        try:
+            return self.vocab_embed(x_t)
+        except IndexError as error:
+            raise ValueError(
+                f"token ids from {int(x_t.min())} to {int(x_t.max())} do not all lie in the model's vocabulary of "
+                f"{self.config.vocab_size}; is the tokenizer the model's own?"
+            ) from error
 
     def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
         """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
@@ -253,7 +312,7 @@ class DiT(HubNetwork):
         """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
-        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        key_mask = None if attention_mask is None else _key_mask(attention_mask, h_BLD)
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -270,6 +329,10 @@ class DiT(HubNetwork):
             t: ``[B]``.
             s: ``[B]`` or None, see ``step_conditioning``.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+
+        Raises:
+            ValueError: if ``attention_mask`` has another shape.
+            TypeError: if it is of floating point, as additive masks are.
         """
         h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
         with self.precision(h_BLD.device):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -18,7 +18,7 @@ from torch import nn
 from .card import ModelFacts, model_card
 from .lora import refuse_unmerged
 from .shapes import check_stated, read_shape
-from .weights import CheckpointError, build, read_safetensors
+from .weights import CheckpointError, build, read_json, read_safetensors
 
 Network = TypeVar("Network", bound="HubNetwork")
 
@@ -63,6 +63,19 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         super()._save_pretrained(save_directory)
 
     @classmethod
+    def from_pretrained(cls: type[Network], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Network:
+        """Load strictly; see `PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            CheckpointError: if a file is damaged, hostile, or of another network.
+        """
+        config = Path(pretrained_model_name_or_path) / CONFIG_FILE
+        if config.is_file():
+            read_json(config)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def _from_pretrained(
         cls: type[Network],
         *,
@@ -75,6 +88,8 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         map_location: str | torch.device = "cpu",
         **arguments: Any,
     ) -> Network:
+        for old in ("proxies", "resume_download"):  # of earlier releases of the mixin
+            arguments.pop(old, None)
         # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
         file = find_file(
             model_id,
@@ -102,7 +117,9 @@ def network_from(
     shape = arguments.get("config", arguments.get("backbone"))
     if shape is None:
         raise FileNotFoundError(f"no {CONFIG_FILE} beside {source}; it holds the shape of the {cls.__name__}")
-    stated = shape if isinstance(shape, Mapping) else asdict(shape)
+    if not isinstance(shape, Mapping) and not is_dataclass(shape):
+        raise CheckpointError(f"{source}: its config file has a {type(shape).__name__} where the shape should be")
+    stated = shape if isinstance(shape, Mapping) else asdict(cast(Any, shape))
     prefix = "backbone." if "backbone" in arguments else ""
     check_stated(stated, read_shape(weights, source=source, prefix=prefix), source=source)
 
