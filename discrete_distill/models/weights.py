@@ -69,14 +69,19 @@ def read_safetensors(file: str | Path) -> dict[str, Tensor]:
         CheckpointError: if it is cut short, declares a header that cannot be, or is not of this format.
     """
     file = Path(file)
-    _check_header(file)
+    check_header(file)
     try:
         return load_file(file)
     except Exception as error:
         raise CheckpointError(f"{file} is damaged: {error}; fetch or write it again") from error
 
 
-def _check_header(file: Path) -> None:
+def check_header(file: Path) -> None:
+    """Compare the length that a safetensors file declares for its header with its own, and with what is believed.
+
+    Raises:
+        CheckpointError: if it is longer.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -260,6 +265,9 @@ def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = make()
     check_weights(module, weights, source=source)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
+    if (claimed := sum(value.numel() * value.element_size() for value in weights.values())) > 2 * sum(held.values()):
+        raise CheckpointError(f"{source}: weights of {claimed} bytes share {sum(held.values())} bytes of the file")
     if broken := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise CheckpointError(f"{source} has weights that are not finite: {_some(broken)}")
     own = module.state_dict()

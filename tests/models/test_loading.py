@@ -1,18 +1,23 @@
 """Weights as others publish them: loaded strictly, the same logits, one wrong key refused by name."""
 
+import copy
 import json
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import published
 import pytest
 import torch
+from foreign import masked_lm, randomised
 from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network, prefixed
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from discrete_distill.models import CheckpointError, Discriminator, DiT, load_denoiser, load_discriminator
+from discrete_distill import CosineSchedule, as_denoiser
+from discrete_distill.models import CheckpointError, Discriminator, DiT, load_denoiser, load_discriminator, merge_lora
 from discrete_distill.models import hub as hub_module
 
 
@@ -333,7 +338,140 @@ def test_a_hugging_face_model_by_its_folder(tmp_path: Path) -> None:
             load_denoiser(tmp_path)
     with (tmp_path / "model.safetensors").open("r+b") as stream:
         stream.truncate(100)
-    with pytest.raises(CheckpointError, match="are damaged"):
+    with pytest.raises(CheckpointError, match="cut short"):
+        load_denoiser(tmp_path)
+
+
+def causal_folder(folder: Path, **settings: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        **settings,
+    )
+    model = randomised(transformers.LlamaForCausalLM(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_causal_model_that_was_trained_to_read_both_ways(tmp_path: Path) -> None:
+    model, (x, t) = causal_folder(tmp_path), example()
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        load_denoiser(tmp_path)
+    plain = model(input_ids=x, attention_mask=torch.zeros(3, 1, 7, 7)).logits
+    shifted = torch.cat((plain[:, :1], plain[:, :-1]), dim=1)
+    loaded = load_denoiser(tmp_path, attention="full", shifted=True, head="lm_head")
+    torch.testing.assert_close(loaded(x, t), shifted)
+    torch.testing.assert_close(loaded.project(loaded.features(x, t)), shifted, atol=1e-5, rtol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    again = load_denoiser(tmp_path / "again")
+    assert again.convention == loaded.convention
+    assert torch.equal(again(x, t), loaded(x, t))
+    torch.testing.assert_close(load_denoiser(tmp_path / "again", shifted=False)(x, t), plain)
+    published.write_mdlm_hub(tmp_path / "again", network())
+    with pytest.raises(ValueError, match="attention"):
+        load_denoiser(tmp_path / "again", attention="full")
+    (tmp_path / "denoiser.json").write_text('{"atention": "full"}')
+    with pytest.raises(CheckpointError, match="atention"):
+        load_denoiser(tmp_path)
+
+
+def test_other_models_are_saved_with_how_they_are_called(tmp_path: Path) -> None:
+    bert, (x, t) = tiny_bert(tmp_path / "bert"), example()
+    peft = pytest.importorskip("peft", reason="LoRA is an optional extra")
+    config = peft.LoraConfig(target_modules=["query"], init_lora_weights=False)
+    adapted = as_denoiser(peft.get_peft_model(bert, config).eval())
+    with pytest.raises(ValueError, match="merge_lora"):
+        adapted.save_pretrained(tmp_path / "adapted")
+    expected = adapted(x, t).detach()
+    merge_lora(adapted).save_pretrained(tmp_path / "adapted")
+    torch.testing.assert_close(load_denoiser(tmp_path / "adapted")(x, t), expected, atol=1e-5, rtol=1e-5)
+    plain = as_denoiser(nn.Sequential(nn.Embedding(VOCABULARY, VOCABULARY)), ids="positional")
+    plain.save_pretrained(tmp_path / "plain")
+    assert set(load_file(tmp_path / "plain" / "model.safetensors")) == {"0.weight"}
+    with pytest.raises(TypeError, match="function"):
+        as_denoiser(lambda x: x, ids="x").save_pretrained(tmp_path / "function")
+    told = as_denoiser(
+        nn.Embedding(2, 2), ids="positional", time="t", time_conditioning=True, schedule=CosineSchedule()
+    )
+    with pytest.raises(ValueError, match="Cosine"):
+        told.save_pretrained(tmp_path / "told")
+
+
+def test_foreign_weights_in_half_precision_come_back_in_full(tmp_path: Path) -> None:
+    """ESM keeps its rotary frequencies in the file, where they are rounded with the rest."""
+    model = randomised(masked_lm("esm"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())  # so that only the frequencies can differ
+    frequencies = {name: value.clone() for name, value in model.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies
+    copy.deepcopy(model).bfloat16().save_pretrained(tmp_path)
+    loaded = load_denoiser(tmp_path)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    for name, value in frequencies.items():
+        torch.testing.assert_close(loaded.model.get_buffer(name), value, rtol=1e-6, atol=0)
+    x, t = torch.randint(1, 10, (2, 12), generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    torch.testing.assert_close(loaded(x, t), model(x).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 3 * 10**7},
+        {"num_hidden_layers": 10**6},
+        {"max_position_embeddings": 10**10},
+        {"intermediate_size": 10**9},
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"architectures": 5},
+        {"auto_map": 5},
+    ],
+)
+def test_a_foreign_config_file_that_asks_for_more_than_the_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_bert(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError):
+        load_denoiser(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_models_of_uniform_noise_are_refused(tmp_path: Path) -> None:
+    for changes in ({"model_type": "DUO"}, {"architectures": ["UDLM"]}, {"diffusion": "uniform"}):
+        published.write_mdlm_hub(tmp_path, network(), **changes)
+        for place in (tmp_path, tmp_path / "model.safetensors"):
+            with pytest.raises(ValueError, match="uniform"):
+                load_denoiser(place)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": float("nan")},
+        {"dropout": "a"},
+        {"dropout": 7},
+        {"model_length": float("nan")},
+        {"model_length": 8.5},
+        {"n_blocks": True},
+        {"time_conditioning": "no"},
+    ],
+)
+def test_odd_settings_of_published_networks_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    published.write_mdlm_hub(tmp_path, network(), **changes)
+    with pytest.raises(CheckpointError):
+        load_denoiser(tmp_path)
+
+
+def test_rotary_frequencies_of_another_base_are_refused(tmp_path: Path) -> None:
+    weights = network()
+    weights["rotary_emb.inv_freq"] = weights["rotary_emb.inv_freq"] ** 1.5
+    published.write_mdlm_hub(tmp_path, weights)
+    with pytest.raises(CheckpointError, match="inv_freq"):
         load_denoiser(tmp_path)
 
 
