@@ -172,7 +172,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     other.train()
     (tmp_path / "checkpoint-6" / "didi_instruct.pt").unlink()
     with pytest.raises(FileNotFoundError, match="no checkpoint of a DiDiInstructTrainer"):
-        trainer(tmp_path, CONFIGS["auxiliary"]).train(resume_from_checkpoint=True)
+        trainer(tmp_path, CONFIGS["auxiliary"]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
 def test_importing_the_package_and_the_integrations_leaves_transformers_alone() -> None:
