@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .hub import HubNetwork
+from .lora import refuse_unmerged
 from .shapes import ROTARY_BASE
 from .weights import CheckpointError
 
@@ -362,10 +363,16 @@ class DiT(HubNetwork):
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     def with_step_conditioning(self) -> DiT:
-        """A copy that is also told its step; its answers are this network's until it is trained."""
+        """A copy that is also told its step; its answers are this network's until it is trained.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged.
+        """
+        refuse_unmerged(self)
         config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
         copy = DiT(config).to(self.output_layer.linear.weight)
         missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
         assert not unexpected
         assert all(name.startswith("step_map.") for name in missing)
+        copy.checkpoint_blocks = self.checkpoint_blocks
         return copy.train(self.training)

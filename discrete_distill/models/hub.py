@@ -167,11 +167,19 @@ def save_distilled(
 
     Raises:
         ValueError: if there are LoRA weights that were not merged.
+        TypeError: if one of them is no network of this library.
     """
+    for network in (student, discriminator):
+        if network is not None and not isinstance(network, HubNetwork):
+            raise TypeError(
+                f"a {type(network).__name__} is no network of this library: save it by its own save_pretrained, "
+                "and read it back by load_denoiser"
+            )
+        if network is not None:
+            refuse_unmerged(network)
     student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
     if discriminator is None:
         return
-    refuse_unmerged(discriminator)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
     save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
     config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)

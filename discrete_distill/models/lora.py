@@ -95,13 +95,13 @@ def has_lora(network: nn.Module) -> bool:
 
 
 def refuse_unmerged(network: nn.Module) -> None:
-    """Refuse to save a network that has low-rank weights.
+    """Refuse to save or to copy a network that has low-rank weights.
 
     Raises:
         ValueError: if it has.
     """
     if has_lora(network):
-        raise ValueError("the network has LoRA weights: fold them in with merge_lora before saving it")
+        raise ValueError("the network has LoRA weights: fold them in with merge_lora first")
 
 
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:

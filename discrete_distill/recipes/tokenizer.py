@@ -34,8 +34,8 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Classes, mask included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """Classes, mask included: the greatest id and one, since ids may have gaps where entries were removed."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text."""

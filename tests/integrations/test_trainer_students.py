@@ -10,117 +10,20 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_model
+from students import CONFIG, LENGTH, Rows, answers, denoiser, trainer, weights_of
 from torch import Tensor, nn
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
     TrainerCallback,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion, as_denoiser
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
 from discrete_distill.integrations import transformers as integration
-from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
-from discrete_distill.models import DiT, DiTConfig, add_lora, load_denoiser
-
-MASK, V, LENGTH = 8, 9, 8
-PROCESS = MaskedDiffusion(MASK)
-CONFIG = DiDiInstructConfig(
-    group_size=4, path_steps=(2,), ratio_warmup=0, step_conditioning=False, ratio_conditioning=False
-)
-SIZE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-SPECIAL = {f"{name}_token_id": 0 for name in ("pad", "cls", "sep", "bos", "eos")}
+from discrete_distill.models import add_lora, load_denoiser
 
 
 @pytest.fixture(autouse=True)
 def own_process_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def denoiser(kind: str) -> Any:
-    torch.manual_seed(0)
-    if kind == "bert":
-        made: Any = as_denoiser(BertForMaskedLM(BertConfig(**SIZE, max_position_embeddings=16)))
-    elif kind == "modernbert":
-        made = as_denoiser(ModernBertForMaskedLM(ModernBertConfig(**SIZE, **SPECIAL, max_position_embeddings=16)))
-    elif kind == "own":
-        made = as_denoiser(nn.Sequential(nn.Embedding(V, 16), nn.GELU(), nn.Linear(16, V)), ids="positional")
-    else:
-        made = DiT(DiTConfig(vocab_size=V, max_length=8, hidden_size=16, num_layers=1, num_heads=2, cond_size=8))
-    for name, parameter in made.named_parameters():
-        if "norm" not in name.lower():
-            nn.init.normal_(parameter, std=0.3)
-    return made.eval()
-
-
-class Rows(torch.utils.data.Dataset):
-    """Random tokens; of ``lengths`` in turn, padded with 0, if there are any."""
-
-    def __init__(self, lengths: tuple[int, ...] = (), prompt: int = 0) -> None:
-        self.ids = torch.randint(1, 8, (64, LENGTH), generator=torch.Generator().manual_seed(0))
-        self.lengths, self.prompt = lengths, prompt
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"input_ids": self.ids[index]}
-        if self.lengths:
-            real = torch.arange(LENGTH) < self.lengths[index % len(self.lengths)]
-            row = {"input_ids": self.ids[index] * real, "attention_mask": real.long()}
-        return {**row, "prompt_mask": torch.arange(LENGTH) < self.prompt} if self.prompt else row
-
-
-def trainer(
-    folder: Path,
-    kind: Any = "dit",
-    config: DiDiInstructConfig = CONFIG,
-    data: Any = None,
-    teacher: Any = None,
-    **settings: Any,
-) -> DiDiInstructTrainer:
-    teacher = denoiser(kind) if teacher is None else teacher
-    auxiliary = copy.deepcopy(teacher)
-    with torch.no_grad():
-        for parameter in auxiliary.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    arguments: dict[str, Any] = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "ratio_learning_rate": 1e-2,
-        "length": LENGTH,
-        "ema_decay": 0.5,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    wants = config.log_ratio == "discriminator"
-    student = arguments.pop("student", None) or settings.pop("student", None) or copy.deepcopy(teacher)
-    return DiDiInstructTrainer(
-        student,
-        DiDiInstructTrainingArguments(output_dir=str(folder), **(arguments | settings)),
-        teacher=teacher,
-        process=PROCESS,
-        config=config,
-        discriminator=Discriminator.from_denoiser(denoiser("dit"), 1) if wants else None,
-        auxiliary=None if wants else auxiliary,
-        train_dataset=data,
-    )
-
-
-def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def answers(network: Any) -> Tensor:
-    x = torch.tensor([[1, 2, MASK, 4, MASK, MASK, 3, 5]])
-    with torch.no_grad():
-        return copy.deepcopy(network).eval()(x, torch.ones(1))
 
 
 @pytest.mark.parametrize("kind", ["dit", "bert"])
@@ -333,56 +236,6 @@ def test_schedules_of_the_ratio_networks_end_with_their_updates(
     updates = 5 * 2 * config.ratio_updates if ratio == "auxiliary" else 2 * 2
     assert planned == [updates]
     assert made.learners[ratio].scheduler.last_epoch == updates
-
-
-def test_a_run_killed_inside_its_save_leaves_no_torn_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = trainer(tmp_path, save_strategy="steps", save_steps=2)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(made, "_save_rng_state", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made.train()
-    assert get_last_checkpoint(str(tmp_path)) is None
-    again = trainer(tmp_path, save_strategy="steps", save_steps=2)
-    again.train()
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"global')  # as an earlier version left it
-    resumed = trainer(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    resumed.train(resume_from_checkpoint=True)
-    for name, value in weights_of(again.model).items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
-    shutil.rmtree(tmp_path / "checkpoint-2")
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
-
-
-def test_old_checkpoints_are_removed_and_the_last_is_kept(tmp_path: Path) -> None:
-    trainer(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=2).train()
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
-
-
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    made = trainer(tmp_path, data=Rows(), save_strategy="steps", save_steps=4)
-    made.train()
-    again = trainer(tmp_path, data=Rows())
-    out = again.train(resume_from_checkpoint=True)
-    assert out.global_step == again.state.global_step == 4
-    for mine, expected in (
-        (again.model, made.model),
-        (again.averaged_student, made.averaged_student),
-        (again.learners["auxiliary"].module, made.learners["auxiliary"].module),
-    ):
-        for name, value in weights_of(expected).items():
-            assert torch.equal(mine.state_dict()[name], value), name
-    more = trainer(tmp_path, data=Rows(), max_steps=5)
-    assert more.train(resume_from_checkpoint=True).global_step == 5
 
 
 def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:

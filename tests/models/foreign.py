@@ -7,11 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from discrete_distill.models import DiT
+
 transformers = pytest.importorskip("transformers")
 
 V, MASK, LENGTH = 12, 11, 7
 SIZE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+REAL = torch.arange(LENGTH) < torch.tensor([[LENGTH], [4], [6]])
 SPECIAL = {"pad_token_id": 0, "mask_token_id": MASK, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def example() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(1, V, (3, LENGTH), generator=generator)
+    x[:, 2] = MASK
+    return x, torch.rand(3, generator=generator)
 
 
 def randomised(model: nn.Module) -> Any:
@@ -102,3 +112,32 @@ class TinyDream(nn.Module):
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)  # a row of nothing but these gives NaN
         h = self.model(input_ids=input_ids, attention_mask=bias, position_ids=position_ids).last_hidden_state
         return SimpleNamespace(logits=self.lm_head(h))
+
+
+class ResearchNetwork(nn.Module):
+    """The transformer of the MDLM, DUO, SDTT and DiDi-Instruct code: called with ids and sigma, by position."""
+
+    def __init__(self, dit: DiT, config: Any = None) -> None:
+        super().__init__()
+        self.vocab_embed, self.output_layer = dit.vocab_embed, dit.output_layer
+        self.inner, self.config = [dit], config
+        self.sigmas: list[Tensor] = []
+
+    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        self.sigmas.append(sigma)
+        t = -torch.expm1(-sigma) / (1.0 - 1e-3)
+        h, cond = self.inner[0].trunk(self.vocab_embed(indices), t)
+        return self.output_layer.linear(self.output_layer.features(h, cond))
+
+
+class HubNetwork(nn.Module):
+    """The class in the hub repositories of MDLM and DUO: by keyword, and logits as they come, or in a tuple."""
+
+    def __init__(self, network: ResearchNetwork, time_conditioning: bool, pack: bool) -> None:
+        super().__init__()
+        self.backbone, self.pack = network, pack
+        self.config = SimpleNamespace(model_type="mdlm", time_conditioning=time_conditioning)
+
+    def forward(self, input_ids: Tensor, timesteps: Tensor) -> Any:
+        logits = self.backbone(input_ids, timesteps)
+        return (logits, []) if self.pack else logits

@@ -250,3 +250,8 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     assert float((weight * x * x).sum().sqrt()) > 0.2
     assert float(correlation) > 0.98
     assert 0.9 < float(slope) < 1.1
+
+
+def test_it_grows_from_a_network_of_this_library_alone() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        Discriminator.from_denoiser(torch.nn.Linear(2, 2))  # type: ignore[arg-type]

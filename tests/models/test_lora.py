@@ -11,7 +11,7 @@ from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network
 from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, as_denoiser
-from discrete_distill.models import DiT, add_lora, lora_weights, merge_lora
+from discrete_distill.models import Discriminator, DiT, add_lora, lora_weights, merge_lora
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -67,8 +67,11 @@ def test_merged_it_is_a_plain_network_of_the_stated_sum() -> None:
 
 def test_it_is_saved_merged_or_not_at_all(tmp_path: Path) -> None:
     net, (x, t) = disturbed(student()), example()
-    with pytest.raises(ValueError, match="fold them in with merge_lora before saving it"):
+    with pytest.raises(ValueError, match="merge_lora"):
         net.save_pretrained(tmp_path)
+    for copied in (net.with_step_conditioning, lambda: Discriminator.from_denoiser(net, 1)):
+        with pytest.raises(ValueError, match="merge_lora"):
+            copied()
     merge_lora(net).save_pretrained(tmp_path)
     assert torch.equal(DiT.from_pretrained(tmp_path)(x, t), net(x, t))
 

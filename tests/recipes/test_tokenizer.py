@@ -63,3 +63,9 @@ def test_a_tokenizer_without_its_special_tokens_is_refused() -> None:
     bare.add_special_tokens([EOS_TOKEN])
     with pytest.raises(ValueError, match="mask"):
         TextTokenizer(bare)
+
+
+def test_ids_with_gaps_are_all_classes() -> None:
+    """Where entries were removed, the greatest id lies beyond the number of entries."""
+    backend = Tokenizer(models.WordLevel({"a": 0, EOS_TOKEN: 1, MASK_TOKEN: 2, "z": 500}, unk_token="a"))
+    assert TextTokenizer(backend).vocab_size == 501
