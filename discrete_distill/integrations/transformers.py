@@ -269,15 +269,17 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         real, given = inputs.get("attention_mask"), inputs.get("prompt_mask")
         if given is None and (real is None or bool(real.all())):
             return {"batch_size": len(rows), "length": rows.shape[1]}, rows
-        size = self.config.group_size
-        rows, real, given = (
-            None if each is None else each[::size].repeat_interleave(size, dim=0) for each in (rows, real, given)
-        )
-        kept = torch.zeros_like(rows, dtype=torch.bool) if given is None else given.bool()
-        if real is not None:
-            kept = kept | ~real.bool()
-        paths = {"x_init": torch.where(kept, rows, self.method.process.mask_token_id)}
-        return paths if real is None else {**paths, "attention_mask": real.bool()}, rows
+        rows = self._first_of_groups(rows)
+        kept = torch.zeros_like(rows, dtype=torch.bool) if given is None else self._first_of_groups(given).bool()
+        mask = self.method.process.mask_token_id
+        if real is None:
+            return {"x_init": torch.where(kept, rows, mask)}, rows
+        real = self._first_of_groups(real).bool()
+        return {"x_init": torch.where(kept | ~real, rows, mask), "attention_mask": real}, rows
+
+    def _first_of_groups(self, values: Tensor) -> Tensor:
+        """The first row of each group, in the place of each of its rows."""
+        return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
 
     def _update(self, name: str, out: StepOutput) -> None:
         figures = {key: float(value) for key, value in out.metrics.items()}

@@ -45,7 +45,7 @@ def load_denoiser(
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.
         time_conditioning: whether the network is told the time; None takes the config file's, or no, as in MDLM. A
-            ``.ckpt`` of DUO's own method wants True.
+            ``.ckpt`` does not tell its noise either: one of DUO's own, uniform, is not for the masked process.
         dropout: in training; None takes the config file's, or 0.1.
         bf16_blocks: see `DiTConfig`.
         attention: of Hugging Face models, see `as_denoiser`; None takes what `ForeignDenoiser.save_pretrained` wrote,

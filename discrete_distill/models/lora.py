@@ -136,9 +136,9 @@ def _heads(network: nn.Module) -> set[str]:
     names = {module: name for name, module in network.named_modules()}
     found: set[str] = set()
     for name, module in network.named_modules():
-        convention = getattr(module, "convention", None)
-        if getattr(convention, "head", None) is not None:
-            found.add(".".join(part for part in (name, "model", convention.head) if part))
+        head: Any = getattr(getattr(module, "convention", None), "head", None)
+        if head is not None:
+            found.add(".".join(part for part in (name, "model", head) if part))
         output = getattr(module, "get_output_embeddings", None)
         if callable(output):
             try:
