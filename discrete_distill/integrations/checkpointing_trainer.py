@@ -83,6 +83,12 @@ class CheckpointingTrainer(Trainer):
         if self.args.should_save:
             publish(run / UNFINISHED, run, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / f"checkpoint-{self.state.global_step}"))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writing:  # else it has not its name yet
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, without_aliases(self.model.state_dict() if state_dict is None else state_dict))

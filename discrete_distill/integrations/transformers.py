@@ -120,8 +120,13 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             )
         if (discriminator is not None or self.config.log_ratio == "mmd") and train_dataset is None:
             raise ValueError("the log-ratio compares with data; give train_dataset with rows of input_ids")
+        for name, value in (("length", args.length), ("discriminator_every", args.discriminator_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if train_dataset is None and args.max_steps < 1:
+            raise ValueError(f"max_steps is {args.max_steps}; without a data set it must say how long to train")
         if train_dataset is None:
-            rows = max(args.max_steps, 1) * batch_size * args.gradient_accumulation_steps * args.world_size
+            rows = args.max_steps * batch_size * args.gradient_accumulation_steps * args.world_size
             train_dataset = _NoData(rows)
         teacher = teacher.to(args.device)
         discriminator, auxiliary = (

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from ..process import Denoiser, FeatureDenoiser, LogLinearSchedule, MaskingSchedule
+from .attention_masks import additive_mask, real_tokens
 from .heads import set_aside, why_not_apart
 from .keywords import Keywords
 from .lora import refuse_unmerged
@@ -58,6 +59,10 @@ class CallingConvention:
             ``"none"``: the model has no notion of padding, and a mask is refused.
         shifted: logits at position ``i`` speak of token ``i + 1``, as in Dream.
         head: dotted path of the module whose output is the logits, or None where it cannot be run alone.
+
+    Raises:
+        ValueError: if there is no such kind of attention, or the true sigma is to be told and nothing says where.
+        TypeError: if a field is of another type.
     """
 
     ids: str = "input_ids"
@@ -66,6 +71,19 @@ class CallingConvention:
     attention: Attention = "padding"
     shifted: bool = False
     head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}; got {self.attention!r}")
+        for name in ("time_conditioning", "shifted"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("ids", "time", "head"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "ids"):
+                raise TypeError(f"{name} must be a name, got {value!r}")
+        if self.time_conditioning and self.time is None:
+            raise ValueError("time_conditioning=True tells the model its time: say by which keyword, time=")
 
 
 def as_denoiser(
@@ -105,8 +123,8 @@ def as_denoiser(
     Raises:
         TypeError: if the model is of no known kind and nothing says how it is called, or it is a denoiser already and
             something does.
-        ValueError: if it is causal and nothing says that it attends both ways, there is no head of that name, or it is
-            a uniform-state model, such as DUO.
+        ValueError: if it is causal and nothing says that it attends both ways, there is no head of that name, it is a
+            uniform-state model, such as DUO, or what is said makes no `CallingConvention`.
     """
     given: dict[str, Any] = {
         "attention": attention,
@@ -116,12 +134,10 @@ def as_denoiser(
         "time_conditioning": time_conditioning,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    if isinstance(model, FeatureDenoiser | ForeignDenoiser):
-        if changes or head != AUTO:
-            raise TypeError(f"a {type(model).__name__} is a denoiser already: leave out how it is called")
-        return cast(Denoiser, model)
     inner, prefix = unwrap(model)
-    if isinstance(inner, FeatureDenoiser | ForeignDenoiser) and not changes and head == AUTO:
+    if isinstance(inner, FeatureDenoiser | ForeignDenoiser):
+        if changes or head != AUTO:
+            raise TypeError(f"a {type(inner).__name__} is a denoiser already: leave out how it is called")
         return cast(Denoiser, model)
     known = recognise(inner)
     if known is None and not changes:
@@ -277,9 +293,10 @@ class ForeignDenoiser(nn.Module):
 
     def _attention(self, x_t: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
         kind = self.convention.attention
+        real = None if attention_mask is None else real_tokens(attention_mask, x_t.shape)
         if kind == "full":
-            return {"attention_mask": _additive_mask(x_t, attention_mask, self._dtype())}
-        if attention_mask is None:
+            return {"attention_mask": additive_mask(x_t, real, self._dtype())}
+        if real is None:
             return {}
         if kind == "none":
             raise ValueError(
@@ -287,8 +304,7 @@ class ForeignDenoiser(nn.Module):
                 "without attention_mask"
             )
         if kind == "padding":
-            return {"attention_mask": attention_mask.long()}
-        real = attention_mask.bool()
+            return {"attention_mask": real.long()}
         pairs = real[:, None, :, None] & real[:, None, None, :]
         # Padding reads itself, so that no row of the softmax is empty; nobody else reads it.
         itself = torch.eye(x_t.shape[1], dtype=torch.bool, device=x_t.device)
@@ -344,14 +360,6 @@ class ForeignFeatureDenoiser(ForeignDenoiser):
         )
         device = next((value.device for value in apart.parameters()), torch.device("cpu"))
         return why_not_apart(lambda x, t: apart._call(x, t.to(device), None, {}), apart._head(), device)
-
-
-def _additive_mask(x_t: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    batch, length = x_t.shape
-    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
-    if attention_mask is None:
-        return mask
-    return mask.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(dtype).min)
 
 
 def _logits_of(output: Any) -> Tensor:

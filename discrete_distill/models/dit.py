@@ -19,6 +19,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
+from .attention_masks import real_tokens
 from .hub import HubNetwork
 from .lora import refuse_unmerged
 from .shapes import ROTARY_BASE
@@ -207,20 +208,6 @@ def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return x_BLD * (1.0 + scale_B1D) + shift_B1D
 
 
-def _key_mask(attention_mask: Tensor, h_BLD: Tensor) -> Tensor:
-    """True at real tokens, ``[B, 1, 1, L]``."""
-    if attention_mask.shape != h_BLD.shape[:2]:
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(h_BLD.shape[:2])}, "
-            f"got {list(attention_mask.shape)}"
-        )
-    if attention_mask.is_floating_point() or attention_mask.is_complex():
-        raise TypeError(
-            f"attention_mask must be bool, or whole numbers of which 0 is padding, got {attention_mask.dtype}"
-        )
-    return attention_mask.bool()[:, None, None, :]
-
-
 class FinalLayer(nn.Module):
     """Norm, modulation and the vocabulary head. The head starts at zero: uniform predictions."""
 
@@ -313,7 +300,9 @@ class DiT(HubNetwork):
         """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
-        key_mask = None if attention_mask is None else _key_mask(attention_mask, h_BLD)
+        key_mask = None
+        if attention_mask is not None:
+            key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():

@@ -77,7 +77,9 @@ def _stored_convention(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         convention = CallingConvention(**read_json(file))
-    except TypeError as error:
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} does not say how a model is called: {error}") from error
     return dict(vars(convention))
 

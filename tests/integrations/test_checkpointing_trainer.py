@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState
 from students import Rows, trainer, weights_of
 from transformers.trainer_utils import get_last_checkpoint
@@ -64,3 +65,17 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
             assert torch.equal(mine.state_dict()[name], value), name
     more = trainer(tmp_path, data=Rows(), max_steps=5)
     assert more.train(resume_from_checkpoint=True).global_step == 5
+
+
+def test_what_is_pushed_is_a_finished_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[str] = []
+
+    def push(_: Any, folder: str) -> None:
+        assert (Path(folder) / "trainer_state.json").is_file()
+        pushed.append(Path(folder).name)
+
+    monkeypatch.setattr(transformers.Trainer, "_push_from_checkpoint", push)
+    made = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    made.args.push_to_hub = True
+    made.train()
+    assert pushed == ["checkpoint-2", "checkpoint-4"]

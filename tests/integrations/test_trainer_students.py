@@ -142,6 +142,9 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).evaluate()
     with pytest.raises(ValueError, match="eval_strategy"):
         trainer(tmp_path, eval_strategy="steps")
+    for name, value in (("max_steps", -1), ("length", 0), ("discriminator_every", 0)):
+        with pytest.raises(ValueError, match=name):
+            trainer(tmp_path, **{name: value})
     with pytest.raises(TypeError, match="as_denoiser"):
         trainer(tmp_path, "bert", student=denoiser("bert").model)
 

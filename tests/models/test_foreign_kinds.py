@@ -144,3 +144,34 @@ def test_its_forward_is_compiled_whole() -> None:
     denoiser, (x, t) = as_denoiser(model), example()
     compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, t, attention_mask=REAL), denoiser(x, t, attention_mask=REAL))
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ({"attention": "ful"}, ValueError),
+        ({"time_conditioning": True}, ValueError),
+        ({"shifted": "yes"}, TypeError),
+        ({"head": 3}, TypeError),
+    ],
+)
+def test_what_is_said_of_a_model_must_mean_something(said: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(said))):
+        as_denoiser(masked_lm("bert"), **said)
+
+
+def test_a_denoiser_in_a_wrapper_is_not_called_in_another_way() -> None:
+    dit = nn.DataParallel(published.denoiser(published.network()))
+    assert as_denoiser(dit) is dit
+    with pytest.raises(TypeError, match="DiT"):
+        as_denoiser(dit, ids="positional", time="positional")
+
+
+@pytest.mark.parametrize("attention", ["padding", "full", "pairs"])
+def test_masks_of_padding_of_another_shape_or_kind_are_refused(attention: Any) -> None:
+    denoiser, (x, t) = as_denoiser(causal(), attention=attention, head=None), example()
+    with pytest.raises(TypeError, match="float32"):
+        denoiser(x, t, attention_mask=torch.zeros(3, LENGTH))  # additive: 0 would mean padding
+    for wrong in (REAL[:2], REAL[:, :-1], REAL[:, None, None]):
+        with pytest.raises(ValueError, match="attention_mask"):
+            denoiser(x, t, attention_mask=wrong)
