@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 GREATEST_LOGIT = 1e4  # at which a cap on the logits shows, also in fp16
 TOLERANCE = 0.02  # relative; a scale that is applied in half precision before the head or after it
@@ -47,7 +46,8 @@ def why_not_apart(call: Callable[[Tensor, Tensor], Tensor], head: nn.Module, dev
         head: a module of the model.
         device: of the ids.
     """
-    if any(isinstance(each, DTensor) or each.is_meta for each in head.parameters()):
+    # Neither weights that are not there nor those of FSDP, which all processes would have to ask for.
+    if any(each.is_meta or hasattr(each, "device_mesh") for each in head.parameters()):
         return None
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices, device_type="cuda"):
