@@ -21,7 +21,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 HEADER_LIMIT = 4_000_000  # bytes; names and shapes of 40 000 tensors
 PICKLE_LIMIT = 64_000_000  # bytes of data.pkl, which names the tensors and holds none of their numbers
-INSTRUCTIONS_LIMIT = 300_000  # of data.pkl; a network of 24 blocks with its optimiser has about 100 000
+INSTRUCTIONS_LIMIT = 1_000_000  # of data.pkl; a network of 24 blocks and its optimiser has 100 000, a tokenizer as many
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # What training frameworks store beside the weights: settings, tokenisers, progress. Nothing of it is imported or

@@ -183,3 +183,46 @@ def test_code_of_a_repository_runs_only_if_asked(tmp_path: Path, monkeypatch: py
     loaded = load_denoiser(tmp_path / "model", trust_remote_code=True)
     assert trace.exists()
     torch.testing.assert_close(loaded(x, t), model(x).logits)
+
+
+def test_code_beside_a_model_of_a_known_kind_is_not_even_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask at the terminal whether to run it."""
+    model, trace = tiny_bert(tmp_path / "model"), tmp_path / "trace"
+    (tmp_path / "model" / "own.py").write_text(CODE.format(trace=str(trace)))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForMaskedLM": "own.OwnForMaskedLM"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    x, t = example()
+    torch.testing.assert_close(load_denoiser(tmp_path / "model")(x, t), model(x).logits)
+    assert not trace.exists()
+
+
+def test_weights_of_others_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    tiny_bert(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["bert.encoder.layer.0.output.dense.bias"][0] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"output\.dense\.bias"):
+        load_denoiser(tmp_path)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    model, (x, t) = tiny_bert(tmp_path / "whole"), example()
+    model.save_pretrained(tmp_path / "parts", max_shard_size="5KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    torch.testing.assert_close(load_denoiser(tmp_path / "parts")(x, t), model(x).logits)
+    config = json.loads((tmp_path / "parts" / "config.json").read_text())
+    (tmp_path / "parts" / "config.json").write_text(json.dumps({**config, "vocab_size": 3 * 10**7}))
+    with pytest.raises(CheckpointError):
+        load_denoiser(tmp_path / "parts")
+    index = tmp_path / "parts" / "model.safetensors.index.json"
+    for wrong, error in (
+        ({"weight_map": 3}, CheckpointError),
+        ({"weight_map": {"w": "no.safetensors"}}, FileNotFoundError),
+    ):
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(error):
+            load_denoiser(tmp_path / "parts")
