@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .dit import DiT, DiTConfig
+from .dit import DiT, DiTConfig, config_from
 from .hub import HubNetwork
+from .lora import refuse_unmerged
 
 
 class RatioNetwork(Protocol):
@@ -25,7 +26,7 @@ class RatioNetwork(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
-class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
+class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
     """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
@@ -65,7 +66,17 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTCo
 
     @classmethod
     def from_denoiser(cls, denoiser: DiT, trainable_blocks: int = 4) -> Discriminator:
-        """A discriminator whose backbone starts as a copy of ``denoiser``."""
+        """A discriminator whose backbone starts as a copy of ``denoiser``.
+
+        Raises:
+            TypeError: if it is no `DiT`.
+            ValueError: see the class; or if it has LoRA weights that were not merged.
+        """
+        if not isinstance(denoiser, DiT):
+            raise TypeError(
+                f"a Discriminator starts from a DiT, not a {type(denoiser).__name__}: give a RatioNetwork of your own"
+            )
+        refuse_unmerged(denoiser)
         made = cls(denoiser.config, trainable_blocks)
         made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
         return made.to(denoiser.output_layer.linear.weight.device)

@@ -11,6 +11,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ from ..process import (
     PolynomialSchedule,
     evaluation_mode,
 )
+from .attention_masks import real_tokens
 from .hub import HubNetwork
+from .lora import refuse_unmerged
+from .shapes import ROTARY_BASE
+from .weights import CheckpointError
 
 NUM_FREQUENCIES = 128
 MAX_SIGMA = 20.0
@@ -62,8 +67,9 @@ class DiTConfig:
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
     Raises:
-        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, or the
-            schedule is unknown.
+        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
+            no probability below 1, or the schedule is unknown.
+        TypeError: if a size is no whole number, or a switch is neither true nor false.
     """
 
     vocab_size: int
@@ -80,8 +86,18 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if not isinstance(size, Integral) or isinstance(size, bool):
+                raise TypeError(f"{name} must be a whole number, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.dropout, Real) or isinstance(self.dropout, bool):
+            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):
@@ -89,6 +105,18 @@ class DiTConfig:
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
                 "so that a head splits into rotary pairs"
             )
+
+
+def config_from(fields: Any) -> DiTConfig:
+    """A configuration as read from a file.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        return DiTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the config file describes no network: {error}") from error
 
 
 def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
@@ -99,17 +127,25 @@ def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Cosines and sines for every position, ``[L, head_dim / 2]``."""
+    """Cosines and sines for every position, ``[L, head_dim / 2]``.
+
+    Frequencies are computed in fp32 at each call. The buffer of MDLM's checkpoints is kept for its name alone: in half
+    precision it would be off by 0.45 rad at position 1000.
+    """
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+    def __init__(self, head_dim: int, base: float = ROTARY_BASE) -> None:
         super().__init__()
+        self.head_dim = head_dim
+        self.base = base
         # Of a list: on the meta device, where weights are checked first, arithmetic costs seconds of imports.
         self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
+        device = self.inv_freq.device
+        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+        angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), self.base**-exponents)
         return angle.cos(), angle.sin()
 
 
@@ -260,14 +296,24 @@ class DiT(HubNetwork):
         """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
 
         Raises:
-            ValueError: if the sequence is longer than ``config.max_length``.
+            ValueError: if the sequence is longer than ``config.max_length``, or, on a CPU, an id lies outside the
+                vocabulary.
+            TypeError: if ids are not int64 or int32.
         """
+        if x_t.dtype not in (torch.int64, torch.int32) or x_t.dim() != 2:
+            raise TypeError(f"ids must be int64 of shape [B, L], got {x_t.dtype} of shape {list(x_t.shape)}")
         if x_t.shape[1] > self.config.max_length:
             raise ValueError(
                 f"a sequence of {x_t.shape[1]} tokens is longer than the model's max_length "
                 f"{self.config.max_length}; cut it, or build the model with a larger max_length"
             )
-        return self.vocab_embed(x_t)
+        try:
+            return self.vocab_embed(x_t)
+        except IndexError as error:
+            raise ValueError(
+                f"token ids from {int(x_t.min())} to {int(x_t.max())} do not all lie in the model's vocabulary of "
+                f"{self.config.vocab_size}; is the tokenizer the model's own?"
+            ) from error
 
     def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
         """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
@@ -290,7 +336,9 @@ class DiT(HubNetwork):
         """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
-        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        key_mask = None
+        if attention_mask is not None:
+            key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -309,6 +357,10 @@ class DiT(HubNetwork):
             t: ``[B]``.
             s: ``[B]`` or None, see ``step_conditioning``.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+
+        Raises:
+            ValueError: if ``attention_mask`` has another shape.
+            TypeError: if it is of floating point, as additive masks are.
         """
         h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
         with self.precision(h_BLD.device):
@@ -331,11 +383,23 @@ class DiT(HubNetwork):
         """Raw logits ``[B, L, V]``."""
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
 
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
+        self.checkpoint_blocks = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     def with_step_conditioning(self) -> DiT:
-        """A copy that is also told its step; its answers are this network's until it is trained."""
+        """A copy that is also told its step; its answers are this network's until it is trained.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged.
+        """
+        refuse_unmerged(self)
         config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
         copy = DiT(config).to(self.output_layer.linear.weight)
         missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
         assert not unexpected
         assert all(name.startswith("step_map.") for name in missing)
+        copy.checkpoint_blocks = self.checkpoint_blocks
         return copy.train(self.training)

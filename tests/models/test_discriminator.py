@@ -281,3 +281,8 @@ def test_what_does_not_count_reaches_neither_loss_nor_gradient_nor_accuracy() ->
     ]
     accuracy = discriminator_accuracy(*whole, counted, counted)
     torch.testing.assert_close(accuracy, 0.25 * (right[0] + right[1]))
+
+
+def test_it_grows_from_a_network_of_this_library_alone() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        Discriminator.from_denoiser(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
