@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .checks import check_count
 from .kernels import STREAM_COIN, uniform
 from .process import Denoiser, MaskedDiffusion, logits_in_parts
-from .process.arguments import check_whole_number
 
 MAX_POSITIONS = 2**32
 """Counters of random draws have 32 bits: positions from there on would repeat the draws of the first ones."""
@@ -27,7 +27,7 @@ def time_grid(num_steps: int, *, device: torch.device, end: float = 0.0) -> Tens
         TypeError: if ``num_steps`` is no integer.
         ValueError: if there is no step, or ``end`` is outside ``[0, 1)``.
     """
-    check_whole_number("num_steps", num_steps, 1)
+    check_count("num_steps", num_steps)
     if not 0.0 <= end < 1.0:
         raise ValueError(f"the grid must end in [0, 1), got {end}")
     return torch.linspace(1.0, end, num_steps + 1, device=device)
@@ -86,7 +86,7 @@ class Canvas:
                 )
         attention_mask = _checked_mask("attention_mask", attention_mask, x_init)
         writable = _checked_mask("writable", writable, x_init)
-        first_row = check_whole_number("first_row", first_row, 0)
+        first_row = check_count("first_row", first_row, least=0)
         batch, length = x_init.shape
         if (first_row + batch) * length > MAX_POSITIONS:
             raise ValueError(
@@ -216,7 +216,7 @@ def _checked_shape(shape: Any) -> tuple[int, int]:
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:
         raise TypeError(f"shape must be (batch, length), got {shape!r}")
     batch, length = shape
-    return check_whole_number("batch in shape", batch, 1), check_whole_number("length in shape", length, 1)
+    return check_count("batch in shape", batch), check_count("length in shape", length)
 
 
 def _range_of_ids(x_init: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import check_count
 from .collective import mean_of_all, sum_of_all
 
 Scale = Literal["group", "batch", "none"]
@@ -229,6 +230,7 @@ class GroupNormalizer:
     eps: float = 1e-4
 
     def __post_init__(self) -> None:
+        check_count("group_size", self.group_size)
         check_advantages("group", "group", self.clip, self.eps)
 
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -245,6 +247,7 @@ class LeaveOneOutNormalizer:
     eps: float = 1e-4
 
     def __post_init__(self) -> None:
+        check_count("group_size", self.group_size)
         check_advantages(self.scale, "leave_one_out", self.clip, self.eps)
 
     def __call__(self, rewards: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ FLOORS = {
     "checks": 0,
     "collective": 0,
     "streams": 0,
-    "kernels": 0,
+    "kernels": 1,
     "process": 1,
     "canvas": 2,
     "rollout": 3,

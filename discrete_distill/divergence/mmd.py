@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_floats
+
 ROWS_AT_ONCE = 4096
 TOKENS_FOR_BANDWIDTH = 512
 
@@ -26,8 +28,14 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
     In the precision of the features, whatever autocast says: the distance is a small difference of large numbers.
 
     Raises:
-        ValueError: if the bandwidth is not positive; looked at on a CPU alone.
+        ValueError: if the bandwidth is not positive, looked at on a CPU alone, or the features are not ``[N, D]`` and
+            ``[M, D]`` with a ``D`` of 1 or more.
+        TypeError: if the features are no floating-point numbers.
     """
+    check_floats("first_ND", first_ND)
+    check_floats("second_MD", second_MD)
+    if first_ND.dim() != 2 or second_MD.dim() != 2 or not first_ND.shape[1] == second_MD.shape[1] > 0:
+        raise ValueError(f"features must be [N, D] and [M, D], got {list(first_ND.shape)} and {list(second_MD.shape)}")
     check_bandwidth(bandwidth)
     with torch.autocast(first_ND.device.type, enabled=False):
         return _rbf_kernel(first_ND, second_MD, bandwidth)
@@ -142,7 +150,11 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
 
 
 def _check(student_BLD: Tensor, reference_MLD: Tensor, group_size: int) -> None:
-    if student_BLD.dim() != 3 or reference_MLD.dim() != 3 or student_BLD.shape[2] != reference_MLD.shape[2]:
+    check_floats("student_BLD", student_BLD)
+    check_floats("reference_MLD", reference_MLD)
+    widths = (student_BLD.shape[-1], reference_MLD.shape[-1])
+    empty = not student_BLD.numel() or not reference_MLD.numel()
+    if student_BLD.dim() != 3 or reference_MLD.dim() != 3 or widths[0] != widths[1] or empty:
         raise ValueError(
             f"features must be [B, L, D] and [M, L, D], got {list(student_BLD.shape)} and {list(reference_MLD.shape)}"
         )

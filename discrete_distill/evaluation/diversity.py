@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from .checks import check_token_ids
 
 
@@ -145,7 +146,8 @@ def _ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
     """A number for each n-gram, equal exactly where n-grams are: int64 ``[N, L - n + 1]``, dense from 0."""
     check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
-    if not 1 <= n <= length:
+    check_count("n", n)
+    if n > length:
         raise ValueError(f"n-grams of {n} tokens cannot be taken from samples of {length} tokens")
     tokens_NL = _dense(sequences_NL)
     num_tokens = int(tokens_NL.max()) + 1

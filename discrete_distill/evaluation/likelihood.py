@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count
 from ..process import Denoiser, MaskedDiffusion
 from .checks import check_token_ids, exponential
 
@@ -64,8 +65,8 @@ def likelihood_bound(
             is not finite.
     """
     check_token_ids(sequences_NL, "sequences")
-    if repeats < 1 or batch_size < 1:
-        raise ValueError(f"repeats and batch_size must be 1 or more, got {repeats} and {batch_size}")
+    check_count("repeats", repeats)
+    check_count("batch_size", batch_size)
     if bool((sequences_NL == process.mask_token_id).any()):
         raise ValueError(f"sequences must be clean text, but hold masks (id {process.mask_token_id})")
     sums = []

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from .checks import check_token_ids
 from .ending import before_end
 from .judges import TokenNats
@@ -48,7 +49,9 @@ class NGramJudge:
         excluded: tuple[int, ...] = (),
     ) -> None:
         check_token_ids(sequences_NL, "the text")
-        if vocab_size < 1 or order < 1 or order * math.log2(vocab_size) > 26:
+        check_count("vocab_size", vocab_size)
+        check_count("order", order)
+        if order * math.log2(vocab_size) > 26:
             raise ValueError(
                 f"order {order} over {vocab_size} tokens: give an order of 1 or more that can be tabulated"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from .checks import check_token_ids, exponential
 from .judges import Judge
 
@@ -81,8 +82,7 @@ def generative_perplexity(
             them, prices that are not finite, or samples without a single token to count.
     """
     check_token_ids(sequences_NL)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     _refuse_masks(sequences_NL, mask_token_id)
     nats: list[float] = []
     tokens: list[int] = []

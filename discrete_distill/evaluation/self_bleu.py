@@ -8,6 +8,7 @@ from collections import Counter
 
 from torch import Tensor
 
+from ..checks import check_count
 from .checks import check_token_ids
 
 
@@ -31,7 +32,8 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     """
     check_token_ids(sequences_NL)
     count, length = sequences_NL.shape
-    if count < 2 or not 1 <= order <= length:
+    check_count("order", order)
+    if count < 2 or order > length:
         raise ValueError(
             f"self-BLEU of order {order} needs two samples of {order} tokens or more, got {count} of {length}"
         )

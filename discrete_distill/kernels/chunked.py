@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from discrete_distill.checks import check_floats
 from discrete_distill.kernels.dispatch import Backend, check_backend
 from discrete_distill.kernels.losses import (
     TokenLosses,
@@ -118,6 +119,8 @@ class _LinearTokenLosses(torch.autograd.Function):
 
 
 def _check_head(name: str, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_floats(f"{name}features", features)
+    check_floats(f"{name}weight", weight)
     if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{name}features have shape {tuple(features.shape)} and {name}weight {tuple(weight.shape)}; "

@@ -11,7 +11,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..checks import check_count, check_flag, check_number
 from ..process import (
     CosineSchedule,
     GeometricSchedule,
@@ -86,18 +86,10 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
-            size = getattr(self, name)
-            if not isinstance(size, Integral) or isinstance(size, bool):
-                raise TypeError(f"{name} must be a whole number, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_count(name, getattr(self, name))
         for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if not isinstance(self.dropout, Real) or isinstance(self.dropout, bool):
-            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+            check_flag(name, getattr(self, name))
+        check_number("dropout", self.dropout, least=0.0, below=1.0)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):

@@ -376,6 +376,8 @@ def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: 
         TypeError: if it holds integers where real numbers are needed, or the other way round.
         ValueError: if it is not ``[B]``, or a value is NaN, negative or above ``most``.
     """
+    if not isinstance(value_B, Tensor):
+        raise TypeError(f"{name} must be a tensor, one value for each row, got {type(value_B).__name__}")
     if value_B.dtype == torch.bool or value_B.is_complex() or value_B.is_floating_point() == integers:
         raise TypeError(f"{name} must hold {'integers' if integers else 'floating-point numbers'}, got {value_B.dtype}")
     if value_B.shape != x.shape[:1]:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..kernels import STREAM_COIN, SampledRows
-from ..process.arguments import check_choice
 from .grid import GridSampler, coin_rows, walk_grid
 from .output import SamplerOutput
 from .run import Run

@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas
+from ..checks import check_choice, check_count
 from ..process import Denoiser
-from ..process.arguments import check_choice, check_whole_number
 from .options import Sampler
 from .output import SamplerOutput
 from .rga import RGASampler
@@ -45,7 +45,7 @@ class BlockwiseSampler:
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, Sampler | RGASampler):
             raise TypeError(f"blocks are drawn by a sampler of this package, got {type(self.sampler).__name__}")
-        check_whole_number("block_length", self.block_length, 1)
+        check_count("block_length", self.block_length)
         check_choice("align", self.align, ("prompt", "start"))
         if getattr(self.sampler, "noise_removal", "sample") == "none":
             raise ValueError('a block must be finished before the next begins; take another noise_removal than "none"')

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process.arguments import check_flag, check_number
+from ..checks import check_flag, check_number
 from .counts import dealt_out, hidden_shares
 from .grid import GridSampler, walk_grid
 from .order import Order, certainty, check_order, order_noise, rank_of
@@ -50,8 +50,7 @@ class ConfidenceSampler(GridSampler):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        if check_number("order_temperature", self.order_temperature) < 0.0:
-            raise ValueError(f"order_temperature must be 0 or more, got {self.order_temperature}")
+        check_number("order_temperature", self.order_temperature, least=0.0)
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         counts_KB = self._counts(run)

@@ -7,8 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_number
 from ..kernels import SampledRows
-from ..process.arguments import check_flag, check_number
 from .options import Sampler
 from .order import Order, certainty, check_order, rank_of
 from .output import SamplerOutput
@@ -51,8 +51,7 @@ class EntropyBoundedSampler(Sampler):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        if check_number("gamma", self.gamma) < 0.0:
-            raise ValueError(f"gamma is a bound in nats, 0 or more, got {self.gamma}")
+        check_number("gamma", self.gamma, least=0.0)
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas

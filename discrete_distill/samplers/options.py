@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas
+from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import Denoiser, MaskedDiffusion
-from ..process.arguments import check_choice, check_flag, check_number, check_whole_number
 from ..process.conditions import check_conditions
 from .filtering import TokenLaw
 from .output import SamplerOutput
@@ -66,16 +66,15 @@ class SamplerOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.process, MaskedDiffusion):
             raise TypeError(f"process must be a MaskedDiffusion, got {type(self.process).__name__}")
-        if check_number("temperature", self.temperature) <= 0.0:
-            raise ValueError(f"temperature is {self.temperature}; pass a positive number (1e-3 is nearly argmax)")
+        check_number("temperature", self.temperature, above=0.0)
         if self.top_k is not None:
-            check_whole_number("top_k", self.top_k, 1)
-        if self.top_p is not None and not 0.0 < check_number("top_p", self.top_p) <= 1.0:
-            raise ValueError(f"top_p must lie in (0, 1], or be None, got {self.top_p}")
+            check_count("top_k", self.top_k)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, above=0.0, most=1.0)
         if self.precision not in (torch.float32, torch.float64):
             raise ValueError(f"precision is torch.float32 or torch.float64, got {self.precision}")
         check_number("cfg_scale", self.cfg_scale)
-        check_whole_number("chunk_rows", self.chunk_rows, 1)
+        check_count("chunk_rows", self.chunk_rows)
         for name in ("progress", "check", *(("static",) if self.static is not None else ())):
             check_flag(name, getattr(self, name))
 
@@ -156,9 +155,8 @@ class GridOptions(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole_number("num_steps", self.num_steps, 1)
-        if not 0.0 <= check_number("end", self.end) < 1.0:
-            raise ValueError(f"the grid must end in [0, 1), got {self.end}")
+        check_count("num_steps", self.num_steps)
+        check_number("end", self.end, least=0.0, below=1.0)
         check_choice("noise_removal", self.noise_removal, ("sample", "greedy", "none"))
         times = self.times
         default = GridOptions.__dataclass_fields__["num_steps"].default

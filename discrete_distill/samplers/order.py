@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..kernels import STREAM_ORDER, SampledRows
-from ..process.arguments import check_choice
 from .filtering import TokenLaw
 from .run import Run, Statistic
 

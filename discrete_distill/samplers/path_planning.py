@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_number
 from ..kernels import SampledRows
-from ..process.arguments import check_flag, check_number
 from ..process.conditions import call_network, check_keywords
 from .counts import hidden_shares, masks_left
 from .grid import GridSampler, walk_grid
@@ -57,8 +57,7 @@ class PathPlanningSampler(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("greedy", self.greedy)
-        if check_number("eta", self.eta) < 0.0:
-            raise ValueError(f"eta must be 0 or more, got {self.eta}")
+        check_number("eta", self.eta, least=0.0)
         if self.planner is not None and not callable(self.planner):
             raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process.arguments import check_whole_number
+from ..checks import check_count
 
 
 def prompted(
@@ -36,7 +36,7 @@ def prompted(
         ValueError: if there is no prompt, an id is negative, a length is less than 1, numbers of prompts, lengths and
             suffixes differ, or prompt and suffix do not fit; the sequence is named.
     """
-    check_whole_number("mask_token_id", mask_token_id, 0)
+    check_count("mask_token_id", mask_token_id, least=0)
     prompts = [_ids(prompt) for prompt in prompts]
     count = len(prompts)
     lengths = list(length) if isinstance(length, Sequence) else [length] * count
@@ -47,9 +47,9 @@ def prompted(
             f"{len(lengths)} lengths, {len(endings)} suffixes"
         )
     for number, (prompt, size, ending) in enumerate(zip(prompts, lengths, endings, strict=True)):
-        check_whole_number(f"length of sequence {number}", size, 1)
+        check_count(f"length of sequence {number}", size)
         for token in (*prompt, *ending):
-            check_whole_number(f"a token id of sequence {number}", token, 0)
+            check_count(f"a token id of sequence {number}", token, least=0)
     x_init = torch.full((count, max(lengths)), mask_token_id, dtype=torch.long)
     for number, (prompt, size, ending) in enumerate(zip(prompts, lengths, endings, strict=True)):
         if len(prompt) + len(ending) > size:

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_number
 from ..kernels import STREAM_COIN, STREAM_REMASK
-from ..process.arguments import check_choice, check_number
 from .grid import GridSampler, walk_grid
 from .output import SamplerOutput
 from .rows import planned_rows
@@ -59,8 +59,7 @@ class ReMaskingSampler(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("strategy", self.strategy, tuple(DEFAULT_ETA))
-        if not 0.0 <= check_number("eta", self.strength) <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        check_number("eta", self.strength, least=0.0, most=1.0)
 
     @property
     def strength(self) -> float:

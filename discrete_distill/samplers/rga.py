@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas, take_rows
+from ..checks import check_choice, check_count, check_number
 from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
 from ..models.discriminator import Discriminator, RatioNetwork, masked_mean
 from ..process import Denoiser
-from ..process.arguments import check_choice, check_number, check_whole_number
 from ..process.conditions import call_network, check_keywords
 from .grid import walk_grid
 from .options import GridOptions
@@ -72,13 +72,12 @@ class RGASampler(GridOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole_number("num_candidates", self.num_candidates, 1)
+        check_count("num_candidates", self.num_candidates)
         if not isinstance(self.tilt, Sequence) or len(self.tilt) != 2:
             raise TypeError(f"tilt must be two numbers, at the first and the last tilted step, got {self.tilt!r}")
         for strength in self.tilt:
             check_number("tilt", strength)
-        if not 0.0 <= check_number("tilt_fraction", self.tilt_fraction) <= 1.0:
-            raise ValueError(f"tilt_fraction must lie in [0, 1], got {self.tilt_fraction}")
+        check_number("tilt_fraction", self.tilt_fraction, least=0.0, most=1.0)
         check_choice("normalize", self.normalize, ("mean", "sum"))
         check_choice("rerank_positions", self.rerank_positions, ("all", "masked"))
         check_number("rerank_scale", self.rerank_scale)
