@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Generator, Tensor, nn
 
+from .head import VocabularyHead
+
 Network = TypeVar("Network", bound=nn.Module)
 
 # Of the networks here: the vocabulary head, which is as large as the rest, and the embeddings of time.
@@ -92,7 +94,7 @@ def lora_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def linear_layers(network: nn.Module) -> list[str]:
     """Names of the linear layers that `add_lora` can take."""
-    return [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    return [name for name, module in network.named_modules() if type(module) in (nn.Linear, VocabularyHead)]
 
 
 def _wanted(name: str, targets: Sequence[str] | None) -> bool:

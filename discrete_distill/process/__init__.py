@@ -1,6 +1,6 @@
 """The forward and reverse process of masked diffusion."""
 
-from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, step_kwargs
+from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, projection_of, step_kwargs
 from .masking import Corruption, MaskedDiffusion, NelboOutput
 from .schedules import (
     CosineSchedule,
@@ -35,5 +35,6 @@ __all__ = [
     "UniformTime",
     "ignores_time",
     "logits_at",
+    "projection_of",
     "step_kwargs",
 ]

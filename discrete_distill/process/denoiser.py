@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,6 +32,13 @@ class FeatureDenoiser(Protocol):
     def features(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
     def project(self, features: Tensor, /) -> Tensor: ...
+
+
+def projection_of(denoiser: FeatureDenoiser) -> Callable[[Tensor], Tensor]:
+    """The denoiser's ``projection()``, prepared for several chunks of features, or its ``project`` if it has none."""
+    prepare = getattr(denoiser, "projection", None)
+    made: Callable[[Tensor], Tensor] = denoiser.project if prepare is None else prepare()
+    return made
 
 
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:

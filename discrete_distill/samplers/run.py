@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..canvas import Canvas, take_rows
 from ..kernels import SampledRows
-from ..process import Denoiser, FeatureDenoiser, ignores_time, step_kwargs
+from ..process import Denoiser, FeatureDenoiser, ignores_time, projection_of, step_kwargs
 from .filtering import TokenLaw
 from .output import SamplerOutput
 from .rows import Rows, padded_rows, rows_at
@@ -113,7 +113,7 @@ class Run:
         self.nfe += 1
         cond = {**cond, **step_kwargs(self.denoiser, s)}
         if isinstance(self.denoiser, FeatureDenoiser):
-            project = self.denoiser.project
+            project = projection_of(self.denoiser)
             features_ND = self.denoiser.features(x, t, **cond).flatten(0, 1)[places]
             return lambda part: project(features_ND[part])
         logits_rV = self.denoiser(x, t, **cond).flatten(0, 1)

@@ -126,6 +126,7 @@ def backward(major: int, itemsize: int, name: str, **flags: Any) -> tuple[str, A
         "count": "i32",
         "student_stride": "i32",
         "teacher_stride": "i32",
+        "result_stride": "i32",
         "width": "i32",
         "last": "i32",
         "forbidden": "i32",
@@ -155,7 +156,7 @@ def resource_usage(kernel: Any, signature: dict, constants: dict, num_warps: int
     """Registers, stack and local memory of a compiled kernel, from the cuobjdump in triton's wheel."""
     full = {**signature, **dict.fromkeys(constants, "constexpr")}
     ordered = {name: full[name] for name in kernel.arg_names}
-    strides = ("logits_stride", "tilt_stride", "student_stride", "teacher_stride", "width")
+    strides = ("logits_stride", "tilt_stride", "student_stride", "teacher_stride", "result_stride")
     aligned = [n for n, kind in ordered.items() if kind.startswith("*") or n in strides]
     attributes = {(kernel.arg_names.index(n),): ALIGNED for n in aligned}
     source = ASTSource(fn=kernel, signature=ordered, constexprs=constants, attrs=attributes)
