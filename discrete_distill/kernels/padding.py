@@ -1,8 +1,8 @@
 """Rows of logits that start at multiples of 16 bytes.
 
-A vocabulary of 50258 classes gives rows that no two of start alike, so that a GPU reads and writes them two bytes at a
-time. On CUDA rows are therefore allocated with a stride that is a multiple of 64; the values and the shape are those of a
-contiguous tensor.
+Contiguous rows of 50258 classes start at any multiple of two bytes, so that a GPU reads and writes them two bytes at a
+time. On CUDA rows are therefore allocated with a stride that is a multiple of 64; the values and the shape are those of
+a contiguous tensor.
 
 Shape suffixes: R rows, D features, V vocabulary.
 """
