@@ -8,6 +8,7 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from ..process import (
     evaluation_mode,
 )
 from .attention_masks import real_tokens
+from .head import VocabularyHead
 from .hub import HubNetwork
 from .lora import refuse_unmerged
 from .shapes import ROTARY_BASE
@@ -236,7 +238,7 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
+        self.linear = VocabularyHead(config.hidden_size, config.vocab_size)
         self.adaLN_modulation = nn.Linear(config.cond_size, 2 * config.hidden_size)
         for layer in (self.linear, self.adaLN_modulation):
             nn.init.zeros_(layer.weight)
@@ -368,6 +370,15 @@ class DiT(HubNetwork):
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
         with self.precision(features.device):
             return self.output_layer.linear(features)
+
+    def projection(self) -> Callable[[Tensor], Tensor]:
+        """`project` for features in several chunks: without gradients, autocast casts the head once and not in each."""
+        head = self.output_layer.linear
+        with self.precision(head.weight.device):
+            kind = head.weight.device.type
+            if torch.is_grad_enabled() or not torch.is_autocast_enabled(kind) or type(head) is not VocabularyHead:
+                return self.project
+            return head.cast(torch.get_autocast_dtype(kind))
 
     def forward(
         self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None

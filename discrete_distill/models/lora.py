@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Generator, Tensor, nn
 
+from .head import VocabularyHead
+
 Network = TypeVar("Network", bound=nn.Module)
 
 # Of the networks here: the output layer and the embeddings of time.
@@ -111,7 +113,7 @@ def lora_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def linear_layers(network: nn.Module) -> list[str]:
     """Names of the linear layers that `add_lora` can take."""
-    return [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    return [name for name, module in network.named_modules() if type(module) in (nn.Linear, VocabularyHead)]
 
 
 def _targeted(network: nn.Module, targets: Sequence[str] | None) -> list[str]:

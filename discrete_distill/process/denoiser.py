@@ -66,6 +66,13 @@ def feature_parts(denoiser: Denoiser) -> FeatureParts | None:
     return FeatureParts(_compiled_features[denoiser], original.project)
 
 
+def prepared_projection(denoiser: Denoiser, parts: FeatureParts) -> Callable[[Tensor], Tensor]:
+    """The denoiser's ``projection()``, prepared for several chunks of features, or its ``project`` if it has none."""
+    prepare = getattr(denoiser, "projection", None)
+    made: Callable[[Tensor], Tensor] = parts.project if prepare is None else prepare()
+    return made
+
+
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
     """``{"s": s}`` for a denoiser that is told where its step ends, else nothing."""
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
@@ -157,9 +164,11 @@ def logits_in_parts(
     features_BLD = call_network(denoiser, parts.features, x_t, t, cond=cond)
     features_ND = _checked(denoiser, "features", features_BLD, x_t, "D").flatten(0, 1)[rows]
 
+    project = prepared_projection(denoiser, parts)
+
     def projected(part: slice) -> Tensor:
         features_nD = features_ND[part]
-        logits_nV = parts.project(features_nD)
+        logits_nV = project(features_nD)
         if logits_nV.dim() != 2 or len(logits_nV) != len(features_nD):
             raise ValueError(
                 f"project of {name_of(denoiser)} returned logits {list(logits_nV.shape)} for features "
