@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Real
 from typing import Any
 
+from torch import Tensor
 
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Refuse what is not an integer of ``least`` or more. A bool is not an integer here.
+
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return ``value`` as an int; refuse what is not an integer of ``least`` or more. A bool is not an integer here.
 
     Raises:
         TypeError: for another type; ``2.0`` is not an integer either.
@@ -19,9 +22,10 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
     if number < least:
         raise ValueError(f"{name} must be {least} or more, got {value!r}")
+    return number
 
 
 def check_number(
@@ -33,8 +37,8 @@ def check_number(
     most: float = math.inf,
     below: float = math.inf,
     finite: bool = True,
-) -> None:
-    """Refuse what is not a real number in an interval.
+) -> float:
+    """Return ``value`` as a float; refuse what is not a real number in an interval.
 
     Args:
         name: of the argument.
@@ -49,8 +53,8 @@ def check_number(
         TypeError: for another type.
         ValueError: for a number outside the interval.
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
     number = float(value)
     inside = least <= number <= most
     inside &= (number > above or above == -math.inf) and (number < below or below == math.inf)
@@ -59,9 +63,41 @@ def check_number(
         bounds += [f"{most:g} or less"] * (most < math.inf) + [f"below {below:g}"] * (below < math.inf)
         bounds += ["finite"] * finite
         raise ValueError(f"{name} must be {' and '.join(bounds) or 'a number'}, got {value!r}")
+    return number
 
 
 def check_all_counts(values: Any, *names: str, least: int = 1) -> None:
     """`check_count` of several attributes of one object."""
     for name in names:
         check_count(name, getattr(values, name), least=least)
+
+
+def check_floats(name: str, value: Any) -> None:
+    """Refuse what is no tensor of floating-point numbers.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of floating-point numbers, got {found}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse a ``value`` that is no bool.
+
+    Raises:
+        TypeError: if it is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, got {value!r} ({type(value).__name__})")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a ``value`` that is none of ``choices``.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}")

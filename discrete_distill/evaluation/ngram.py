@@ -6,10 +6,13 @@ Shape suffixes: B samples, L tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+from .checks import check_token_ids
 from .ending import before_end
 from .judges import TokenNats
 
@@ -31,8 +34,9 @@ class NGramJudge:
         excluded: ids without probability, such as the mask.
 
     Raises:
-        ValueError: if an id is outside the vocabulary or excluded, the order is below 1, or the table of counts would
-            have more than 2^26 entries.
+        TypeError: if the text is no integers.
+        ValueError: if there is no text, an id is outside the vocabulary or excluded, all ids are excluded, the order is
+            below 1, or the table of counts would have more than 2^26 entries.
     """
 
     def __init__(
@@ -44,7 +48,10 @@ class NGramJudge:
         eos_token_id: int | None = None,
         excluded: tuple[int, ...] = (),
     ) -> None:
-        if order < 1 or vocab_size**order > 2**26:
+        check_token_ids(sequences_NL, "the text")
+        check_count("vocab_size", vocab_size)
+        check_count("order", order)
+        if order * math.log2(vocab_size) > 26:
             raise ValueError(
                 f"order {order} over {vocab_size} tokens: give an order of 1 or more that can be tabulated"
             )
@@ -56,10 +63,12 @@ class NGramJudge:
         self.order = order
         self.eos_token_id = eos_token_id
         uniform = torch.ones(vocab_size, dtype=torch.float64)
+        if not all(0 <= token < vocab_size for token in excluded) or len(set(excluded)) >= vocab_size:
+            raise ValueError(f"excluded must leave some of the ids 0..{vocab_size - 1}, got {excluded}")
         uniform[list(excluded)] = 0.0
         self.tables = [uniform / uniform.sum()]
         for n in range(1, order + 1):
-            self.tables.append(self._interpolated(sequences_NL.cpu(), n))
+            self.tables.append(self._interpolated(sequences_NL.cpu().long(), n))
         digest = hashlib.sha256(self.tables[-1].numpy().tobytes()).hexdigest()[:8]
         self.name = f"{order}-gram@{digest}"
 
@@ -88,7 +97,8 @@ class NGramJudge:
         Raises:
             ValueError: if an id is outside the vocabulary.
         """
-        ids_BL = sequences_BL.cpu()
+        check_token_ids(sequences_BL)
+        ids_BL = sequences_BL.cpu().long()
         if not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < self.vocab_size:
             raise ValueError(f"ids must lie in 0..{self.vocab_size - 1} for judge {self.name}")
         nats_BL = torch.zeros(ids_BL.shape, dtype=torch.float64)

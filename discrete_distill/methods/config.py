@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..checks import check_all_counts, check_count, check_number
 from ..divergence import DivergenceKind
-from ..rewards import Baseline, Scale
+from ..rewards import Baseline, Scale, check_advantages
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,8 @@ class DiDiInstructConfig:
         reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their
             Algorithm 1).
         discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
-            themselves, which is what re-ranking in a sampler meets.
+            themselves, which is what re-ranking in a sampler meets. A discriminator that gives the reward is asked
+            about corrupted samples, and must be trained on them.
         reuse_verdict: the student's reward is what the discriminator said while it was trained in the same step: one
             pass fewer, one update behind; off: the updated discriminator is asked (paper).
         ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
@@ -64,6 +65,7 @@ class DiDiInstructConfig:
         step_conditioning: tell the student where its step ends; its first answers are the teacher's.
 
     Raises:
+        TypeError: if a number that counts something is not whole.
         ValueError: if a number is out of range or two choices do not go together.
     """
 
@@ -116,8 +118,21 @@ class DiDiInstructConfig:
             raise ValueError(f'log_ratio="path" goes with credit="vocabulary", got credit={self.credit!r}')
         if self.log_ratio == "discriminator" and self.corruption_by != "time":
             raise ValueError('a discriminator reads one time for each sample; take corruption_by="time"')
-        if self.reuse_verdict and self.discriminator_states != "corrupted":
-            raise ValueError('a verdict on states of the path is no reward; take discriminator_states="corrupted"')
+        if self.log_ratio == "discriminator" and self.discriminator_states != "corrupted":
+            raise ValueError(
+                "a discriminator of path states does not know the corrupted samples that the reward is read at; take "
+                'discriminator_states="corrupted"'
+            )
+        if self.reuse_verdict and self.log_ratio != "discriminator":
+            raise ValueError(
+                f"reuse_verdict takes the reward from a discriminator, not from log_ratio={self.log_ratio!r}; leave it "
+                "out"
+            )
+        if self.coupled_time and self.importance_weight and self.path_times == "sampler":
+            raise ValueError(
+                'times of a grid have no density to divide by; take path_times="random", or leave out coupled_time or '
+                "importance_weight"
+            )
 
     def _check_names(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -143,8 +158,7 @@ class DiDiInstructConfig:
         check_number("kl_beta", self.kl_beta, least=0.0, most=1.0)
         check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
         check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
-        if self.advantage_clip is not None:
-            check_number("advantage_clip", self.advantage_clip, above=0.0, finite=False)
+        check_advantages(self.scale, self.baseline, self.advantage_clip)
 
     @classmethod
     def paper(cls, **changes: Any) -> DiDiInstructConfig:

@@ -24,7 +24,7 @@ from ..process import MaskedDiffusion
 from ..samplers import SamplerOutput
 from ..training import Learner, LoopConfig, OptimizerConfig
 from .corpus import TokenStream
-from .judge import JudgeConfig
+from .judge import WEIGHTS_FILE, JudgeConfig, load_gpt2
 
 
 @dataclass(kw_only=True)
@@ -80,12 +80,12 @@ def load_autoregressive(folder: Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
     """
-    from transformers import GPT2LMHeadModel
-
-    if not (folder / "model.safetensors").exists():
+    if not (folder / WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"no autoregressive model in {folder}; train it first, or name another folder")
-    return GPT2LMHeadModel.from_pretrained(folder, local_files_only=True).float().eval()
+    network: nn.Module = load_gpt2(folder)
+    return network
 
 
 def token_nats(network: nn.Module, x: Tensor, start_token_id: int) -> Tensor:

@@ -19,6 +19,7 @@ from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluatio
 from .comparison_settings import ComparisonConfig
 from .distill import Distillation, DistillConfig, Trainee, save_student, weights_digest
 from .evaluate import Contestant, Evaluation
+from .fingerprint import check_tokenizer, write_fingerprint
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
 from .stream_settings import stream_settings
@@ -108,6 +109,7 @@ class Training:
         ).run()
         if accelerator.is_main_process:
             _save(trainee, folder / "student")
+            write_fingerprint(folder / "student", self.pipeline.tokenizer)
         accelerator.wait_for_everyone()
         return Cost(
             steps=plan.num_steps,
@@ -164,13 +166,19 @@ class Training:
                 found.append(Entry(name=f"{name} + RGAS", contestants=guided, steps=steps, network=loaded[0][0]))
         return found
 
+    def load_autoregressive(self, folder: Path) -> nn.Module:
+        """A trained baseline, checked against the tokenizer."""
+        network: Any = load_autoregressive(folder)
+        check_tokenizer(folder, network.config.vocab_size, self.pipeline.tokenizer, flag="--autoregressive.path")
+        return network
+
     def _autoregressive(self, run: Evaluation, name: str, method: AutoregressiveConfig) -> Entry:
         folders = (
             [Path(method.path)]
             if method.path
             else [self.folder(name, seed) / "student" for seed in self.config.train_seeds]
         )
-        networks = [load_autoregressive(folder).to(run.accelerator.device) for folder in folders]
+        networks = [self.load_autoregressive(folder).to(run.accelerator.device) for folder in folders]
 
         def contestant(index: int, network: nn.Module) -> Contestant:
             def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:

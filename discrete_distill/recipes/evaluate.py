@@ -3,7 +3,6 @@ file."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,9 +26,14 @@ from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, RGASampler, SamplerOutput
 from ..training import fold_seed
+from .results import write_results
 from .sharded import SharedJudge, draw_in_shares
 
 RESULTS_FILE = "evaluation.json"
+RESULTS: dict[str, type] = {
+    "judge": str, "precision": str, "num_samples": int, "seeds": list, "data": dict, "by_steps": list,
+    "frontiers": list, "samples": dict, "speed": list, "seconds": float,
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -262,7 +266,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     if accelerator.is_main_process:
-        (directory / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+        write_results(directory / RESULTS_FILE, results)
     return results
 
 

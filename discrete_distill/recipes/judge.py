@@ -15,8 +15,10 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_count, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
+from ..evaluation.pretrained import check_claims
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
 from .corpus import TokenStream
+from .files import read_json_object
 from .stream_settings import stream_settings
 
 if TYPE_CHECKING:
@@ -173,6 +175,32 @@ def save_judge(network: Any, config: JudgeConfig, directory: Path) -> None:
     copy.to(getattr(torch, config.saved_dtype)).save_pretrained(directory)
 
 
+def load_gpt2(directory: Path) -> Any:
+    """Load a GPT-2 that ``save_pretrained`` wrote; strictly, in fp32, in evaluation mode.
+
+    Args:
+        directory: with ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a file is damaged, or the config file and the weights do not agree.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    weights = directory / WEIGHTS_FILE
+    if not weights.exists() or not (directory / "config.json").exists():
+        raise FileNotFoundError(f"no GPT-2 in {directory}: {WEIGHTS_FILE} or config.json is missing")
+    if read_json_object(directory / "config.json").get("model_type") != "gpt2":
+        raise ValueError(f"{directory} is no GPT-2 by its config.json; give the folder of one")
+    check_claims(directory)
+    try:
+        network = GPT2LMHeadModel(GPT2Config.from_pretrained(directory))
+        load_model(network, weights, strict=True)
+    except Exception as error:  # A config file or weights that are damaged raise errors of many kinds.
+        raise ValueError(f"the weights in {weights} do not fit its config.json: {error}") from error
+    return network.float().eval()
+
+
 def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> CausalLMJudge:
     """A judge that `train_judge` wrote. Its name holds its size and the first digits of its weights' SHA-256.
 
@@ -182,18 +210,12 @@ def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> Causal
 
     Raises:
         FileNotFoundError: if there is no judge in ``directory``.
-        ValueError: if weights are missing or superfluous.
+        ValueError: if a file is damaged, or weights are missing or superfluous.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     weights = Path(directory) / WEIGHTS_FILE
     if not weights.exists():
         raise FileNotFoundError(f"no judge in {directory}: {WEIGHTS_FILE} is missing; train one with the judge stage")
-    network = GPT2LMHeadModel(GPT2Config.from_pretrained(directory))
-    try:
-        load_model(network, weights, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {weights} do not fit its config.json: {error}") from error
+    network = load_gpt2(Path(directory))
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     name = f"gpt2-{millions:.1f}M@{digest}"

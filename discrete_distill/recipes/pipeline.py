@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ..evaluation import Judge, TextJudge
-from ..models import Discriminator, DiT, guide_by_prior
+from ..evaluation import Judge
+from ..models import Discriminator, DiT, DiTConfig, guide_by_prior, load_discriminator
 from ..process import MaskedDiffusion
 from ..training import flat_settings, folder_lock, read_metrics
 from ..training.stored_settings import Setting
@@ -23,13 +23,16 @@ from .command_line import run_stages
 from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .distill import SETTINGS_FILE, distil
 from .environment import describe_machine, make_accelerator, make_folder
-from .evaluate import RESULTS_FILE, evaluate
+from .evaluate import RESULTS, RESULTS_FILE, evaluate
+from .fingerprint import check_tokenizer, write_fingerprint
 from .guide import GUIDE_FOLDER, Guide
-from .judge import WEIGHTS_FILE, load_judge, train_judge
+from .judge import train_judge
+from .judge_loading import find_judge, load_judge_for
 from .report import Frontier, frontier_table, headline, steps_table, write_report
+from .results import read_results
 from .sample import sample_text
 from .settings import RecipeConfig
-from .teacher import initial_network, load_teacher, train_teacher
+from .teacher import initial_network, load_teacher, teacher_location, train_teacher
 from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
 
 
@@ -111,7 +114,14 @@ class Pipeline:
             from .dry_run import describe_run
 
             methods = {"distillation": self.config.distill}
-            return describe_run(self.config, methods, names, self.accelerator, lambda: self.check(names))
+            return describe_run(
+                self.config,
+                methods,
+                names,
+                self.accelerator,
+                lambda: self.check(names),
+                model=None if names == ("teacher",) else self.teacher_shape(),
+            )
 
         run_stages(
             stages,
@@ -135,11 +145,11 @@ class Pipeline:
         if "guide" in stages:
             needs.append(self._check_guide)
         if "teacher" in stages and self.config.teacher.init:
-            needs.append(lambda: initial_network(self.config.teacher))
+            needs.append(self._check_initial)
         if {"distill", "guide", "evaluate"} & set(stages):
             needs.append(self.load_teacher)
         if "evaluate" in stages:
-            needs.append(self._find_judge)
+            needs.append(self._check_judge)
         if stages[0] in ("guide", "sample", "evaluate"):
             needs.append(self.load_student)
         if stages[0] == "report":
@@ -165,13 +175,22 @@ class Pipeline:
         if self.accelerator.is_main_process:
             self.tokenizer.save(folder / "tokenizer.json")
         train_teacher(self.config.teacher, self.streams, self.process, self.accelerator, folder)
+        self._write_fingerprint(folder)
         print(f"teacher: {folder}")
 
     def train_judge(self) -> None:
         """Train the small judge; it goes to ``judge/``."""
         self._check_vocabulary(self.config.judge.vocab_size, "--judge.vocab-size")
+        if self.config.judge.eos_token_id != self.tokenizer.eos_token_id:
+            raise ValueError(
+                f"the judge is to end a text with token {self.config.judge.eos_token_id}, and the tokenizer does with "
+                f"{self.tokenizer.eos_token_id}; give --judge.eos-token-id {self.tokenizer.eos_token_id}"
+            )
         folder = make_folder(self.directory / "judge")
         train_judge(self.config.judge, self.streams, self.accelerator, folder)
+        if self.accelerator.is_main_process:
+            self.tokenizer.save(folder / "tokenizer.json")
+        self._write_fingerprint(folder)
         print(f"judge: {folder}")
 
     def distil(self) -> None:
@@ -180,6 +199,7 @@ class Pipeline:
         folder = make_folder(self.directory)
         self.config.distill.loop.seed = self.config.seed
         distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+        self._write_fingerprint(folder / "student")
 
     def guide(self) -> None:
         """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""
@@ -193,10 +213,18 @@ class Pipeline:
 
     def load_teacher(self) -> DiT:
         """The teacher, checked against tokenizer and length."""
-        teacher = load_teacher(self.config.teacher.path)
-        self._check_vocabulary(teacher.config.vocab_size, "--teacher.path")
+        path = self.config.teacher.path
+        teacher = load_teacher(path)
+        check_tokenizer(teacher_location(path), teacher.config.vocab_size, self.tokenizer, flag="--teacher.path")
         self._check_length(teacher.config.max_length)
         return teacher.to(self.accelerator.device)
+
+    def teacher_shape(self) -> DiTConfig | None:
+        """Shape of the teacher that is distilled; None if it cannot be had."""
+        try:
+            return self.load_teacher().config
+        except (ValueError, OSError):
+            return None
 
     def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
         """Student and discriminator of this run, or of another ``folder``.
@@ -207,41 +235,20 @@ class Pipeline:
         folder = self.directory / "student" if folder is None else folder
         if not (folder / "model.safetensors").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
-        student = DiT.from_pretrained(folder).to(self.accelerator.device).eval()
+        student = load_teacher(str(folder)).to(self.accelerator.device)
+        check_tokenizer(folder, student.config.vocab_size, self.tokenizer, flag="--name")
         discriminator = None
         if (folder / "discriminator" / "model.safetensors").exists():
-            loaded = Discriminator.from_pretrained(folder / "discriminator")
-            discriminator = loaded.to(self.accelerator.device).eval()
+            discriminator = load_discriminator(folder / "discriminator").to(self.accelerator.device).eval()
         return student, discriminator
 
     def load_judge(self) -> Judge:
         """The shipped judge, one that the judge stage wrote, or a causal language model by folder or hub name."""
-        path = self._find_judge()
-        if (path / WEIGHTS_FILE).exists() and self.config.data.tokenizer != "gpt2":
-            return load_judge(path, device=self.accelerator.device)
-        return TextJudge.from_pretrained(
-            self.config.judge.path,
-            decode=self.tokenizer.decode,
-            eos_token_id=self.tokenizer.eos_token_id,
-            device=self.accelerator.device,
-        )
+        return load_judge_for(self.config.judge.path, self.tokenizer, device=self.accelerator.device)
 
-    def _find_judge(self) -> Path:
-        """Its folder; a hub name is looked up.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-        """
-        name = self.config.judge.path
-        if name == BUNDLED:
-            return asset("judge")
-        from transformers import AutoConfig
-
-        try:
-            AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"no judge at {name}; give --judge.path a local folder") from error
-        return Path(name)
+    def _check_judge(self) -> None:
+        find_judge(self.config.judge.path)
+        self.load_judge()
 
     def sample(self) -> None:
         """Print samples of the student."""
@@ -318,10 +325,17 @@ class Pipeline:
             print(written)
 
     def _read_results(self) -> dict[str, Any]:
-        path = self.directory / RESULTS_FILE
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; run the evaluate stage first, or name another --name")
-        return json.loads(path.read_text())
+        return read_results(self.directory / RESULTS_FILE, RESULTS)
+
+    def _write_fingerprint(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            write_fingerprint(folder, self.tokenizer)
+        self.accelerator.wait_for_everyone()
+
+    def _check_initial(self) -> None:
+        config = self.config.teacher
+        network = initial_network(config)
+        check_tokenizer(teacher_location(config.init), network.config.vocab_size, self.tokenizer, flag="--teacher.init")
 
     def _check_guide(self) -> None:
         if not self.config.guide.updates:

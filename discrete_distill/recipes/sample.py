@@ -17,6 +17,7 @@ from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, SamplerOutput
 from ..training import fold_seed
 from .evaluate import EvaluateConfig
+from .printing import printable
 from .tokenizer import TextTokenizer
 
 
@@ -82,7 +83,8 @@ def sample_text(
         _show_history(out.history, process, tokenizer, console, config.seconds_per_step)
     else:
         for row in out.sequences.tolist():
-            console.print(Panel(tokenizer.decode(row).strip(), width=min(100, console.width)))
+            text = Text(printable(tokenizer.decode(row).strip()))  # Not read as markup.
+            console.print(Panel(text, width=min(100, console.width)))
     console.print(f"{config.steps} steps, {out.network_evaluations} network evaluations", style="dim")
     return out
 
@@ -120,6 +122,6 @@ def _frame(
             if token == process.mask_token_id:
                 text.append("·", style="dim")
             else:
-                text.append(tokenizer.decode([token]), style="bold green" if old != token else "")
+                text.append(printable(tokenizer.decode([token])), style="bold green" if old != token else "")
         text.append("\n\n")
     return Panel(text, title=f"step {step} of {last}")

@@ -67,6 +67,23 @@ def test_the_papers_settings() -> None:
         ({"label_smoothing": 1.0}, "label_smoothing.*1.0"),
         ({"tau_low": 0.9, "tau_high": 0.1}, "tau_high.*0.1"),
         ({"window": -1}, "window.*-1"),
+        ({"kl_coefficient": float("nan")}, "nan"),
+        ({"entropy_coefficient": float("inf")}, "inf"),
+        ({"kl_beta": 1.5}, "1.5"),
+        ({"advantage_clip": 0.0}, "0.0"),
+        ({"advantage_clip": float("nan")}, "nan"),
+        ({"reward_clip": -8.0}, "-8.0"),
+        (
+            {
+                "log_ratio": "discriminator",
+                "credit": "sequence",
+                "corruption_by": "time",
+                "discriminator_states": "path",
+            },
+            "corrupted",
+        ),
+        ({"reuse_verdict": True, "discriminator_states": "corrupted"}, "auxiliary"),
+        ({"coupled_time": True, "importance_weight": True, "path_times": "sampler"}, "random"),
         ({"scale": "range"}, r"scale is .*, got 'range'"),
         ({"omega": "elba"}, r"omega is .*, got 'elba'"),
         ({"credit": "word"}, r"credit is .*, got 'word'"),
@@ -81,3 +98,9 @@ def test_settings_out_of_range_or_at_odds_are_refused(choices, message) -> None:
 def test_settings_are_named() -> None:
     with pytest.raises(TypeError):
         DiDiInstructConfig(True)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["group_size", "corruptions", "ratio_updates", "ratio_warmup", "window"])
+def test_what_is_counted_is_whole(name) -> None:
+    with pytest.raises(TypeError, match=name):
+        DiDiInstructConfig(**{name: 1.5})

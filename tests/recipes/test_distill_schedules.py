@@ -20,7 +20,7 @@ RATE, WARMUP = 1e-3, 1
 
 
 def distillation(num_steps: int, **settings: Any) -> Distillation:
-    names = ("ratio_warmup", "ratio_updates", "log_ratio", "corruption_by")
+    names = ("ratio_warmup", "ratio_updates", "log_ratio", "corruption_by", "discriminator_states")
     method = {name: settings.pop(name) for name in names if name in settings}
     rate = OptimizerConfig(learning_rate=RATE, warmup_steps=WARMUP, schedule="linear")
     config = DistillConfig(
@@ -61,7 +61,13 @@ def line(updates: int) -> list[float]:
         ({"ratio_warmup": 2, "ratio_updates": 1, "discriminator_every": 3}, (5, 7, 3)),
         ({"ratio_warmup": 0, "ratio_updates": 3, "discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
         (
-            {"ratio_warmup": 6, "log_ratio": "discriminator", "corruption_by": "time", "discriminator_every": 2},
+            {
+                "ratio_warmup": 6,
+                "log_ratio": "discriminator",
+                "corruption_by": "time",
+                "discriminator_states": "corrupted",
+                "discriminator_every": 2,
+            },
             (1, None, 4),
         ),
     ],

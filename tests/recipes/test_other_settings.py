@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from discrete_distill.recipes.distill import Distillation, DistillConfig
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.settings import RecipeConfig
 
 TINY = [
     "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.group-size=2",
@@ -71,33 +69,3 @@ def test_a_discriminator_of_an_older_student_guides_no_newer_one(
     assert "student" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "guide")
     assert run("guide", tmp_path) == 0
-
-
-def test_schedules_end_where_the_updates_of_their_networks_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from discrete_distill.models import DiT, DiTConfig
-    from discrete_distill.process import MaskedDiffusion
-    from discrete_distill.recipes.corpus import TokenStream
-    from discrete_distill.recipes.environment import make_accelerator
-    from discrete_distill.training import step_generator
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    import numpy as np
-
-    config: DistillConfig = RecipeConfig().distill
-    config.batch_size, config.method.group_size, config.method.ratio_warmup = 2, 2, 3
-    config.method.ratio_updates, config.discriminator_every, config.loop.num_steps = 2, 3, 10
-    for optimizer in (config.student, config.ratio):
-        optimizer.schedule, optimizer.warmup_steps = "linear", 0
-    teacher = DiT(DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=2, cond_size=8))
-    stream = TokenStream(np.arange(64, dtype=np.int64) % 5, 4)
-    distillation = Distillation(config, teacher, stream, MaskedDiffusion(5), make_accelerator("fp32"))
-    before = [parameter.clone() for parameter in distillation.student.module.parameters()]
-    for index in range(config.loop.num_steps):
-        distillation.step(index, step_generator(0, index))
-        if index < config.method.ratio_warmup:
-            after = distillation.student.module.parameters()
-            assert all(bool((one == two).all()) for one, two in zip(before, after, strict=True))
-    for name, learner in distillation.parts().items():
-        assert learner.scheduler.get_last_lr() == [0.0], name
-        # One update less has not arrived there.
-        assert learner.scheduler.lr_lambdas[0](learner.scheduler.last_epoch - 1) > 0.0, name

@@ -261,7 +261,7 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes(number: signal.Signals, tm
     assert child.stdout is not None
     assert child.stdout.readline() == "waiting\n"
     child.send_signal(number)
-    _, errors = child.communicate("\n", timeout=60)
+    _, errors = child.communicate("\n", timeout=600)
     assert child.returncode != 0
     assert "stopped at step 4; run again to resume" in errors
     whole, resumed = Ledger(), Ledger()
