@@ -49,7 +49,7 @@ def test_it_prefers_its_own_language_and_stops_at_the_end(seeded) -> None:
 
 def test_what_cannot_be_counted_is_refused() -> None:
     text = torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="order 0"):
+    with pytest.raises(ValueError, match=r"order.*0"):
         NGramJudge(text, vocab_size=3, order=0)
     with pytest.raises(ValueError, match="can be tabulated"):
         NGramJudge(text, vocab_size=2000, order=3)
@@ -70,7 +70,7 @@ def test_a_text_of_nothing_is_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("wrong", [{"vocab_size": 0}, {"excluded": (3,)}, {"excluded": (-1,)}, {"excluded": (0, 1, 2)}])
 def test_a_vocabulary_of_nothing_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"order|excluded|probability"):
+    with pytest.raises(ValueError, match=r"vocab_size|order|excluded|probability"):
         NGramJudge(torch.ones(1, 4, dtype=torch.long), **{"vocab_size": 3, "order": 1, **wrong})
 
 
