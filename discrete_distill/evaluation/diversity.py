@@ -47,7 +47,7 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
     Raises:
         ValueError: for samples of another shape, none at all, or an order below 1.
     """
-    _check_samples(sequences_NL)
+    check_samples(sequences_NL)
     num_samples, length = sequences_NL.shape
     fitting = [n for n in orders if n <= length]
     return Diversity(
@@ -73,7 +73,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
     Returns:
         Nats, fp64 ``[N]``.
     """
-    _check_samples(sequences_NL)
+    check_samples(sequences_NL)
     counts_NL = _counts_in_rows(sequences_NL).double()
     probs_NL = counts_NL / sequences_NL.shape[1]
     return -torch.special.xlogy(probs_NL, probs_NL).sum(dim=1)
@@ -81,7 +81,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 
 def corpus_entropy(sequences_NL: Tensor) -> float:
     """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike."""
-    _check_samples(sequences_NL)
+    check_samples(sequences_NL)
     _, counts = torch.unique(sequences_NL, return_counts=True)
     probs = counts.double() / sequences_NL.numel()
     return float(-torch.special.xlogy(probs, probs).sum())
@@ -93,7 +93,7 @@ def distinct_n(sequences_NL: Tensor, n: int) -> float:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     return torch.unique(grams_NG).numel() / grams_NG.numel()
 
 
@@ -106,7 +106,7 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     different = (_counts_in_rows(grams_NG) > 0).sum(dim=1)
     return 1.0 - different.double() / grams_NG.shape[1]
 
@@ -123,7 +123,7 @@ def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     num_samples, num_grams = grams_NG.shape
     owner = torch.arange(num_samples, device=grams_NG.device).repeat_interleave(num_grams)
     pairs = torch.unique(grams_NG.flatten() * num_samples + owner)
@@ -139,9 +139,9 @@ def _counts_in_rows(ids_NL: Tensor) -> Tensor:
     return torch.zeros_like(run_NL).scatter_add(1, run_NL, torch.ones_like(run_NL))
 
 
-def _ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
+def ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
     """A number for each n-gram, equal exactly where n-grams are: int64 ``[N, L - n + 1]``, dense from 0."""
-    _check_samples(sequences_NL)
+    check_samples(sequences_NL)
     length = sequences_NL.shape[1]
     if not 1 <= n <= length:
         raise ValueError(f"n-grams of {n} tokens cannot be taken from samples of {length} tokens")
@@ -157,6 +157,6 @@ def _dense(ids: Tensor) -> Tensor:
     return torch.unique(ids, return_inverse=True)[1]
 
 
-def _check_samples(sequences_NL: Tensor) -> None:
+def check_samples(sequences_NL: Tensor) -> None:
     if sequences_NL.ndim != 2 or sequences_NL.numel() == 0:
         raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got shape {list(sequences_NL.shape)}")

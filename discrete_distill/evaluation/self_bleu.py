@@ -8,7 +8,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from .diversity import _check_samples
+from .diversity import check_samples
 
 
 def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
@@ -29,7 +29,7 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     Raises:
         ValueError: for fewer than two samples, or an order that is not in ``[1, L]``.
     """
-    _check_samples(sequences_NL)
+    check_samples(sequences_NL)
     count, length = sequences_NL.shape
     if count < 2 or not 1 <= order <= length:
         raise ValueError(
