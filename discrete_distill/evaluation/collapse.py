@@ -15,12 +15,12 @@ class CollapseTolerance:
 
     A figure counts where the difference exceeds its tolerance *and* ``errors`` standard errors of the difference. The
     defaults leave room for sampling at a temperature of 0.9: on the text that this library carries, the teacher's
-    agreement rises by a factor of 1.4 there, and its 3-gram entropy falls by 0.04 nats.
+    agreement rises by a factor of 1.4 there. Entropies of n-grams are not among the figures: they fall with the
+    temperature, by an amount that depends on the language.
 
     Args:
         agreement_factor: of `sample_agreement` over that of the reference.
         nearest_overlap: rise of `nearest_overlap`, a fraction.
-        entropy: fall of the 3-gram `ngram_entropy`, in nats.
         reverse_nats: rise of the log of `reverse_perplexity`, in nats per token.
         errors: standard errors.
 
@@ -30,14 +30,13 @@ class CollapseTolerance:
 
     agreement_factor: float = 2.0
     nearest_overlap: float = 0.1
-    entropy: float = 0.15
     reverse_nats: float = 0.1
     errors: float = 3.0
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.agreement_factor < math.inf:
             raise ValueError(f"agreement_factor must be 1 or more, got {self.agreement_factor}")
-        for name in ("nearest_overlap", "entropy", "reverse_nats", "errors"):
+        for name in ("nearest_overlap", "reverse_nats", "errors"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -46,7 +45,6 @@ class CollapseTolerance:
         allowed = {
             "agreement": (self.agreement_factor - 1.0) * reference,
             "nearest_overlap": self.nearest_overlap,
-            "entropy_3": self.entropy,
             "reverse_nats": self.reverse_nats,
         }
         return allowed[name]
@@ -74,7 +72,6 @@ class LostDiversity:
 DESCRIPTIONS = {
     "agreement": "agreement of two samples",
     "nearest_overlap": "4-grams shared with the nearest sample",
-    "entropy_3": "3-gram entropy",
     "reverse_nats": "reverse perplexity",
 }
 
@@ -100,7 +97,7 @@ def lost_diversity(
         if name not in figures or name not in reference:
             continue
         (value, error), (reference_value, reference_error) = figures[name], reference[name]
-        loss = reference_value - value if name == "entropy_3" else value - reference_value
+        loss = value - reference_value
         noise = math.hypot(error or 0.0, reference_error or 0.0)
         if loss > tolerance.loss_allowed(name, reference_value) and loss > tolerance.errors * noise:
             found.append(LostDiversity(name=name, value=value, reference=reference_value))
@@ -108,6 +105,4 @@ def lost_diversity(
 
 
 def _shown(name: str, value: float) -> str:
-    if name == "reverse_nats":
-        return f"{math.exp(value):.0f}"
-    return f"{value:.2f} nats" if name.startswith("entropy") else f"{100 * value:.3g}%"
+    return f"{math.exp(value):.0f}" if name == "reverse_nats" else f"{100 * value:.3g}%"
