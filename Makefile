@@ -1,25 +1,33 @@
 # make run    makes the environment and runs the main job: text in, few-step student and report out
 # make test   makes the environment and passes the tests
+# make test-lowest   the same on the lowest versions that pyproject.toml allows (constraints-lowest.txt), in .venv-lowest
 # make lint   makes the environment and checks style, format and types
 #
 # PYTHON  the interpreter that .venv is made with; 3.10 or later
 # EXTRAS  extras of pyproject.toml to install, for example EXTRAS=dev,gpu
+# WORKERS processes that share out the tests; the cores by default
 # ARGS    passed on to what run or test starts
 
 PYTHON ?= python3
 EXTRAS ?= dev
+WORKERS ?= logical
 ARGS ?=
 VENV := .venv
 # One stamp for each set of extras, so that another set is added to the environment and not mistaken for it.
 STAMP := $(VENV)/.installed-$(EXTRAS)
 
-.PHONY: run test lint snippets environment clean
+.PHONY: run test test-lowest lint snippets environment clean
 
 run: $(STAMP)
 	$(VENV)/bin/python -m discrete_distill.recipes.owt $(ARGS)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-lowest:
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt -e '.[dev,gpu,hub]'
+	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -37,4 +45,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch '$@'
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ except ImportError:  # the dry run needs none
 
 def eager_step(logits: Tensor, z: Tensor, mask: int, alpha_t: float, alpha_s: float, dtype: torch.dtype) -> Tensor:
     """Joint categorical of mask and tokens, by Gumbel noise over all of `[rows, V]`."""
-    logits = logits.to(dtype).clone()
+    logits = logits.to(dtype, copy=True)
     logits[..., mask] = -1e6
     p = torch.log_softmax(logits, -1).exp()
     joint = p * ((alpha_s - alpha_t) / (1 - alpha_t))

@@ -12,18 +12,22 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .checks import check_count
 from .kernels import STREAM_COIN, uniform
-from .process import Denoiser, MaskedDiffusion, logits_at
+from .process import Denoiser, MaskedDiffusion, logits_in_parts
+
+MAX_POSITIONS = 2**32
+"""Counters of random draws have 32 bits: positions from there on would repeat the draws of the first ones."""
 
 
 def time_grid(num_steps: int, *, device: torch.device, end: float = 0.0) -> Tensor:
     """``num_steps + 1`` evenly spaced times from 1 down to ``end``, fp32.
 
     Raises:
+        TypeError: if ``num_steps`` is no integer.
         ValueError: if there is no step, or ``end`` is outside ``[0, 1)``.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_count("num_steps", num_steps)
     if not 0.0 <= end < 1.0:
         raise ValueError(f"the grid must end in [0, 1), got {end}")
     return torch.linspace(1.0, end, num_steps + 1, device=device)
@@ -36,7 +40,7 @@ class Canvas:
         process: names the mask.
         shape: ``(B, L)`` of an unconditional sample; or give ``x_init``.
         x_init: int64 ``[B, L]``: prompt or infill tokens, and masks where tokens are wanted.
-        attention_mask: bool ``[B, L]``, true at real tokens; padding is never written.
+        attention_mask: bool ``[B, L]`` (or integers 0 and 1), true at real tokens; padding is never written.
         generator: source of the 64-bit seed that fixes all draws.
         device: of an unconditional sample; the generator's by default.
         writable: bool ``[B, L]``; masks elsewhere are left as they are (blocks that come later). All by default.
@@ -44,8 +48,9 @@ class Canvas:
             its own ``first_row``, gets the tokens of the whole.
 
     Raises:
-        ValueError: if neither or both of ``shape`` and ``x_init`` are given, or shapes do not agree.
-        TypeError: if ``x_init`` does not hold int64 ids.
+        ValueError: if neither or both of ``shape`` and ``x_init`` are given, there is no sequence or no position,
+            shapes or devices do not agree, ids are negative, or ``first_row`` is out of range.
+        TypeError: if ``x_init`` does not hold int64 ids, a mask is no bool tensor, or ``shape`` holds no integers.
     """
 
     def __init__(
@@ -64,29 +69,37 @@ class Canvas:
             raise ValueError("give either shape=(batch, length) or x_init, and not both")
         self.process = process
         self.unconditional = x_init is None
+        if generator is not None and not isinstance(generator, Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
+        self.largest_id = process.mask_token_id
         if x_init is None:
-            assert shape is not None
             place = device if device is not None else (generator.device if generator is not None else "cpu")
-            x_init = torch.full(shape, process.mask_token_id, dtype=torch.long, device=place)
-        elif x_init.dtype != torch.long or x_init.dim() != 2:
-            raise TypeError(f"x_init must be int64 [batch, length], got {x_init.dtype} {tuple(x_init.shape)}")
-        if attention_mask is not None and attention_mask.shape != x_init.shape:
+            x_init = torch.full(_checked_shape(shape), process.mask_token_id, dtype=torch.long, device=place)
+        else:
+            smallest, largest = _range_of_ids(x_init)
+            if smallest < 0:
+                raise ValueError(f"x_init holds the token id {smallest}; ids are 0 or more (pad with any of them)")
+            self.largest_id = max(self.largest_id, largest)
+            if device is not None and _differ(torch.device(device), x_init.device):
+                raise ValueError(
+                    f"x_init is on {x_init.device} and device is {device}; move x_init, or leave device out"
+                )
+        attention_mask = _checked_mask("attention_mask", attention_mask, x_init)
+        writable = _checked_mask("writable", writable, x_init)
+        first_row = check_count("first_row", first_row, least=0)
+        batch, length = x_init.shape
+        if (first_row + batch) * length > MAX_POSITIONS:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, x_init {tuple(x_init.shape)}; they must agree"
+                f"first_row = {first_row} with {batch} sequences of {length} goes beyond 2**32 positions, where random "
+                "draws would repeat; draw the rest from another seed"
             )
-        if writable is not None and writable.shape != x_init.shape:
-            raise ValueError(
-                f"writable has shape {tuple(writable.shape)}, the sequences {tuple(x_init.shape)}; they must agree"
-            )
-        if first_row < 0:
-            raise ValueError(f"first_row counts from 0, got {first_row}")
         self.z = x_init.clone()
         self.attention_mask = attention_mask
         self.movable = process.is_masked(self.z)
         if attention_mask is not None:
-            self.movable &= attention_mask.bool()
+            self.movable &= attention_mask
         if writable is not None:
-            self.movable &= writable.bool()
+            self.movable &= writable
         self.log_probs = torch.zeros(self.z.shape, dtype=torch.float32, device=self.z.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
         self.seed = torch.randint(
@@ -113,6 +126,17 @@ class Canvas:
         made.row_numbers = self.row_numbers.view(self.z.shape).repeat_interleave(copies, dim=0).flatten()
         return made
 
+    def part(self, sequences: Tensor | None) -> Canvas:
+        """A canvas of some of the sequences, int64 ``[b]``, to be read; of all if None."""
+        if sequences is None:
+            return self
+        made = copy.copy(self)
+        for name in ("z", "movable", "log_probs", "attention_mask"):
+            value = getattr(self, name)
+            setattr(made, name, value if value is None else value[sequences])
+        made.row_numbers = self.row_numbers.view(self.z.shape)[sequences].flatten()
+        return made
+
     def coins(self, step: int, probability: Tensor) -> Tensor:
         """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
         the logits only if the probability does."""
@@ -137,14 +161,18 @@ class Canvas:
         """
         length = self.z.shape[1]
         if self.one_row_stands_for_all(t, s, cond):
-            return logits_at(denoiser, self.z[:1], t[:1], rows % length, s=s[:1])
+            return self._ask(denoiser, self.z[:1], t[:1], rows % length, s[:1], {})
         owner = rows // length
         needed, place = torch.unique(owner, return_inverse=True)
         if self.attention_mask is not None:
             cond = {"attention_mask": self.attention_mask, **cond}
         cond = {name: take_rows(value, needed, self.batch) for name, value in cond.items()}
         compact = place * length + rows % length
-        return logits_at(denoiser, self.z[needed], t[needed], compact, s=s[needed], **cond)
+        return self._ask(denoiser, self.z[needed], t[needed], compact, s[needed], cond)
+
+    def _ask(self, denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, s: Tensor, cond: dict[str, Any]) -> Tensor:
+        parts = logits_in_parts(denoiser, z, t, rows, s=s, cond=cond, largest_id=self.largest_id)
+        return parts(slice(None))
 
     def one_row_stands_for_all(self, t: Tensor, s: Tensor, cond: dict[str, Any]) -> bool:
         """Whether every row is all mask, in the same step, with nothing else that could tell rows apart."""
@@ -161,7 +189,65 @@ class Canvas:
         self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
 
 
+def check_rows(cond: dict[str, Any], batch: int) -> None:
+    """Refuse conditions of each sequence that cannot be taken for some of the sequences, as `take_rows` does.
+
+    Raises:
+        TypeError: if one is a list or a numpy array with an entry for each sequence.
+    """
+    for name, value in cond.items():
+        is_array = hasattr(value, "__array__") and not isinstance(value, Tensor)
+        size = len(value) if isinstance(value, list) else value.shape[0] if is_array and value.ndim else None
+        if size == batch:
+            raise TypeError(
+                f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, for a denoiser "
+                "is asked about some sequences at a time"
+            )
+
+
 def take_rows(value: Any, needed: Tensor, batch: int) -> Any:
     """The value at some of the sequences, if it has one for each of the batch; itself otherwise."""
     is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
     return value[needed] if is_per_row else value
+
+
+def _checked_shape(shape: Any) -> tuple[int, int]:
+    """The shape, if it is two integers of 1 or more."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise TypeError(f"shape must be (batch, length), got {shape!r}")
+    batch, length = shape
+    return check_count("batch in shape", batch), check_count("length in shape", length)
+
+
+def _range_of_ids(x_init: Any) -> tuple[int, int]:
+    """The smallest and the largest id; one copy to the host."""
+    if not isinstance(x_init, Tensor):
+        raise TypeError(f"x_init must be a torch tensor, got {type(x_init).__name__}; pass torch.tensor(x_init)")
+    if x_init.dtype != torch.long or x_init.dim() != 2:
+        raise TypeError(f"x_init must be int64 [batch, length], got {x_init.dtype} {list(x_init.shape)}")
+    if x_init.is_meta:
+        raise TypeError("x_init is on the meta device and holds no ids; move it to a real one")
+    if x_init.numel() == 0:
+        raise ValueError(f"x_init has shape {list(x_init.shape)}; pass at least one sequence of at least one position")
+    smallest, largest = torch.stack(x_init.aminmax()).tolist()
+    return smallest, largest
+
+
+def _checked_mask(name: str, mask: Any, x_init: Tensor) -> Tensor | None:
+    """The mask as bool ``[B, L]``."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a bool tensor [batch, length], got {got}")
+    if mask.shape != x_init.shape:
+        raise ValueError(f"{name} has shape {list(mask.shape)}, the sequences {list(x_init.shape)}; they must agree")
+    if mask.device != x_init.device:
+        raise ValueError(f"{name} is on {mask.device}, the sequences on {x_init.device}; move it there")
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(f"{name} holds other numbers than 0 and 1; true marks real tokens")
+    return mask.bool()
+
+
+def _differ(device: torch.device, other: torch.device) -> bool:
+    return device.type != other.type or (device.index is not None and device.index != other.index)

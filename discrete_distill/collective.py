@@ -21,9 +21,23 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return total / num_processes()
 
 
-def mean_of_all(values: Tensor) -> Tensor:
-    """Scalar mean of the elements that all processes hold, however many each has; all must call it."""
-    total = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
+def mean_of_all(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scalar mean of the elements that all processes hold, however many each has; all must call it.
+
+    Args:
+        values: any shape.
+        mask: bool of the same shape, true at elements that count; all by default. Where none does, the mean is 0.
+    """
+    total, count = sum_of_all(values, mask)
+    return total / count.clamp(min=1.0)
+
+
+def sum_of_all(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum and number of the elements that all processes hold, two scalars; all must call it. Arguments as for
+    `mean_of_all`."""
+    if mask is None:
+        mask = torch.ones_like(values, dtype=torch.bool)
+    both = torch.stack((values.where(mask, torch.zeros_like(values)).sum(), mask.sum().to(values.dtype)))
     if num_processes() > 1:
-        dist.all_reduce(total)
-    return total[0] / total[1]
+        dist.all_reduce(both)
+    return both[0], both[1]

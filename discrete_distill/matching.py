@@ -19,13 +19,18 @@ from torch import Generator, Tensor
 
 from .canvas import Canvas
 from .kernels import sample_rows
-from .process import Denoiser, MaskedDiffusion, TimeLaw, logits_at
+from .process import Denoiser, MaskedDiffusion, TimeLaw, evaluation_mode, logits_at
+from .process.conditions import check_conditions
+from .process.denoiser import check_ids
 from .rollout import PathStep, Rollout, repeated_rows
 
 
 @dataclass(frozen=True)
 class IntermediateStateMatcher:
     """Draws student paths.
+
+    The student is read in evaluation mode, whatever mode it is in: with dropout a path would be drawn from a law that
+    nobody can ask for its log-probability again.
 
     Args:
         process: mask and schedule.
@@ -90,7 +95,8 @@ class IntermediateStateMatcher:
             generator: source of randomness.
 
         Raises:
-            ValueError: if ``group_size`` does not divide the batch.
+            ValueError: if ``group_size`` does not divide the batch, the batch is empty, or the student's logits leave
+                nothing to draw from: names step, sequence and position.
         """
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
@@ -104,16 +110,30 @@ class IntermediateStateMatcher:
             generator=generator,
             device=device,
         )
-        times_KB = self.times(batch, group_size, canvas.z.device, generator)
+        check_conditions(cond, student)
+        check_ids(student, canvas.largest_id)
+        times_KB, drawn_time = self._draw_times(batch, group_size, canvas.z.device, generator)
         if self.branching:
-            steps, movable = self._branching_path(canvas, student, times_KB, copies, generator, cond)
-            return Rollout(steps, movable, group_size, attention_mask, cond)
+            steps, canvas = self._branching_path(canvas, student, times_KB, copies, generator, cond)
+        else:
+            steps = self._path(canvas, student, times_KB, generator, cond)
+        rollout = Rollout(steps, canvas.movable, group_size, attention_mask, cond, drawn_time)
+        rollout.check_log_probs(canvas.log_probs)
+        return rollout
+
+    def _path(
+        self,
+        canvas: Canvas,
+        student: Denoiser,
+        times_KB: Tensor,
+        generator: Generator | None,
+        cond: dict[str, Any],
+    ) -> list[PathStep]:
         weights = self._gradient_weights(len(times_KB) - 1, generator)
-        steps = [
+        return [
             self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, cond)
             for index, weight in enumerate(weights)
         ]
-        return Rollout(steps, canvas.movable, group_size, attention_mask, cond)
 
     def _branching_path(
         self,
@@ -123,8 +143,8 @@ class IntermediateStateMatcher:
         copies: int,
         generator: Generator | None,
         cond: dict[str, Any],
-    ) -> tuple[list[PathStep], Tensor]:
-        """The steps of all rows, and what they may write; before the branch a step is taken once for its group."""
+    ) -> tuple[list[PathStep], Canvas]:
+        """The steps of all rows, and their canvas; before the branch a step is taken once for its group."""
         num_steps = len(times_KB) - 1
         branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
         shared_cond = {name: _rows_of(value, times_KB.shape[1], copies) for name, value in cond.items()}
@@ -143,22 +163,28 @@ class IntermediateStateMatcher:
         steps.append(self._draw(canvas, branch, t, s, rows, revealed[place], logits_NV[place]))
         for index in range(branch + 1, num_steps):
             steps.append(self._step(canvas, student, index, times_KB[index], times_KB[index + 1], 0.0, cond))
-        return steps, canvas.movable
+        return steps, canvas
 
     def times(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """Times from 1 to 0, ``[K + 1, B]``, with the number of steps drawn."""
+        return self._draw_times(batch, group_size, device, generator)[0]
+
+    def _draw_times(
+        self, batch: int, group_size: int, device: torch.device, generator: Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
         choice = int(torch.randint(len(self.num_steps), (), generator=generator, device=_place(generator)))
         interior = self.num_steps[choice] - 1
         if self.tau_law is None:
-            return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch)
+            return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
         repeats = {"group": group_size, "batch": batch, "sample": 1}[self.tau_per]
         draws = batch // repeats
         ends = torch.ones(1, batch, device=device)
         if interior == 0:
-            return torch.cat((ends, 0.0 * ends))
+            return torch.cat((ends, 0.0 * ends)), None
         drawn = self.tau_law.sample(interior * draws, device=_place(generator), generator=generator).t
-        tau = drawn.view(interior, draws).sort(0, descending=True).values.repeat_interleave(repeats, dim=1)
-        return torch.cat((ends, tau.to(device), 0.0 * ends))
+        tau = drawn.view(interior, draws).repeat_interleave(repeats, dim=1).to(device)
+        return torch.cat((ends, tau.sort(0, descending=True).values, 0.0 * ends)), tau[0]
 
     def _gradient_weights(self, num_steps: int, generator: Generator | None) -> list[float]:
         """Weight of each step's gradient: 0 for a step without a graph."""
@@ -200,7 +226,8 @@ class IntermediateStateMatcher:
         gradient_weight: float,
         cond: dict[str, Any],
     ) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient_weight > 0.0):
+        keeps_graph = torch.is_grad_enabled() and gradient_weight > 0.0
+        with torch.set_grad_enabled(keeps_graph), evaluation_mode(student):
             if canvas.one_row_stands_for_all(t, s, cond):
                 logits_NV = shared_state_logits(student, canvas.z, t, rows, s=s[:1])
             else:
@@ -259,10 +286,12 @@ def shared_state_logits(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, 
 
 
 def logits_at_states(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
-    """Raw logits ``[N, V]`` at flattened positions; evaluated once where all sequences are in one state."""
-    if not cond and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
-        return shared_state_logits(denoiser, z, t, rows)
-    return logits_at(denoiser, z, t, rows, **cond)
+    """Raw logits ``[N, V]`` at flattened positions, in evaluation mode; evaluated once where all sequences are in one
+    state."""
+    with evaluation_mode(denoiser):
+        if not cond and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
+            return shared_state_logits(denoiser, z, t, rows)
+        return logits_at(denoiser, z, t, rows, **cond)
 
 
 def _place(generator: Generator | None) -> torch.device:

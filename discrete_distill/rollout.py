@@ -84,6 +84,8 @@ class Rollout:
         group_size: consecutive rows that share what their comparison must hold fixed.
         attention_mask: bool ``[B, L]`` or None.
         cond: what else the denoisers are given.
+        drawn_time: ``[B]``: of paths with random times, the one that was drawn first; the others do not bear on it, so
+            that it has the density of the law of times however many there are. None of paths on a grid.
     """
 
     steps: list[PathStep]
@@ -91,6 +93,7 @@ class Rollout:
     group_size: int
     attention_mask: Tensor | None
     cond: dict[str, Any]
+    drawn_time: Tensor | None = None
 
     @property
     def sequences(self) -> Tensor:
@@ -99,7 +102,10 @@ class Rollout:
 
     @property
     def tau(self) -> Tensor:
-        """Time of the first intermediate state, ``[B]`` (1 for a path of one step)."""
+        """Time of an intermediate state, ``[B]``: of random times one of density ``pi``, on a grid the first (1 for a
+        path of one step)."""
+        if self.drawn_time is not None:
+            return self.drawn_time
         return self.steps[0].s if len(self.steps) > 1 else self.steps[0].t
 
     @property
@@ -120,6 +126,29 @@ class Rollout:
     def log_prob(self) -> Tensor:
         """Exact log-probability of the tokens along the path given its coins, ``[B]``, nats, differentiable."""
         return self.token_log_probs().sum(1)
+
+    def check_log_probs(self, log_probs_BL: Tensor) -> None:
+        """Refuse a path along which there was nothing to draw from; waits for the device once.
+
+        Args:
+            log_probs_BL: of the tokens, as `token_log_probs` gives them.
+
+        Raises:
+            ValueError: if one is NaN or infinite: names step, sequence and position.
+        """
+        wrong = ~log_probs_BL.isfinite()
+        if not bool(wrong.any()):
+            return
+        # The earliest step is the cause; what follows may be its consequence.
+        rows = [step.revealed_rows() for step in self.steps]
+        found = [(index, each[wrong.flatten()[each]]) for index, each in enumerate(rows)]
+        step, places = next(((index, bad) for index, bad in found if len(bad)), (None, wrong.flatten().nonzero()[:, 0]))
+        sequence, position = divmod(int(places[0]), log_probs_BL.shape[1])
+        raise ValueError(
+            f"step {step}, sequence {sequence}, position {position}: the log-probability of the student's token is "
+            f"{log_probs_BL[sequence, position].item()}: its logits there hold NaN or +inf, or no token is possible; "
+            "look at what the student answers to this state"
+        )
 
     def denoiser_kwargs(self) -> dict[str, Any]:
         """What a denoiser is called with beside state and time."""

@@ -1,5 +1,6 @@
 """What moves on a canvas and what does not, and whom it asks for logits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ class Recording:
 def test_the_grid_descends_evenly_from_one_to_its_end() -> None:
     assert time_grid(4, device=torch.device("cpu")).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert time_grid(2, device=torch.device("cpu"), end=0.5).tolist() == [1.0, 0.75, 0.5]
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_steps.*\b0\b"):
         time_grid(0, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"must end in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"\b1\.0"):
         time_grid(1, device=torch.device("cpu"), end=1.0)
 
 
@@ -124,18 +125,18 @@ def test_only_sequences_that_hold_a_row_are_asked_about_and_their_conditions_fol
 
 @pytest.mark.parametrize(("shape", "x_init"), [(None, None), ((1, 1), torch.tensor([[MASK]]))])
 def test_neither_or_both_of_shape_and_x_init_are_refused(shape, x_init) -> None:
-    with pytest.raises(ValueError, match=r"either shape=.* or x_init, and not both"):
+    with pytest.raises(ValueError, match=r"shape.*x_init"):
         Canvas(PROCESS, shape, x_init=x_init)
 
 
 @pytest.mark.parametrize("x_init", [torch.tensor([[1.0]]), torch.tensor([[1]]).int(), torch.tensor([1])])
 def test_an_x_init_that_does_not_hold_ids_is_refused(x_init) -> None:
-    with pytest.raises(TypeError, match=r"x_init must be int64 \[batch, length\]"):
+    with pytest.raises(TypeError, match="x_init"):
         Canvas(PROCESS, None, x_init=x_init)
 
 
 def test_an_attention_mask_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 2\), x_init \(1, 3\)"):
+    with pytest.raises(ValueError, match="attention_mask has shape"):
         Canvas(PROCESS, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))
 
 
@@ -145,3 +146,85 @@ def test_coins_of_several_steps_are_those_of_each() -> None:
     together = canvas.coins_of_steps(4, probabilities)
     for k in range(3):
         assert bool((together[k] == canvas.coins(4 + k, probabilities[k].expand(3))).all())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (-1, 3)])
+def test_a_shape_without_a_sequence_or_a_position_is_refused(shape) -> None:
+    with pytest.raises(ValueError, match="in shape must be at least 1"):
+        Canvas(PROCESS, shape)
+    with pytest.raises(ValueError, match=r"\[0, 3\]"):
+        Canvas(PROCESS, None, x_init=torch.zeros(0, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [3, (3,), (3, 2, 1), (2.0, 3), (True, 3), "ab"])
+def test_a_shape_of_other_things_than_two_integers_is_refused(shape) -> None:
+    with pytest.raises(TypeError):
+        Canvas(PROCESS, shape)
+
+
+@pytest.mark.parametrize("x_init", [np.array([[1, 4]]), [[1, 4]], "text"])
+def test_an_x_init_that_is_no_tensor_is_refused_by_its_type(x_init) -> None:
+    with pytest.raises(TypeError, match=type(x_init).__name__):
+        Canvas(PROCESS, None, x_init=x_init)
+
+
+def test_negative_ids_are_refused_wherever_they_stand() -> None:
+    with pytest.raises(ValueError, match="-100"):
+        Canvas(
+            PROCESS,
+            None,
+            x_init=torch.tensor([[MASK, -100]]),
+            attention_mask=torch.tensor([[True, False]]),
+        )
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "writable"])
+def test_masks_are_bools_or_integers_that_say_the_same(name) -> None:
+    x_init = torch.tensor([[MASK, MASK]])
+    canvas = Canvas(PROCESS, None, x_init=x_init, **{name: torch.tensor([[1, 0]])})
+    assert canvas.movable.tolist() == [[True, False]]
+    for mask in (torch.tensor([[0.0, -torch.inf]]), [[True, False]], np.ones((1, 2), dtype=bool)):
+        with pytest.raises(TypeError, match=name):
+            Canvas(PROCESS, None, x_init=x_init, **{name: mask})
+    for mask in (torch.tensor([[2, 0]]), torch.ones(2, 2).bool(), torch.ones(1, 1, 2, 2).bool()):
+        with pytest.raises(ValueError, match=name):
+            Canvas(PROCESS, None, x_init=x_init, **{name: mask})
+
+
+def test_the_attention_mask_reaches_denoisers_as_bools() -> None:
+    canvas = Canvas(PROCESS, (1, 2), attention_mask=torch.tensor([[1, 0]]))
+    assert canvas.attention_mask is not None
+    assert canvas.attention_mask.dtype == torch.bool
+
+
+def test_numbers_of_sequences_whose_draws_would_repeat_are_refused() -> None:
+    """Counters of draws have 32 bits: sequence 2**30 of length 4 would draw what sequence 0 draws."""
+    last = Canvas(PROCESS, (1, 4), generator=seeded(0), first_row=2**30 - 1)
+    assert int(last.row_numbers[-1]) == 2**32 - 1
+    for first_row in (2**30, 2**62, 2**70):
+        with pytest.raises(ValueError, match=str(first_row)):
+            Canvas(PROCESS, (1, 4), generator=seeded(0), first_row=first_row)
+    for value in (1.0, True, None):
+        with pytest.raises(TypeError, match="first_row"):
+            Canvas(PROCESS, (1, 4), first_row=value)
+
+
+def test_a_denoiser_of_another_vocabulary_is_refused_by_the_largest_id() -> None:
+    canvas = Canvas(PROCESS, None, x_init=torch.tensor([[7, MASK]]), generator=seeded(0))
+    with pytest.raises(ValueError, match="token id 7 is outside the 6 classes"):
+        canvas.logits(lambda x, t: torch.zeros(*x.shape, 6), torch.tensor([1]), torch.ones(1), torch.zeros(1))
+
+
+def test_a_part_of_a_canvas_holds_the_same_sequences() -> None:
+    x_init = torch.tensor([[0, MASK], [1, MASK], [2, MASK]])
+    canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=torch.ones(3, 2).bool(), first_row=4)
+    part = canvas.part(torch.tensor([2, 0]))
+    assert part.z.tolist() == [[2, MASK], [0, MASK]]
+    assert part.row_numbers.tolist() == [12, 13, 8, 9]
+    assert canvas.part(None) is canvas
+
+
+@pytest.mark.parametrize("num_steps", [True, 2.0, float("nan"), None, "3"])
+def test_a_number_of_steps_is_an_integer(num_steps) -> None:
+    with pytest.raises(TypeError, match="num_steps"):
+        time_grid(num_steps, device=torch.device("cpu"))

@@ -31,12 +31,8 @@ def test_the_method_in_three_loops(name: str, capsys: pytest.CaptureFixture[str]
     assert found["language"] == pytest.approx(1.1716, abs=1e-3)
     assert all(math.isfinite(value) for value in found.values())
     assert found["student"] != found["teacher"]
-    assert "nats per word in 2 steps: teacher" in capsys.readouterr().out
-
-
-def test_the_raw_loop_is_short() -> None:
-    lines = (ROOT / "examples" / "raw_pytorch.py").read_text().splitlines()
-    assert len(lines) < 60
+    printed = capsys.readouterr().out
+    assert all(f"{name} {value:.3f}" in printed for name, value in found.items())
 
 
 def test_rgas_steers_a_masked_language_model() -> None:

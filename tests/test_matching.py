@@ -240,10 +240,10 @@ def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"num_steps": ()}, r"one or more numbers of 1 or more, got \(\)"),
-        ({"num_steps": (2, 0)}, r"got \(2, 0\)"),
-        ({"tau_per": "row"}, "tau_per is .*, got 'row'"),
-        ({"rows": "all"}, "rows is .*, got 'all'"),
+        ({"num_steps": ()}, r"num_steps.*\(\)"),
+        ({"num_steps": (2, 0)}, r"\(2, 0\)"),
+        ({"tau_per": "row"}, "tau_per.*'row'"),
+        ({"rows": "all"}, "rows.*'all'"),
     ],
 )
 def test_bad_choices_are_refused(choices, message) -> None:
@@ -253,7 +253,7 @@ def test_bad_choices_are_refused(choices, message) -> None:
 
 @pytest.mark.parametrize("group_size", [0, 3])
 def test_a_group_that_does_not_divide_the_batch_is_refused(group_size) -> None:
-    with pytest.raises(ValueError, match=f"group_size {group_size} does not divide the batch of 4 sequences"):
+    with pytest.raises(ValueError, match=rf"group_size {group_size}\b.*\b4\b"):
         IntermediateStateMatcher(PROCESS)(TimedTable(2), (4, 2), group_size=group_size)
 
 
@@ -323,7 +323,7 @@ def test_prompts_are_never_hidden() -> None:
 @pytest.mark.parametrize("hidden", [0.0, 1.2])
 def test_a_fraction_outside_its_range_is_refused(hidden) -> None:
     rollout = path_of(2, batch=2)
-    with pytest.raises(ValueError, match=rf"hidden must lie in \(0, 1\], got {hidden}"):
+    with pytest.raises(ValueError, match=f"hidden.*{hidden}"):
         draw_probe(PROCESS, rollout.steps[0], rollout.movable, hidden=hidden)
 
 
@@ -424,12 +424,12 @@ def test_prompts_that_differ_within_a_group_cannot_branch() -> None:
         1,
         1,
     ]
-    with pytest.raises(ValueError, match="must be equal within groups"):
+    with pytest.raises(ValueError, match="x_init"):
         matcher(TimedTable(4), x_init=x_init, group_size=4, generator=seeded(0))
 
 
 def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
-    with pytest.raises(ValueError, match="leave out gradient_steps = 2"):
+    with pytest.raises(ValueError, match=r"gradient_steps.*\b2\b"):
         IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)
-    with pytest.raises(ValueError, match="share a branching path and its times"):
+    with pytest.raises(ValueError, match="tau_per"):
         IntermediateStateMatcher(PROCESS, branching=True, tau_law=UniformTime(), tau_per="sample")

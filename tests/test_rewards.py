@@ -139,7 +139,7 @@ def test_a_running_mean_is_of_the_batches_before() -> None:
     for batch, value in zip(batches, expected, strict=True):
         advantages = group_advantages(batch, 1, scale="none", baseline=baseline)
         torch.testing.assert_close(advantages, batch - value)
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"decay.*1\.0"):
         RunningMean(decay=1.0)
 
 
@@ -155,12 +155,12 @@ def test_advantages_carry_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("rewards", "arguments", "message"),
     [
-        (torch.zeros(4), {"group_size": 3}, "group_size 3 does not divide the batch of 4 rewards"),
-        (torch.zeros(4), {"group_size": 0}, "group_size 0 does not divide"),
-        (torch.zeros(4, 1), {"group_size": 2}, r"one number per sample, \[B\], got shape \(4, 1\)"),
-        (torch.zeros(4), {"group_size": 1, "baseline": "leave_one_out"}, "needs a group_size of 2 or more, got 1"),
-        (torch.zeros(4), {"group_size": 2, "baseline": "median"}, "got 'median'"),
-        (torch.zeros(4), {"group_size": 2, "scale": "range"}, "got 'range'"),
+        (torch.zeros(4), {"group_size": 3}, r"group_size 3\b.*\b4\b"),
+        (torch.zeros(4), {"group_size": 0}, r"group_size 0\b"),
+        (torch.zeros(4, 1), {"group_size": 2}, r"\(4, 1\)"),
+        (torch.zeros(4), {"group_size": 1, "baseline": "leave_one_out"}, r"leave_one_out.*\b1\b"),
+        (torch.zeros(4), {"group_size": 2, "baseline": "median"}, "'median'"),
+        (torch.zeros(4), {"group_size": 2, "scale": "range"}, "'range'"),
     ],
 )
 def test_bad_arguments_are_refused(rewards, arguments, message) -> None:
@@ -170,7 +170,7 @@ def test_bad_arguments_are_refused(rewards, arguments, message) -> None:
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
 def test_a_clip_that_is_not_positive_is_refused(clip) -> None:
-    with pytest.raises(ValueError, match="clip must be positive"):
+    with pytest.raises(ValueError, match=f"clip.*{clip}"):
         LogRatioReward(clip)
 
 
@@ -196,10 +196,10 @@ def test_two_processes_have_the_statistics_of_the_whole_batch(tmp_path: Path) ->
         one_of_two_processes, args=(str(tmp_path),), nprocs=2, join=False, start_method="spawn"
     )
     assert started is not None
-    deadline = time.monotonic() + 120.0
+    deadline = time.monotonic() + 600.0
     try:
         while not started.join(timeout=1.0):
-            assert time.monotonic() < deadline, "two processes did not finish in two minutes"
+            assert time.monotonic() < deadline, "two processes hang"
     finally:
         for process in started.processes:
             if process.is_alive():
@@ -210,3 +210,102 @@ def test_two_processes_have_the_statistics_of_the_whole_batch(tmp_path: Path) ->
         baseline, scale = name.split()
         whole = group_advantages(torch.tensor(REWARDS), 2, baseline=baseline, scale=scale)
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole)
+
+
+@given(
+    st.floats(-1e4, 1e4, width=32),
+    group_sizes,
+    st.integers(1, 3),
+    scales,
+    baselines,
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_equal_rewards_have_advantages_of_exactly_zero(value, size, groups, scale, baseline, dtype) -> None:
+    rewards = torch.full((size * groups,), value).to(dtype)
+    for eps in (1e-4, 0.0):
+        actual = group_advantages(rewards, size, scale=scale, baseline=baseline, eps=eps)
+        assert actual.tolist() == [0.0] * (size * groups)
+        assert actual.dtype == dtype
+
+
+@given(batches(), baselines, st.sampled_from(["group", "batch", "none"]), st.integers(0, 100))
+def test_rewards_that_do_not_count_change_nothing(batch, baseline, scale, seed) -> None:
+    """Each group with some more members that do not count, whatever they are, and a group of such members alone."""
+    rewards, size = batch
+    generator = torch.Generator().manual_seed(seed)
+    groups = len(rewards) // size
+    strange = torch.tensor([float("nan"), 1e9, float("-inf"), 0.0], dtype=rewards.dtype)
+    wide = strange[torch.randint(4, (groups + 1, size + 2), generator=generator)]
+    counts = torch.zeros(wide.shape, dtype=torch.bool)
+    for row, members in enumerate(rewards.view(-1, size)):
+        places = torch.randperm(size + 2, generator=generator)[:size].sort().values
+        wide[row, places], counts[row, places] = members, True
+    choices = {"baseline": baseline, "scale": scale}
+    actual = group_advantages(wide.flatten(), size + 2, loss_mask=counts.flatten(), **choices)
+    torch.testing.assert_close(actual.view(counts.shape)[counts], group_advantages(rewards, size, **choices))
+    assert bool((actual.view(counts.shape)[~counts] == 0.0).all())
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"eps": -1.0},
+        {"eps": float("nan")},
+        {"eps": float("inf")},
+        {"clip": 0.0},
+        {"clip": -1.0},
+        {"clip": float("nan")},
+        {"scale": "std"},
+        {"baseline": "mean"},
+    ],
+)
+def test_choices_out_of_range_are_refused_before_a_running_mean_moves(choices) -> None:
+    running = RunningMean()
+    with pytest.raises(ValueError, match=str(next(iter(choices.values())))):
+        group_advantages(torch.tensor([1.0, 1.0]), 2, **{"baseline": running, **choices})
+    assert running.batches == 0
+    for normaliser in (GroupNormalizer, LeaveOneOutNormalizer):
+        if set(choices) <= {"eps", "clip"}:
+            with pytest.raises(ValueError, match=str(next(iter(choices.values())))):
+                normaliser(2, **choices)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_reward_that_is_not_finite_is_named(value) -> None:
+    with pytest.raises(ValueError, match=f"sample 2 is {value}"):
+        group_advantages(torch.tensor([1.0, 2.0, value, 4.0]), 2)
+
+
+@pytest.mark.parametrize("rewards", [[1, 0, 3, 3], [True, False, True, True], [0.5, 1.5, 2.0, 2.0]])
+def test_rewards_may_be_lists_integers_and_booleans(rewards) -> None:
+    expected = group_advantages(torch.tensor(rewards, dtype=torch.float32), 2)
+    for given_as in (rewards, torch.tensor(rewards)):
+        actual = group_advantages(given_as, 2)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected)
+
+
+def test_a_running_mean_skips_and_counts_what_is_not_finite_and_empty_batches() -> None:
+    clean, spoilt = RunningMean(decay=0.5), RunningMean(decay=0.5)
+    for batch in ([1.0, 3.0], [5.0]):
+        clean.update(torch.tensor(batch))
+    for batch in ([1.0, float("inf"), 3.0], [], [float("nan")], [5.0, float("-inf")]):
+        spoilt.update(torch.tensor(batch))
+    assert float(spoilt.value) == float(clean.value) == pytest.approx((0.25 * 2.0 + 0.5 * 5.0) / 0.75)
+    assert (spoilt.batches, spoilt.skipped) == (2, 3)
+
+
+def test_a_running_mean_goes_on_from_its_state() -> None:
+    whole, first = RunningMean(decay=0.8), RunningMean(decay=0.8)
+    parts = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    for part in parts:
+        whole.update(part)
+    for part in parts[:3]:
+        first.update(part)
+    second = RunningMean(decay=0.8)
+    second.load_state_dict(first.state_dict())
+    for part in parts[3:]:
+        second.update(part)
+    assert second.state_dict() == whole.state_dict()
+    with pytest.raises(ValueError, match=r"0\.8"):
+        RunningMean(decay=0.5).load_state_dict(first.state_dict())

@@ -1,6 +1,6 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
-from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput, vocabulary_surrogate
+from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput, vocabulary_cost, vocabulary_surrogate
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -28,5 +28,6 @@ __all__ = [
     "rbf_kernel",
     "token_divergence",
     "token_witness",
+    "vocabulary_cost",
     "vocabulary_surrogate",
 ]

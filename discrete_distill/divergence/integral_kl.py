@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..process import ConstantWeight, Corruption, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
-from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, group_advantages
+from ..process import ConstantWeight, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
+from ..process.masking import check_sequences
+from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages, group_advantages
 from .log_ratio import LogRatio, LogRatioEstimator
 
 
@@ -30,7 +31,7 @@ class SurrogateOutput(NamedTuple):
         loss: scalar; its value means nothing, its gradient goes down the integral KL.
         log_ratio: ``[B]``, nats, before clipping.
         advantages: of rewards, ``[B]``, or ``[B, L]`` with token credit: positive where what was drawn should become
-            more probable.
+            more probable, 0 where nothing was drawn.
     """
 
     loss: Tensor
@@ -53,6 +54,9 @@ class ScoreFunctionIntegralKL:
     With ``scale="none"``, no clip, and a baseline of "none" or "leave_one_out" its expected gradient is that of the
     integral KL exactly, if the log-ratio is; `group_advantages` says what the other choices cost.
 
+    Baselines, scales and windows read movable positions alone (for whole sequences: those with a movable position), so
+    that neither a prompt nor padding changes the gradient.
+
     Args:
         process: corrupts the samples.
         log_ratio: estimates ``R`` on corrupted samples.
@@ -68,15 +72,16 @@ class ScoreFunctionIntegralKL:
             and each is hidden in turn, so that every token is scored once, given all other parts: then the gradient
             is that of ``sum_i E_q KL(q(x_i | other parts) || p(x_i | other parts))``. For the last two ``time_law``,
             ``weight`` and ``importance_weight`` are not used.
-        shared_masks: by count or parts, rows of a group are masked at the same positions; their differences are then
-            less noisy.
+        shared_masks: by count or parts, rows of a group are masked in one order, and so at the same positions where
+            the same ones are movable; their differences are then less noisy.
         reward: clips raw log-ratios.
         baseline: see `group_advantages`.
         scale: see `group_advantages`.
         advantage_clip: see `group_advantages`.
 
     Raises:
-        ValueError: if there is no corruption, the window is negative, or ``credit`` or ``by`` is unknown.
+        ValueError: if there is no corruption, the window is negative, the clip of advantages is not positive, or a
+            name is unknown.
     """
 
     process: MaskedDiffusion
@@ -103,6 +108,22 @@ class ScoreFunctionIntegralKL:
             raise ValueError(f"window must not be negative, got {self.window}")
         if self.by not in ("time", "count", "parts"):
             raise ValueError(f'by is "time", "count" or "parts", got {self.by!r}')
+        check_advantages(self.scale, self.baseline, self.advantage_clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs: the state of a `RunningMean`, nothing for any other baseline."""
+        return self.baseline.state_dict() if isinstance(self.baseline, RunningMean) else {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: if it is of another kind of baseline.
+        """
+        if bool(state) != isinstance(self.baseline, RunningMean):
+            raise ValueError(f"the state {state} is of another baseline than {self.baseline!r}; make it as it was")
+        if isinstance(self.baseline, RunningMean):
+            self.baseline.load_state_dict(state)
 
     def __call__(
         self,
@@ -127,29 +148,42 @@ class ScoreFunctionIntegralKL:
             **cond: passed to the log-ratio.
 
         Raises:
-            ValueError: if the group size does not divide the batch.
+            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            ValueError: if the batch is empty, shapes do not fit, the group size does not divide the batch, or a reward
+                is not finite.
         """
-        _check_groups(x.shape[0], group_size)
+        check_sequences(x, movable)
+        _check_batch(token_log_probs, group_size, movable)
         if self.by == "parts":
             scores = self._scores_by_parts(x, group_size, movable, generator, cond)
         else:
             levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
             scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
-        return self._surrogate(scores, token_log_probs, group_size)
+        return self._surrogate(scores, token_log_probs, group_size, movable)
 
     def from_log_ratio(
-        self, log_ratio: LogRatio, t: Tensor, token_log_probs: Tensor, *, group_size: int = 1
+        self,
+        log_ratio: LogRatio,
+        t: Tensor,
+        token_log_probs: Tensor,
+        *,
+        group_size: int = 1,
+        movable: Tensor | None = None,
     ) -> SurrogateOutput:
         """Estimate from a log-ratio that is already there, of one corruption of every sample to times ``t`` ``[B]``.
 
         Raises:
-            ValueError: if the group size does not divide the batch.
+            ValueError: as in a call.
         """
-        _check_groups(len(t), group_size)
+        _check_batch(token_log_probs, group_size, movable)
         score = _Score(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
-        return self._surrogate([score], token_log_probs, group_size)
+        return self._surrogate([score], token_log_probs, group_size, movable)
 
-    def _surrogate(self, scores: list[_Score], token_log_probs: Tensor, group_size: int) -> SurrogateOutput:
+    def _surrogate(
+        self, scores: list[_Score], token_log_probs: Tensor, group_size: int, movable: Tensor | None
+    ) -> SurrogateOutput:
+        if movable is None:
+            movable = torch.ones_like(token_log_probs, dtype=torch.bool)
         weight_MB = torch.stack([score.weight for score in scores])
         weight_B = weight_MB.mean(0)
         # Corruptions at different times count by their weights: weight and log-ratio are not independent.
@@ -157,10 +191,11 @@ class ScoreFunctionIntegralKL:
         ratio_B = (share_MB * torch.stack([score.per_sequence for score in scores])).sum(0)
         ratio_BL = (share_MB[:, :, None] * torch.stack([score.per_position for score in scores])).sum(0)
         if self.credit == "sequence":
-            advantages = self._advantages(ratio_B, group_size)
+            advantages = self._advantages(ratio_B, group_size, movable.any(1))
             surrogate_B = -weight_B * advantages * token_log_probs.sum(1)
         else:
-            advantages = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size)
+            ratio_BL = torch.where(movable, ratio_BL, 0.0)
+            advantages = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size, movable)
             surrogate_B = -weight_B * (advantages * token_log_probs).sum(1)
         return SurrogateOutput(surrogate_B.mean(), ratio_B, advantages)
 
@@ -170,21 +205,29 @@ class ScoreFunctionIntegralKL:
         cells = torch.arange(self.corruptions, device=device)[:, None]
         return (cells + shift) / self.corruptions
 
-    def _advantages(self, ratio_B: Tensor, group_size: int) -> Tensor:
+    def _advantages(self, ratio_N: Tensor, group_size: int, loss_mask: Tensor) -> Tensor:
         return group_advantages(
-            self.reward(ratio_B),
+            self.reward(ratio_N),
             group_size,
             scale=self.scale,
             baseline=self.baseline,
             clip=self.advantage_clip,
+            loss_mask=loss_mask,
         )
 
-    def _position_advantages(self, ratio_BL: Tensor, group_size: int) -> Tensor:
+    def _position_advantages(self, ratio_BL: Tensor, group_size: int, movable: Tensor) -> Tensor:
         """Advantages of every position, each compared within its group; one scale for all positions."""
         batch, length = ratio_BL.shape
-        grouped = ratio_BL.view(-1, group_size, length).transpose(1, 2)
-        advantages = self._advantages(grouped.flatten(), group_size)
-        return advantages.view(grouped.shape).transpose(1, 2).reshape(batch, length)
+        wrong = movable & ~self.reward(ratio_BL).isfinite()
+        if bool(wrong.any()):
+            sequence, position = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"sequence {sequence}, position {position}: the log-ratio is {ratio_BL[sequence, position].item()}; "
+                "look for NaN in the networks that give it, or clip it with a LogRatioReward"
+            )
+        ratio, mask = (each.view(-1, group_size, length).transpose(1, 2) for each in (ratio_BL, movable))
+        advantages = self._advantages(ratio.flatten(), group_size, mask.flatten())
+        return advantages.view(ratio.shape).transpose(1, 2).reshape(batch, length)
 
     @torch.no_grad()
     def _score(
@@ -199,7 +242,14 @@ class ScoreFunctionIntegralKL:
     ) -> _Score:
         """Of one corruption of every sample."""
         if self.by == "count":
-            z_t, level_t, weight_B = self._corrupt_by_count(x, group_size, level, movable, generator)
+            z_t, level_t, weight_B = self.process.draw_corruption(
+                x,
+                by="count",
+                movable=movable,
+                level=level,
+                generator=generator,
+                group_size=group_size if self.shared_masks else 1,
+            )
             out = self.log_ratio(z_t, level_t, x=x, movable=movable, **cond)
             return _Score(weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B))
         if t is None:
@@ -214,10 +264,13 @@ class ScoreFunctionIntegralKL:
         self, x: Tensor, group_size: int, movable: Tensor | None, generator: Generator | None, cond: dict[str, Any]
     ) -> list[_Score]:
         """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
-        copies = group_size if self.shared_masks else 1
         parts_BL = self.process.draw_parts(
-            x[::copies], self.corruptions, movable=None if movable is None else movable[::copies], generator=generator
-        ).repeat_interleave(copies, dim=0)
+            x,
+            self.corruptions,
+            movable=movable,
+            generator=generator,
+            group_size=group_size if self.shared_masks else 1,
+        )
         size = self.process.num_movable(x, movable)
         scores = []
         for part in range(self.corruptions):
@@ -229,37 +282,29 @@ class ScoreFunctionIntegralKL:
             scores.append(_Score(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight))
         return scores
 
-    def _corrupt_by_count(
-        self, x: Tensor, group_size: int, level: Tensor, movable: Tensor | None, generator: Generator | None
-    ) -> Corruption:
-        copies = group_size if self.shared_masks else 1
-        drawn = self.process.draw_corruption(
-            x[::copies],
-            by="count",
-            movable=None if movable is None else movable[::copies],
-            level=level[::copies],
-            generator=generator,
-        )
-        if copies == 1:
-            return drawn
-        z_t, t, weight = (each.repeat_interleave(copies, dim=0) for each in drawn)
-        return Corruption(torch.where(self.process.is_masked(z_t), z_t, x), t, weight)
-
     def time_weight(self, t: Tensor) -> Tensor:
         """``omega(t) / pi(t)``, or ``omega(t)`` without the importance weight; elementwise."""
         return self.weight(t) / self.time_law.density(t) if self.importance_weight else self.weight(t)
 
 
-def _check_groups(batch: int, group_size: int) -> None:
+def _check_batch(token_log_probs: Tensor, group_size: int, movable: Tensor | None) -> None:
+    if token_log_probs.dim() != 2 or not token_log_probs.numel():
+        raise ValueError(
+            f"token_log_probs must be [batch, length] of one sequence and one token or more, got "
+            f"{list(token_log_probs.shape)}"
+        )
+    batch = len(token_log_probs)
     if group_size < 1 or batch % group_size:
         raise ValueError(f"group_size {group_size} does not divide the batch of {batch} samples")
+    if movable is not None and movable.shape != token_log_probs.shape:
+        raise ValueError(
+            f"movable has shape {list(movable.shape)}, token_log_probs {list(token_log_probs.shape)}; they must agree"
+        )
 
 
 def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
-    """Sum over positions at most ``window`` away, ``[B, L]``."""
-    padded = F.pad(values_BL, (window + 1, window))
-    cumulative = padded.cumsum(1)
-    return cumulative[:, 2 * window + 1 :] - cumulative[:, : -2 * window - 1]
+    """Sum over positions at most ``window`` away, ``[B, L]``. Nothing further off enters, not by rounding either."""
+    return F.pad(values_BL, (window, window)).unfold(1, 2 * window + 1, 1).sum(-1)
 
 
 def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: Tensor | None = None) -> Tensor:
@@ -277,6 +322,11 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
     Returns:
         Scalar.
     """
-    probs_NV = log_probs_NV.exp()
-    cost_N = (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)
+    cost_N = vocabulary_cost(log_probs_NV, log_ratio_NV)
     return (cost_N if weight_N is None else weight_N * cost_N).sum()
+
+
+def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
+    """``sum_v p(v) r_n(v)`` of every row, ``[N]``; arguments as for `vocabulary_surrogate`."""
+    probs_NV = log_probs_NV.exp()
+    return (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)

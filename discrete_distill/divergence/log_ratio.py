@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import token_losses
-from ..process import Denoiser, MaskedDiffusion, logits_at
+from ..process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
 
 
 class LogRatio(NamedTuple):
@@ -43,6 +43,9 @@ class LogRatioEstimator(Protocol):
 class DiscriminatorLogRatio:
     """The logit of a classifier of student (1) against reference (0), averaged over masked positions; arXiv 2509.25035.
 
+    Where the corruption left no mask, it is averaged over the positions that may be masked: such states are a part of
+    the divergence as well. The network is read in evaluation mode.
+
     Biased by what the classifier has not learned (towards 0), by its lag behind the student, and by label smoothing,
     which bounds it by ``log((2 - s) / s)``.
 
@@ -64,9 +67,11 @@ class DiscriminatorLogRatio:
         s: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
-        counted = self.process.is_masked(z_t, movable)
-        logits = self.network(z_t, t, **cond).float() * counted
-        return LogRatio(logits, logits.sum(1) / counted.sum(1).clamp(min=1))
+        judged = self.process.judged_positions(z_t, movable)
+        with evaluation_mode(self.network):
+            logits = self.network(z_t, t, **cond)
+        logits = torch.where(judged, logits.to(torch.promote_types(logits.dtype, torch.float32)), 0.0)
+        return LogRatio(logits, logits.sum(1) / judged.sum(1).clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class AuxiliaryDenoiserLogRatio:
     mixture of all numbers of steps, and so does the gradient: some may then sharpen as long as others blur.
 
     Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's
-    conditionals are from those of one joint law.
+    conditionals are from those of one joint law. Both networks are read in evaluation mode.
 
     Args:
         process: names the mask.
@@ -109,8 +114,10 @@ class AuxiliaryDenoiserLogRatio:
             raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
         masked = self.process.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
-        auxiliary_N = self._log_prob(logits_at(self.auxiliary, z_t, t, rows, s=s, **cond), x.flatten()[rows])
-        values = auxiliary_N - self._log_prob(logits_at(self.teacher, z_t, t, rows, **cond), x.flatten()[rows])
+        with evaluation_mode(self.auxiliary, self.teacher):
+            auxiliary_NV = logits_at(self.auxiliary, z_t, t, rows, s=s, **cond)
+            auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[rows])
+            values = auxiliary_N - self._log_prob(logits_at(self.teacher, z_t, t, rows, **cond), x.flatten()[rows])
         per_position = torch.zeros(z_t.shape, dtype=values.dtype, device=z_t.device)
         per_position = per_position.flatten().index_put((rows,), values).view_as(z_t)
         return LogRatio(per_position, per_position.sum(1))
@@ -141,10 +148,9 @@ class ExactLogRatio:
         s: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
-        """The value of the sequence stands at every masked position, as the optimal discriminator's logit does."""
+        """The value of the sequence stands at every judged position, as the optimal discriminator's logit does."""
         value = self.function(z_t, t)
-        masked = self.process.is_masked(z_t, movable)
-        return LogRatio(value[:, None] * masked, value)
+        return LogRatio(value[:, None] * self.process.judged_positions(z_t, movable), value)
 
 
 def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:

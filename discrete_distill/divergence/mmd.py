@@ -11,8 +11,12 @@ Shape suffixes: B student sequences, M reference sequences, L length, D width of
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from ..checks import check_floats
 
 ROWS_AT_ONCE = 4096
 TOKENS_FOR_BANDWIDTH = 512
@@ -22,9 +26,31 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
     """``exp(-|f - g|^2 / (2 bandwidth^2))``, ``[N, M]``; the distance through one matrix product.
 
     In the precision of the features, whatever autocast says: the distance is a small difference of large numbers.
+
+    Raises:
+        ValueError: if the bandwidth is not positive, looked at on a CPU alone, or the features are not ``[N, D]`` and
+            ``[M, D]`` with a ``D`` of 1 or more.
+        TypeError: if the features are no floating-point numbers.
     """
+    check_floats("first_ND", first_ND)
+    check_floats("second_MD", second_MD)
+    if first_ND.dim() != 2 or second_MD.dim() != 2 or not first_ND.shape[1] == second_MD.shape[1] > 0:
+        raise ValueError(f"features must be [N, D] and [M, D], got {list(first_ND.shape)} and {list(second_MD.shape)}")
+    check_bandwidth(bandwidth)
     with torch.autocast(first_ND.device.type, enabled=False):
         return _rbf_kernel(first_ND, second_MD, bandwidth)
+
+
+def check_bandwidth(bandwidth: float | Tensor) -> None:
+    """Refuse a bandwidth that is not positive and finite; one on another device than a CPU is not looked at.
+
+    Raises:
+        ValueError: see above.
+    """
+    if isinstance(bandwidth, Tensor) and bandwidth.device.type != "cpu":
+        return
+    if not 0.0 < float(bandwidth) < math.inf:
+        raise ValueError(f"the bandwidth of a kernel must be positive and finite, got {float(bandwidth)}")
 
 
 def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
@@ -63,7 +89,8 @@ def token_witness(
         reference_MLD: features of data.
         group_size: must divide B, and leave two groups.
         counted_BL: bool, tokens of the student that count (all, by default); the same positions count in the reference
-            when it has as many rows.
+            when it has as many rows. Each sequence counts alike, however many of its tokens do; one of which none does
+            is left out.
         bandwidth: of the kernel; `median_bandwidth` of the reference by default.
 
     Raises:
@@ -75,12 +102,16 @@ def token_witness(
     counted = counted if counted_BL is None else counted_BL
     counted_reference = counted if len(reference_MLD) == batch else torch.ones_like(reference_MLD[..., 0]).bool()
     reference_ND = reference_MLD[counted_reference].float()
+    if bandwidth is not None:
+        check_bandwidth(bandwidth)
     scale = median_bandwidth(reference_ND) if bandwidth is None else torch.as_tensor(bandwidth).to(reference_ND)
-    tokens_ND = student_BLD.reshape(-1, width).float()
+    tokens_ND = torch.where(counted[..., None], student_BLD, 0.0).reshape(-1, width).float()
     groups = batch // group_size
-    weight_N = counted.flatten().float()
-    per_group = weight_N.view(groups, -1).sum(1)
-    others = (per_group.sum() - per_group).clamp(min=1.0).repeat_interleave(group_size * length)
+    weight_N, sequences = _token_weights(counted)
+    weight_N = torch.zeros(batch * length, device=weight_N.device).masked_scatter(counted.flatten(), weight_N)
+    reference_N, references = _token_weights(counted_reference)
+    in_group = sequences.view(groups, -1).sum(1)
+    others = (in_group.sum() - in_group).clamp(min=1.0).repeat_interleave(group_size * length)
     rows = []
     for start in range(0, len(tokens_ND), ROWS_AT_ONCE):
         chunk_ND = tokens_ND[start : start + ROWS_AT_ONCE]
@@ -88,8 +119,17 @@ def token_witness(
         by_group = alike.view(len(chunk_ND), groups, -1).sum(2)
         own = torch.arange(start, start + len(chunk_ND), device=by_group.device) // (group_size * length)
         student = (by_group.sum(1) - by_group.gather(1, own[:, None]).squeeze(1)) / others[start : start + len(own)]
-        rows.append(student - rbf_kernel(chunk_ND, reference_ND, scale).mean(1))
-    return (torch.cat(rows) * weight_N).view(batch, length)
+        against = rbf_kernel(chunk_ND, reference_ND, scale) @ reference_N
+        rows.append(student - against / references.sum().clamp(min=1.0))
+    return torch.where(counted, torch.cat(rows).view(batch, length), 0.0)
+
+
+def _token_weights(counted_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight of every counted token, ``1 / n`` in a sequence of ``n``, ``[N]``; and 1 for every sequence that has one,
+    ``[B]``."""
+    size_B = counted_BL.sum(1).float()
+    weight_B = 1.0 / size_B.clamp(min=1.0)
+    return weight_B[:, None].expand(counted_BL.shape)[counted_BL], (size_B > 0).float()
 
 
 def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float | Tensor | None = None) -> Tensor:
@@ -101,6 +141,8 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
     if len(reference_MLD) < 2:
         raise ValueError(f"MMD needs two reference sequences or more, got {len(reference_MLD)}")
     _check(student_BLD, reference_MLD, 1)
+    if bandwidth is not None:
+        check_bandwidth(bandwidth)
     scale = median_bandwidth(reference_MLD.flatten(0, 1).float()) if bandwidth is None else bandwidth
     against_reference = token_witness(student_BLD, reference_MLD, bandwidth=scale).mean()
     against_student = token_witness(reference_MLD, student_BLD, bandwidth=scale).mean()
@@ -108,7 +150,11 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
 
 
 def _check(student_BLD: Tensor, reference_MLD: Tensor, group_size: int) -> None:
-    if student_BLD.dim() != 3 or reference_MLD.dim() != 3 or student_BLD.shape[2] != reference_MLD.shape[2]:
+    check_floats("student_BLD", student_BLD)
+    check_floats("reference_MLD", reference_MLD)
+    widths = (student_BLD.shape[-1], reference_MLD.shape[-1])
+    empty = not student_BLD.numel() or not reference_MLD.numel()
+    if student_BLD.dim() != 3 or reference_MLD.dim() != 3 or widths[0] != widths[1] or empty:
         raise ValueError(
             f"features must be [B, L, D] and [M, L, D], got {list(student_BLD.shape)} and {list(reference_MLD.shape)}"
         )

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_floats
+
 DivergenceKind = Literal["forward", "reverse", "jeffreys", "js", "tv"]
 
 
@@ -36,7 +38,10 @@ def token_divergence(
 
     Raises:
         ValueError: for an unknown kind, a ``beta`` outside ``[0, 1]``, or shapes that differ.
+        TypeError: for logits that are no floating-point numbers.
     """
+    check_floats("student_logits", student_logits)
+    check_floats("teacher_logits", teacher_logits)
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"logits of one shape are compared, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"

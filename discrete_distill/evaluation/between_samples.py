@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .diversity import check_samples, ngram_ids
+from .checks import check_token_ids
+from .diversity import ngram_ids
 from .ngram import NGramJudge
 from .perplexity import generative_perplexity
 
@@ -109,7 +110,7 @@ def sample_agreement(
         >>> sample_agreement(torch.tensor([[0, 1], [0, 2], [0, 1]])).value
         0.6666666666666666
     """
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     num_samples, length = sequences_NL.shape
     device = sequences_NL.device
     groups_N = torch.zeros(num_samples, dtype=torch.long, device=device) if groups_N is None else groups_N.long()
@@ -217,8 +218,8 @@ def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3, n
     Raises:
         ValueError: for shapes without a token, or an order below 1.
     """
-    check_samples(samples_NL)
-    check_samples(data_ML)
+    check_token_ids(samples_NL)
+    check_token_ids(data_ML)
     vocab_size = 1 + max(int(samples_NL.max()), int(data_ML.max()))
 
     def nats(kept_NL: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -40,10 +41,15 @@ def measure_frontier_around(
     The others are those of `measure_frontier`.
 
     Raises:
-        ValueError: if ``spacing`` is not positive, or as in `measure_frontier`.
+        ValueError: if ``spacing`` is not positive, ``entropy`` not finite, ``limits`` are no range, or as in
+            `measure_frontier`.
     """
-    if not spacing > 0.0:
-        raise ValueError(f"spacing must be positive, got {spacing}")
+    if not 0.0 < spacing < math.inf:
+        raise ValueError(f"spacing must be positive and finite, got {spacing}")
+    if not math.isfinite(entropy):
+        raise ValueError(f"an entropy that can be enclosed is finite, got {entropy}")
+    if not 0.0 < limits[0] <= limits[1] < math.inf:
+        raise ValueError(f"limits must be two rising positive temperatures, got {limits}")
 
     def at(values: Sequence[float]) -> Frontier:
         return measure_frontier(

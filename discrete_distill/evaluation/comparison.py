@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .checks import exponential
 from .collapse import CollapseTolerance, LostDiversity, lost_diversity
 from .frontier import Frontier
 
@@ -35,7 +36,7 @@ class FrontierComparison:
     @property
     def ratio(self) -> float | None:
         """Perplexity of the method over that of the baseline; below 1 is better."""
-        return None if self.log_ratio is None else math.exp(self.log_ratio)
+        return None if self.log_ratio is None else exponential(self.log_ratio)
 
     @property
     def collapsed(self) -> bool:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+from .checks import check_token_ids
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diversity:
@@ -47,7 +50,7 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
     Raises:
         ValueError: for samples of another shape, none at all, or an order below 1.
     """
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     num_samples, length = sequences_NL.shape
     fitting = [n for n in orders if n <= length]
     return Diversity(
@@ -73,7 +76,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
     Returns:
         Nats, fp64 ``[N]``.
     """
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     counts_NL = _counts_in_rows(sequences_NL).double()
     probs_NL = counts_NL / sequences_NL.shape[1]
     return -torch.special.xlogy(probs_NL, probs_NL).sum(dim=1)
@@ -81,7 +84,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 
 def corpus_entropy(sequences_NL: Tensor) -> float:
     """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike."""
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     _, counts = torch.unique(sequences_NL, return_counts=True)
     probs = counts.double() / sequences_NL.numel()
     return float(-torch.special.xlogy(probs, probs).sum())
@@ -141,9 +144,10 @@ def _counts_in_rows(ids_NL: Tensor) -> Tensor:
 
 def ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
     """A number for each n-gram, equal exactly where n-grams are: int64 ``[N, L - n + 1]``, dense from 0."""
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
-    if not 1 <= n <= length:
+    check_count("n", n)
+    if n > length:
         raise ValueError(f"n-grams of {n} tokens cannot be taken from samples of {length} tokens")
     tokens_NL = _dense(sequences_NL)
     num_tokens = int(tokens_NL.max()) + 1
@@ -155,8 +159,3 @@ def ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
 
 def _dense(ids: Tensor) -> Tensor:
     return torch.unique(ids, return_inverse=True)[1]
-
-
-def check_samples(sequences_NL: Tensor) -> None:
-    if sequences_NL.ndim != 2 or sequences_NL.numel() == 0:
-        raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got shape {list(sequences_NL.shape)}")

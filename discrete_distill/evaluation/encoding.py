@@ -7,20 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_token_ids
 from .judges import CausalLMJudge, TextJudge
 
 
 @torch.no_grad()
 def encode_with_judge(judge: CausalLMJudge | TextJudge, sequences_NL: Tensor, *, batch_size: int = 32) -> Tensor:
-    """Last hidden states of a causal language model, averaged over the counted tokens of each sample, fp32 ``[N, D]``.
+    """Last hidden state of a causal language model at the end of each sample, fp32 ``[N, D]``, as published for MAUVE.
 
-    Text beyond the model's context is left out.
+    The end is the last token that the judge counts; text beyond the model's context is left out.
 
     Args:
         judge: whose model returns ``hidden_states`` when asked, as those of transformers do.
         sequences_NL: token ids of the samples, int64 ``[N, L]``.
         batch_size: samples at once.
+
+    Raises:
+        TypeError: if the samples are no integers.
+        ValueError: for no samples, or a batch size below 1.
     """
+    check_token_ids(sequences_NL)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     return torch.cat([_encode(judge, chunk) for chunk in sequences_NL.split(batch_size)])
 
 
@@ -30,5 +38,6 @@ def _encode(judge: CausalLMJudge | TextJudge, chunk_BL: Tensor) -> Tensor:
     device = next(model.parameters()).device
     ids_BL, counted_BL = ids_BL[:, : judge.context].to(device), counted_BL[:, : judge.context].to(device)
     hidden_BLD = model(input_ids=ids_BL, output_hidden_states=True).hidden_states[-1].float()
-    weight_BL = counted_BL.float()
-    return (hidden_BLD * weight_BL[..., None]).sum(1) / weight_BL.sum(1, keepdim=True).clamp(min=1.0)
+    places_L = torch.arange(counted_BL.shape[1], device=device)
+    last_B = (counted_BL * places_L).max(1).values
+    return hidden_BLD[torch.arange(len(last_B), device=device), last_B]

@@ -18,7 +18,12 @@ def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
 
     Returns:
         bool ``[B, L]``.
+
+    Raises:
+        ValueError: for another shape.
     """
+    if sequences_BL.dim() != 2:
+        raise ValueError(f"sequences must be token ids [B, L], got shape {list(sequences_BL.shape)}")
     if eos_token_id is None:
         return torch.ones_like(sequences_BL, dtype=torch.bool)
     is_end = sequences_BL == eos_token_id

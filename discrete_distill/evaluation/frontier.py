@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from .between_samples import Estimate, measure_between_samples
+from .checks import check_token_ids, exponential
 from .diversity import corpus_entropy, sample_entropy
 from .judges import Judge
 from .perplexity import GenerativePerplexity, generative_perplexity
@@ -48,7 +49,7 @@ class FrontierPoint:
     @property
     def perplexity(self) -> float:
         """``exp(nats_per_token)``."""
-        return math.exp(self.nats_per_token)
+        return exponential(self.nats_per_token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class FrontierReading:
     @property
     def perplexity(self) -> float | None:
         """``exp(nats_per_token)``, the geometric mean over seeds."""
-        return None if self.nats_per_token is None else math.exp(self.nats_per_token)
+        return None if self.nats_per_token is None else exponential(self.nats_per_token)
 
     @property
     def standard_error(self) -> float | None:
@@ -153,8 +154,10 @@ class Frontier:
             A reading without a value, and with a note, where the entropy lies outside of what was measured.
 
         Raises:
-            ValueError: if ``entropy`` is not finite.
+            ValueError: if ``entropy`` is not finite, or there are no points.
         """
+        if not self.points:
+            raise ValueError(f"the frontier of {self.method!r} has no points; measure it first")
         if not math.isfinite(entropy):
             raise ValueError(f"a frontier is read at a finite entropy, got {entropy}")
         curves = [[p for p in self.points if p.seed == seed] for seed in self.seeds]
@@ -219,15 +222,20 @@ def measure_frontier(
         on_point: called after each point, for progress.
 
     Raises:
-        ValueError: without temperatures or seeds, with one given twice, or if N or L varies.
+        TypeError: if samples are no integers.
+        ValueError: without temperatures or seeds, with one given twice, with a temperature that is not positive, or if
+            N or L varies.
     """
     for name, values in (("temperatures", temperatures), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):
             raise ValueError(f"{name} must be one or more different values, got {list(values)}")
+    if not all(0.0 < temperature < math.inf for temperature in temperatures):
+        raise ValueError(f"temperatures must be positive and finite, got {list(temperatures)}")
     points: list[FrontierPoint] = []
     shape: tuple[int, int] | None = None
     for temperature, seed in product(temperatures, seeds):
         sequences_NL = sample(temperature, seed)
+        check_token_ids(sequences_NL)
         shape = _same_shape(shape, sequences_NL)
         verdict = generative_perplexity(
             sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_token_ids
 from .ending import before_end
+from .pretrained import encoder_of, end_of_text_of, load_causal_lm
 
 
 class TokenNats(NamedTuple):
@@ -81,6 +83,8 @@ class CausalLMJudge:
         self.eos_token_id = eos_token_id
         self.context = context
         self.stride = stride
+        stated = getattr(getattr(model, "config", None), "vocab_size", None)
+        self.vocab_size = stated if isinstance(stated, int) else None
 
     @torch.no_grad()
     def token_nats(self, sequences_BL: Tensor) -> TokenNats:
@@ -91,14 +95,19 @@ class CausalLMJudge:
         """
         parameter = next(self.model.parameters(), None)
         ids_BL = sequences_BL if parameter is None else sequences_BL.to(parameter.device)
+        counted_BL = self.prepare(ids_BL)[1]
         nats_BL = torch.zeros(ids_BL.shape, dtype=torch.float32, device=ids_BL.device)
         for start, first_new, end in windows(ids_BL.shape[1], self.context, self.stride):
             priced = self._price(ids_BL[:, start:end])
             nats_BL[:, first_new:end] = priced[:, first_new - start - 1 :]
-        return TokenNats(nats_BL, self.prepare(ids_BL)[1])
+        return TokenNats(nats_BL, counted_BL)
 
     def prepare(self, sequences_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Ids as the model reads them, and which of them are counted; ``[B, L]`` both."""
+        check_token_ids(sequences_BL)
+        # Looked at first where the size is known: an embedding fails on other ids, on CUDA for the whole process.
+        if self.vocab_size is not None:
+            self._check_ids(sequences_BL, self.vocab_size)
         counted_BL = before_end(sequences_BL, self.eos_token_id)
         counted_BL[:, :1] = False
         return sequences_BL, counted_BL
@@ -107,17 +116,20 @@ class CausalLMJudge:
         """``-log p`` of all tokens of a window but its first, fp32 ``[B, W - 1]``."""
         out = self.model(input_ids=ids_BW)
         logits_BWV: Tensor = getattr(out, "logits", out)
-        vocab_size, largest = logits_BWV.shape[-1], int(ids_BW.max())
-        if largest >= vocab_size:
-            raise ValueError(
-                f"token id {largest} is outside the {vocab_size} classes of judge {self.name!r}; "
-                "a judge of another vocabulary reads text: use TextJudge"
-            )
+        self._check_ids(ids_BW, logits_BWV.shape[-1])
         rows = [
             F.cross_entropy(logits_WV[:-1].float(), ids_W[1:], reduction="none")
             for logits_WV, ids_W in zip(logits_BWV, ids_BW, strict=True)
         ]
         return torch.stack(rows)
+
+    def _check_ids(self, ids_BW: Tensor, vocab_size: int) -> None:
+        least, largest = int(ids_BW.min()), int(ids_BW.max())
+        if least < 0 or largest >= vocab_size:
+            raise ValueError(
+                f"token id {least if least < 0 else largest} is outside the {vocab_size} classes of judge "
+                f"{self.name!r}; a judge of another vocabulary reads text: use TextJudge"
+            )
 
 
 class TextJudge:
@@ -179,25 +191,17 @@ class TextJudge:
 
         Raises:
             OSError: if the judge is neither on disk nor to be had from the hub.
+            ValueError: if it is damaged, states no end of text, or needs code of its own; see `load_causal_lm`.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype).to(device)
-        except OSError as error:
-            raise OSError(
-                f"judge {name_or_path!r} is neither on disk nor reachable; "
-                "download it where there is a network and pass its folder"
-            ) from error
+        model, tokenizer = load_causal_lm(name_or_path, dtype=dtype, device=device)
         precision = "" if dtype == torch.float32 else f" ({str(dtype).removeprefix('torch.')})"
         return cls(
             model,
             name=f"{name_or_path}{precision}",
             decode=decode,
-            encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            encode=encoder_of(tokenizer),
             eos_token_id=eos_token_id,
-            judge_eos_token_id=tokenizer.eos_token_id,
+            judge_eos_token_id=end_of_text_of(model, tokenizer, name_or_path),
         )
 
     def token_nats(self, sequences_BL: Tensor) -> TokenNats:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count
 from ..process import Denoiser, MaskedDiffusion
+from .checks import check_token_ids, exponential
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class LikelihoodBound:
     @property
     def perplexity(self) -> float:
         """``exp(nats_per_token)``; an upper bound of the model's perplexity."""
-        return math.exp(self.nats_per_token)
+        return exponential(self.nats_per_token)
 
 
 @torch.no_grad()
@@ -59,12 +60,15 @@ def likelihood_bound(
         generator: source of randomness, on their device.
 
     Raises:
-        ValueError: for no sequences, or fewer than one repeat.
+        TypeError: if the sequences are no integers.
+        ValueError: for no sequences, sequences with masks, fewer than one repeat, a batch size below 1, or a bound that
+            is not finite.
     """
-    if sequences_NL.dim() != 2 or not len(sequences_NL) or repeats < 1:
-        raise ValueError(
-            f"sequences must be ids [N, L] and repeats 1 or more, got {list(sequences_NL.shape)} and {repeats}"
-        )
+    check_token_ids(sequences_NL, "sequences")
+    check_count("repeats", repeats)
+    check_count("batch_size", batch_size)
+    if bool((sequences_NL == process.mask_token_id).any()):
+        raise ValueError(f"sequences must be clean text, but hold masks (id {process.mask_token_id})")
     sums = []
     for chunk in sequences_NL.split(batch_size):
         many = chunk.repeat(repeats, 1)
@@ -74,6 +78,11 @@ def likelihood_bound(
         nats[order] = process.nelbo(denoiser, many[order], by="count", generator=generator).nats.double()
         sums.append(nats.view(repeats, -1).mean(0))
     nats_N, length = torch.cat(sums), sequences_NL.shape[1]
+    if not bool(nats_N.isfinite().all()):
+        raise ValueError(
+            f"the bound of {int((~nats_N.isfinite()).sum())} of {len(nats_N)} sequences is not finite; look at the "
+            "denoiser's logits"
+        )
     count = len(nats_N)
     return LikelihoodBound(
         nats_per_token=float(nats_N.mean()) / length,

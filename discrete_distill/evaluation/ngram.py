@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+from .checks import check_token_ids
 from .ending import before_end
 from .judges import TokenNats
 
@@ -50,7 +52,9 @@ class NGramJudge:
         excluded: ids without probability, such as the mask.
 
     Raises:
-        ValueError: if an id is outside the vocabulary or excluded, or the order is below 1.
+        TypeError: if the text is no integers.
+        ValueError: if there is no text, an id is outside the vocabulary or excluded, all ids are excluded, or the order
+            is below 1.
 
     Example:
         >>> judge = NGramJudge(text_NL, vocab_size=2048, order=3)
@@ -66,17 +70,19 @@ class NGramJudge:
         eos_token_id: int | None = None,
         excluded: tuple[int, ...] = (),
     ) -> None:
-        if order < 1:
-            raise ValueError(f"order must be 1 or more, got {order}")
+        check_count("vocab_size", vocab_size)
+        check_count("order", order)
         self.vocab_size = vocab_size
         self.order = order
         self.eos_token_id = eos_token_id
         self._check_ids(sequences_NL)
+        if not all(0 <= token < vocab_size for token in excluded) or len(set(excluded)) >= vocab_size:
+            raise ValueError(f"excluded must leave some of the ids 0..{vocab_size - 1}, got {excluded}")
         if any(bool((sequences_NL == token).any()) for token in excluded):
             raise ValueError(f"the text holds a token that has no probability, one of {excluded}")
         self._base = torch.full((vocab_size,), 1.0 / (vocab_size - len(set(excluded))), dtype=torch.float64)
         self._base[list(excluded)] = 0.0
-        self._orders = self._count(sequences_NL.cpu())
+        self._orders = self._count(sequences_NL.cpu().long())
         self.name = f"{order}-gram@{self._digest()}"
 
     def _count(self, ids_NL: Tensor) -> list[_Order]:
@@ -107,7 +113,7 @@ class NGramJudge:
             ValueError: if an id is outside the vocabulary.
         """
         self._check_ids(sequences_BL)
-        ids_BL = sequences_BL.cpu()
+        ids_BL = sequences_BL.cpu().long()
         probability_BL = self._base[ids_BL]
         history_BL = torch.zeros_like(ids_BL)
         for n, order in enumerate(self._orders[: ids_BL.shape[1]], start=1):
@@ -127,8 +133,7 @@ class NGramJudge:
         return TokenNats(-probability_BL.log().float(), counted_BL)
 
     def _check_ids(self, sequences_NL: Tensor) -> None:
-        if sequences_NL.ndim != 2 or not sequences_NL.numel():
-            raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got {list(sequences_NL.shape)}")
+        check_token_ids(sequences_NL)
         if not 0 <= int(sequences_NL.min()) <= int(sequences_NL.max()) < self.vocab_size:
             raise ValueError(
                 f"ids must lie in 0..{self.vocab_size - 1}, got {int(sequences_NL.min())} to {int(sequences_NL.max())}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+from .checks import check_token_ids, exponential
 from .judges import Judge
 
 
@@ -38,8 +40,8 @@ class GenerativePerplexity:
 
     @property
     def perplexity(self) -> float:
-        """``exp(nats_per_token)``."""
-        return math.exp(self.nats_per_token)
+        """``exp(nats_per_token)``; infinite above 709 nats."""
+        return exponential(self.nats_per_token)
 
     @property
     def standard_error(self) -> float | None:
@@ -75,21 +77,25 @@ def generative_perplexity(
         batch_size: samples a judge sees at once; no effect on the result.
 
     Raises:
+        TypeError: if the samples are no integers.
         ValueError: for an empty or misshapen set of samples, a batch size below 1, samples with masks left in
             them, prices that are not finite, or samples without a single token to count.
     """
-    if sequences_NL.ndim != 2 or sequences_NL.numel() == 0:
-        raise ValueError(f"samples must be token ids [N, L] with N, L >= 1, got shape {list(sequences_NL.shape)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_token_ids(sequences_NL)
+    check_count("batch_size", batch_size)
     _refuse_masks(sequences_NL, mask_token_id)
     nats: list[float] = []
     tokens: list[int] = []
     for chunk_BL in sequences_NL.split(batch_size):
         priced = judge.token_nats(chunk_BL)
+        if priced.nats.shape != priced.counted.shape or len(priced.nats) != len(chunk_BL):
+            raise ValueError(
+                f"judge {judge.name!r} gave nats {list(priced.nats.shape)} and counted {list(priced.counted.shape)} "
+                f"for {len(chunk_BL)} samples"
+            )
         nats += priced.nats.double().masked_fill(~priced.counted, 0.0).sum(dim=1).tolist()
         tokens += priced.counted.sum(dim=1).tolist()
-    if not math.isfinite(math.fsum(nats)):
+    if not all(map(math.isfinite, nats)):
         raise ValueError(f"judge {judge.name!r} gave nats that are not finite; run it in fp32 or look at its weights")
     if not any(tokens):
         raise ValueError(f"judge {judge.name!r} counted no token: every sample is a single token or no text at all")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import exponential
 from .frontier import Frontier
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _draw_frontier(axes: Axes, frontier: Frontier, index: int, data_entropy: flo
     nats = [mean.nats_per_token for mean in means]
     _draw_curve(axes, entropies, nats, [mean.nats_error for mean in means], index, label)
     bars = {"ecolor": _style(index)["color"], **_BARS}
-    axes.errorbar(entropies, [math.exp(n) for n in nats], xerr=[mean.entropy_error or 0.0 for mean in means], **bars)
+    axes.errorbar(entropies, [exponential(n) for n in nats], xerr=[mean.entropy_error or 0.0 for mean in means], **bars)
     if reading is not None and value is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": _style(index)["color"], "linewidths": 1.8}
         axes.scatter([reading.entropy], [value], s=150, zorder=4, **ring)
@@ -201,15 +201,15 @@ def _draw_curve(
     label: str,
 ) -> None:
     """A line through perplexities, with bars from one standard error below to one above."""
-    perplexities = [math.exp(value) for value in nats]
+    perplexities = [exponential(value) for value in nats]
     axes.plot(xs, perplexities, label=label, **_style(index), **_LINE)
     axes.errorbar(xs, perplexities, yerr=_perplexity_bars(nats, errors), ecolor=_style(index)["color"], **_BARS)
 
 
 def _perplexity_bars(nats: Sequence[float], errors: Sequence[float | None]) -> list[list[float]]:
     """From one standard error below to one above in nats, as distances in perplexity: ``[below, above]``."""
-    below = [math.exp(n) - math.exp(n - (e or 0.0)) for n, e in zip(nats, errors, strict=True)]
-    above = [math.exp(n + (e or 0.0)) - math.exp(n) for n, e in zip(nats, errors, strict=True)]
+    below = [exponential(n) - exponential(n - (e or 0.0)) for n, e in zip(nats, errors, strict=True)]
+    above = [exponential(n + (e or 0.0)) - exponential(n) for n, e in zip(nats, errors, strict=True)]
     return [below, above]
 
 
@@ -219,7 +219,7 @@ def _write_temperatures(axes: Axes, frontier: Frontier) -> None:
     for mean in frontier.means():
         axes.annotate(
             f"T={mean.temperature:g}",
-            (mean.entropy, math.exp(mean.nats_per_token)),
+            (mean.entropy, exponential(mean.nats_per_token)),
             xytext=(0, 9),
             textcoords="offset points",
             ha="center",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 LOW_COMPLEXITY_WINDOW, LOW_COMPLEXITY_BITS = 12, 2.2
-UNIT = 1 << 12  # A score of 1 in the alignment; matches are counted in the digits below.
+UNIT = 1 << 24  # A score of 1 in the alignment; matches are counted in the digits below.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,10 @@ def measure_proteins(
         candidates: training sequences that are aligned with each sequence, those with most 3-mers in common.
 
     Raises:
-        ValueError: if there are no sequences, or one holds something that is no amino acid.
+        ValueError: if there are no sequences, fewer than one candidate, or one holds something that is no amino acid.
     """
+    if candidates < 1:
+        raise ValueError(f"candidates must be 1 or more, got {candidates}")
     for name, given in (("sequences", sequences), ("reference", reference), ("training", training)):
         _check(given, name)
     identities = nearest_identity(sequences, training, candidates=candidates)

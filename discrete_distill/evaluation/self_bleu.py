@@ -8,7 +8,8 @@ from collections import Counter
 
 from torch import Tensor
 
-from .diversity import check_samples
+from ..checks import check_count
+from .checks import check_token_ids
 
 
 def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
@@ -29,9 +30,10 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     Raises:
         ValueError: for fewer than two samples, or an order that is not in ``[1, L]``.
     """
-    check_samples(sequences_NL)
+    check_token_ids(sequences_NL)
     count, length = sequences_NL.shape
-    if count < 2 or not 1 <= order <= length:
+    check_count("order", order)
+    if count < 2 or order > length:
         raise ValueError(
             f"self-BLEU of order {order} needs two samples of {order} tokens or more, got {count} of {length}"
         )

@@ -83,7 +83,8 @@ def measure_speeds(
         clock: seconds, rising.
 
     Raises:
-        ValueError: without calls, or if ``repeats`` is below 1 or ``warmup`` below 0.
+        ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
+            no time that the clock can tell.
     """
     if not calls or repeats < 1 or warmup < 0:
         raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")
@@ -93,6 +94,8 @@ def measure_speeds(
     for round_index in range(warmup + repeats):
         for name, call in calls.items():
             elapsed, made = _time_once(call, device, clock)
+            if not made or not elapsed > 0.0:
+                raise ValueError(f"{name!r} made {made} tokens in {elapsed} s, which is no speed; time a longer call")
             tokens[name] = made
             if round_index >= warmup:
                 seconds[name].append(elapsed)
@@ -103,13 +106,15 @@ def speed_ratio(speed: Speed, baseline: Speed) -> SpeedRatio:
     """Ratio of tokens per second, paired by round: time both with one `measure_speeds`.
 
     Raises:
-        ValueError: if the two were timed in different numbers of rounds.
+        ValueError: if the two were timed in different numbers of rounds, or one has no tokens or no time.
     """
     if len(speed.seconds) != len(baseline.seconds):
         raise ValueError(
             f"ratios are taken round by round, but {speed.name!r} has {len(speed.seconds)} rounds and "
             f"{baseline.name!r} has {len(baseline.seconds)}; time both with one measure_speeds"
         )
+    if not speed.seconds or min(speed.tokens, baseline.tokens, *speed.seconds, *baseline.seconds) <= 0:
+        raise ValueError(f"{speed.name!r} and {baseline.name!r} must both have tokens and positive seconds")
     ratios = [
         (speed.tokens / ours) / (baseline.tokens / theirs)
         for ours, theirs in zip(speed.seconds, baseline.seconds, strict=True)

@@ -66,7 +66,10 @@ def look_up(table: Tensor, sequences: Tensor) -> Tensor:
     if sequences.dim() != 2 or sequences.shape[1] != length:
         raise ValueError(f"the table is over length {length}, the sequences have shape {list(sequences.shape)}")
     if sequences.numel() and not 0 <= int(sequences.min()) <= int(sequences.max()) < size:
-        raise ValueError(f"ids must lie in 0..{size - 1} to look them up in this table")
+        raise ValueError(
+            f"ids must lie in 0..{size - 1} to look them up in this table, "
+            f"got values from {int(sequences.min())} to {int(sequences.max())}"
+        )
     return table[tuple(sequences.unbind(1))]
 
 

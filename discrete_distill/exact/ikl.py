@@ -176,8 +176,9 @@ def discriminator_logits(student_law: Tensor, teacher_law: Tensor, process: Mask
     Trained by binary cross-entropy, its logit at a masked position sees the whole of ``z_t`` and its label
     belongs to the whole sequence, so the optimum is the sequence log-ratio
     ``log q_student(z_t, t) / q_teacher(z_t, t)`` at *every* masked position: the mean over masked positions
-    is that ratio, their sum is too large by the number of masks. Zero at visible positions, which the loss
-    does not cover. The reference must be corrupted to the same law of ``t``.
+    is that ratio, their sum is too large by the number of masks. In a state without a mask it stands at all
+    positions. Zero where the loss does not look, see `MaskedDiffusion.judged_positions`.
+    The reference must be corrupted to the same law of ``t``.
 
     Args:
         student_law: probabilities ``[K] * L``.
@@ -189,7 +190,7 @@ def discriminator_logits(student_law: Tensor, teacher_law: Tensor, process: Mask
         ValueError: if laws or tokens do not fit.
     """
     ratio_B = look_up(log_ratio(student_law, teacher_law, process), z_t)
-    return torch.where(process.is_masked(z_t), ratio_B[:, None], 0.0)
+    return torch.where(process.judged_positions(z_t), ratio_B[:, None], 0.0)
 
 
 def token_log_ratio(student_law: Tensor, teacher_law: Tensor, process: MaskedDiffusion, z_t: Tensor) -> Tensor:

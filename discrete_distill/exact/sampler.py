@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from discrete_distill.process import Denoiser, MaskedDiffusion, step_kwargs
+from discrete_distill.process import Denoiser, MaskedDiffusion, evaluation_mode, step_kwargs
 
 from .enumeration import MaskPattern, check_enumerable, masked_states, with_mask_at
 from .vocabulary import check_mask_token_id, mask_at, word_ids
@@ -46,8 +46,8 @@ def sampler_law(
     Args:
         denoiser: any `Denoiser` with logits ``[B, length, vocab_size + 1]``; called on all states that the
             sampler reaches, with ``t`` fp32 ``[B]`` (and ``s`` if it ``accepts_step``). The result is
-            differentiable in its parameters. Put networks in eval mode: dropout would draw another denoiser
-            for each state.
+            differentiable in its parameters. Read in evaluation mode: dropout would draw another denoiser for
+            each state.
         process: gives unmask probabilities and the mask's id.
         times: descending from 1 to 0, one step between neighbours.
         length: L.
@@ -219,7 +219,8 @@ class DenoiserRows:
     def _word_probs(self, chosen: Tensor, t: Tensor, s: Tensor) -> Tensor:
         tokens = self.tokens[chosen]
         t_B, s_B = (time.float().to(tokens.device).expand(len(tokens)) for time in (t, s))
-        logits = self.denoiser(tokens, t_B, **step_kwargs(self.denoiser, s_B))
+        with evaluation_mode(self.denoiser):
+            logits = self.denoiser(tokens, t_B, **step_kwargs(self.denoiser, s_B))
         expected = (*tokens.shape, self.vocab_size + 1)
         if tuple(logits.shape) != expected:
             raise ValueError(

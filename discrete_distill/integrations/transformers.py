@@ -7,17 +7,20 @@ are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from transformers import (
-    Trainer,
+    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -31,8 +34,10 @@ from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..training import Learner, OptimizerConfig, step_generator
 from ..training.metrics import MetricWindow
+from .checkpoint_folders import STATE_FILE, save_network
+from .checkpointing_trainer import CheckpointingTrainer
 
-STATE_FILE = "didi_instruct.pt"
+NO_EVALUATION = "there is no loss to evaluate a student by; sample from averaged_student and measure the samples"
 
 
 @dataclass
@@ -57,15 +62,19 @@ class DiDiInstructTrainingArguments(TrainingArguments):
     ddp_broadcast_buffers: bool | None = False
 
 
-class DiDiInstructTrainer(Trainer):
+class DiDiInstructTrainer(CheckpointingTrainer):
     """Distils ``teacher`` into ``model``.
 
     ``per_device_train_batch_size`` counts student paths. A data set is needed where a discriminator compares with data,
     or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally ``prompt_mask`` (true where a
-    token is given). With a prompt, the first row of each group stands for the whole group.
+    token is given) and ``attention_mask`` (false at padding, which is neither generated nor learnt from). With a prompt
+    or padding, the first row of each group stands for the whole group.
+
+    For the first ``config.ratio_warmup`` steps only the ratio networks are trained: the student has no update of its
+    optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
 
     Args:
-        model: the student; see `DiDiInstruct.make_student`.
+        model: the student, a denoiser; see `DiDiInstruct.make_student`.
         args: see `DiDiInstructTrainingArguments`.
         teacher: frozen.
         process: mask and schedule.
@@ -77,7 +86,8 @@ class DiDiInstructTrainer(Trainer):
 
     Raises:
         ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with;
-            or FSDP or DeepSpeed is asked for.
+            or FSDP, DeepSpeed or evaluation is asked for.
+        TypeError: if the student is a model of transformers itself, not a denoiser made of one.
     """
 
     def __init__(
@@ -99,15 +109,24 @@ class DiDiInstructTrainer(Trainer):
             raise ValueError(
                 f"group_size {self.config.group_size} does not divide per_device_train_batch_size {batch_size}"
             )
+        if isinstance(model, PreTrainedModel):
+            raise TypeError(f"a {type(model).__name__} is called with keywords of its own: give as_denoiser(model)")
+        if args.eval_strategy != "no":
+            raise ValueError(f'eval_strategy="{args.eval_strategy}": {NO_EVALUATION}')
         if args.fsdp or args.deepspeed:
             raise ValueError(
                 "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take "
                 "DDP, or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
             )
-        if discriminator is not None and train_dataset is None:
-            raise ValueError("a discriminator compares with data; give train_dataset with rows of input_ids")
+        if (discriminator is not None or self.config.log_ratio == "mmd") and train_dataset is None:
+            raise ValueError("the log-ratio compares with data; give train_dataset with rows of input_ids")
+        for name, value in (("length", args.length), ("discriminator_every", args.discriminator_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if train_dataset is None and args.max_steps < 1:
+            raise ValueError(f"max_steps is {args.max_steps}; without a data set it must say how long to train")
         if train_dataset is None:
-            rows = max(args.max_steps, 1) * batch_size * args.gradient_accumulation_steps * args.world_size
+            rows = args.max_steps * batch_size * args.gradient_accumulation_steps * args.world_size
             train_dataset = _NoData(rows)
         teacher = teacher.to(args.device)
         discriminator, auxiliary = (
@@ -123,11 +142,12 @@ class DiDiInstructTrainer(Trainer):
         if isinstance(model, DiT):
             model.config = _OpenConfig(**asdict(model.config))
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.model_accepts_loss_kwargs = False  # The loss is a mean, so micro-batches are averaged.
         if args.ema_decay:
             self.average = AveragedModel(
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=False
             )
-            self.add_callback(_MovingAverage(self.average))
+            self.add_callback(_MovingAverage(self.average, self.config.ratio_warmup))
         self.teacher, self.process = teacher, process
         self.method = self._make_method(self.ratio_networks)
 
@@ -140,11 +160,23 @@ class DiDiInstructTrainer(Trainer):
         """The network to sample from: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Not supported.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(NO_EVALUATION)
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The student's, as ever; now that the number of updates is known, the ratio networks get theirs too."""
+        """The student's, over the steps behind the warm-up of the ratio; the ratio networks get theirs too."""
         if not self.learners:
             self._make_learners(num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
+        given, warmup = self.lr_scheduler is not None, self.config.ratio_warmup
+        scheduler = super().create_scheduler(max(num_training_steps - warmup, 1), optimizer)
+        if not given and isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas = [_delayed(each, warmup) for each in scheduler.lr_lambdas]
+        return scheduler
 
     def _make_learners(self, num_training_steps: int) -> None:
         settings = OptimizerConfig(
@@ -152,24 +184,42 @@ class DiDiInstructTrainer(Trainer):
             warmup_steps=self.args.ratio_warmup_steps,
             gradient_clip=self.args.max_grad_norm or 0.0,
         )
-        updates = num_training_steps * self.args.gradient_accumulation_steps * self.config.ratio_updates
+        parts = self.args.gradient_accumulation_steps
+        updates = {
+            "discriminator": math.ceil(num_training_steps / self.args.discriminator_every) * parts,
+            "auxiliary": num_training_steps * parts * self.config.ratio_updates,
+        }
         self.learners = {
-            name: Learner(network, settings, updates, self.accelerator)
+            name: Learner(network, settings, updates[name], self.accelerator)
             for name, network in self.ratio_networks.items()
             if network is not None
         }
         if self.args.world_size > 1:  # The method asks the networks that exchange their gradients.
             self.method = self._make_method({name: learner.network for name, learner in self.learners.items()})
 
+    @property
+    def _warming_up(self) -> bool:
+        return self.state.global_step < self.config.ratio_warmup
+
+    def compute_loss_context_manager(self) -> Any:
+        """Nothing: each call of the method has an autocast of its own, since an autocast keeps the weights that it has
+        cast, and the ratio networks are updated between calls."""
+        return nullcontext()
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Student and discriminator, and then, when the graph of the paths is gone, the auxiliary."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._warming_up:  # No gradient, so that the optimiser leaves every weight as it is.
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
+            loss = loss / self.args.gradient_accumulation_steps
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if "auxiliary" in self.learners:
             assert self._rollout is not None
             for _ in range(self.config.ratio_updates):
-                with self.compute_loss_context_manager():
+                with self.accelerator.autocast():
                     out = self.method.auxiliary_loss(self._rollout, generator=self._generator)
                 self._update("auxiliary", out)
         self._rollout = None
@@ -186,17 +236,21 @@ class DiDiInstructTrainer(Trainer):
         self._generator = self._next_generator()
         self.method.student = model if model is self.model else _Wrapped(model, self.model)
         paths, reference = self._paths(inputs)
-        self._rollout = rollout = self.method.rollout(generator=self._generator, device=self.args.device, **paths)
+        with torch.set_grad_enabled(not self._warming_up), self.accelerator.autocast():
+            rollout = self.method.rollout(generator=self._generator, device=self.args.device, **paths)
+        self._rollout = rollout
         verdict = None
         if "discriminator" in self.learners and self.state.global_step % self.args.discriminator_every == 0:
-            judged = self.method.discriminator_loss(rollout, reference, generator=self._generator)
+            with self.accelerator.autocast():
+                judged = self.method.discriminator_loss(rollout, reference, generator=self._generator)
             verdict = judged.verdict
             self._update("discriminator", judged)
-        out = self.method.student_loss(rollout, verdict=verdict, generator=self._generator)
+        with torch.set_grad_enabled(not self._warming_up), self.accelerator.autocast():
+            if self.config.log_ratio == "mmd":
+                verdict = self.method.mmd_verdict(rollout, reference)
+            out = self.method.student_loss(rollout, verdict=verdict, generator=self._generator)
         self._window.add({name: float(value) for name, value in out.metrics.items()})
-        # While the ratio warms up the student stands still; its schedule goes on.
-        loss = out.loss * float(self.state.global_step >= self.config.ratio_warmup)
-        return (loss, {"rollout": rollout}) if return_outputs else loss
+        return (out.loss, {"rollout": rollout}) if return_outputs else out.loss
 
     def _next_generator(self) -> Generator:
         """A function of seed, step, micro-batch and rank alone, so that a resumed run draws what it would have
@@ -217,12 +271,20 @@ class DiDiInstructTrainer(Trainer):
                 f"the last batch has {len(rows)} rows, not whole groups of {self.config.group_size}; "
                 "set dataloader_drop_last=True"
             )
-        if "prompt_mask" not in inputs:
+        real, given = inputs.get("attention_mask"), inputs.get("prompt_mask")
+        if given is None and (real is None or bool(real.all())):
             return {"batch_size": len(rows), "length": rows.shape[1]}, rows
-        size = self.config.group_size
-        rows, given = (inputs[name][::size].repeat_interleave(size, dim=0) for name in ("input_ids", "prompt_mask"))
+        rows = self._first_of_groups(rows)
+        kept = torch.zeros_like(rows, dtype=torch.bool) if given is None else self._first_of_groups(given).bool()
         mask = self.method.process.mask_token_id
-        return {"x_init": torch.where(given.bool(), rows, mask)}, rows
+        if real is None:
+            return {"x_init": torch.where(kept, rows, mask)}, rows
+        real = self._first_of_groups(real).bool()
+        return {"x_init": torch.where(kept | ~real, rows, mask), "attention_mask": real}, rows
+
+    def _first_of_groups(self, values: Tensor) -> Tensor:
+        """The first row of each group, in the place of each of its rows."""
+        return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
 
     def _update(self, name: str, out: StepOutput) -> None:
         figures = {key: float(value) for key, value in out.metrics.items()}
@@ -234,12 +296,6 @@ class DiDiInstructTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self._window.flush()}
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and hasattr(self.model, "save_pretrained"):
-            self.model.save_pretrained(folder)  # With its config.json, so that it can be read back alone.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -262,12 +318,13 @@ class DiDiInstructTrainer(Trainer):
             self.average.load_state_dict(saved["average"])
 
     def save_student(self, directory: str | Path) -> None:
-        """What is used after training: the averaged student, and in ``discriminator/`` the discriminator."""
+        """What is used after training: the averaged student, and in ``discriminator/`` the discriminator; low-rank
+        weights are merged. Foreign students are read back by `load_denoiser`."""
         if not self.args.should_save:
             return
-        cast(Any, self.averaged_student).save_pretrained(directory)
+        save_network(self.averaged_student, directory)
         if self.ratio_networks["discriminator"] is not None:
-            cast(Any, self.ratio_networks["discriminator"]).save_pretrained(Path(directory) / "discriminator")
+            save_network(self.ratio_networks["discriminator"], Path(directory) / "discriminator")
 
 
 class _OpenConfig(DiTConfig):
@@ -283,13 +340,20 @@ class _OpenConfig(DiTConfig):
 
 
 class _MovingAverage(TrainerCallback):
-    """Moves the average once an update."""
+    """Moves the average once an update of the student."""
 
-    def __init__(self, average: AveragedModel) -> None:
+    def __init__(self, average: AveragedModel, warmup: int) -> None:
         self.average = average
+        self.warmup = warmup
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.average.update_parameters(kwargs["model"])
+        if state.global_step > self.warmup:
+            self.average.update_parameters(kwargs["model"])
+
+
+def _delayed(rate: Callable[[int], float], steps: int) -> Callable[[int], float]:
+    """The same schedule, begun after so many steps."""
+    return lambda step: rate(max(step - steps, 0))
 
 
 class _Wrapped(nn.Module):

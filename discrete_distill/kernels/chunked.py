@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from discrete_distill.checks import check_floats
 from discrete_distill.kernels.dispatch import Backend, check_backend
 from discrete_distill.kernels.losses import (
     TokenLosses,
@@ -21,6 +21,7 @@ from discrete_distill.kernels.losses import (
     _token_losses_op,
     check_token_rows,
 )
+from discrete_distill.kernels.padding import padded_linear
 from discrete_distill.kernels.sampling import SampledRows, check_mask_token, sample_rows
 
 DEFAULT_CHUNK_ROWS = 384
@@ -42,7 +43,7 @@ def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _teacher_logits(features: Tensor | None, weight: Tensor | None, bias: Tensor | None, rows: slice) -> Tensor | None:
-    return None if features is None or weight is None else functional.linear(features[rows], weight, bias)
+    return None if features is None or weight is None else padded_linear(features[rows], weight, bias)
 
 
 class _LinearTokenLosses(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _LinearTokenLosses(torch.autograd.Function):
     ) -> Tensor:
         parts = []
         for rows in _chunks(features.shape[0], setting.chunk_rows):
-            student = functional.linear(features[rows], weight, bias)
+            student = padded_linear(features[rows], weight, bias)
             teacher = _teacher_logits(teacher_features, teacher_weight, teacher_bias, rows)
             parts.append(
                 _token_losses_op(
@@ -95,7 +96,7 @@ class _LinearTokenLosses(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=exact) if needs_bias else None
         for rows in _chunks(features.shape[0], setting.chunk_rows):
-            student = functional.linear(features[rows], weight, bias)
+            student = padded_linear(features[rows], weight, bias)
             d_logits = _token_losses_backward_op(
                 gradients[:, rows].contiguous(), student,
                 _teacher_logits(teacher_features, teacher_weight, teacher_bias, rows),
@@ -118,6 +119,8 @@ class _LinearTokenLosses(torch.autograd.Function):
 
 
 def _check_head(name: str, features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_floats(f"{name}features", features)
+    check_floats(f"{name}weight", weight)
     if features.dim() != 2 or weight.dim() != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{name}features have shape {tuple(features.shape)} and {name}weight {tuple(weight.shape)}; "
@@ -309,7 +312,7 @@ def sample_features(
 
     Args:
         features_RD: `[R, D]` features of the denoiser.
-        project: `[r, D] -> [r, V]` logits, for instance the denoiser's own `project`.
+        project: `[r, D] -> [r, V]` logits, for instance the denoiser's own `project`, or its `projection()`.
         chunk_rows: rows of logits held at once.
         seed, rows_R, step, num_candidates, temperature, mask_token_id, active_R, return_entropy, backend: as
             in `sample_rows`. Inactive rows still pass `project`: leave them out if you can.

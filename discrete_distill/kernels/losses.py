@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from discrete_distill.kernels.dispatch import Backend, check_backend, resolve_backend
+from discrete_distill.kernels.padding import empty_rows
 from discrete_distill.kernels.reference_losses import (
     STATISTICS,
     compute_dtype,
@@ -96,7 +97,9 @@ def _token_losses_backward_op(
         from discrete_distill.kernels.triton_losses import triton_token_losses_backward
 
         return triton_token_losses_backward(*arguments)
-    return reference_token_losses_backward(*arguments)
+    result = reference_token_losses_backward(*arguments)
+    padded = empty_rows(student, student.shape[1])
+    return result if padded.stride() == result.stride() else padded.copy_(result)
 
 
 @_token_losses_backward_op.register_fake
@@ -111,7 +114,7 @@ def _(
     num_classes: int,
     backend: str,
 ) -> Tensor:
-    return torch.empty_like(student, memory_format=torch.contiguous_format)
+    return empty_rows(student, student.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

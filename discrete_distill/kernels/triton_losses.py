@@ -1,10 +1,10 @@
 """`token_losses` in Triton: forward one read, backward one read and one write. Importing this module imports
 triton.
 
-The formulas are in `reference_losses`. Forward: one program a row, a tile is `[U, G, W]`: `W` logits are one
+The formulas are in `reference_losses`. Forward: one program a row, a tile is `[G, W]`: `W` logits are one
 16-byte load, `G` is the number of threads, so that a thread owns a group and keeps one set of running sums
-for it (in registers, with nothing exchanged before the loop ends). Sums are of logits less the group's
-maximum so far, and are moved when that moves.
+for it (in registers, with nothing exchanged before the loop ends); the loop is unrolled `U` times. Sums are
+of logits less the group's maximum so far, and are moved when that moves.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from discrete_distill.kernels.launch import LOSSES_BACKWARD, LOSSES_FORWARD, choose, device_major, unit_stride
+from discrete_distill.kernels.padding import empty_rows
 from discrete_distill.kernels.reference_losses import LOGIT_FLOOR, STATISTICS
 from discrete_distill.kernels.reference_sampling import LANES
 from discrete_distill.kernels.triton_math import LN2, LOG2E, exp2_fast
@@ -38,15 +39,15 @@ def _load(base, offset, last, forbidden, FORBIDDEN: tl.constexpr, TAIL: tl.const
 
 @triton.jit
 def _total(x):
-    """Sum of a tile [U, G, W] over what a thread owns: [G]."""
-    return tl.sum(tl.sum(x, axis=2), axis=0)
+    """Sum of a tile [G, W] over what a thread owns: [G]."""
+    return tl.sum(x, axis=1)
 
 
 @triton.jit
 def _rescale(x, top):
     """New maximum of the groups, distances to it, exponentials, its move and the factor for old sums."""
-    new_top = tl.maximum(tl.max(tl.max(x, axis=2), axis=0), top)
-    distance = x - new_top[None, :, None]
+    new_top = tl.maximum(tl.max(x, axis=1), top)
+    distance = x - new_top[:, None]
     shift = top - new_top
     return new_top, distance, exp2_fast(distance * LOG2E), shift, exp2_fast(shift * LOG2E)
 
@@ -94,9 +95,8 @@ def token_losses_kernel(
     if wanted:
         s = student + row * student_stride
         t = teacher + row * teacher_stride
-        tile = (tl.arange(0, U)[:, None, None] * G + tl.arange(0, G)[None, :, None]) * W + tl.arange(0, W)[
-            None, None, :
-        ]
+        # Without the axis U: compilers differ in how they spread three axes over the threads of a warp.
+        tile = tl.arange(0, G)[:, None] * W + tl.arange(0, W)[None, :]
         top_s = tl.full((G,), _FLOOR, tl.float32)
         top_t = top_s
         mass_s = tl.zeros((G,), tl.float32)
@@ -106,14 +106,16 @@ def token_losses_kernel(
         cross_t = mass_s
         full = (last // (U * G * W)) * (U * G * W)
         for start in range(0, full, U * G * W):
+            for u in tl.static_range(U):
+                top_s, mass_s, own, top_t, mass_t, cross_s, cross_t = _update(
+                    s, t, start + u * G * W, last, forbidden,
+                    top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, HAS_TEACHER, FORBIDDEN, False,
+                )  # fmt: skip
+        for u in tl.static_range(U):
             top_s, mass_s, own, top_t, mass_t, cross_s, cross_t = _update(
-                s, t, start, last, forbidden, top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile,
-                HAS_TEACHER, FORBIDDEN, False,
+                s, t, full + u * G * W, last, forbidden,
+                top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, HAS_TEACHER, FORBIDDEN, True,
             )  # fmt: skip
-        top_s, mass_s, own, top_t, mass_t, cross_s, cross_t = _update(
-            s, t, full, last, forbidden, top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile,
-            HAS_TEACHER, FORBIDDEN, True,
-        )  # fmt: skip
         highest_s = tl.max(top_s, axis=0)
         shift_s = top_s - highest_s
         decay_s = exp2_fast(shift_s * LOG2E)
@@ -176,10 +178,10 @@ def _at_token(student, offset, y, g_log_prob, last, forbidden, FORBIDDEN: tl.con
     return tl.where(offset == y, gain, 0.0)
 
 
-@triton.jit(do_not_specialize=["count", "last", "forbidden", "blocks"])
+@triton.jit(do_not_specialize=["count", "width", "last", "forbidden", "blocks"])
 def token_losses_backward_kernel(
     student, teacher, tokens, active, statistics, gradients, result, count, student_stride, teacher_stride,
-    width, last, forbidden, blocks,
+    result_stride, width, last, forbidden, blocks,
     BLOCK: tl.constexpr, HAS_ACTIVE: tl.constexpr, HAS_TEACHER: tl.constexpr, FORBIDDEN: tl.constexpr,
 ):  # fmt: skip
     """Grid: (R * blocks,). Writes `width` columns; zeros from `last` on and in inactive rows."""
@@ -187,7 +189,7 @@ def token_losses_backward_kernel(
     row = (program // blocks).to(tl.int64)
     begin = (program % blocks) * BLOCK
     offset = begin + tl.arange(0, BLOCK)
-    out = result + row * width + offset
+    out = result + row * result_stride + offset
     wanted = begin < last
     if HAS_ACTIVE:
         wanted = wanted & (tl.load(active + row) != 0)
@@ -281,7 +283,7 @@ def triton_token_losses_backward(
 ) -> Tensor:
     """Gradient `[R, V]` in the student's dtype; arguments as the op has them. No host synchronisation."""
     count, width = student.shape
-    result = torch.empty((count, width), dtype=student.dtype, device=student.device)
+    result = empty_rows(student, width)
     if count == 0:
         return result
     student, tokens = unit_stride(student), tokens.contiguous()
@@ -293,7 +295,7 @@ def triton_token_losses_backward(
     blocks = triton.cdiv(width, block)
     token_losses_backward_kernel[(count * blocks,)](
         student, other, tokens, _flags(active, tokens), statistics.contiguous(), gradients.contiguous(),
-        result, count, student.stride(0), other.stride(0), width, last, mask_token_id, blocks,
+        result, count, student.stride(0), other.stride(0), result.stride(0), width, last, mask_token_id, blocks,
         BLOCK=block, HAS_ACTIVE=active is not None, HAS_TEACHER=teacher is not None, FORBIDDEN=forbidden,
         num_warps=line.num_warps,
         enable_fp_fusion=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..checks import check_all_counts, check_count, check_number
 from ..divergence import DivergenceKind
-from ..rewards import Baseline, Scale
+from ..rewards import Baseline, Scale, check_advantages
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,8 @@ class DiDiInstructConfig:
         reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their
             Algorithm 1).
         discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
-            themselves, which is what re-ranking in a sampler meets.
+            themselves, which is what re-ranking in a sampler meets. A discriminator that gives the reward is asked
+            about corrupted samples, and must be trained on them.
         reuse_verdict: the student's reward is what the discriminator said while it was trained in the same step: one
             pass fewer, one update behind; off: the updated discriminator is asked (paper).
         ratio_warmup: updates of discriminator or auxiliary before the student moves (paper: 0).
@@ -63,6 +65,7 @@ class DiDiInstructConfig:
         step_conditioning: tell the student where its step ends; its first answers are the teacher's.
 
     Raises:
+        TypeError: if a number that counts something is not whole.
         ValueError: if a number is out of range or two choices do not go together.
     """
 
@@ -115,8 +118,21 @@ class DiDiInstructConfig:
             raise ValueError(f'log_ratio="path" goes with credit="vocabulary", got credit={self.credit!r}')
         if self.log_ratio == "discriminator" and self.corruption_by != "time":
             raise ValueError('a discriminator reads one time for each sample; take corruption_by="time"')
-        if self.reuse_verdict and self.discriminator_states != "corrupted":
-            raise ValueError('a verdict on states of the path is no reward; take discriminator_states="corrupted"')
+        if self.log_ratio == "discriminator" and self.discriminator_states != "corrupted":
+            raise ValueError(
+                "a discriminator of path states does not know the corrupted samples that the reward is read at; take "
+                'discriminator_states="corrupted"'
+            )
+        if self.reuse_verdict and self.log_ratio != "discriminator":
+            raise ValueError(
+                f"reuse_verdict takes the reward from a discriminator, not from log_ratio={self.log_ratio!r}; leave it "
+                "out"
+            )
+        if self.coupled_time and self.importance_weight and self.path_times == "sampler":
+            raise ValueError(
+                'times of a grid have no density to divide by; take path_times="random", or leave out coupled_time or '
+                "importance_weight"
+            )
 
     def _check_names(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -124,20 +140,25 @@ class DiDiInstructConfig:
                 raise ValueError(f"{name} is one of {get_args(hint)}, got {getattr(self, name)!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("group_size", "corruptions", "ratio_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("kl_coefficient", "entropy_coefficient", "ratio_warmup", "window"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.path_steps or min(self.path_steps) < 1:
-            raise ValueError(f"path_steps needs one or more numbers of 1 or more, got {self.path_steps}")
-        if not 0.0 <= self.tau_low < self.tau_high <= 1.0:
-            raise ValueError(f"0 <= tau_low < tau_high <= 1 is needed, got {self.tau_low} and {self.tau_high}")
-        if not 0.0 < self.hidden <= 1.0:
-            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        check_all_counts(self, "group_size", "corruptions", "ratio_updates")
+        check_all_counts(self, "ratio_warmup", "window", least=0)
+        if self.gradient_steps is not None:
+            check_count("gradient_steps", self.gradient_steps)
+        for steps in self.path_steps:
+            check_count("path_steps", steps)
+        if not self.path_steps:
+            raise ValueError("path_steps needs one or more numbers of steps, got none")
+        for name in ("kl_coefficient", "entropy_coefficient", "omega_low"):
+            check_number(name, getattr(self, name), least=0.0)
+        check_number("omega_high", self.omega_high, above=self.omega_low)
+        check_number("tau_low", self.tau_low, least=0.0)
+        check_number("tau_high", self.tau_high, above=self.tau_low, most=1.0)
+        check_number("tau_shape", self.tau_shape, above=0.0)
+        check_number("hidden", self.hidden, above=0.0, most=1.0)
+        check_number("kl_beta", self.kl_beta, least=0.0, most=1.0)
+        check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
+        check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
+        check_advantages(self.scale, self.baseline, self.advantage_clip)
 
     @classmethod
     def paper(cls, **changes: Any) -> DiDiInstructConfig:

@@ -12,8 +12,8 @@ with an optimiser of the caller's after each. The object holds networks and conf
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,25 +25,34 @@ from ..divergence import (
     LogRatioEstimator,
     ScoreFunctionIntegralKL,
     SurrogateOutput,
-    token_divergence,
 )
-from ..matching import IntermediateStateMatcher, logits_at_states
+from ..matching import IntermediateStateMatcher
 from ..models import DiT, discriminator_accuracy, discriminator_loss, masked_mean
-from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion
+from ..process import BetaTime, ConstantWeight, Denoiser, ElboWeight, MaskedDiffusion, evaluation_mode
 from ..rewards import LogRatioReward
-from ..rollout import PathStep, Rollout
+from ..rollout import Rollout
 from .config import DiDiInstructConfig
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
+from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput, Verdict
+from .reward_metrics import reward_metrics
+from .step_losses import step_losses
 from .vocabulary_credit import VocabularyCredit
 
 
 class DiDiInstruct:
     """The method, assembled from the library's parts.
 
+    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. Paths are drawn and rewards
+    read in evaluation mode; an auxiliary denoiser and a discriminator are trained in the mode that they are in.
+
+    Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
+    changes a gradient. A batch in parts has that of the whole if each part's losses are given ``num_tokens`` of the
+    whole and added up, and no baseline and no scale reads the batch.
+
     Args:
         student: denoiser that is trained.
-        teacher: frozen denoiser; never given a gradient.
+        teacher: any denoiser; read without a graph, never given a gradient.
         discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
         process: mask and schedule.
         config: every choice.
@@ -51,13 +60,14 @@ class DiDiInstruct:
         features: frozen, for ``log_ratio="mmd"``; the teacher's middle block by default.
 
     Raises:
-        ValueError: if the configured log-ratio lacks its network.
+        ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
+            attribute ``accepts_step``.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | Denoiser,
         discriminator: nn.Module | None,
         process: MaskedDiffusion,
         config: DiDiInstructConfig | None = None,
@@ -70,8 +80,12 @@ class DiDiInstruct:
             raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
         if config.log_ratio == "auxiliary" and auxiliary is None:
             raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
+        if config.step_conditioning:
+            check_accepts_step(student, "student", "step_conditioning")
+        if config.log_ratio == "auxiliary" and config.ratio_conditioning:
+            check_accepts_step(auxiliary, "auxiliary", "ratio_conditioning")
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher: Any = teacher
         self.discriminator = discriminator
         self.auxiliary = auxiliary
         self.features = features
@@ -81,15 +95,29 @@ class DiDiInstruct:
 
     @staticmethod
     def make_student(teacher: DiT, config: DiDiInstructConfig) -> DiT:
-        """A copy of the teacher, told its step if so configured; its first answers are the teacher's."""
-        return teacher.with_step_conditioning() if config.step_conditioning else _trainable_copy(teacher)
+        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
+        are the teacher's."""
+        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
-        """A copy of the teacher to be fitted to the student; told the step that made what it reads (credit over the
-        vocabulary), or the last step of its samples' paths, if so configured."""
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
+        what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
         told = config.credit == "vocabulary" or config.ratio_conditioning
-        return teacher.with_step_conditioning() if told else _trainable_copy(teacher)
+        return trainable_copy(teacher, step_conditioning=told)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs beside its networks: the estimator's `RunningMean`, where it has one."""
+        return {} if self.estimator is None else self.estimator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: if it is of another baseline.
+        """
+        if self.estimator is not None:
+            self.estimator.load_state_dict(state)
 
     def _make_matcher(self) -> IntermediateStateMatcher:
         config = self.config
@@ -169,14 +197,22 @@ class DiDiInstruct:
         )
 
     def discriminator_loss(
-        self, rollout: Rollout, reference: Tensor, *, generator: Generator | None = None
+        self,
+        rollout: Rollout,
+        reference: Tensor,
+        *,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
     ) -> StepOutput:
-        """Binary cross-entropy between student states and reference tokens corrupted to the same times.
+        """Binary cross-entropy between student states and reference tokens corrupted to the same times: averaged within
+        a sequence over its masked positions (all generated ones where there is no mask), then over sequences by their
+        numbers of generated tokens. With ``reuse_verdict`` it is taken without dropout, since it is the reward too.
 
         Args:
             rollout: of this step.
             reference: clean tokens of data or teacher, int64 ``[B, L]``; given positions must agree with the rollout's.
             generator: source of randomness.
+            num_tokens: see `student_loss`.
 
         Raises:
             ValueError: if there is no discriminator or the shapes differ.
@@ -192,21 +228,28 @@ class DiDiInstruct:
         z_reference = self.process.corrupt(reference, t, movable=rollout.movable, generator=generator)
         counted, counted_reference = rollout.movable, rollout.movable
         if self.config.discriminator_states == "corrupted":
-            counted = self.process.is_masked(z, counted)
-            counted_reference = self.process.is_masked(z_reference, counted_reference)
+            counted = self.process.judged_positions(z, counted)
+            counted_reference = self.process.judged_positions(z_reference, counted_reference)
         kwargs = rollout.denoiser_kwargs()
-        logits, logits_reference = (
-            self.discriminator(z, t, **kwargs),
-            self.discriminator(z_reference, t, **kwargs),
-        )
+        reused = self.config.reuse_verdict
+        with evaluation_mode(self.discriminator, parametrizations=False) if reused else nullcontext():
+            logits, logits_reference = (
+                self.discriminator(z, t, **kwargs),
+                self.discriminator(z_reference, t, **kwargs),
+            )
         loss = discriminator_loss(
-            logits, logits_reference, counted, counted_reference, label_smoothing=self.config.label_smoothing
+            logits,
+            logits_reference,
+            counted,
+            counted_reference,
+            label_smoothing=self.config.label_smoothing,
+            weight_B=rollout.movable.sum(1) / _num_tokens(rollout, num_tokens),
         )
         accuracy = discriminator_accuracy(logits, logits_reference, counted, counted_reference)
         metrics = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
-        if not self.config.reuse_verdict:
+        if not reused:
             return StepOutput(loss, metrics)
-        values = logits.detach().float() * counted
+        values = torch.where(counted, logits.detach().float(), 0.0)
         return StepOutput(loss, metrics, Verdict(t, LogRatio(values, masked_mean(values, counted))))
 
     def _judged_states(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -231,11 +274,18 @@ class DiDiInstruct:
         t = self._tau_law().sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator).t
         return t.repeat_interleave(rollout.group_size)
 
-    def auxiliary_loss(self, rollout: Rollout, *, generator: Generator | None = None) -> StepOutput:
+    def auxiliary_loss(
+        self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None
+    ) -> StepOutput:
         """Fit the auxiliary denoiser to the student.
 
         With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's
         probe (soft targets: ``q(v | z') = E[p_student(v | z) | z']``); otherwise to its samples, by the NELBO.
+
+        Args:
+            rollout: of this step.
+            generator: source of randomness.
+            num_tokens: see `student_loss`.
 
         Raises:
             ValueError: if there is no auxiliary denoiser.
@@ -243,7 +293,7 @@ class DiDiInstruct:
         if self.auxiliary is None:
             raise ValueError("this method was made without an auxiliary denoiser")
         if self.config.credit == "vocabulary":
-            loss = self._vocabulary_credit().auxiliary_loss(rollout, generator)
+            loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, _num_tokens(rollout, num_tokens))
         else:
             nelbo = self.process.nelbo(
                 self.auxiliary,
@@ -254,7 +304,7 @@ class DiDiInstruct:
                 s=rollout.last_time,
                 **rollout.denoiser_kwargs(),
             )
-            loss = nelbo.nats.sum() / rollout.num_tokens()
+            loss = nelbo.nats.sum() / _num_tokens(rollout, num_tokens)
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
     def mmd_verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
@@ -276,7 +326,12 @@ class DiDiInstruct:
         return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
 
     def student_loss(
-        self, rollout: Rollout, *, verdict: Verdict | None = None, generator: Generator | None = None
+        self,
+        rollout: Rollout,
+        *,
+        verdict: Verdict | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
     ) -> StepOutput:
         """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone.
 
@@ -284,30 +339,30 @@ class DiDiInstruct:
             rollout: of this step.
             verdict: of `discriminator_loss` in this step, which is then not asked again; or of `mmd_verdict`.
             generator: source of randomness.
+            num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
+                part of it, as a mean over processes. `Rollout.num_tokens` by default.
+
+        Raises:
+            ValueError: if a log-probability of the path, or a reward, is not finite.
         """
+        tokens = _num_tokens(rollout, num_tokens)
         if self.config.credit == "vocabulary":
-            return self._vocabulary_credit().student_loss(rollout, generator)
-        return self._score_function_loss(rollout, verdict, generator)
+            return self._vocabulary_credit().student_loss(rollout, generator, tokens)
+        return self._score_function_loss(rollout, verdict, generator, tokens)
 
     def _score_function_loss(
-        self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None
+        self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None, tokens: Tensor | float
     ) -> StepOutput:
-        losses = [self._step_losses(rollout, step) for step in rollout.steps]
-        steps = list(zip(rollout.steps, losses, strict=True))
+        steps = [(step, step_losses(self.process, self.config, self.teacher, rollout, step)) for step in rollout.steps]
         token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
+        rollout.check_log_probs(token_log_probs.detach())
         out = self._surrogate(rollout, token_log_probs, verdict, generator)
-        tokens = rollout.num_tokens()
-        loss = out.loss / rollout.sequences.shape[1]
-        entropy = torch.stack([each.entropy.sum() for each in losses]).sum() / tokens
-        metrics = {
-            "log_ratio": out.log_ratio.mean(),
-            "log_ratio_std": out.log_ratio.std(),
-            "clipped_rewards": (out.log_ratio.abs() >= self.config.reward_clip).float().mean(),
-            "clipped_advantages": self._clipped(out.advantages),
-            "entropy": entropy.detach(),
-        }
+        # The surrogate is a mean over sequences.
+        loss = out.loss * len(token_log_probs) / tokens
+        entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / tokens
+        metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
         if self.config.kl_coefficient:
-            divergence = torch.stack([each.divergence.sum() for each in losses]).sum() / tokens
+            divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / tokens
             loss = loss + self.config.kl_coefficient * divergence
             metrics["teacher_divergence"] = divergence.detach()
         if self.config.entropy_coefficient:
@@ -320,7 +375,11 @@ class DiDiInstruct:
         assert self.estimator is not None
         if verdict is not None:
             return self.estimator.from_log_ratio(
-                verdict.log_ratio, verdict.t, token_log_probs, group_size=rollout.group_size
+                verdict.log_ratio,
+                verdict.t,
+                token_log_probs,
+                group_size=rollout.group_size,
+                movable=rollout.movable,
             )
         return self.estimator(
             rollout.sequences,
@@ -333,41 +392,6 @@ class DiDiInstruct:
             **rollout.denoiser_kwargs(),
         )
 
-    def _clipped(self, advantages: Tensor) -> Tensor:
-        limit = self.config.advantage_clip
-        if limit is None:
-            return advantages.new_zeros(())
-        return (advantages.abs() >= limit).float().mean()
 
-    def _step_losses(self, rollout: Rollout, step: PathStep) -> _StepLosses:
-        """Log-probability, entropy and divergence from the teacher, at what the step revealed."""
-        if not self.config.kl_coefficient:
-            out = step.losses()
-            return _StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
-        with torch.no_grad():
-            teacher_RV = logits_at_states(
-                self.teacher, step.z, step.t, step.revealed_rows(), **rollout.denoiser_kwargs()
-            )
-        out = step.losses(teacher_RV)
-        assert out.forward_kl is not None
-        assert out.reverse_kl is not None
-        mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": self.config.kl_beta}.get(self.config.kl_kind)
-        if mix is None:
-            both = (self.process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
-            divergence = token_divergence(*both, kind=self.config.kl_kind, beta=self.config.kl_beta)
-        else:
-            divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
-        return _StepLosses(out.log_prob, out.entropy, divergence)
-
-
-class _StepLosses(NamedTuple):
-    """At the ``R`` positions that a step revealed: ``log p`` of the token, entropy, divergence from the teacher."""
-
-    log_prob: Tensor
-    entropy: Tensor
-    divergence: Tensor
-
-
-def _trainable_copy(teacher: DiT) -> DiT:
-    # A teacher that a method has frozen would be copied frozen.
-    return copy.deepcopy(teacher).requires_grad_(True)
+def _num_tokens(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:
+    return rollout.num_tokens() if num_tokens is None else num_tokens

@@ -7,6 +7,7 @@ auxiliary network to train.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..divergence import LogRatio, token_witness
+from ..process import evaluation_mode
 from ..rollout import Rollout
 from .output import Verdict
 
@@ -27,6 +29,7 @@ class FeatureNetwork(Protocol):
 @dataclass(frozen=True)
 class FrozenFeatures:
     """Hidden states of a denoiser after one of its blocks, scaled to unit length: directions are compared, not norms.
+    The network is read in evaluation mode.
 
     A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block says little;
     a block in the middle has read token and context.
@@ -57,10 +60,15 @@ class FrozenFeatures:
     def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
         blocks: Any = self.network.blocks
         kept: list[Tensor] = []
-        hook = blocks[self._index(len(blocks))].register_forward_hook(lambda _module, _inputs, out: kept.append(out))
+
+        def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
+            kept.append(out[0] if isinstance(out, tuple) else out)
+
+        hook = blocks[self._index(len(blocks))].register_forward_hook(keep)
         try:
             network: Any = self.network
-            network.features(x, t, **cond)
+            with evaluation_mode(network):
+                network.features(x, t, **cond)
         finally:
             hook.remove()
         return nn.functional.normalize(kept[0].float(), dim=-1)
@@ -75,11 +83,18 @@ class MMDLogRatio:
         features: frozen.
         group_size: rows of a group are not compared with each other; the leave-one-out baseline does that.
         bandwidth: of the kernel; the median distance within the reference if None.
+
+    Raises:
+        ValueError: if the bandwidth is not positive.
     """
 
     features: FeatureNetwork
     group_size: int
     bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is not None and not 0.0 < self.bandwidth < math.inf:
+            raise ValueError(f"the bandwidth of a kernel must be positive and finite, got {self.bandwidth}")
 
     @torch.no_grad()
     def __call__(
@@ -93,20 +108,27 @@ class MMDLogRatio:
         reference: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
-        """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``."""
+        """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
+        where positions are given, but not as many reference sequences as samples."""
         if x is None or reference is None:
             raise ValueError(
                 'log_ratio="mmd" compares samples with data; pass verdict=method.mmd_verdict(rollout, reference)'
             )
+        if len(reference) != len(x) and movable is not None and not bool(movable.all()):
+            raise ValueError(
+                f"{len(reference)} reference sequences for {len(x)} samples with given positions: give one for each "
+                "sample, with the same positions given"
+            )
         clean = torch.zeros(len(x), device=x.device)
         clean_reference = torch.zeros(len(reference), device=x.device)
-        witness_BL = token_witness(
-            self.features(x, clean, **cond),
-            self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
-            group_size=self.group_size,
-            counted_BL=movable,
-            bandwidth=self.bandwidth,
-        )
+        with evaluation_mode(self.features):
+            witness_BL = token_witness(
+                self.features(x, clean, **cond),
+                self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
+                group_size=self.group_size,
+                counted_BL=movable,
+                bandwidth=self.bandwidth,
+            )
         counted = witness_BL.new_full((len(x),), x.shape[1]) if movable is None else movable.sum(1).clamp(min=1)
         per_position = 2.0 * witness_BL / counted[:, None]
         return LogRatio(per_position, per_position.sum(1))

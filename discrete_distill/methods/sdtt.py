@@ -24,11 +24,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..canvas import Canvas
+from ..canvas import Canvas, take_rows
+from ..checks import check_all_counts
+from ..collective import mean_over_processes
 from ..divergence import token_divergence
 from ..kernels import sample_rows
 from ..models import DiT
-from ..process import MaskedDiffusion, StratifiedTime, logits_at
+from ..process import Denoiser, MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
+from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput
 
 Target = Literal["forward", "reverse", "tv", "mse"]
@@ -62,11 +65,7 @@ class SDTTConfig:
     step_conditioning: bool = False
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or self.rounds < 1 or self.teacher_steps < 1:
-            raise ValueError(
-                "teacher_steps, factor and rounds must be at least 1, got "
-                f"{self.teacher_steps}, {self.factor} and {self.rounds}"
-            )
+        check_all_counts(self, "teacher_steps", "factor", "rounds")
         if self.teacher_steps % self.factor**self.rounds:
             raise ValueError(
                 f"{self.rounds} rounds of factor {self.factor} need teacher_steps that {self.factor**self.rounds} "
@@ -99,30 +98,39 @@ class Targets(NamedTuple):
 
 
 class SDTT:
-    """The method: networks, configuration, and the round it is in. No optimiser, no device.
+    """The method: networks, configuration, and the round it is in. No optimiser, no device. The networks stay as they
+    are given; the teacher is read in evaluation mode, the student trained in the mode that it is in.
 
     Args:
         student: denoiser that is trained.
-        teacher: frozen denoiser of the first round.
+        teacher: any denoiser, of the first round; never given a gradient.
         process: mask and schedule.
         config: every choice.
+
+    Raises:
+        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, process: MaskedDiffusion, config: SDTTConfig | None = None
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Denoiser,
+        process: MaskedDiffusion,
+        config: SDTTConfig | None = None,
     ) -> None:
         self.config = config if config is not None else SDTTConfig()
+        if self.config.step_conditioning:
+            check_accepts_step(student, "student", "step_conditioning")
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        self.teacher: Any = teacher
         self.process = process
         self.round = 0
 
     @staticmethod
     def make_student(teacher: DiT, config: SDTTConfig) -> DiT:
-        """A copy of the teacher, told its step if so configured; its first answers are the teacher's."""
-        if config.step_conditioning:
-            return teacher.with_step_conditioning()
-        return copy.deepcopy(teacher).requires_grad_(True)
+        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
+        are the teacher's."""
+        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
 
     def start_round(self, index: int, network: nn.Module) -> None:
         """Make ``network``, the student of the round before (or its moving average), the teacher of round ``index``.
@@ -142,6 +150,7 @@ class SDTT:
         movable: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
         **cond: Any,
     ) -> StepOutput:
         """Divergence of the student, in one step, from what the teacher says in ``factor`` of them.
@@ -151,13 +160,30 @@ class SDTT:
             movable: bool ``[B, L]``, positions that may be masked (all, by default).
             attention_mask: bool ``[B, L]``, true at real tokens.
             generator: source of randomness.
+            num_tokens: what the sum over masked positions is divided by: those of the whole batch where ``x`` is a part
+                of it, as a mean over processes. Those of ``x`` on all processes by default.
             **cond: passed to both networks.
+
+        Raises:
+            ValueError: if the batch is empty, or the teacher's logits leave nothing to draw from: names sequence and
+                position.
         """
+        if not x.numel():
+            raise ValueError(f"data of {list(x.shape)} tokens: give one sequence and one token or more")
         t, s = self.times(len(x), x.device, generator)
         if attention_mask is not None:
             movable = attention_mask.bool() if movable is None else movable & attention_mask.bool()
         z_t = self.process.corrupt(x, t, movable=movable, generator=generator)
-        return self.loss_at(z_t, t, s, attention_mask=attention_mask, generator=generator, **cond)
+        return self.loss_at(
+            z_t,
+            t,
+            s,
+            movable=movable,
+            attention_mask=attention_mask,
+            generator=generator,
+            num_tokens=num_tokens,
+            **cond,
+        )
 
     def loss_at(
         self,
@@ -165,18 +191,22 @@ class SDTT:
         t: Tensor,
         s: Tensor,
         *,
+        movable: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
         **cond: Any,
     ) -> StepOutput:
-        """`loss` at given states and times ``[B]``."""
-        targets = self.targets(z_t, t, s, attention_mask=attention_mask, generator=generator, **cond)
+        """`loss` at given states and times ``[B]``; masks that are not ``movable`` are no part of it."""
+        targets = self.targets(z_t, t, s, movable=movable, attention_mask=attention_mask, generator=generator, **cond)
         kwargs = cond if attention_mask is None else {**cond, "attention_mask": attention_mask}
         logits_NV = logits_at(self.student, z_t, t, targets.rows, s=s, **kwargs)
         student_NV = self.process.masked_log_probs(logits_NV)
         divergence_N = self._divergence(student_NV, targets.log_probs_NV)
-        loss = divergence_N.sum() / max(len(divergence_N), 1)
-        entropy = -(student_NV.exp() * student_NV.clamp_min(-100.0)).sum() / max(len(divergence_N), 1)
+        if num_tokens is None:
+            num_tokens = mean_over_processes(t.new_tensor(float(len(divergence_N)))).clamp(min=1.0)
+        loss = divergence_N.sum() / num_tokens
+        entropy = -(student_NV.exp() * student_NV.clamp_min(-100.0)).sum() / num_tokens
         metrics = {
             "divergence": loss.detach(),
             "entropy": entropy.detach(),
@@ -205,6 +235,7 @@ class SDTT:
         t: Tensor,
         s: Tensor,
         *,
+        movable: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         **cond: Any,
@@ -215,8 +246,14 @@ class SDTT:
             z_t: int64 ``[B, L]``.
             t: its times, ``[B]``.
             s: times of the end, ``[B]``.
+            movable: bool ``[B, L]``; masks elsewhere stay. All real positions by default.
+            attention_mask: bool ``[B, L]``, true at real tokens.
+            generator: source of randomness.
+            **cond: passed to the teacher.
         """
-        canvas = Canvas(self.process, None, x_init=z_t, attention_mask=attention_mask, generator=generator)
+        canvas = Canvas(
+            self.process, None, x_init=z_t, attention_mask=attention_mask, generator=generator, writable=movable
+        )
         wanted = canvas.masked().flatten().nonzero().squeeze(1)
         said: list[tuple[Tensor, Tensor]] = []
         times = self.teacher_times(t, s)
@@ -227,7 +264,8 @@ class SDTT:
             rows = kept.flatten().nonzero().squeeze(1)
             if not len(rows):
                 continue
-            logits_RV = canvas.logits(self.teacher, rows, times[step], times[step + 1], **cond)
+            with evaluation_mode(self.teacher):
+                logits_RV = canvas.logits(self.teacher, rows, times[step], times[step + 1], **cond)
             said.append((rows, self.process.masked_log_probs(logits_RV)))
             shown = reveals.flatten()[rows]
             drawn = sample_rows(
@@ -238,9 +276,20 @@ class SDTT:
                 mask_token_id=self.process.mask_token_id,
             )
             canvas.write(rows[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
-        if not said:  # Nothing was masked.
-            empty_RV = logits_at(self.teacher, z_t[:1], t[:1], wanted, s=s[:1])
+        if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
+            kwargs = cond if attention_mask is None else {**cond, "attention_mask": attention_mask}
+            first = torch.zeros(1, dtype=torch.long, device=z_t.device)
+            kwargs = {name: take_rows(value, first, len(z_t)) for name, value in kwargs.items()}
+            with evaluation_mode(self.teacher):
+                empty_RV = logits_at(self.teacher, z_t[:1], t[:1], wanted, s=s[:1], **kwargs)
             said.append((wanted, self.process.masked_log_probs(empty_RV)))
+        wrong = canvas.log_probs.isnan()
+        if bool(wrong.any()):
+            sequence, position = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
+                "possible, so there is no token to draw"
+            )
         rows, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
         return Targets(wanted, log_probs_NV[rows.argsort()], canvas.z)
 
@@ -254,11 +303,11 @@ class SDTT:
         return 0.5 * difference.abs().sum(1) if self.config.target == "tv" else difference.square().mean(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Round and teacher: what a run that goes on needs beside the student."""
-        return {"round": self.round, "teacher": self.teacher.state_dict()}
+        """Round, and from the second round on the teacher: what a run that goes on needs beside the student."""
+        return {"round": self.round, "teacher": self.teacher.state_dict() if self.round else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; strict."""
+        """Continue from `state_dict`; strict. The teacher of the first round is the caller's, and stays as it is."""
         if state["round"]:
             self.start_round(state["round"], self.student)
-        self.teacher.load_state_dict(state["teacher"])
+            self.teacher.load_state_dict(state["teacher"])

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..divergence import difference_of_logs, token_divergence, vocabulary_surrogate
+from ..divergence import difference_of_logs, token_divergence, vocabulary_cost
 from ..matching import logits_at_states
 from ..probe import Probe, draw_probe
-from ..process import Denoiser, MaskedDiffusion, logits_at
+from ..process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
 from ..rollout import PathStep, Rollout
 from .config import DiDiInstructConfig
 from .output import StepOutput
@@ -36,7 +36,7 @@ class VocabularyCredit:
     teacher: Denoiser
     auxiliary: Denoiser | None
 
-    def auxiliary_loss(self, rollout: Rollout, generator: Generator | None) -> Tensor:
+    def auxiliary_loss(self, rollout: Rollout, generator: Generator | None, num_tokens: Tensor | float) -> Tensor:
         """Cross-entropy with the student's own probabilities at what every step's probe hides, nats per token.
 
         Soft targets: ``q(v | z') = E[p_student(v | z) | z']``."""
@@ -46,12 +46,17 @@ class VocabularyCredit:
             target_NV = self.process.masked_log_probs(step.logits_NV.detach()[probe.index])
             law_NV = self._auxiliary_log_probs(step, probe, rollout.denoiser_kwargs())
             total = total + (probe.weight * token_divergence(law_NV, target_NV, kind="forward")).sum()
-        return total / rollout.num_tokens()
+        return total / num_tokens
 
-    def student_loss(self, rollout: Rollout, generator: Generator | None) -> StepOutput:
-        """The surrogate, with the regularisers."""
+    def student_loss(self, rollout: Rollout, generator: Generator | None, num_tokens: Tensor | float) -> StepOutput:
+        """The surrogate, with the regularisers; teacher and auxiliary are read in evaluation mode.
+
+        Raises:
+            ValueError: if the cost of a position is not finite: names step, sequence and position.
+        """
         kwargs, config = rollout.denoiser_kwargs(), self.config
         cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
+        costs: list[tuple[Tensor, Tensor]] = []
         for step in rollout.steps:
             probe = self._probe(rollout, step, generator)
             student_NV = self.process.masked_log_probs(step.logits_NV[probe.index])
@@ -59,15 +64,18 @@ class VocabularyCredit:
                 teacher_logits_NV = logits_at_states(self.teacher, probe.z, probe.t, probe.rows, **kwargs)
                 teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
                 own_law = config.log_ratio == "path"
-                law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
+                with evaluation_mode(self.auxiliary):
+                    law_NV = student_NV if own_law else self._auxiliary_log_probs(step, probe, kwargs)
                 ratio_NV = difference_of_logs(law_NV, teacher_NV).clamp(-config.reward_clip, config.reward_clip)
-            cost = cost + vocabulary_surrogate(student_NV, ratio_NV, probe.weight)
+            cost_N = vocabulary_cost(student_NV, ratio_NV)
+            costs.append((probe.rows, cost_N.detach()))
+            cost = cost + (probe.weight * cost_N).sum()
             if config.kl_coefficient:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
                 divergence = divergence + (probe.weight * divergence_N).sum()
             entropy = entropy + step.losses().entropy.sum()
-        tokens = rollout.num_tokens()
-        cost, divergence, entropy = (total / tokens for total in (cost, divergence, entropy))
+        _check_costs(costs, rollout.sequences.shape[1])
+        cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
         loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
         if config.kl_coefficient:
@@ -82,3 +90,17 @@ class VocabularyCredit:
         # It is told the step that made the probe: which tokens are new depends on it.
         logits = logits_at(self.auxiliary, probe.z, step.t, probe.rows, s=step.s, **kwargs)
         return self.process.masked_log_probs(logits)
+
+
+def _check_costs(costs: list[tuple[Tensor, Tensor]], length: int) -> None:
+    """Positions and costs of every step; waits for the device once."""
+    if bool(torch.cat([cost_N for _, cost_N in costs]).isfinite().all()):
+        return
+    for index, (rows, cost_N) in enumerate(costs):
+        wrong = rows[~cost_N.isfinite()]
+        if len(wrong):
+            sequence, position = divmod(int(wrong[0]), length)
+            raise ValueError(
+                f"step {index}, sequence {sequence}, position {position}: the student's cost is not finite; look for "
+                "NaN in student, teacher and auxiliary, and for tokens that the teacher rules out, or set reward_clip"
+            )

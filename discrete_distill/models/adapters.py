@@ -7,20 +7,31 @@ Shape suffixes: B batch, L length, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from ..process import Denoiser, FeatureDenoiser, LogLinearSchedule, MaskingSchedule
+from .attention_masks import additive_mask, real_tokens
+from .heads import set_aside, why_not_apart
+from .keywords import Keywords
+from .lora import refuse_unmerged
+from .token_dropout import finite_token_dropout, token_dropout_layers
+from .wrappers import refuse_uniform_state, unwrap
 
 Attention = Literal["padding", "full", "pairs", "none"]
 
 POSITIONAL = "positional"
 AUTO = "auto"
+DENOISER_FILE = "denoiser.json"
+WEIGHTS_FILE = "model.safetensors"
 
 # Where the head of a Hugging Face masked language model is: the module whose output is the logits.
 MASKED_LM_HEADS = {
@@ -31,7 +42,7 @@ MASKED_LM_HEADS = {
     "modernbert": "decoder",
     "roberta": "lm_head",
 }
-HUB_MDLM = ("mdlm", "duo", "udlm")
+HUB_MDLM = ("mdlm",)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -48,6 +59,10 @@ class CallingConvention:
             ``"none"``: the model has no notion of padding, and a mask is refused.
         shifted: logits at position ``i`` speak of token ``i + 1``, as in Dream.
         head: dotted path of the module whose output is the logits, or None where it cannot be run alone.
+
+    Raises:
+        ValueError: if there is no such kind of attention, or the true sigma is to be told and nothing says where.
+        TypeError: if a field is of another type.
     """
 
     ids: str = "input_ids"
@@ -56,6 +71,19 @@ class CallingConvention:
     attention: Attention = "padding"
     shifted: bool = False
     head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}; got {self.attention!r}")
+        for name in ("time_conditioning", "shifted"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("ids", "time", "head"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "ids"):
+                raise TypeError(f"{name} must be a name, got {value!r}")
+        if self.time_conditioning and self.time is None:
+            raise ValueError("time_conditioning=True tells the model its time: say by which keyword, time=")
 
 
 def as_denoiser(
@@ -72,13 +100,15 @@ def as_denoiser(
     """A `Denoiser` that calls a foreign model; a model that already is one is returned as it is.
 
     Known by themselves are Hugging Face masked language models (``...ForMaskedLM``), LLaDA (arXiv 2502.09992), Dream
-    (arXiv 2508.15487), hub classes of MDLM (arXiv 2406.07524) and DUO (arXiv 2506.10892), and the transformer of the
-    MDLM, DUO, SDTT and DiDi-Instruct repositories, which is called ``network(x, sigma)``. For any other, say how it is
-    called; see `CallingConvention`.
+    (arXiv 2508.15487), the hub class of MDLM (arXiv 2406.07524), and the transformer of the MDLM, DUO, SDTT and
+    DiDi-Instruct repositories, which is called ``network(x, sigma)``. For any other, say how it is called; see
+    `CallingConvention`. Models inside DDP, ``torch.compile`` or peft's `PeftModel` are known as they are without.
 
-    ``attention_mask`` and every other keyword that samplers and losses pass on reach the model. Where the head is known
-    the denoiser has ``features`` and ``project``, and logits are computed only for the rows that are used; the model
-    then runs with its head set aside, so that one model must not be called from two threads at a time.
+    ``attention_mask`` and every other keyword that samplers and losses pass on reach the model; one that it does not
+    take is refused. Where the head is known the denoiser has ``features`` and ``project``, and logits are computed only
+    for the rows that are used; the model then runs with its head set aside, so that one model must not be called from
+    two threads at a time. Three calls with four tokens test that this gives the model's own logits; where it does not,
+    as with Gemma 2, which caps its logits, a warning says so and the head is run on all rows.
 
     Args:
         model: the network; dropout is off only if it is in evaluation mode.
@@ -87,13 +117,14 @@ def as_denoiser(
         ids: likewise.
         time: likewise.
         time_conditioning: likewise.
-        head: likewise; ``None`` forgoes ``features`` and ``project``.
+        head: likewise, also relative to the model inside a wrapper; ``None`` forgoes ``features`` and ``project``.
         schedule: whose sigma a model that is told the time is given; MDLM's log-linear one by default.
 
     Raises:
         TypeError: if the model is of no known kind and nothing says how it is called, or it is a denoiser already and
             something does.
-        ValueError: if it is causal and nothing says that it attends both ways, or there is no head of that name.
+        ValueError: if it is causal and nothing says that it attends both ways, there is no head of that name, it is a
+            uniform-state model, such as DUO, or what is said makes no `CallingConvention`.
     """
     given: dict[str, Any] = {
         "attention": attention,
@@ -103,25 +134,40 @@ def as_denoiser(
         "time_conditioning": time_conditioning,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    if isinstance(model, FeatureDenoiser | ForeignDenoiser):
+    inner, prefix = unwrap(model)
+    if isinstance(inner, FeatureDenoiser | ForeignDenoiser):
         if changes or head != AUTO:
-            raise TypeError(f"a {type(model).__name__} is a denoiser already: leave out how it is called")
+            raise TypeError(f"a {type(inner).__name__} is a denoiser already: leave out how it is called")
         return cast(Denoiser, model)
-    known = recognise(model)
+    known = recognise(inner)
     if known is None and not changes:
-        raise _unknown(model)
+        raise _unknown(inner)
     convention = replace(known or CallingConvention(), **changes)
     if head != AUTO:
         convention = replace(convention, head=head)
     if convention.head is None:
         return ForeignDenoiser(model, convention, schedule)
-    return ForeignFeatureDenoiser(model, convention, schedule)
+    if prefix and not convention.head.startswith(prefix):
+        convention = replace(convention, head=prefix + convention.head)
+    made = ForeignFeatureDenoiser(model, convention, schedule)
+    if (why := made.why_not_apart()) is None:
+        return made
+    warnings.warn(f"a {type(inner).__name__} is run with its head on all rows: {why}", stacklevel=2)
+    return ForeignDenoiser(model, replace(convention, head=None), schedule)
 
 
 def recognise(model: Any) -> CallingConvention | None:
-    """How a model of a known kind is called, or None."""
+    """How a model of a known kind is called, or None.
+
+    Raises:
+        ValueError: if it is a uniform-state model.
+    """
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
+    algorithm = getattr(getattr(config, "algo", None), "name", None)
+    refuse_uniform_state(
+        f"a {type(model).__name__}", kind, type(model).__name__, getattr(config, "diffusion", None), algorithm
+    )
     if kind == "llada":
         separate = not getattr(config, "weight_tying", False) and not getattr(config, "scale_logits", False)
         return CallingConvention(head="model.transformer.ff_out" if separate else None)
@@ -182,6 +228,54 @@ class ForeignDenoiser(nn.Module):
         self.model = model
         self.convention = convention
         self.schedule = schedule if schedule is not None else LogLinearSchedule()
+        self.keywords = Keywords.of(unwrap(model)[0])
+        self._token_dropout = token_dropout_layers(model)
+
+    @property
+    def time_conditioned(self) -> bool:
+        """Whether its answer depends on ``t``; if not, samplers share more of its answers."""
+        return self.convention.time is not None and self.convention.time_conditioning
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """The model's own, as transformers' Trainer asks for it."""
+        cast(Any, self.model).activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """The model's own, as transformers' Trainer asks for it."""
+        cast(Any, self.model).gradient_checkpointing_enable(**options)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the model by its own ``save_pretrained``, or ``model.safetensors`` where it has none, and
+        ``denoiser.json``, how it is called; `load_denoiser` reads models of transformers back.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged, or it is told the time of a schedule of its own.
+            TypeError: if it is a function.
+        """
+        refuse_unmerged(self)
+        model, prefix = unwrap(self.model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a {type(model).__name__} has no weights to save")
+        if self.time_conditioned and self.schedule != LogLinearSchedule():
+            raise ValueError(f"{self.schedule} is not saved: save the model itself, and pass schedule= to as_denoiser")
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if callable(getattr(model, "save_pretrained", None)):
+            cast(Any, model).save_pretrained(directory)
+        else:
+            save_model(model, str(directory / WEIGHTS_FILE))
+        head = None if self.convention.head is None else self.convention.head.removeprefix(prefix)
+        called = asdict(replace(self.convention, head=head))
+        (directory / DENOISER_FILE).write_text(json.dumps(called, indent=2), encoding="utf-8")
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many token ids the model reads; None where it does not tell."""
+        try:
+            table = getattr(self.model, "get_input_embeddings", lambda: None)()
+        except NotImplementedError:
+            return None
+        return getattr(table, "num_embeddings", None)
 
     def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
         """Raw logits ``[B, L, V]`` of ids ``[B, L]`` at times ``[B]``."""
@@ -190,6 +284,7 @@ class ForeignDenoiser(nn.Module):
     def _call(self, x_t: Tensor, t: Tensor, attention_mask: Tensor | None, cond: Mapping[str, Any]) -> Tensor:
         positional: list[Tensor] = []
         keywords = {**cond, **self._attention(x_t, attention_mask)}
+        self.keywords.check(keywords, self.model)
         arguments = [(self.convention.ids, x_t)]
         if self.convention.time is not None:
             told = self.schedule.sigma(t) if self.convention.time_conditioning else torch.zeros_like(t)
@@ -199,13 +294,18 @@ class ForeignDenoiser(nn.Module):
                 positional.append(value)
             else:
                 keywords[name] = value
-        return _logits_of(self.model(*positional, **keywords))
+        if not self._token_dropout:
+            return _logits_of(self.model(*positional, **keywords))
+        layers = [cast(nn.Module, self.model).get_submodule(name) for name in self._token_dropout]
+        with finite_token_dropout(layers, x_t, keywords.get("attention_mask")):
+            return _logits_of(self.model(*positional, **keywords))
 
     def _attention(self, x_t: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
         kind = self.convention.attention
+        real = None if attention_mask is None else real_tokens(attention_mask, x_t.shape)
         if kind == "full":
-            return {"attention_mask": _additive_mask(x_t, attention_mask, self._dtype())}
-        if attention_mask is None:
+            return {"attention_mask": additive_mask(x_t, real, self._dtype())}
+        if real is None:
             return {}
         if kind == "none":
             raise ValueError(
@@ -213,8 +313,7 @@ class ForeignDenoiser(nn.Module):
                 "without attention_mask"
             )
         if kind == "padding":
-            return {"attention_mask": attention_mask.long()}
-        real = attention_mask.bool()
+            return {"attention_mask": real.long()}
         pairs = real[:, None, :, None] & real[:, None, None, :]
         # Padding reads itself, so that no row of the softmax is empty; nobody else reads it.
         itself = torch.eye(x_t.shape[1], dtype=torch.bool, device=x_t.device)
@@ -254,34 +353,22 @@ class ForeignFeatureDenoiser(ForeignDenoiser):
 
     def features(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
         """What the head reads, ``[B, L, D]``."""
-        with _set_aside(self._head()):
+        with set_aside(self._head()):
             return self._aligned(self._call(x_t, t, attention_mask, cond))
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
         return self._head()(features)
 
-
-@contextmanager
-def _set_aside(head: nn.Module) -> Iterator[None]:
-    """Inside, the module returns what it is given; its parameters stay where they are."""
-    own = vars(head)
-    before = own.get("forward")
-    own["forward"] = lambda features, *_, **__: features
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not None:
-            own["forward"] = before
-
-
-def _additive_mask(x_t: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    batch, length = x_t.shape
-    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
-    if attention_mask is None:
-        return mask
-    return mask.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(dtype).min)
+    def why_not_apart(self) -> str | None:
+        """Why ``project(features(x_t, t))`` are not the logits, or None where they are."""
+        inner, prefix = unwrap(self.model)
+        assert self.convention.head is not None
+        apart = ForeignFeatureDenoiser(
+            inner, replace(self.convention, head=self.convention.head.removeprefix(prefix)), self.schedule
+        )
+        device = next((value.device for value in apart.parameters()), torch.device("cpu"))
+        return why_not_apart(lambda x, t: apart._call(x, t.to(device), None, {}), apart._head(), device)
 
 
 def _logits_of(output: Any) -> Tensor:

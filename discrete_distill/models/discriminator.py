@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .dit import DiT, DiTConfig
+from .dit import DiT, DiTConfig, config_from
 from .hub import HubNetwork
+from .lora import refuse_unmerged
 
 
 class RatioNetwork(Protocol):
@@ -25,7 +26,7 @@ class RatioNetwork(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
-class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTConfig(**fields))}):
+class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
     """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
@@ -65,7 +66,17 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, lambda fields: DiTCo
 
     @classmethod
     def from_denoiser(cls, denoiser: DiT, trainable_blocks: int = 4) -> Discriminator:
-        """A discriminator whose backbone starts as a copy of ``denoiser``."""
+        """A discriminator whose backbone starts as a copy of ``denoiser``.
+
+        Raises:
+            TypeError: if it is no `DiT`.
+            ValueError: see the class; or if it has LoRA weights that were not merged.
+        """
+        if not isinstance(denoiser, DiT):
+            raise TypeError(
+                f"a Discriminator starts from a DiT, not a {type(denoiser).__name__}: give a RatioNetwork of your own"
+            )
+        refuse_unmerged(denoiser)
         made = cls(denoiser.config, trainable_blocks)
         made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
         return made.to(denoiser.output_layer.linear.weight.device)
@@ -109,6 +120,7 @@ def discriminator_loss(
     reference_counted: Tensor,
     *,
     label_smoothing: float = 0.0,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy, nats, student 1 against reference 0: averaged within a sequence, then over sequences.
 
@@ -118,6 +130,8 @@ def discriminator_loss(
         student_counted: bool ``[B, L]``, positions that count.
         reference_counted: likewise.
         label_smoothing: labels become ``1 - s/2`` and ``s/2``, so the optimum is pulled towards zero.
+        weight_B: weight of each sequence, ``[B]``; ``1 / B`` by default. A batch in parts, on one process or several,
+            has the loss of the whole if its weights are those of the whole.
 
     Raises:
         ValueError: if ``label_smoothing`` is outside ``[0, 1)``.
@@ -129,22 +143,32 @@ def discriminator_loss(
         (student_logits_BL, student_counted, 1.0 - 0.5 * label_smoothing),
         (reference_logits_BL, reference_counted, 0.5 * label_smoothing),
     ):
-        nats = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
-        loss = loss + 0.5 * masked_mean(nats, counted).mean()
+        read = torch.where(counted.bool(), logits, torch.zeros_like(logits))  # NaN elsewhere would reach gradients
+        nats = F.binary_cross_entropy_with_logits(read, torch.full_like(read, label), reduction="none")
+        mean_B = masked_mean(nats, counted)
+        loss = loss + 0.5 * (mean_B.mean() if weight_B is None else (weight_B * mean_B).sum())
     return loss
 
 
 def discriminator_accuracy(
     student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
 ) -> Tensor:
-    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5: it knows nothing. Arguments as
-    for `discriminator_loss`."""
-    student_right = masked_mean(student_logits_BL.detach(), student_counted) > 0
-    reference_right = masked_mean(reference_logits_BL.detach(), reference_counted) < 0
-    return 0.5 * (student_right.float().mean() + reference_right.float().mean())
+    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5: it knows nothing. Sequences
+    without a counted position are left out. Arguments as for `discriminator_loss`."""
+    fractions = []
+    for logits, counted, sign in (
+        (student_logits_BL, student_counted, 1.0),
+        (reference_logits_BL, reference_counted, -1.0),
+    ):
+        judged = counted.any(1)
+        right = (sign * masked_mean(logits.detach(), counted) > 0) & judged
+        fractions.append(right.sum() / judged.sum().clamp(min=1))
+    return 0.5 * (fractions[0] + fractions[1])
 
 
 def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
-    """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts."""
-    counted = counted_BL.to(values_BL.dtype)
-    return (values_BL * counted).sum(1) / counted.sum(1).clamp(min=1.0)
+    """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts. What stands elsewhere, NaN
+    included, is not read."""
+    counted = counted_BL.bool()
+    total = torch.where(counted, values_BL, torch.zeros_like(values_BL)).sum(1)
+    return total / counted.sum(1).clamp(min=1).to(values_BL.dtype)

@@ -8,8 +8,10 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +20,32 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..checks import check_count, check_flag, check_number
+from ..process import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    MaskingSchedule,
+    PolynomialSchedule,
+    evaluation_mode,
+)
+from .attention_masks import real_tokens
+from .head import VocabularyHead
 from .hub import HubNetwork
+from .lora import refuse_unmerged
+from .shapes import ROTARY_BASE
+from .weights import CheckpointError
 
 NUM_FREQUENCIES = 128
+MAX_SIGMA = 20.0
+SCHEDULES: dict[str, MaskingSchedule] = {
+    "log_linear": LogLinearSchedule(),
+    "linear": LinearSchedule(),
+    "cosine": CosineSchedule(),
+    "polynomial": PolynomialSchedule(),
+    "geometric": GeometricSchedule(),
+}
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,12 +61,17 @@ class DiTConfig:
         cond_size: width of the conditioning vector (paper: 128).
         dropout: probability inside blocks during training (paper: 0.1).
         time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
+        schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
+            told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
+            "polynomial" or "geometric", with their own defaults. Infinite noise is told as 20 nats.
         step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
     Raises:
-        ValueError: if the width is not a multiple of twice the number of heads, or a size is not positive.
+        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
+            no probability below 1, or the schedule is unknown.
+        TypeError: if a size is no whole number, or a switch is neither true nor false.
     """
 
     vocab_size: int
@@ -52,18 +82,35 @@ class DiTConfig:
     cond_size: int = 128
     dropout: float = 0.1
     time_conditioning: bool = False
+    schedule: str = "log_linear"
     step_conditioning: bool = False
     bf16_blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_count(name, getattr(self, name))
+        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+            check_flag(name, getattr(self, name))
+        check_number("dropout", self.dropout, least=0.0, below=1.0)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
                 "so that a head splits into rotary pairs"
             )
+
+
+def config_from(fields: Any) -> DiTConfig:
+    """A configuration as read from a file.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        return DiTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the config file describes no network: {error}") from error
 
 
 def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
@@ -74,17 +121,25 @@ def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
 
 
 class Rotary(nn.Module):
-    """Cosines and sines for every position, ``[L, head_dim / 2]``."""
+    """Cosines and sines for every position, ``[L, head_dim / 2]``.
+
+    Frequencies are computed in fp32 at each call. The buffer of MDLM's checkpoints is kept for its name alone: in half
+    precision it would be off by 0.45 rad at position 1000.
+    """
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+    def __init__(self, head_dim: int, base: float = ROTARY_BASE) -> None:
         super().__init__()
+        self.head_dim = head_dim
+        self.base = base
         # Of a list: on the meta device, where weights are checked first, arithmetic costs seconds of imports.
         self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        angle = torch.outer(torch.arange(length, device=self.inv_freq.device).float(), self.inv_freq.float())
+        device = self.inv_freq.device
+        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
+        angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), self.base**-exponents)
         return angle.cos(), angle.sin()
 
 
@@ -166,6 +221,12 @@ class Block(nn.Module):
         return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
 
 
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
+    be in training mode again by then."""
+    return nullcontext(), nullcontext() if block.training else evaluation_mode(block)
+
+
 def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     """``x (1 + scale) + shift``."""
     return x_BLD * (1.0 + scale_B1D) + shift_B1D
@@ -177,7 +238,7 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
+        self.linear = VocabularyHead(config.hidden_size, config.vocab_size)
         self.adaLN_modulation = nn.Linear(config.cond_size, 2 * config.hidden_size)
         for layer in (self.linear, self.adaLN_modulation):
             nn.init.zeros_(layer.weight)
@@ -220,23 +281,39 @@ class DiT(HubNetwork):
         """Whether its answer depends on ``t`` or ``s``; if not, samplers share more of its answers."""
         return self.config.time_conditioning or self.config.step_conditioning
 
+    @property
+    def num_classes(self) -> int:
+        """Size of the vocabulary, mask included."""
+        return self.config.vocab_size
+
     def embed(self, x_t: Tensor) -> Tensor:
         """Token embeddings ``[B, L, D]`` of ids ``[B, L]``.
 
         Raises:
-            ValueError: if the sequence is longer than ``config.max_length``.
+            ValueError: if the sequence is longer than ``config.max_length``, or, on a CPU, an id lies outside the
+                vocabulary.
+            TypeError: if ids are not int64 or int32.
         """
+        if x_t.dtype not in (torch.int64, torch.int32) or x_t.dim() != 2:
+            raise TypeError(f"ids must be int64 of shape [B, L], got {x_t.dtype} of shape {list(x_t.shape)}")
         if x_t.shape[1] > self.config.max_length:
             raise ValueError(
                 f"a sequence of {x_t.shape[1]} tokens is longer than the model's max_length "
                 f"{self.config.max_length}; cut it, or build the model with a larger max_length"
             )
-        return self.vocab_embed(x_t)
+        try:
+            return self.vocab_embed(x_t)
+        except IndexError as error:
+            raise ValueError(
+                f"token ids from {int(x_t.min())} to {int(x_t.max())} do not all lie in the model's vocabulary of "
+                f"{self.config.vocab_size}; is the tokenizer the model's own?"
+            ) from error
 
     def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
         """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
-        # MDLM passes sigma; for the log-linear schedule that is -log(1 - (1 - 1e-3) t).
-        sigma = -torch.log1p(-(1.0 - 1e-3) * t) if self.config.time_conditioning else torch.zeros_like(t[:1])
+        sigma = torch.zeros_like(t[:1])
+        if self.config.time_conditioning:
+            sigma = SCHEDULES[self.config.schedule].sigma(t).clamp(max=MAX_SIGMA)
         cond = self.sigma_map(sigma)
         if self.config.step_conditioning and s is not None:
             # Times are spread over the range that the sinusoids resolve.
@@ -253,11 +330,15 @@ class DiT(HubNetwork):
         """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
-        key_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        key_mask = None
+        if attention_mask is not None:
+            key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]
         with self.precision(h_BLD.device):
             for block in self.blocks:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
-                    h_BLD = torch.utils.checkpoint.checkpoint(block, h_BLD, cond, rotary, key_mask, use_reentrant=False)
+                    h_BLD = torch.utils.checkpoint.checkpoint(
+                        block, h_BLD, cond, rotary, key_mask, use_reentrant=False, context_fn=partial(_contexts, block)
+                    )
                 else:
                     h_BLD = block(h_BLD, cond, rotary, key_mask)
         return h_BLD, cond
@@ -270,6 +351,10 @@ class DiT(HubNetwork):
             t: ``[B]``.
             s: ``[B]`` or None, see ``step_conditioning``.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+
+        Raises:
+            ValueError: if ``attention_mask`` has another shape.
+            TypeError: if it is of floating point, as additive masks are.
         """
         h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
         with self.precision(h_BLD.device):
@@ -286,17 +371,38 @@ class DiT(HubNetwork):
         with self.precision(features.device):
             return self.output_layer.linear(features)
 
+    def projection(self) -> Callable[[Tensor], Tensor]:
+        """`project` for features in several chunks: without gradients, autocast casts the head once and not in each."""
+        head = self.output_layer.linear
+        with self.precision(head.weight.device):
+            kind = head.weight.device.type
+            if torch.is_grad_enabled() or not torch.is_autocast_enabled(kind) or type(head) is not VocabularyHead:
+                return self.project
+            return head.cast(torch.get_autocast_dtype(kind))
+
     def forward(
         self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Raw logits ``[B, L, V]``."""
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
 
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
+        self.checkpoint_blocks = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     def with_step_conditioning(self) -> DiT:
-        """A copy that is also told its step; its answers are this network's until it is trained."""
+        """A copy that is also told its step; its answers are this network's until it is trained.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged.
+        """
+        refuse_unmerged(self)
         config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
         copy = DiT(config).to(self.output_layer.linear.weight)
         missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
         assert not unexpected
         assert all(name.startswith("step_map.") for name in missing)
+        copy.checkpoint_blocks = self.checkpoint_blocks
         return copy.train(self.training)

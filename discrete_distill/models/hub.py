@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .card import ModelFacts, model_card
+from .lora import refuse_unmerged
 from .shapes import check_stated, read_shape
-from .weights import CheckpointError, build, read_safetensors
+from .weights import CheckpointError, build, read_json, read_safetensors
 
 Network = TypeVar("Network", bound="HubNetwork")
 
@@ -58,8 +59,21 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         return model_card(type(self).__name__, facts, network_config(self))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        _refuse_unmerged(self)
+        refuse_unmerged(self)
         super()._save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls: type[Network], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Network:
+        """Load strictly; see `PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            CheckpointError: if a file is damaged, hostile, or of another network.
+        """
+        config = Path(pretrained_model_name_or_path) / CONFIG_FILE
+        if config.is_file():
+            read_json(config)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def _from_pretrained(
@@ -74,6 +88,8 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         map_location: str | torch.device = "cpu",
         **arguments: Any,
     ) -> Network:
+        for old in ("proxies", "resume_download"):  # of earlier releases of the mixin
+            arguments.pop(old, None)
         # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
         file = find_file(
             model_id,
@@ -101,7 +117,9 @@ def network_from(
     shape = arguments.get("config", arguments.get("backbone"))
     if shape is None:
         raise FileNotFoundError(f"no {CONFIG_FILE} beside {source}; it holds the shape of the {cls.__name__}")
-    stated = shape if isinstance(shape, Mapping) else asdict(shape)
+    if not isinstance(shape, Mapping) and not is_dataclass(shape):
+        raise CheckpointError(f"{source}: its config file has a {type(shape).__name__} where the shape should be")
+    stated = shape if isinstance(shape, Mapping) else asdict(cast(Any, shape))
     prefix = "backbone." if "backbone" in arguments else ""
     check_stated(stated, read_shape(weights, source=source, prefix=prefix), source=source)
 
@@ -149,11 +167,19 @@ def save_distilled(
 
     Raises:
         ValueError: if there are LoRA weights that were not merged.
+        TypeError: if one of them is no network of this library.
     """
+    for network in (student, discriminator):
+        if network is not None and not isinstance(network, HubNetwork):
+            raise TypeError(
+                f"a {type(network).__name__} is no network of this library: save it by its own save_pretrained, "
+                "and read it back by load_denoiser"
+            )
+        if network is not None:
+            refuse_unmerged(network)
     student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
     if discriminator is None:
         return
-    _refuse_unmerged(discriminator)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
     save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
     config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)
@@ -181,8 +207,3 @@ def push_distilled(
                 repo_id=repo_id, repo_type="model", folder_path=folder, revision=branch, commit_message=commit_message
             )
         )
-
-
-def _refuse_unmerged(network: nn.Module) -> None:
-    if any(".lora_" in name for name, _ in network.named_parameters()):
-        raise ValueError("the network has LoRA weights: fold them in with merge_lora before saving it")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .dit import DiT, DiTConfig
+from .dit import DiT, DiTConfig, config_from
 from .shapes import check_stated, read_shape
 from .weights import CheckpointError
 
@@ -146,13 +146,14 @@ def config_of(
         **overrides: fields of `DiTConfig`, which win over the file; None leaves a field alone.
 
     Raises:
-        CheckpointError: if weights that tell the shape are missing, or the config file contradicts them.
+        CheckpointError: if weights that tell the shape are missing, or the config file contradicts them or has values
+            that cannot be.
     """
     read = read_shape(weights, source=source, prefix=prefix)
     told = _stated(stated or {})
     check_stated(told, read, source=source)
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    return DiTConfig(**{**told, **read, **chosen})
+    return config_from({**told, **read, **chosen})
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for field, names in SETTINGS.items():
         for name in names:
-            if isinstance(flat.get(name), bool | int | float):
+            if flat.get(name) is not None:
                 found[field] = flat[name]
                 break
     return found

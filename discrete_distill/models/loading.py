@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import CONFIG_NAME
-from safetensors import SafetensorError
 
 from ..process import Denoiser
-from .adapters import HUB_MDLM, as_denoiser
+from .adapters import AUTO, HUB_MDLM, Attention
 from .discriminator import Discriminator
 from .dit import DiT
 from .hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, STUDENT_FILE, find_file, network_from
+from .hugging_face import load_from_transformers
 from .layouts import Averaging, config_of, denoiser_weights, discriminator_weights
-from .weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, CheckpointError, build, read_json, read_weights
+from .weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, build, read_json, read_weights
+from .wrappers import refuse_uniform_state
 
 PICKLED_FILE = "pytorch_model.bin"
 
@@ -28,10 +29,14 @@ def load_denoiser(
     time_conditioning: bool | None = None,
     dropout: float | None = None,
     bf16_blocks: bool = False,
+    attention: Attention | None = None,
+    shifted: bool | None = None,
+    head: str | None = AUTO,
     trust_remote_code: bool = False,
     **hub: Any,
 ) -> Denoiser:
-    """A denoiser in fp32 and evaluation mode: a `DiT`, or a Hugging Face model behind `as_denoiser`.
+    """A denoiser in fp32, whatever the precision of the file, and evaluation mode: a `DiT`, or a Hugging Face model
+    behind `as_denoiser`.
 
     Args:
         name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM,
@@ -40,9 +45,13 @@ def load_denoiser(
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.
         time_conditioning: whether the network is told the time; None takes the config file's, or no, as in MDLM. A
-            ``.ckpt`` of DUO's own method wants True.
+            ``.ckpt`` does not tell its noise either: one of DUO's own, uniform, is not for the masked process.
         dropout: in training; None takes the config file's, or 0.1.
         bf16_blocks: see `DiTConfig`.
+        attention: of Hugging Face models, see `as_denoiser`; None takes what `ForeignDenoiser.save_pretrained` wrote,
+            or what is known of such models. Causal models need it.
+        shifted: likewise.
+        head: likewise.
         trust_remote_code: whether Python from the repository may be run, for Hugging Face models that bring their own,
             such as LLaDA and Dream. Never needed for the others.
         **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
@@ -50,7 +59,8 @@ def load_denoiser(
     Raises:
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: if a file is damaged, hostile, or does not hold exactly the weights of such a network.
-        ValueError: if the model brings code of its own and that was not asked for.
+        ValueError: if the model brings code of its own and that was not asked for, is causal and ``attention`` was not
+            given, is a uniform-state model, such as DUO, or is a `DiT` and one of the last three arguments is given.
     """
     overrides: dict[str, Any] = {
         "max_length": max_length,
@@ -58,14 +68,20 @@ def load_denoiser(
         "dropout": dropout,
         "bf16_blocks": bf16_blocks or None,
     }
+    called: dict[str, Any] = {} if head == AUTO else {"head": head}
+    called |= {name: each for name, each in (("attention", attention), ("shifted", shifted)) if each is not None}
     if Path(name_or_path).is_file():
         stated, file = _config_beside(Path(name_or_path), CONFIG_NAME), Path(name_or_path)
+        _refuse_uniform(str(name_or_path), stated)
     else:
         _check_exists(name_or_path)
         stated = _config(name_or_path, CONFIG_NAME, hub)
+        _refuse_uniform(str(name_or_path), stated)
         if stated is not None and _is_transformers(stated):
-            return _from_transformers(str(name_or_path), stated, trust_remote_code, hub)
+            return load_from_transformers(str(name_or_path), stated, called, trust_remote_code, hub)
         file = _weights_file(name_or_path, (STUDENT_FILE, PICKLED_FILE), hub)
+    if called:
+        raise ValueError(f"{name_or_path} is no Hugging Face model: leave out {', '.join(called)}")
     stored = read_weights(file)
     if stated is not None and "num_layers" in stated and "cond_size" in stated:
         config = {**stated, **{name: value for name, value in overrides.items() if value is not None}}
@@ -156,36 +172,13 @@ def _weights_file(name_or_path: str | Path, names: tuple[str, ...], hub: Mapping
     raise FileNotFoundError(f"no {' and no '.join(names)} at {name_or_path}")
 
 
+def _refuse_uniform(name: str, stated: Mapping[str, Any] | None) -> None:
+    config = stated or {}
+    architectures = config.get("architectures")
+    classes = architectures if isinstance(architectures, list) else []
+    refuse_uniform_state(name, config.get("model_type"), config.get("diffusion"), *classes)
+
+
 def _is_transformers(config: Mapping[str, Any]) -> bool:
     of_mdlm = config.get("model_type") in HUB_MDLM or "n_blocks" in config or isinstance(config.get("model"), Mapping)
     return isinstance(config.get("model_type"), str) and not of_mdlm
-
-
-def _from_transformers(
-    name: str, config: Mapping[str, Any], trust_remote_code: bool, hub: Mapping[str, Any]
-) -> Denoiser:
-    """Through ``transformers``, safetensors only."""
-    import transformers
-
-    auto_map = config.get("auto_map") or {}
-    if auto_map and not trust_remote_code and config["model_type"] not in transformers.CONFIG_MAPPING:
-        raise ValueError(
-            f"{name} brings code of its own ({', '.join(sorted(map(str, auto_map)))}): read it, then pass "
-            "trust_remote_code=True to have it run"
-        )
-    wanted = [*map(str, auto_map), *map(str, config.get("architectures") or [])]
-    auto = transformers.AutoModelForMaskedLM
-    if not any(each.endswith("ForMaskedLM") for each in wanted):
-        auto = transformers.AutoModelForCausalLM if "AutoModelForCausalLM" in auto_map else transformers.AutoModel
-    try:
-        model, found = auto.from_pretrained(
-            name, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **hub
-        )
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"the weights of {name} are damaged, or of another shape: {error}") from error
-    # transformers would leave these random. Heads that were saved for other tasks may be there too, and are left out.
-    if missing := sorted(found["missing_keys"]):
-        raise CheckpointError(
-            f"{name} does not hold the weights of a {type(model).__name__}; missing: {', '.join(missing)}"
-        )
-    return as_denoiser(model.eval())

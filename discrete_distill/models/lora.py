@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from torch import Generator, Tensor, nn
 
+from .head import VocabularyHead
+
 Network = TypeVar("Network", bound=nn.Module)
 
-# Of the networks here: the vocabulary head, which is as large as the rest, and the embeddings of time.
+# Of the networks here: the output layer and the embeddings of time.
 LEFT_ALONE = ("output_layer", "sigma_map", "step_map")
 KEPT_TRAINABLE = ("step_map",)
 
@@ -37,23 +39,25 @@ def add_lora(
         rank: rows of ``A``.
         alpha: scale of the product.
         dropout: of ``x``, in training.
-        targets: names of linear layers, in full or their ends; None takes all but the vocabulary head and the
-            embeddings of time.
+        targets: names of linear layers, in full or their ends; None takes all but the vocabulary head, layers whose
+            weight is tied to another's, and the embeddings of time.
         trainable: beginnings of names of other parameters that stay trainable; by default the embedding of the step,
             which starts at zero and has to learn.
         generator: source of ``A``.
 
     Raises:
         ImportError: if peft is not installed.
-        ValueError: if the rank is below 1, no linear layer has one of these names, or there are LoRA weights already.
+        ValueError: if the rank is below 1, no linear layer has one of these names, one of them has a tied weight, or
+            there are LoRA weights already.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    if any(".lora_" in name for name, _ in network.named_parameters()):
+    if has_lora(network):
         raise ValueError(f"the {type(network).__name__} has LoRA weights already: fold them in with merge_lora first")
-    names = [name for name in linear_layers(network) if _wanted(name, targets)]
+    names = _targeted(network, targets)
     if not names:
         raise ValueError(f"no linear layer is named {targets}; there are {', '.join(linear_layers(network)[:8])}, ...")
+    _refuse_tied(network, names)
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     peft.inject_adapter_in_model(config, network)
@@ -71,18 +75,35 @@ def merge_lora(network: Network) -> Network:
 
     Raises:
         ImportError: if peft is not installed.
-        ValueError: if there is nothing to merge, or a merged weight is not finite.
+        ValueError: if there is nothing to merge, an adapted weight is tied to another layer's, which the merge would
+            change too, or a merged weight is not finite.
     """
     layer_class = importlib.import_module(_peft().__name__ + ".tuners.tuners_utils").BaseTunerLayer
     wrapped = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, layer_class)]
     if not wrapped:
         raise ValueError(f"the {type(network).__name__} has no LoRA weights; add_lora puts them there")
+    _refuse_tied(network, [name for name, _ in wrapped])
     for name, layer in wrapped:
         layer.merge(safe_merge=True)
         parent, _, own = name.rpartition(".")
         setattr(network.get_submodule(parent), own, layer.get_base_layer())
     vars(network).pop("peft_config", None)
     return network.requires_grad_(True)
+
+
+def has_lora(network: nn.Module) -> bool:
+    """Whether there are low-rank weights that were not merged."""
+    return any(".lora_" in name for name, _ in network.named_parameters())
+
+
+def refuse_unmerged(network: nn.Module) -> None:
+    """Refuse to save or to copy a network that has low-rank weights.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if has_lora(network):
+        raise ValueError("the network has LoRA weights: fold them in with merge_lora first")
 
 
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -92,13 +113,67 @@ def lora_weights(network: nn.Module) -> dict[str, Tensor]:
 
 def linear_layers(network: nn.Module) -> list[str]:
     """Names of the linear layers that `add_lora` can take."""
-    return [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    return [name for name, module in network.named_modules() if type(module) in (nn.Linear, VocabularyHead)]
 
 
-def _wanted(name: str, targets: Sequence[str] | None) -> bool:
+def _targeted(network: nn.Module, targets: Sequence[str] | None) -> list[str]:
     if targets is not None:
-        return any(name == target or name.endswith(f".{target}") for target in targets)
-    return not any(part in LEFT_ALONE for part in name.split("."))
+        return [
+            name
+            for name in linear_layers(network)
+            if any(name == target or name.endswith(f".{target}") for target in targets)
+        ]
+    heads, tied = _heads(network), _tied_layers(network)
+    return [
+        name
+        for name in linear_layers(network)
+        if name not in tied
+        and not any(part in LEFT_ALONE for part in name.split("."))
+        and not any(name == head or name.startswith(f"{head}.") for head in heads)
+    ]
+
+
+def _heads(network: nn.Module) -> set[str]:
+    """Names of the modules that return logits: that of the call signature, and Hugging Face's output embeddings."""
+    names = {module: name for name, module in network.named_modules()}
+    found: set[str] = set()
+    for name, module in network.named_modules():
+        head: Any = getattr(getattr(module, "convention", None), "head", None)
+        if head is not None:
+            found.add(".".join(part for part in (name, "model", head) if part))
+        output = getattr(module, "get_output_embeddings", None)
+        if callable(output):
+            try:
+                head = output()
+            except (AttributeError, NotImplementedError):  # of transformers' models that have none
+                continue
+            if head in names:
+                found.add(names[head])
+    return found
+
+
+def _tied_layers(network: nn.Module) -> dict[str, str]:
+    """Layers that are reached by, or own a parameter that is reached by, a second name; with that name."""
+    places: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        for owned in (module, *module.parameters(recurse=False)):
+            places.setdefault(id(owned), []).append(name)
+    tied: dict[str, str] = {}
+    for names in places.values():
+        for name in names if len(names) > 1 else ():
+            tied[name] = next((other for other in names if other != name), name)
+    return tied
+
+
+def _refuse_tied(network: nn.Module, names: Sequence[str]) -> None:
+    tied = _tied_layers(network)
+    for name in names:
+        for layer in (name, f"{name}.base_layer"):
+            if layer in tied:
+                raise ValueError(
+                    f"the weight of {name} is tied to {tied[layer]}, which a merge would change too; "
+                    "leave it out of targets, or untie it first"
+                )
 
 
 def _peft() -> Any:

@@ -19,12 +19,25 @@ def prior_log_probs(network: DiT, mask_token_id: int) -> Tensor:
     masks, averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
-        network: denoiser, in evaluation mode.
+        network: denoiser; asked in evaluation mode, and left in its own.
         mask_token_id: of the mask.
+
+    Raises:
+        TypeError: if it is no `DiT`.
+        ValueError: if the mask lies outside its vocabulary.
     """
+    if not isinstance(network, DiT):
+        raise TypeError(f"guidance by the prior is folded into the head of a DiT; got a {type(network).__name__}")
+    if not 0 <= mask_token_id < network.config.vocab_size:
+        raise ValueError(f"mask_token_id {mask_token_id} lies outside the vocabulary of {network.config.vocab_size}")
+    modes = [(module, module.training) for module in network.modules()]
     parameter = next(network.parameters())
     z = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
-    logits_LV = network(z, torch.ones(1, device=parameter.device))[0].float()
+    try:
+        logits_LV = network.eval()(z, torch.ones(1, device=parameter.device))[0].float()
+    finally:
+        for module, mode in modes:
+            module.training = mode
     logits_LV[:, mask_token_id] = -math.inf
     return logits_LV.softmax(-1).mean(0).clamp_min(SMALLEST).log()
 
@@ -39,17 +52,19 @@ def guide_by_prior(network: DiT, weight: float, mask_token_id: int) -> DiT:
     temperature of the teacher reaches.
 
     Args:
-        network: to be guided, in evaluation mode; left as it is.
+        network: to be guided; left as it is.
         weight: ``w``; 0 changes nothing.
         mask_token_id: of the mask.
 
     Raises:
-        ValueError: if the weight is negative.
+        ValueError: if the weight is negative or not finite, or the mask lies outside the vocabulary.
+        TypeError: if it is no `DiT`.
     """
-    if weight < 0.0:
-        raise ValueError(f"the weight of guidance must not be negative, got {weight}")
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(f"the weight of guidance must be finite and not negative, got {weight}")
+    prior = prior_log_probs(network, mask_token_id)
     guided = copy.deepcopy(network)
     head = guided.output_layer.linear
     head.weight.mul_(1.0 + weight)
-    head.bias.mul_(1.0 + weight).sub_(weight * prior_log_probs(network, mask_token_id))
+    head.bias.mul_(1.0 + weight).sub_(weight * prior)
     return guided

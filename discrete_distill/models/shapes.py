@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .weights import CheckpointError
+from .weights import CheckpointError, check_real
 
-MOST_BLOCKS = 1000
+MOST_BLOCKS = 256
 WIDEST = 2**14
+ROTARY_BASE = 10_000.0
+ROUNDING = 0.01  # relative; frequencies may have been stored in bf16
 TELLING = {"vocab_embed.embedding": 2, "sigma_map.mlp.2.weight": 2, "rotary_emb.inv_freq": 1}
 
 
@@ -23,7 +26,8 @@ def read_shape(weights: Mapping[str, Any], *, source: str, prefix: str = "") -> 
         prefix: of the network among the weights.
 
     Raises:
-        CheckpointError: if a weight that tells a size is missing or of another rank, or a size is not believable.
+        CheckpointError: if a weight that tells a size is missing or of another rank, a size is not believable, or the
+            rotary frequencies are not those of base 10000.
     """
     if missing := [prefix + name for name in TELLING if prefix + name not in weights]:
         raise CheckpointError(f"{source} holds no network of MDLM's kind; missing: {', '.join(missing)}")
@@ -45,6 +49,7 @@ def read_shape(weights: Mapping[str, Any], *, source: str, prefix: str = "") -> 
         raise CheckpointError(
             f"{source}: a width of {hidden_size} does not split into heads of {half_head} rotary frequencies"
         )
+    _check_frequencies(weights[prefix + "rotary_emb.inv_freq"], source=source)
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -54,6 +59,15 @@ def read_shape(weights: Mapping[str, Any], *, source: str, prefix: str = "") -> 
     }
 
 
+def _check_frequencies(stored: Tensor, *, source: str) -> None:
+    """They are computed from the width of a head, so a network that was trained with others would be another one."""
+    count = len(stored)
+    expected = torch.tensor([ROTARY_BASE ** (-i / count) for i in range(count)])
+    check_real(stored, "rotary_emb.inv_freq", source=source)
+    if not torch.allclose(stored.detach().float().cpu(), expected, rtol=ROUNDING, atol=1e-6):
+        raise CheckpointError(f"{source}: rotary_emb.inv_freq are not the frequencies of base {ROTARY_BASE:.0f}")
+
+
 def check_stated(stated: Mapping[str, Any], read: Mapping[str, int], *, source: str) -> None:
     """Refuse a config file that contradicts the weights, before anything of its size is made.
 
@@ -61,5 +75,5 @@ def check_stated(stated: Mapping[str, Any], read: Mapping[str, int], *, source: 
         CheckpointError: naming the first size on which they differ.
     """
     for name, size in read.items():
-        if name in stated and stated[name] != size:
+        if name in stated and (isinstance(stated[name], bool) or stated[name] != size):
             raise CheckpointError(f"{source}: its config file says {name} = {stated[name]}, its weights {size}")

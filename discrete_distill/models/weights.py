@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +19,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
+HEADER_LIMIT = 4_000_000  # bytes; names and shapes of 40 000 tensors
 PICKLE_LIMIT = 64_000_000  # bytes of data.pkl, which names the tensors and holds none of their numbers
+INSTRUCTIONS_LIMIT = 1_000_000  # of data.pkl; a network of 24 blocks and its optimiser has 100 000, a tokenizer as many
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # What training frameworks store beside the weights: settings, tokenisers, progress. Nothing of it is imported or
@@ -66,14 +69,19 @@ def read_safetensors(file: str | Path) -> dict[str, Tensor]:
         CheckpointError: if it is cut short, declares a header that cannot be, or is not of this format.
     """
     file = Path(file)
-    _check_header(file)
+    check_header(file)
     try:
         return load_file(file)
     except Exception as error:
         raise CheckpointError(f"{file} is damaged: {error}; fetch or write it again") from error
 
 
-def _check_header(file: Path) -> None:
+def check_header(file: Path) -> None:
+    """Compare the length that a safetensors file declares for its header with its own, and with what is believed.
+
+    Raises:
+        CheckpointError: if it is longer.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -119,12 +127,30 @@ def _check_archive(file: Path) -> None:
             raise CheckpointError(f"{file} is no zip archive, as torch.save writes since 1.6; save it again")
     try:
         with zipfile.ZipFile(file) as archive:
-            pickles = [record for record in archive.infolist() if record.filename.endswith("data.pkl")]
+            records = archive.infolist()
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+    pickles = [record for record in records if record.filename.endswith("data.pkl")]
     for record in pickles:
         if record.file_size > PICKLE_LIMIT:
             raise CheckpointError(f"{file} has a {record.filename} of {record.file_size} bytes, over {PICKLE_LIMIT}")
+    if packed := [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]:
+        raise CheckpointError(f"{file} is compressed, as torch.save writes none: {_some(packed)}")
+    for record in pickles:
+        if _count_instructions(file, record) > INSTRUCTIONS_LIMIT:
+            raise CheckpointError(
+                f"{file}: {record.filename} has over {INSTRUCTIONS_LIMIT} instructions; no network has"
+            )
+
+
+def _count_instructions(file: Path, record: zipfile.ZipInfo) -> int:
+    """Of a pickle, at most one more than are allowed; none of them is followed."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            pickled = archive.read(record)
+        return sum(1 for _ in islice(pickletools.genops(pickled), INSTRUCTIONS_LIMIT + 1))
+    except Exception as error:  # Of whatever kind the damage leads to.
+        raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
 def _is_inert(name: str) -> bool:
@@ -179,7 +205,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Any], *, source: str)
     """Compare names, shapes and dtypes with a module's own; floating-point weights may have any of four precisions.
 
     Raises:
-        CheckpointError: naming the weights that are missing, unknown, or of another shape or dtype.
+        CheckpointError: naming the weights that are missing, unknown, of another shape or dtype, or not in the file.
     """
     own = module.state_dict()
     problems = []
@@ -198,6 +224,8 @@ def check_weights(module: nn.Module, weights: Mapping[str, Any], *, source: str)
 def _difference(name: str, own: Tensor, given: Any) -> str:
     if not isinstance(given, Tensor):
         return f"{name} is a {type(given).__name__}, not a tensor"
+    if unreal := _unreal(given):
+        return f"{name} {unreal}"
     if given.shape != own.shape:
         return f"{name} has shape {tuple(given.shape)}, not {tuple(own.shape)}"
     if given.dtype != own.dtype and not (own.dtype in FLOATS and given.dtype in FLOATS):
@@ -205,16 +233,43 @@ def _difference(name: str, own: Tensor, given: Any) -> str:
     return ""
 
 
+def _unreal(given: Tensor) -> str:
+    """What keeps a tensor from being an array of numbers that are all in the file."""
+    if given.layout != torch.strided or given.is_quantized:
+        return f"is a sparse or quantised tensor ({given.layout})"
+    if given.is_meta:
+        return "has a shape and no numbers (meta device)"
+    held = given.untyped_storage().nbytes()
+    if given.numel() * given.element_size() > held:
+        return f"claims {given.numel()} numbers, of which the file holds {held} bytes"
+    return ""
+
+
+def check_real(given: Tensor, name: str, *, source: str) -> None:
+    """Refuse sparse, quantised and meta tensors, and those that repeat few numbers to claim many.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    if unreal := _unreal(given):
+        raise CheckpointError(f"{source}: {name} {unreal}")
+
+
 def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str) -> Module:
     """The module that ``make`` constructs, with these weights, in fp32 and evaluation mode; checked before memory is
     taken for it.
 
     Raises:
-        CheckpointError: see `check_weights`.
+        CheckpointError: see `check_weights`; or if a weight is not finite.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = make()
     check_weights(module, weights, source=source)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
+    if (claimed := sum(value.numel() * value.element_size() for value in weights.values())) > 2 * sum(held.values()):
+        raise CheckpointError(f"{source}: weights of {claimed} bytes share {sum(held.values())} bytes of the file")
+    if broken := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise CheckpointError(f"{source} has weights that are not finite: {_some(broken)}")
     own = module.state_dict()
     # Copied out of the mapped file, so that training does not write into it, and in the module's own precision.
     state = {name: value.to(own[name].dtype, copy=True) for name, value in weights.items()}

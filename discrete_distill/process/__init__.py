@@ -1,7 +1,8 @@
 """The forward and reverse process of masked diffusion."""
 
-from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, step_kwargs
+from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, logits_in_parts, step_kwargs
 from .masking import Corruption, MaskedDiffusion, NelboOutput
+from .modes import evaluation_mode
 from .schedules import (
     CosineSchedule,
     GeometricSchedule,
@@ -33,7 +34,9 @@ __all__ = [
     "TimeSample",
     "TimeWeight",
     "UniformTime",
+    "evaluation_mode",
     "ignores_time",
     "logits_at",
+    "logits_in_parts",
     "step_kwargs",
 ]

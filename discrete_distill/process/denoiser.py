@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
+
+from .conditions import call_network, name_of
+
+LogitsOfPart = Callable[[slice], Tensor]
 
 
 class Denoiser(Protocol):
@@ -15,7 +21,8 @@ class Denoiser(Protocol):
     the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
-    ends. One with a false attribute ``time_conditioned`` says that its answer depends on ``x_t`` alone.
+    ends. One with a false attribute ``time_conditioned`` says that its answer depends on ``x_t`` alone. An integer
+    attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
@@ -33,6 +40,39 @@ class FeatureDenoiser(Protocol):
     def project(self, features: Tensor, /) -> Tensor: ...
 
 
+class FeatureParts(NamedTuple):
+    """The two functions of a `FeatureDenoiser`."""
+
+    features: Callable[..., Tensor]
+    project: Callable[[Tensor], Tensor]
+
+
+_compiled_features: WeakKeyDictionary[Any, Callable[..., Tensor]] = WeakKeyDictionary()
+
+
+def feature_parts(denoiser: Denoiser) -> FeatureParts | None:
+    """``features`` and ``project`` of a `FeatureDenoiser`; None for any other callable.
+
+    A module behind ``torch.compile`` hands on the attributes of the original, which run eagerly: its ``features`` are
+    compiled here, with the backend and the options of the wrapper.
+    """
+    original, compiler = getattr(denoiser, "_orig_mod", None), getattr(denoiser, "dynamo_ctx", None)
+    if original is None or compiler is None:
+        return FeatureParts(denoiser.features, denoiser.project) if isinstance(denoiser, FeatureDenoiser) else None
+    if not isinstance(original, FeatureDenoiser):
+        return None
+    if denoiser not in _compiled_features:
+        _compiled_features[denoiser] = compiler(original.features)
+    return FeatureParts(_compiled_features[denoiser], original.project)
+
+
+def prepared_projection(denoiser: Denoiser, parts: FeatureParts) -> Callable[[Tensor], Tensor]:
+    """The denoiser's ``projection()``, prepared for several chunks of features, or its ``project`` if it has none."""
+    prepare = getattr(denoiser, "projection", None)
+    made: Callable[[Tensor], Tensor] = parts.project if prepare is None else prepare()
+    return made
+
+
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
     """``{"s": s}`` for a denoiser that is told where its step ends, else nothing."""
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
@@ -41,6 +81,24 @@ def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
 def ignores_time(denoiser: Denoiser) -> bool:
     """Whether the denoiser says that its answer depends on the tokens alone."""
     return getattr(denoiser, "time_conditioned", True) is False
+
+
+def check_ids(denoiser: Denoiser, largest_id: int) -> None:
+    """Refuse token ids that the denoiser says it does not know.
+
+    Raises:
+        ValueError: if ``largest_id`` is outside of its ``num_classes``.
+    """
+    size = getattr(denoiser, "num_classes", None)
+    if isinstance(size, int) and largest_id >= size:
+        raise _unknown_id(largest_id, size)
+
+
+def _unknown_id(largest_id: int, size: int) -> ValueError:
+    return ValueError(
+        f"token id {largest_id} is outside the {size} classes of the denoiser; its vocabulary must hold the mask and "
+        "every given token (is it the process's mask_token_id?)"
+    )
 
 
 def logits_at(
@@ -58,9 +116,83 @@ def logits_at(
 
     Returns:
         ``[N, V]``.
+
+    Raises:
+        TypeError: if the denoiser does not take a condition, or returns something else than floating logits.
+        ValueError: if its logits are not ``[B, L, V]``.
     """
-    cond = {**cond, **step_kwargs(denoiser, s)}
-    if isinstance(denoiser, FeatureDenoiser):
-        features_BLD = denoiser.features(x_t, t, **cond)
-        return denoiser.project(features_BLD.flatten(0, 1)[rows])
-    return denoiser(x_t, t, **cond).flatten(0, 1)[rows]
+    return logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond)(slice(None))
+
+
+def logits_in_parts(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: Tensor,
+    rows: Tensor,
+    *,
+    s: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    largest_id: int = 0,
+) -> LogitsOfPart:
+    """Call the denoiser once, and compute `logits_at` when a part of the rows is asked for.
+
+    Args:
+        denoiser: any `Denoiser`.
+        x_t: int64 ``[B, L]``.
+        t: ``[B]``.
+        rows: int64 ``[N]``, positions in the flattened ``[B * L]``.
+        s: ``[B]``, where the step ends, for denoisers that accept it.
+        cond: passed on by keyword.
+        largest_id: of the tokens and the mask; the vocabulary must hold it.
+
+    Returns:
+        ``logits(part: slice) -> [n, V]``.
+
+    Raises:
+        TypeError: as `logits_at`.
+        ValueError: as `logits_at`; or if the vocabulary does not hold ``largest_id``.
+    """
+    check_ids(denoiser, largest_id)
+    cond = {**(cond or {}), **step_kwargs(denoiser, s)}
+    parts = feature_parts(denoiser)
+    if parts is None:
+        logits_BLV = call_network(denoiser, denoiser, x_t, t, cond=cond)
+        logits_rV = _checked(denoiser, "logits", logits_BLV, x_t, "V").flatten(0, 1)
+        if largest_id >= logits_rV.shape[1]:
+            raise _unknown_id(largest_id, logits_rV.shape[1])
+        return lambda part: logits_rV[rows[part]]
+    features_BLD = call_network(denoiser, parts.features, x_t, t, cond=cond)
+    features_ND = _checked(denoiser, "features", features_BLD, x_t, "D").flatten(0, 1)[rows]
+
+    project = prepared_projection(denoiser, parts)
+
+    def projected(part: slice) -> Tensor:
+        features_nD = features_ND[part]
+        logits_nV = project(features_nD)
+        if logits_nV.dim() != 2 or len(logits_nV) != len(features_nD):
+            raise ValueError(
+                f"project of {name_of(denoiser)} returned logits {list(logits_nV.shape)} for features "
+                f"{list(features_nD.shape)}; it maps [..., D] to [..., V]"
+            )
+        if largest_id >= logits_nV.shape[1]:
+            raise _unknown_id(largest_id, logits_nV.shape[1])
+        return logits_nV
+
+    return projected
+
+
+def _checked(denoiser: Denoiser, kind: str, values: Any, x_t: Tensor, last: str) -> Tensor:
+    """The values, if they are floating ``[B, L, ...]``."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(
+            f"a denoiser returns {kind} as a floating tensor [B, L, {last}], and {name_of(denoiser)} returned {got}; "
+            "a Hugging Face model is made one by as_denoiser(model)"
+        )
+    batch, length = x_t.shape
+    if values.dim() != 3 or values.shape[:2] != x_t.shape or values.shape[2] == 0:
+        raise ValueError(
+            f"{kind} of {name_of(denoiser)} have shape {list(values.shape)} for tokens {list(x_t.shape)}; a denoiser "
+            f"returns [{batch}, {length}, {last}]"
+        )
+    return values

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..kernels import token_losses
-from .denoiser import Denoiser, logits_at
+from .conditions import check_conditions
+from .denoiser import Denoiser, logits_in_parts
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .time import StratifiedTime, TimeLaw
 
@@ -56,13 +57,16 @@ class MaskedDiffusion:
         schedule: ``alpha(t)``.
 
     Raises:
-        ValueError: if ``mask_token_id`` is negative.
+        TypeError: if ``mask_token_id`` is not an integer.
+        ValueError: if it is negative.
     """
 
     mask_token_id: int
     schedule: MaskingSchedule = field(default_factory=LogLinearSchedule)
 
     def __post_init__(self) -> None:
+        if isinstance(self.mask_token_id, bool) or not hasattr(self.mask_token_id, "__index__"):
+            raise TypeError(f"mask_token_id must be an integer, got {self.mask_token_id!r}")
         if self.mask_token_id < 0:
             raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
 
@@ -70,6 +74,13 @@ class MaskedDiffusion:
         """Bool, of the shape of ``z_t``; positions that are not ``movable`` do not count."""
         masked = z_t == self.mask_token_id
         return masked if movable is None else masked & movable
+
+    def judged_positions(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
+        """Where a discriminator of corrupted states is trained and read, bool ``[B, L]``: the masked positions of each
+        row; in a row without a mask, whose state belongs to the divergence as well, all ``movable`` ones."""
+        masked = self.is_masked(z_t, movable)
+        visible = torch.ones_like(masked) if movable is None else movable
+        return torch.where(masked.any(1, keepdim=True), masked, visible)
 
     def visible_probability(self, t: Tensor) -> Tensor:
         """``alpha(t)`` with the ends made exact: 1 at ``t = 0`` and 0 at ``t = 1``."""
@@ -91,48 +102,89 @@ class MaskedDiffusion:
 
         Args:
             x: int64 ``[B, L]``.
-            t: ``[B]`` in ``[0, 1]``.
+            t: ``[B]`` in ``[0, 1]``; values are checked on a CPU, where that costs no wait for the device.
             movable: bool ``[B, L]``; positions that may be masked (all, by default).
             generator: source of randomness, on the device of ``x``.
 
         Returns:
             int64 ``[B, L]``.
+
+        Raises:
+            TypeError: if ``x`` does not hold integers, ``t`` floating-point numbers or ``movable`` booleans.
+            ValueError: if shapes do not fit, or a time is outside ``[0, 1]`` or NaN.
         """
+        check_sequences(x, movable)
+        check_level("t", t, x, integers=False)
+        return self._hide(x, self.visible_probability(t), movable, generator)
+
+    def _hide(self, x: Tensor, visible_B: Tensor, movable: Tensor | None, generator: Generator | None) -> Tensor:
+        """Leave every movable position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
         uniform = torch.rand(x.shape, device=x.device, generator=generator)
-        hidden = uniform >= self.visible_probability(t)[:, None]
+        hidden = uniform >= visible_B[:, None]
         if movable is not None:
             hidden = hidden & movable
         return torch.where(hidden, self.mask_token_id, x)
 
     def corrupt_by_count(
-        self, x: Tensor, count: Tensor, *, movable: Tensor | None = None, generator: Generator | None = None
+        self,
+        x: Tensor,
+        count: Tensor,
+        *,
+        movable: Tensor | None = None,
+        generator: Generator | None = None,
+        group_size: int = 1,
     ) -> Tensor:
         """Mask exactly ``count`` movable positions of each row, chosen uniformly.
 
         Args:
             x: int64 ``[B, L]``.
-            count: int64 ``[B]``, at most the number of movable positions of the row.
+            count: int64 ``[B]``, at least 0 and at most the number of movable positions of the row; values are checked
+                on a CPU.
             movable: bool ``[B, L]``; all, by default.
             generator: source of randomness.
+            group_size: consecutive rows that share the order in which positions are masked; where the same ones are
+                movable, rows of equal count are masked at the same positions.
+
+        Raises:
+            TypeError: if ``x`` or ``count`` does not hold integers, or ``movable`` booleans.
+            ValueError: if shapes do not fit, or a count is out of range.
         """
-        order = torch.rand(x.shape, device=x.device, generator=generator)
+        check_sequences(x, movable)
+        check_level("count", count, x, integers=True, most=self.num_movable(x, movable))
+        hidden = _ranks(x, movable, generator, group_size) < count[:, None]
         if movable is not None:
-            order = order.masked_fill(~movable, 2.0)
-        rank = order.argsort(dim=1).argsort(dim=1)
-        return torch.where(rank < count[:, None], self.mask_token_id, x)
+            hidden = hidden & movable
+        return torch.where(hidden, self.mask_token_id, x)
 
     def draw_parts(
-        self, x: Tensor, num_parts: int, *, movable: Tensor | None = None, generator: Generator | None = None
+        self,
+        x: Tensor,
+        num_parts: int,
+        *,
+        movable: Tensor | None = None,
+        generator: Generator | None = None,
+        group_size: int = 1,
     ) -> Tensor:
         """Deal the movable positions of each row out at random to parts of equal size (up to one).
 
+        Args:
+            x: int64 ``[B, L]``.
+            num_parts: at least 1.
+            movable: bool ``[B, L]``; all, by default.
+            generator: source of randomness.
+            group_size: consecutive rows that are dealt in one order.
+
         Returns:
             int64 ``[B, L]``: the part of each position, in ``0 .. num_parts - 1``; -1 where it may not move.
+
+        Raises:
+            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            ValueError: if shapes do not fit, or ``num_parts`` is below 1.
         """
-        order = torch.rand(x.shape, device=x.device, generator=generator)
-        if movable is not None:
-            order = order.masked_fill(~movable, 2.0)
-        part = order.argsort(dim=1).argsort(dim=1) % num_parts
+        check_sequences(x, movable)
+        if num_parts < 1:
+            raise ValueError(f"num_parts must be at least 1, got {num_parts}")
+        part = _ranks(x, movable, generator, group_size) % num_parts
         return part if movable is None else part.masked_fill(~movable, -1)
 
     def draw_corruption(
@@ -144,30 +196,47 @@ class MaskedDiffusion:
         time_law: TimeLaw | None = None,
         level: Tensor | None = None,
         generator: Generator | None = None,
+        group_size: int = 1,
     ) -> Corruption:
         """One corruption of each row, at levels spread evenly over the batch.
 
-        ``by="time"``: ``t ~ pi``, each position masked by its own coin, weight ``omega(t) / pi(t)`` with
-        ``omega`` of the ELBO. ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over
-        ``1..n``, weight ``n / k``; the same expectation (the NELBO does not depend on the schedule) without
-        the heavy tail of ``1 / t``.
+        ``by="time"``: each position masked by its own draw. By default its probability ``u`` is uniform on ``(0, 1)``
+        (stratified over the batch) and the weight ``1 / u``: the NELBO does not depend on the schedule, and so stands
+        for all of it, the ends that the schedule leaves out included. With a ``time_law``, ``t ~ pi`` and the weight is
+        ``omega(t) / pi(t)`` with ``omega`` of the ELBO, which leaves out what the law and the schedule leave out.
+        ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over ``1..n``, weight ``n / k``; the
+        same expectation without the heavy tail of ``1 / u``.
+
+        Args:
+            x: int64 ``[B, L]``.
+            by: see above.
+            movable: bool ``[B, L]``; positions that may be masked (all, by default).
+            time_law: see above.
+            level: by count: ``[B]`` in ``[0, 1)``, from which counts are computed; stratified by default.
+            generator: source of randomness.
+            group_size: by count: consecutive rows that are masked in one order; see `corrupt_by_count`.
 
         Raises:
-            ValueError: if ``by`` is neither "time" nor "count".
+            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            ValueError: if ``by`` is neither "time" nor "count", or shapes do not fit.
         """
+        if by not in ("time", "count"):
+            raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
+        check_sequences(x, movable)
         batch = x.shape[0]
-        if by == "time":
-            law = time_law if time_law is not None else StratifiedTime(low=1e-3)
-            t, density = law.sample(batch, device=x.device, generator=generator)
+        if by == "time" and time_law is not None:
+            t, density = time_law.sample(batch, device=x.device, generator=generator)
             z_t = self.corrupt(x, t, movable=movable, generator=generator)
             return Corruption(z_t, t, self.schedule.elbo_weight(t) / density)
-        if by != "count":
-            raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
         if level is None:
             level = StratifiedTime().sample(batch, device=x.device, generator=generator).t
+        if by == "time":
+            z_t = self._hide(x, 1.0 - level, movable, generator)
+            t = self.schedule.inverse(1.0 - level).clamp(0.0, 1.0)
+            return Corruption(z_t, t, 1.0 / level.clamp(min=torch.finfo(level.dtype).tiny))
         size = self.num_movable(x, movable)
         count = ((level * size).long() + 1).minimum(size)
-        z_t = self.corrupt_by_count(x, count, movable=movable, generator=generator)
+        z_t = self.corrupt_by_count(x, count, movable=movable, generator=generator, group_size=group_size)
         return Corruption(z_t, self.time_of_count(count, size), size / count.clamp(min=1))
 
     def time_of_count(self, count: Tensor, size: Tensor) -> Tensor:
@@ -248,19 +317,75 @@ class MaskedDiffusion:
             denoiser: any `Denoiser`.
             x: clean tokens, int64 ``[B, L]``.
             by: see `draw_corruption`.
-            time_law: law of ``t`` for ``by="time"``; stratified uniform on ``[1e-3, 1]`` by default.
+            time_law: law of ``t`` for ``by="time"``; see `draw_corruption` for the default, which is exact.
             movable: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
             **cond: passed to the denoiser.
         """
+        # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
+        check_conditions({name: value for name, value in cond.items() if name != "s"}, denoiser)
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
         masked = self.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_NV = logits_at(denoiser, z_t, t, rows, **cond)
+        logits_NV = logits_in_parts(denoiser, z_t, t, rows, cond=cond, largest_id=self.mask_token_id)(slice(None))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
         nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
         num_tokens = self.num_movable(x, movable)
         return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)
+
+
+def _ranks(x: Tensor, movable: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
+    """Place of every position in a random order of its row, int64 ``[B, L]``: movable positions first; groups of
+    consecutive rows share their random numbers."""
+    if group_size < 1 or x.shape[0] % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} sequences")
+    draw = torch.rand((x.shape[0] // group_size, x.shape[1]), device=x.device, generator=generator)
+    order = draw.repeat_interleave(group_size, dim=0)
+    if movable is not None:
+        order = order.masked_fill(~movable, 2.0)
+    return order.argsort(dim=1).argsort(dim=1)
+
+
+def check_sequences(x: Tensor, movable: Tensor | None) -> None:
+    """Refuse what is no batch of token ids, or a mask that does not fit it; by type and shape alone.
+
+    Raises:
+        TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+        ValueError: if ``x`` is not ``[B, L]``, or ``movable`` of another shape.
+    """
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"token ids must be integers, got {x.dtype}; convert them by .long()")
+    if x.dim() != 2:
+        raise ValueError(f"token ids must be [batch, length], got shape {tuple(x.shape)}")
+    if movable is None:
+        return
+    if movable.dtype != torch.bool:
+        raise TypeError(f"movable must be bool, got {movable.dtype}; convert it by .bool()")
+    if movable.shape != x.shape:
+        raise ValueError(f"movable has shape {tuple(movable.shape)}, the tokens {tuple(x.shape)}; they must agree")
+
+
+def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: Tensor | float = 1.0) -> None:
+    """Refuse a time or a count for each row of ``x`` that is of another type, shape or range; the range is looked at on
+    a CPU alone, so that nothing waits for another device.
+
+    Raises:
+        TypeError: if it holds integers where real numbers are needed, or the other way round.
+        ValueError: if it is not ``[B]``, or a value is NaN, negative or above ``most``.
+    """
+    if not isinstance(value_B, Tensor):
+        raise TypeError(f"{name} must be a tensor, one value for each row, got {type(value_B).__name__}")
+    if value_B.dtype == torch.bool or value_B.is_complex() or value_B.is_floating_point() == integers:
+        raise TypeError(f"{name} must hold {'integers' if integers else 'floating-point numbers'}, got {value_B.dtype}")
+    if value_B.shape != x.shape[:1]:
+        raise ValueError(f"{name} must be one value for each row, [{len(x)}], got shape {tuple(value_B.shape)}")
+    if value_B.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = ~((value_B >= 0) & (value_B <= most))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        limit = most if isinstance(most, float) else int(most[row])
+        raise ValueError(f"{name} of row {row} is {value_B[row].item()}; it must lie in [0, {limit}]")

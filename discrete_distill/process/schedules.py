@@ -61,6 +61,10 @@ class LogLinearSchedule(MaskingSchedule):
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - (1.0 - self.eps) * t
 
+    def sigma(self, t: Tensor) -> Tensor:
+        # log1p keeps it exact where t is small.
+        return -torch.log1p(-(1.0 - self.eps) * t)
+
     def dalpha(self, t: Tensor) -> Tensor:
         return torch.full_like(t, -(1.0 - self.eps))
 
@@ -110,8 +114,8 @@ class PolynomialSchedule(MaskingSchedule):
     exponent: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.exponent > 0.0:
-            raise ValueError(f"exponent must be positive, got {self.exponent}")
+        if not 0.0 < self.exponent < math.inf:
+            raise ValueError(f"exponent must be positive and finite, got {self.exponent}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t**self.exponent

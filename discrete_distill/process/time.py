@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_number
+
 
 class TimeSample(NamedTuple):
     """Times ``[n]`` in ``[0, 1]`` and their density ``pi(t)`` ``[n]``, per unit of time."""
@@ -105,8 +107,8 @@ class BetaTime(TimeLaw):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.a > 0.0 and self.b > 0.0):
-            raise ValueError(f"a and b must be positive, got a = {self.a}, b = {self.b}")
+        check_number("a", self.a, above=0.0)
+        check_number("b", self.b, above=0.0)
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         # torch.distributions takes no generator; this is the primitive it is made of.

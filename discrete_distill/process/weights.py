@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -29,8 +30,8 @@ class ConstantWeight(TimeWeight):
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.value > 0.0:
-            raise ValueError(f"the weight must be positive, got {self.value}")
+        if not 0.0 < self.value < math.inf:
+            raise ValueError(f"the weight must be positive and finite, got {self.value}")
 
     def __call__(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.value)

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..kernels import sample_rows
 from ..models import DiTConfig
 from ..process import MaskedDiffusion
 from ..samplers import SamplerOutput
 from ..training import Learner, LoopConfig, OptimizerConfig
 from .corpus import TokenStream
-from .judge import JudgeConfig
+from .judge import WEIGHTS_FILE, JudgeConfig, load_gpt2
 
 
 @dataclass(kw_only=True)
@@ -53,6 +54,10 @@ class AutoregressiveConfig:
     batch_size: int = 64
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_count("--autoregressive.batch-size", self.batch_size)
+        check_number("--autoregressive.dropout", self.dropout, least=0.0, below=1.0)
+
 
 def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0) -> nn.Module:
     """A GPT-2 of the teacher's width, depth, heads, length and vocabulary; weights random."""
@@ -75,12 +80,12 @@ def load_autoregressive(folder: Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
     """
-    from transformers import GPT2LMHeadModel
-
-    if not (folder / "model.safetensors").exists():
+    if not (folder / WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"no autoregressive model in {folder}; train it first, or name another folder")
-    return GPT2LMHeadModel.from_pretrained(folder, local_files_only=True).float().eval()
+    network: nn.Module = load_gpt2(folder)
+    return network
 
 
 def token_nats(network: nn.Module, x: Tensor, start_token_id: int) -> Tensor:

@@ -69,18 +69,22 @@ class Plan:
         num_steps: training steps.
         seconds_per_step: when it was tried.
         evaluations_per_step: likewise.
+        kind: of the budget.
+        amount: seconds or evaluations.
     """
 
     num_steps: int
     seconds_per_step: float
     evaluations_per_step: float
+    kind: str
+    amount: float
 
 
 def plan_steps(
     make: Callable[[int], Trainee], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away trainee; written to ``file``, and read from
-    there the next time, so that a run that is taken up again keeps its length.
+    there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
 
     Args:
         make: a fresh trainee for a number of steps.
@@ -93,8 +97,9 @@ def plan_steps(
     Raises:
         ValueError: if the budget is less than one step.
     """
-    if file.exists():
-        return Plan(**json.loads(file.read_text()))
+    known = _read_plan(file)
+    if known is not None and (known.kind, known.amount) == (kind, amount):
+        return known
     trainee, counter = make(2 * FIRST_PROBE), EvaluationCounter()
     seconds = []
     for index in range(FIRST_PROBE - 1, FIRST_PROBE + probes):
@@ -110,10 +115,24 @@ def plan_steps(
     cost = per_step if kind == "seconds" else evaluations
     if amount < cost:
         raise ValueError(f"a budget of {amount:g} {kind} is less than one training step, which costs {cost:.3g}")
-    plan = Plan(num_steps=int(amount / cost), seconds_per_step=per_step, evaluations_per_step=evaluations)
+    plan = Plan(
+        num_steps=int(amount / cost),
+        seconds_per_step=per_step,
+        evaluations_per_step=evaluations,
+        kind=kind,
+        amount=amount,
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(plan)))
     return plan
+
+
+def _read_plan(file: Path) -> Plan | None:
+    """None where there is none that can be read."""
+    try:
+        return Plan(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def counted_step(trainee: Trainee, counter: EvaluationCounter) -> Callable[[int, torch.Generator], dict[str, float]]:

@@ -8,8 +8,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from ..streams import LastingStream
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -38,12 +41,21 @@ class CommandLine:
         """Run; the exit code is 0, 2 for bad input or a run that diverged, or 130 after an interruption that was
         saved."""
         arguments = sys.argv[1:] if arguments is None else arguments
+        output, errors = LastingStream(sys.stdout), LastingStream(sys.stderr)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = self._run(arguments)
+            output.flush()
+            # A reader that closed the pipe has seen enough; a disk that is full has lost something.
+            if code == 0 and output.error is not None and not isinstance(output.error, BrokenPipeError):
+                print(f"error: all was done, but standard output could not be written ({output.error})", file=errors)
+                return USER_ERROR
+        return code
+
+    def _run(self, arguments: list[str]) -> int:
         try:
             stage, preset, flags = self.split_arguments(arguments)
             config = self.parse_config(preset, flags)
             self.run(stage, config, shlex.join([*self.program.split(), *arguments]))
-        except BrokenPipeError:  # Whoever read our output has seen enough.
-            return 0
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return USER_ERROR
@@ -104,11 +116,14 @@ def run_stages(
     *,
     check: Callable[[], None],
     description: Callable[[], str] | None = None,
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Check everything, then run the named stages in their order; or only print the ``description`` of it."""
+    """Check everything, then run the named stages in their order, inside what ``hold`` makes; or only print the
+    ``description`` of it."""
     if description is not None:
         print(description())
         return
     check()
-    for name in names:
-        stages[name]()
+    with hold():
+        for name in names:
+            stages[name]()

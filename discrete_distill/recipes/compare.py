@@ -40,7 +40,14 @@ def run_stage(stage: str, config: ComparisonConfig, command: str) -> None:
         trained = config.trained()
         methods = {name: each for name, each in trained.items() if isinstance(each, DistillConfig)}
         budget = f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps"
-        plan = describe_run(config, methods, names, comparison.accelerator, lambda: comparison.check_stages(names))
+        plan = describe_run(
+            config,
+            methods,
+            names,
+            comparison.accelerator,
+            lambda: comparison.check_stages(names),
+            model=comparison.teacher_shape(),
+        )
         return f"{budget}\n{plan}"
 
     run_stages(
@@ -48,6 +55,7 @@ def run_stage(stage: str, config: ComparisonConfig, command: str) -> None:
         names,
         check=lambda: comparison.check_stages(names),
         description=description if config.dry_run else None,
+        hold=comparison.hold,
     )
 
 

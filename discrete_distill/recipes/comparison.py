@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,16 +30,23 @@ from ..evaluation import (
 )
 from ..training import fold_seed
 from . import smollm2
-from .autoregressive import AutoregressiveConfig, load_autoregressive, token_nats
+from .autoregressive import AutoregressiveConfig, token_nats
 from .comparison_report import comparison_tables, write_comparison
 from .comparison_settings import ComparisonConfig
 from .contestants import Entry, Training
 from .corpus import load_streams
 from .environment import describe_machine, make_folder
 from .evaluate import Evaluation
+from .judge_loading import load_judge_for
 from .pipeline import Pipeline
+from .results import read_results, write_results
 
 RESULTS_FILE, COSTS_FILE = "comparison.json", "costs.json"
+RESULTS: dict[str, type] = {
+    "budget": str, "amount": float, "train_seeds": list, "seeds": list, "num_samples": int, "judges": list,
+    "length": int, "ablation": bool, "frontier_steps": int, "data": dict, "lines": list, "training": dict,
+    "parameters": dict, "speed": list, "likelihood": list, "seconds": float,
+}  # fmt: skip
 
 
 class Comparison(Pipeline):
@@ -71,46 +77,60 @@ class Comparison(Pipeline):
         self.check(("distill", "evaluate") if "train" in stages else ("distill",))
         if "evaluate" in stages:
             for name in self.config.extra_judges:
-                if name == smollm2.NAME:
-                    smollm2.find_gguf()
+                self._extra_judge(name)
+            names = [file.name for file in self.config.texts]
+            if len(set(names)) < len(names):
+                raise ValueError(f"--texts holds two files of one name: {', '.join(names)}; name them apart")
             for file in self.config.texts:
                 if not file.exists():
                     raise FileNotFoundError(f"no text at {file}; give --texts other files")
         path = self.config.autoregressive.path
         if path and "ar" in self.config.methods:
-            load_autoregressive(Path(path))
+            self.training.load_autoregressive(Path(path))
         if stages == ("evaluate",) and not (self.directory / COSTS_FILE).exists():
             raise FileNotFoundError(f"{self.directory / COSTS_FILE} is missing; run the train stage first")
 
-    def train(self) -> None:
-        """Train every method with every seed; costs go to ``costs.json``."""
+    def train(self, *, late: Callable[[], bool] = lambda: False) -> None:
+        """Train every method with every seed; costs go to ``costs.json`` as each ends.
+
+        Args:
+            late: asked before each method; once it is true, no further one is trained, and the comparison goes on with
+                those that were.
+        """
         teacher = self.load_teacher()
-        make_folder(self.directory)
+        folder = make_folder(self.directory)
         costs: dict[str, Any] = {}
+        (folder / COSTS_FILE).write_text("{}")
         for name, method in self.config.trained().items():
             if isinstance(method, AutoregressiveConfig) and method.path:
                 continue
+            if late():
+                self.config.methods = tuple(each for each in self.config.methods if each != name)
+                continue
             trained = [self.training.train(name, method, teacher, seed) for seed in self.config.train_seeds]
             costs[name] = [asdict(cost) for cost in trained]
-        (self.directory / COSTS_FILE).write_text(json.dumps(costs, indent=1))
+            write_results(folder / COSTS_FILE, costs)
 
     def judges(self) -> list[Judge]:
         """The recipe's own judge, then the others."""
-        found: list[Judge] = [self.load_judge()]
-        settings: dict[str, Any] = {
-            "decode": self.tokenizer.decode,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "device": self.accelerator.device,
-        }
-        for name in self.config.extra_judges:
-            if name == smollm2.NAME:
-                found.append(smollm2.load_gguf_judge(smollm2.find_gguf(), **settings))
-            else:
-                found.append(TextJudge.from_pretrained(name, **settings))
-        return found
+        return [self.load_judge(), *map(self._extra_judge, self.config.extra_judges)]
 
-    def evaluate(self) -> None:
-        """Measure every line; figures go to ``comparison.json``."""
+    def _extra_judge(self, name: str) -> Judge:
+        if name != smollm2.NAME:
+            return load_judge_for(name, self.tokenizer, device=self.accelerator.device, flag="--extra-judges")
+        return smollm2.load_gguf_judge(
+            smollm2.find_gguf(),
+            decode=self.tokenizer.decode,
+            eos_token_id=self.tokenizer.eos_token_id,
+            device=self.accelerator.device,
+        )
+
+    def evaluate(self, *, late: Callable[[], bool] = lambda: False) -> None:
+        """Measure every line; figures go to ``comparison.json``.
+
+        Args:
+            late: asked before each line; once it is true, no further one is measured.
+        """
         started = time.perf_counter()
         config, teacher = self.config, self.load_teacher()
         heldout = self.streams["heldout"].packed(1024).to(self.accelerator.device)
@@ -118,7 +138,7 @@ class Comparison(Pipeline):
         run = Evaluation(config.evaluate, self.process, judges[0], self.accelerator, heldout.shape[1])
         entries = self.training.entries(run, teacher)
         measured = Measurement(run, config, judges, heldout)
-        costs = json.loads((self.directory / COSTS_FILE).read_text())
+        costs = read_results(self.directory / COSTS_FILE, {}, stage="train")
         results = {
             "budget": config.budget,
             "amount": config.amount,
@@ -132,14 +152,14 @@ class Comparison(Pipeline):
             "ablation": config.ablation,
             "frontier_steps": config.evaluate.frontier_steps,
             "data": measured.data(),
-            "lines": measured.lines(entries),
+            "lines": measured.lines(entries, late),
             "training": costs,
             "parameters": {entry.name: sum(p.numel() for p in entry.network.parameters()) for entry in entries},
             "speed": measured.speeds(entries),
             "likelihood": self._likelihoods(entries, heldout),
         }
         results["seconds"] = time.perf_counter() - started
-        (make_folder(self.directory) / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+        write_results(make_folder(self.directory) / RESULTS_FILE, results)
 
     def _likelihoods(self, entries: list[Entry], heldout: Tensor) -> list[dict[str, Any]]:
         """Bounds (autoregressive models: values) on held-out text and on the given files, one line a network."""
@@ -186,10 +206,7 @@ class Comparison(Pipeline):
         print(path)
 
     def _results(self) -> dict[str, Any]:
-        path = self.directory / RESULTS_FILE
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; run the evaluate stage first, or name another --name")
-        return json.loads(path.read_text())
+        return read_results(self.directory / RESULTS_FILE, RESULTS)
 
 
 class Measurement:
@@ -229,10 +246,13 @@ class Measurement:
             figures["mauve"] = mauve(*(each.cpu() for each in features), generator=generator).score
         return figures
 
-    def lines(self, entries: list[Entry]) -> list[dict[str, Any]]:
-        """Every entry at every number of its steps."""
+    def lines(self, entries: list[Entry], late: Callable[[], bool]) -> list[dict[str, Any]]:
+        """Every entry at every number of its steps, those that are compared first, until it is late."""
+        compared = self.config.evaluate.frontier_steps
         todo = [(entry, steps) for entry in entries for steps in entry.steps]
-        return [self._line(entry, steps) for entry, steps in tqdm(todo, desc="evaluate")]
+        urgent = sorted(range(len(todo)), key=lambda index: todo[index][1] != compared)
+        measured = {index: self._line(*todo[index]) for index in tqdm(urgent, desc="evaluate") if not late()}
+        return [measured[index] for index in sorted(measured)]
 
     def _line(self, entry: Entry, steps: int) -> dict[str, Any]:
         frontiers = [self._frontier(entry, steps, judge) for judge in self.judges]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Frontier, FrontierReading, StepCurve, plot_frontier, plot_perplexity_by_steps
+from ..evaluation.checks import exponential
 from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, variant_name
+from .printing import quoted
 from .report import REPORT_FILE, flatten
 from .tokenizer import TextTokenizer
 
@@ -63,9 +65,9 @@ def comparison_tables(results: dict[str, Any]) -> str:
         parts.append(
             f"## At equal entropy, judge {judge}\n\n"
             f"Perplexity at {data['entropy']:.3f} nats, the entropy of held-out text, whose own perplexity is "
-            f"{math.exp(data['nats_per_token'][judge]):.1f}; ± one standard error over {len(results['seeds'])} seeds. "
-            f"A dash: not measured; out of range: no temperature tried has that entropy.\n\n"
-            + perplexity_table(results, index)
+            f"{exponential(data['nats_per_token'][judge]):.1f}; ± one standard error over "
+            f"{len(results['seeds'])} seeds. A dash: not measured; out of range: no temperature tried has "
+            "that entropy.\n\n" + perplexity_table(results, index)
         )
     if results["ablation"]:
         parts.append("## Which technique matters\n\n" + ablation_table(results))
@@ -191,7 +193,7 @@ def likelihood_table(results: dict[str, Any]) -> str:
         error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
         kind = "upper bound" if line["bound"] else "exact"
         table.append(
-            f"| {line['method']} | {line['text']} | {math.exp(line['nats_per_token']):.1f} | {error} | {kind} |"
+            f"| {line['method']} | {line['text']} | {exponential(line['nats_per_token']):.1f} | {error} | {kind} |"
         )
     return "\n".join(table)
 
@@ -232,7 +234,7 @@ def ablation_table(results: dict[str, Any]) -> str:
             technique.name,
             technique.field or "sampler",
             str(technique.without) if technique.field else "plain",
-            "-" if factor is None else f"{math.exp(factor):.3f}",
+            "-" if factor is None else f"{exponential(factor):.3f}",
             "" if error is None else f"{100 * error:.1f}%",
             "-" if known is None else f"{known:.3f}",
         ]
@@ -298,7 +300,7 @@ def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
     for line in results["lines"]:
         if line["steps"] not in (results["frontier_steps"], results["length"]):
             continue
-        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in line["samples"][:1])
+        texts = "\n\n".join(quoted(tokenizer.decode(ids)) for ids in line["samples"][:1])
         blocks.append(f"**{line['method']}, {line['steps']} steps**\n\n{texts}")
     return "\n\n".join(blocks)
 
@@ -335,7 +337,7 @@ def _draw_plots(results: dict[str, Any], directory: Path, title: str) -> None:
         directory / "steps.png",
         judge=judge,
         title=title,
-        data_perplexity=math.exp(results["data"]["nats_per_token"][judge]),
+        data_perplexity=exponential(results["data"]["nats_per_token"][judge]),
         note=f"at {entropy:.2f} nats, the entropy of data; {len(results['seeds'])} seeds",
     )
 

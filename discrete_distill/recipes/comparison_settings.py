@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks import check_count, check_number
 from ..methods import DiDiInstructConfig, SDTTConfig
 from ..training import LoopConfig, OptimizerConfig
 from .ablation import variants
@@ -70,16 +71,22 @@ class ComparisonConfig(RecipeConfig):
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
             raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
-        if not self.train_seeds or not self.amount > 0.0 or not self.autoregressive_share > 0.0:
-            raise ValueError(
-                "--amount and --autoregressive-share must be positive and --train-seeds not empty, got "
-                f"{self.amount}, {self.autoregressive_share} and {self.train_seeds}"
-            )
+        check_number("--amount", self.amount, above=0.0)
+        check_number("--autoregressive-share", self.autoregressive_share, above=0.0)
+        check_number("--temperature-spacing", self.temperature_spacing, above=0.0)
+        check_count("--bound-sequences", self.bound_sequences)
+        for temperature in (*self.temperatures, *self.temperature_limits):
+            check_number("--temperatures and --temperature-limits", temperature, above=0.0)
+        if not self.temperatures:
+            raise ValueError("--temperatures needs one or more values, got none")
+        if not self.train_seeds:
+            raise ValueError("--train-seeds needs one or more seeds, got none")
         if self.evaluate.frontier_steps not in self.evaluate.steps:
             raise ValueError(
                 f"--evaluate.frontier-steps {self.evaluate.frontier_steps} is not among --evaluate.steps "

@@ -13,14 +13,16 @@ from torch import Generator, nn
 
 from ..models import DiT
 from ..samplers import SamplerOutput
-from ..training import LoopConfig, TrainingLoop
+from ..training import LoopConfig, TrainingLoop, flat_settings
 from .autoregressive import AutoregressiveConfig, AutoregressiveSampler, AutoregressiveTraining, load_autoregressive
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
 from .comparison_settings import ComparisonConfig
-from .distill import Distillation, DistillConfig, Trainee, save_student
+from .distill import Distillation, DistillConfig, Trainee, save_student, weights_digest
 from .evaluate import Contestant, Evaluation
+from .fingerprint import check_tokenizer, write_fingerprint
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
+from .stream_settings import stream_settings
 
 MethodConfig = DistillConfig | SDTTStageConfig | AutoregressiveConfig
 
@@ -99,9 +101,15 @@ class Training:
             shown=("log_ratio", "divergence", "loss", "entropy"),
             rank=accelerator.process_index,
             device=accelerator.device,
+            settings={
+                **flat_settings(method, name, leave_out=(f"{name}.loop", f"{name}.parallel")),
+                "teacher": weights_digest(teacher),
+                **stream_settings(self.pipeline.streams["train"]),
+            },
         ).run()
         if accelerator.is_main_process:
             _save(trainee, folder / "student")
+            write_fingerprint(folder / "student", self.pipeline.tokenizer)
         accelerator.wait_for_everyone()
         return Cost(
             steps=plan.num_steps,
@@ -158,13 +166,19 @@ class Training:
                 found.append(Entry(name=f"{name} + RGAS", contestants=guided, steps=steps, network=loaded[0][0]))
         return found
 
+    def load_autoregressive(self, folder: Path) -> nn.Module:
+        """A trained baseline, checked against the tokenizer."""
+        network: Any = load_autoregressive(folder)
+        check_tokenizer(folder, network.config.vocab_size, self.pipeline.tokenizer, flag="--autoregressive.path")
+        return network
+
     def _autoregressive(self, run: Evaluation, name: str, method: AutoregressiveConfig) -> Entry:
         folders = (
             [Path(method.path)]
             if method.path
             else [self.folder(name, seed) / "student" for seed in self.config.train_seeds]
         )
-        networks = [load_autoregressive(folder).to(run.accelerator.device) for folder in folders]
+        networks = [self.load_autoregressive(folder).to(run.accelerator.device) for folder in folders]
 
         def contestant(index: int, network: nn.Module) -> Contestant:
             def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import lzma
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +11,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .assets import BUNDLED, asset
-from .fasta import is_fasta, read_fasta
+from ..checks import check_count
+from .assets import BUNDLED
+from .documents import read_documents, source_files
+from .token_cache import cached_arrays, is_cut
 from .tokenizer import TextTokenizer
 
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.
@@ -31,7 +30,8 @@ class DataConfig:
     """Text and its tokens.
 
     Args:
-        source: 'bundled', a UTF-8 text file (one document a line), a folder of .txt files, or a data set's hub name.
+        source: 'bundled', a UTF-8 text file (one document a line), JSON lines with a field "text", a folder of such
+            files (.txt, .jsonl), each plain or compressed (.gz, .xz, .bz2), or a data set's hub name.
         tokenizer: 'bundled', 'gpt2' (a hub name or a folder), 'train' (a BPE of this text), or a tokenizer.json.
         vocab_size: entries of a tokenizer that is trained, mask included.
         length: tokens per sequence (paper: 1024).
@@ -43,6 +43,10 @@ class DataConfig:
     vocab_size: int = 2048
     length: int = 128
     cache: str = ""
+
+    def __post_init__(self) -> None:
+        check_count("--data.vocab-size", self.vocab_size, least=2)
+        check_count("--data.length", self.length)
 
 
 @dataclass
@@ -71,63 +75,24 @@ class TokenStream:
         return self._windows([int(k) * self.length for k in kept])
 
     def _windows(self, starts: Iterable[int]) -> Tensor:
+        if is_cut(self.ids):
+            raise OSError("the file of tokens became shorter while it was in use; run again to make it anew")
         rows = [np.asarray(self.ids[start : start + self.length], dtype=np.int64) for start in starts]
         return torch.from_numpy(np.stack(rows))
 
 
-def read_documents(source: str) -> list[str]:
-    """Documents of the bundled corpus, of a UTF-8 text file (one a line), of a folder of ``.txt`` files, or sequences
-    of a FASTA file.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if the text is empty or not UTF-8.
-    """
-    if source == BUNDLED:
-        packed = asset("sotu.txt.xz").read_bytes()
-        return lzma.decompress(packed).decode("utf-8").splitlines()
-    path = Path(source)
-    if is_fasta(path):
-        return list(read_fasta(path).values())
-    if not path.exists() and not path.suffix:
-        return _read_hub_dataset(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no text at {source}: give --data.source a .txt file, a folder of .txt files, or 'bundled'"
-        )
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    documents = [line for file in files for line in _read_text(file).splitlines() if line.strip()]
-    if not documents:
-        raise ValueError(f"no text in {source}: the file is empty, or the folder holds no .txt file with text")
-    return documents
-
-
-def _read_hub_dataset(name: str) -> list[str]:
-    """The ``text`` column of a data set's training split, through the `datasets` library."""
-    remedy = f"no text at {name}, and no data set of that name can be had; give --data.source a .txt file or a folder"
-    try:
-        from datasets import load_dataset
-
-        return [row["text"] for row in load_dataset(name, split="train")]
-    except ImportError as error:
-        raise FileNotFoundError(f"{remedy}, or install discrete_distill[hub] for hub data sets") from error
-    except Exception as error:  # The library raises errors of a dozen kinds when a name or the network fails.
-        raise FileNotFoundError(f"{remedy} ({type(error).__name__})") from error
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
-
-
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
-    """By document, in a fixed pattern of twenty; a handful of documents is first cut into equal pieces."""
+    """By document, in a fixed pattern of twenty; a handful of documents is first cut into pieces of equal length.
+
+    Args:
+        documents: in order.
+
+    Returns:
+        Documents, or pieces of one, by split.
+    """
     if len(documents) < 2 * len(SPLIT_PATTERN):
-        text = " ".join(documents)
-        size = max(1, -(-len(text) // (2 * len(SPLIT_PATTERN))))
-        documents = [text[i : i + size] for i in range(0, len(text), size)]
+        size = max(1, -(-sum(map(len, documents)) // (2 * len(SPLIT_PATTERN))))
+        documents = [text[i : i + size] for text in documents for i in range(0, len(text), size)]
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for index, document in enumerate(documents):
         splits[SPLIT_PATTERN[index % len(SPLIT_PATTERN)]].append(document)
@@ -135,48 +100,54 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 
 
 def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> dict[str, TokenStream]:
-    """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``."""
-    folder = cache_dir / _fingerprint(source, tokenizer)
-    if not _is_whole(folder):
-        # Looked at before anything is written: text that is too short leaves nothing behind.
-        fresh = {name: TokenStream(ids, length) for name, ids in _tokenise(source, tokenizer).items()}
-        _write_tokens(fresh, folder)
-    return {name: TokenStream(np.load(folder / f"{name}.npy", mmap_mode="r"), length) for name in SPLITS}
+    """Token streams of every split of a text, tokenised once, then memory-mapped from ``cache_dir``.
 
+    Tokens are found again by a hash of the text, the tokenizer and the way of splitting. Their files are hashed at
+    every start, so that damaged ones are made again.
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all splits are there as they were written; a file that vanished or was cut is made again."""
-    try:
-        counts = json.loads((folder / "done.json").read_text())
-        return all(len(np.load(folder / f"{name}.npy", mmap_mode="r")) == counts[name] for name in SPLITS)
-    except (OSError, ValueError, KeyError):
-        return False
+    Args:
+        source: see `DataConfig`.
+        tokenizer: of the text.
+        length: tokens per sequence.
+        cache_dir: where tokens of any text are kept.
+
+    Raises:
+        FileNotFoundError: if there is no such text.
+        ValueError: if it cannot be read, is too short, or cannot be encoded.
+        OSError: if the tokens cannot be written.
+    """
+
+    def make() -> dict[str, np.ndarray]:
+        tokens = _tokenise(source, tokenizer)
+        for ids in tokens.values():  # Looked at before anything is written: a text that is too short leaves nothing.
+            TokenStream(ids, length)
+        return tokens
+
+    arrays = cached_arrays(cache_dir / _fingerprint(source, tokenizer), SPLITS, make)
+    return {name: TokenStream(ids, length) for name, ids in arrays.items()}
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     tokens = {}
     for name, documents in split_documents(read_documents(source)).items():
-        ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=dtype) for row in tokenizer.encode(documents)]
-        tokens[name] = np.concatenate(ids) if ids else np.zeros(0, dtype)
+        rows = [np.asarray([*row, tokenizer.eos_token_id], dtype=dtype) for row in tokenizer.encode(documents)]
+        ids = np.concatenate(rows) if rows else np.zeros(0, dtype)
+        if len(ids) and (int(ids.max()) >= tokenizer.vocab_size or bool((ids == tokenizer.mask_token_id).any())):
+            raise ValueError(f"the tokenizer gives the text of {source} masks or ids outside of its vocabulary")
+        tokens[name] = ids
     return tokens
 
 
-def _write_tokens(streams: dict[str, TokenStream], folder: Path) -> None:
-    """Each split aside and renamed; the folder counts once ``done.json`` is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, stream in streams.items():
-        partial = folder / f"{name}.partial.npy"
-        np.save(partial, stream.ids)
-        os.replace(partial, folder / f"{name}.npy")
-    (folder / "done.json").write_text(json.dumps({name: len(stream.ids) for name, stream in streams.items()}))
-
-
 def _fingerprint(source: str, tokenizer: TextTokenizer) -> str:
-    """Changes when the text, its splitting or the tokenizer does."""
-    parts = [repr(SPLIT_PATTERN), tokenizer.fingerprint(), source]
-    if source != BUNDLED and Path(source).exists():
-        root = Path(source)
-        files = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
-        parts += [f"{f.resolve()}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """Hash of the text, its splitting and the tokenizer; of a data set on the hub, of its name."""
+    digest = hashlib.sha256("\n".join(["2", repr(SPLIT_PATTERN), tokenizer.definition()]).encode())
+    files = source_files(source)
+    if not files:
+        digest.update(source.encode())
+    for file in files:
+        digest.update(f"\n{''.join(file.suffixes)}:{file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**24):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]

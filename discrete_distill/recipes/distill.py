@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import math
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,14 +17,28 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..samplers import AncestralSampler
-from ..training import Learner, LoopConfig, OptimizerConfig, ParallelConfig, TrainingLoop, fold_seed, shard
+from ..training import (
+    Learner,
+    LoopConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingLoop,
+    flat_settings,
+    fold_seed,
+    shard,
+)
 from ..training.parallel import save_memory
+from ..training.stored_settings import Setting
 from .corpus import TokenStream
+from .stream_settings import stream_settings
+
+SETTINGS_FILE = "settings.json"
 
 
 @dataclass(kw_only=True)
@@ -34,7 +52,8 @@ class DistillConfig:
         accumulate: parts that a batch is worked off in, one after another, for less memory. Advantages are scaled
             within a part, and a discriminator that gives the reward does so before its own update.
         student: its optimiser (paper: rate 1e-6, EMA 0.999).
-        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5).
+        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
+            updates that its network makes, see `planned_updates`.
         discriminator: train one, for the log-ratio or for guided sampling.
         discriminator_blocks: its trainable blocks (paper: 4).
         discriminator_every: student steps between its updates.
@@ -57,12 +76,16 @@ class DistillConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.method.group_size:
+        for name in ("batch_size", "accumulate", "discriminator_every", "teacher_steps"):
+            check_count(f"--distill.{name.replace('_', '-')}", getattr(self, name))
+        check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
+        check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
+        if self.batch_size % self.method.group_size:
             raise ValueError(
                 f"group_size {self.method.group_size} does not divide batch_size {self.batch_size}; "
                 "change --distill.batch-size or --distill.method.group-size"
             )
-        if self.accumulate < 1 or self.batch_size % (self.accumulate * self.method.group_size):
+        if self.batch_size % (self.accumulate * self.method.group_size):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
                 f"{self.method.group_size}; change --distill.accumulate"
@@ -72,10 +95,27 @@ class DistillConfig:
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
-        if self.prior_guidance < 0.0:
-            raise ValueError(f"--distill.prior-guidance must not be negative, got {self.prior_guidance}")
         if self.method.log_ratio == "discriminator" and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
+        self.planned_updates()
+
+    def planned_updates(self) -> dict[str, int]:
+        """Updates of each network in the whole run, over which its learning-rate schedule is spread.
+
+        Raises:
+            ValueError: if the student would never be updated.
+        """
+        steps, method = self.loop.num_steps, self.method
+        if method.ratio_warmup >= steps:
+            raise ValueError(
+                f"a warm-up of {method.ratio_warmup} steps leaves the student no update in {steps} steps; lower "
+                "--distill.method.ratio-warmup, or raise --distill.loop.num-steps"
+            )
+        return {
+            "student": steps - method.ratio_warmup,
+            "auxiliary": steps * method.ratio_updates,
+            "discriminator": math.ceil(steps / self.discriminator_every),
+        }
 
 
 class Trainee(Protocol):
@@ -110,17 +150,17 @@ class Distillation:
         self.accelerator = accelerator
         if config.prior_guidance:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
-        method, steps = config.method, config.loop.num_steps
-        parallel = config.parallel
-        self.student = Learner(DiDiInstruct.make_student(teacher, method), config.student, steps, accelerator, parallel)
+        method, parallel, updates = config.method, config.parallel, config.planned_updates()
+        student = DiDiInstruct.make_student(teacher, method)
+        self.student = Learner(student, config.student, updates["student"], accelerator, parallel)
         self.auxiliary: Learner | None = None
         self.discriminator: Learner | None = None
         if method.log_ratio == "auxiliary":
             auxiliary = DiDiInstruct.make_auxiliary(teacher, method)
-            self.auxiliary = Learner(auxiliary, config.ratio, steps * method.ratio_updates, accelerator, parallel)
+            self.auxiliary = Learner(auxiliary, config.ratio, updates["auxiliary"], accelerator, parallel)
         if config.discriminator:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
-            self.discriminator = Learner(network, config.ratio, steps, accelerator, parallel)
+            self.discriminator = Learner(network, config.ratio, updates["discriminator"], accelerator, parallel)
         self.method = DiDiInstruct(
             self.student.network,
             self._place_teacher(teacher),
@@ -280,6 +320,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
+    made_with = {**distill_settings(config, teacher), **stream_settings(stream)}
     history = TrainingLoop(
         config.loop,
         directory,
@@ -289,17 +330,31 @@ def distil(
         shown=("log_ratio", "entropy", "discriminator_accuracy"),
         rank=accelerator.process_index,
         device=accelerator.device,
+        settings=made_with,
     ).run()
     save_student(distillation, directory / "student")
+    if accelerator.is_main_process:
+        (directory / "student" / SETTINGS_FILE).write_text(json.dumps(made_with, indent=1))
     accelerator.wait_for_everyone()
     return history
+
+
+def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Setting]:
+    """What a student depends on: the configuration, and the weights of its teacher. How long it is trained may change,
+    and how networks lie on processes."""
+    settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
+    return {**settings, "teacher": weights_digest(teacher)}
 
 
 def save_student(distillation: Trainee, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
     student, discriminator = distillation.student, distillation.discriminator
+    before = file_digest(directory / "model.safetensors")
     save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    if student.accelerator.is_main_process and before not in (None, file_digest(directory / "model.safetensors")):
+        # A discriminator that was fitted to the student before this one knows nothing of it.
+        shutil.rmtree(directory / "discriminator", ignore_errors=True)
     if discriminator is not None:
         network = discriminator.module
         whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
@@ -312,6 +367,20 @@ def save_network(whole: DiT | Discriminator, learner: Learner, directory: Path) 
     if learner.accelerator.is_main_process:
         whole.load_state_dict(weights)
         whole.save_pretrained(directory)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(file: Path) -> str | None:
+    """Of the contents of a file; None if there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:

@@ -8,8 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..evaluation.protein import AMINO_ACIDS
+from ..models import as_denoiser
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler
+from .folding import load_strictly
 
 # ESM's alphabet, which is part of the published weights.
 ESM_ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>")
@@ -44,22 +46,17 @@ def load_dplm(name_or_path: str, device: torch.device | str = "cpu") -> Residues
 
     Raises:
         FileNotFoundError: if it cannot be had.
-        ValueError: if its alphabet is not ESM's.
+        ValueError: if it is damaged or lacks weights, or its alphabet is not ESM's.
     """
     from transformers import AutoModelForMaskedLM
 
-    from .. import models
-
-    try:
-        network = AutoModelForMaskedLM.from_pretrained(name_or_path).to(device).eval()
-    except OSError as error:
-        raise FileNotFoundError(f"no DPLM at {name_or_path}; give --dplm a local folder, or leave it out") from error
+    network = load_strictly(AutoModelForMaskedLM, name_or_path, flag="--dplm").to(device)
     if network.config.vocab_size != len(ESM_ALPHABET):
         raise ValueError(
             f"{name_or_path} has {network.config.vocab_size} classes, ESM's alphabet {len(ESM_ALPHABET)}: not a DPLM"
         )
-    as_denoiser: Any = models.__dict__["as_denoiser"]
-    return ResiduesOnly(as_denoiser(network)).to(device)
+    denoiser: Any = as_denoiser(network)
+    return ResiduesOnly(denoiser).to(device)
 
 
 def esm_canvas(count: int, length: int, device: torch.device | str = "cpu") -> Tensor:

@@ -142,6 +142,8 @@ def describe_run(
     stages: tuple[str, ...],
     accelerator: Accelerator,
     check: Callable[[], None],
+    *,
+    model: DiTConfig | None = None,
 ) -> str:
     """What ``--dry-run`` prints.
 
@@ -151,8 +153,9 @@ def describe_run(
         stages: that would run.
         accelerator: device and precision.
         check: raises ValueError or OSError if something is missing.
+        model: shape of the teacher that is distilled; the one that would be trained by default.
     """
-    model, device = config.teacher.model, accelerator.device
+    model, device = model or config.teacher.model, accelerator.device
     speed = matmul_speed(device, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     lines = [
         f"would run: {', '.join(stages)} into {config.directory}",
@@ -163,7 +166,7 @@ def describe_run(
         f"length {config.data.length}",
     ]
     for name, distill in methods.items():
-        lines += _describe_method(name, distill, config, accelerator, speed)
+        lines += _describe_method(name, distill, config, model, accelerator, speed)
     if "guide" in stages:
         guide = config.guide
         lines.append(
@@ -180,9 +183,14 @@ def describe_run(
 
 
 def _describe_method(
-    name: str, distill: DistillConfig, config: RecipeConfig, accelerator: Accelerator, speed: float
+    name: str,
+    distill: DistillConfig,
+    config: RecipeConfig,
+    model: DiTConfig,
+    accelerator: Accelerator,
+    speed: float,
 ) -> list[str]:
-    model, length, half = config.teacher.model, config.data.length, accelerator.mixed_precision == "bf16"
+    length, half = config.data.length, accelerator.mixed_precision == "bf16"
     needed = memory_needed(distill, model, length, half=half)
     per_step, steps = seconds_per_step(distill, model, length, speed), distill.loop.num_steps
     return [

@@ -10,12 +10,29 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
+from ..collective import num_processes
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
-    """An `Accelerator` in the given precision; "auto" is bf16 where the device multiplies it natively."""
-    return Accelerator(mixed_precision="bf16" if resolve_precision(precision) == "bf16" else "no")
+    """An `Accelerator` in the given precision; "auto" is bf16 where the device multiplies it natively.
+
+    Raises:
+        ValueError: if it sees another number of processes than the launcher started: each would train alone, into one
+            folder.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU, accelerate joins the processes of torchrun only where it is told that they compute on CPUs.
+    on_cpus = launched > 1 and not torch.cuda.is_available()
+    made = Accelerator(cpu=on_cpus, mixed_precision="bf16" if resolve_precision(precision) == "bf16" else "no")
+    if made.num_processes != launched or num_processes() != launched:
+        raise ValueError(
+            f"the launcher started {launched} processes, accelerate sees {made.num_processes} and torch.distributed "
+            f"{num_processes()}; start the recipe with torchrun or accelerate launch, in a process that made no other "
+            "Accelerator before"
+        )
+    return made
 
 
 def resolve_precision(precision: Precision) -> str:

@@ -3,9 +3,8 @@ file."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ..checks import check_count, check_number
 from ..evaluation import (
     Judge,
     generative_perplexity,
@@ -26,9 +26,14 @@ from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, RGASampler, SamplerOutput
 from ..training import fold_seed
+from .results import write_results
 from .sharded import SharedJudge, draw_in_shares
 
 RESULTS_FILE = "evaluation.json"
+RESULTS: dict[str, type] = {
+    "judge": str, "precision": str, "num_samples": int, "seeds": list, "data": dict, "by_steps": list,
+    "frontiers": list, "samples": dict, "speed": list, "seconds": float,
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -64,6 +69,24 @@ class EvaluateConfig:
     tilt_fraction: float = 0.0
     batch_size: int = 64
     shown: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "frontier_steps", "num_candidates", "batch_size"):
+            check_count(f"--evaluate.{name.replace('_', '-')}", getattr(self, name))
+        check_count("--evaluate.shown", self.shown, least=0)
+        for name in ("steps", "guided_steps", "teacher_frontier_steps"):
+            for value in getattr(self, name):
+                check_count(f"--evaluate.{name.replace('_', '-')}", value)
+        for name in ("seeds", "steps", "teacher_temperatures", "student_temperatures"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(
+                    f"--evaluate.{name.replace('_', '-')} needs one or more different values, got {list(values)}"
+                )
+        for temperature in (*self.teacher_temperatures, *self.student_temperatures):
+            check_number("--evaluate temperatures", temperature, above=0.0)
+        check_number("--evaluate.rerank-scale", self.rerank_scale, least=0.0)
+        check_number("--evaluate.tilt-fraction", self.tilt_fraction, least=0.0, most=1.0)
 
     def guided_sampler(self, process: MaskedDiffusion, steps: int, temperature: float) -> RGASampler:
         """RGAS as it is measured."""
@@ -191,6 +214,7 @@ def evaluate(
     directory: Path,
     *,
     guided_teacher: DiT | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
     for speeds, which are those of each.
@@ -198,6 +222,7 @@ def evaluate(
     Args:
         heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
         guided_teacher: the teacher under prior guidance, where that is what was distilled; compared at the same steps.
+        provenance: command, machine and settings, for the report.
 
     Returns:
         What was written.
@@ -222,6 +247,7 @@ def evaluate(
         frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
     verdict = generative_perplexity(heldout, run.judge, precision="text")
     results = {
+        **(provenance or {}),
         "judge": judge.name,
         "precision": run.precision,
         "num_samples": config.num_samples,
@@ -240,7 +266,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     if accelerator.is_main_process:
-        (directory / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+        write_results(directory / RESULTS_FILE, results)
     return results
 
 

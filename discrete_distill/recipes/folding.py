@@ -13,13 +13,35 @@ def load_esmfold(name_or_path: str, device: torch.device | str = "cpu") -> Any:
 
     Raises:
         FileNotFoundError: if it cannot be had.
+        ValueError: if it is damaged or lacks weights.
     """
     from transformers import EsmForProteinFolding
 
+    return load_strictly(EsmForProteinFolding, name_or_path, flag="--fold").to(device)
+
+
+def load_strictly(model_class: Any, name_or_path: str, *, flag: str) -> Any:
+    """Load a model of transformers, in evaluation mode, without running code from its files.
+
+    Args:
+        model_class: with ``from_pretrained``.
+        name_or_path: folder or hub name.
+        flag: that names it on the command line.
+
+    Raises:
+        FileNotFoundError: if it cannot be had.
+        ValueError: if it is damaged, or lacks weights, which would stay random.
+    """
     try:
-        return EsmForProteinFolding.from_pretrained(name_or_path).to(device).eval()
+        model, found = model_class.from_pretrained(name_or_path, trust_remote_code=False, output_loading_info=True)
     except OSError as error:
-        raise FileNotFoundError(f"no ESMFold at {name_or_path}; give --fold a local folder, or leave it out") from error
+        raise FileNotFoundError(f"no model at {name_or_path}; give {flag} a local folder, or leave it out") from error
+    except Exception as error:  # Damaged files raise errors of a dozen kinds.
+        raise ValueError(f"the model at {name_or_path} cannot be loaded ({type(error).__name__})") from error
+    # The head for contacts is not used here, and some published models leave it out.
+    if missing := sorted(name for name in found["missing_keys"] if "contact_head" not in name):
+        raise ValueError(f"the model at {name_or_path} lacks weights: {', '.join(missing[:3])}")
+    return model.eval()
 
 
 @torch.no_grad()

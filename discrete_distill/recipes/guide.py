@@ -14,12 +14,15 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_number
 from ..models import Discriminator, DiT, discriminator_accuracy, discriminator_loss
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
+from ..training.stored_settings import Setting
 from .corpus import TokenStream
-from .distill import save_network
+from .distill import save_network, weights_digest
+from .stream_settings import stream_settings
 
 GUIDE_FOLDER = "guide"
 
@@ -55,11 +58,10 @@ class GuideConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.updates < 0:
-            raise ValueError(f"updates must not be negative, got {self.updates}; change --guide.updates")
-        for name in ("pool", "num_steps", "batch_size", "trainable_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; change --guide.{name}")
+        check_count("--guide.updates", self.updates, least=0)
+        for name in ("pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every"):
+            check_count(f"--guide.{name.replace('_', '-')}", getattr(self, name))
+        check_number("--guide.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
 
 
 class Guide:
@@ -116,6 +118,15 @@ class Guide:
         metrics = {"loss": float(loss.detach()), "accuracy": float(accuracy), **update}
         return {f"discriminator_{name}": value for name, value in metrics.items()}
 
+    def settings(self) -> dict[str, Setting]:
+        """What the discriminator depends on: its configuration, the weights of the student, and the text."""
+        bookkeeping = ("guide.updates", "guide.log_every", "guide.checkpoint_every")
+        return {
+            **flat_settings(self.config, "guide", leave_out=bookkeeping),
+            "student": weights_digest(self.student),
+            **stream_settings(self.stream),
+        }
+
     def fit(self, directory: Path) -> list[dict[str, float]]:
         """Weights go to ``directory/student/discriminator``, metrics and checkpoints to ``directory/guide``.
 
@@ -137,6 +148,7 @@ class Guide:
             shown=("discriminator_accuracy",),
             rank=accelerator.process_index,
             device=accelerator.device,
+            settings=self.settings(),
         ).run()
         network = self.discriminator.module
         assert isinstance(network, Discriminator)

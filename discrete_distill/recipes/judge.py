@@ -13,9 +13,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_model
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop
+from ..evaluation.pretrained import check_claims
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
 from .corpus import TokenStream
+from .files import read_json_object
+from .stream_settings import stream_settings
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -69,6 +73,9 @@ class JudgeConfig:
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "hidden_size", "num_layers", "num_heads", "batch_size", "evaluate_every"):
+            check_count(f"--judge.{name.replace('_', '-')}", getattr(self, name))
+        check_number("--judge.dropout", self.dropout, least=0.0, below=1.0)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if not 0 <= self.eos_token_id < self.vocab_size:
@@ -133,6 +140,10 @@ def train_judge(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
+        settings={
+            **flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
+            **stream_settings(streams["train"]),
+        },
     ).run()
     if accelerator.is_main_process:
         save_judge(learner.averaged, config, directory)
@@ -164,6 +175,32 @@ def save_judge(network: Any, config: JudgeConfig, directory: Path) -> None:
     copy.to(getattr(torch, config.saved_dtype)).save_pretrained(directory)
 
 
+def load_gpt2(directory: Path) -> Any:
+    """Load a GPT-2 that ``save_pretrained`` wrote; strictly, in fp32, in evaluation mode.
+
+    Args:
+        directory: with ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if a file is damaged, or the config file and the weights do not agree.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    weights = directory / WEIGHTS_FILE
+    if not weights.exists() or not (directory / "config.json").exists():
+        raise FileNotFoundError(f"no GPT-2 in {directory}: {WEIGHTS_FILE} or config.json is missing")
+    if read_json_object(directory / "config.json").get("model_type") != "gpt2":
+        raise ValueError(f"{directory} is no GPT-2 by its config.json; give the folder of one")
+    check_claims(directory)
+    try:
+        network = GPT2LMHeadModel(GPT2Config.from_pretrained(directory))
+        load_model(network, weights, strict=True)
+    except Exception as error:  # A config file or weights that are damaged raise errors of many kinds.
+        raise ValueError(f"the weights in {weights} do not fit its config.json: {error}") from error
+    return network.float().eval()
+
+
 def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> CausalLMJudge:
     """A judge that `train_judge` wrote. Its name holds its size and the first digits of its weights' SHA-256.
 
@@ -173,18 +210,12 @@ def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> Causal
 
     Raises:
         FileNotFoundError: if there is no judge in ``directory``.
-        ValueError: if weights are missing or superfluous.
+        ValueError: if a file is damaged, or weights are missing or superfluous.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     weights = Path(directory) / WEIGHTS_FILE
     if not weights.exists():
         raise FileNotFoundError(f"no judge in {directory}: {WEIGHTS_FILE} is missing; train one with the judge stage")
-    network = GPT2LMHeadModel(GPT2Config.from_pretrained(directory))
-    try:
-        load_model(network, weights, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {weights} do not fit its config.json: {error}") from error
+    network = load_gpt2(Path(directory))
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     name = f"gpt2-{millions:.1f}M@{digest}"

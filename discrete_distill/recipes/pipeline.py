@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,26 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ..evaluation import Judge, TextJudge
-from ..models import Discriminator, DiT, guide_by_prior
+from ..evaluation import Judge
+from ..models import Discriminator, DiT, DiTConfig, guide_by_prior, load_discriminator
 from ..process import MaskedDiffusion
-from ..training import read_metrics
+from ..training import flat_settings, folder_lock, read_metrics
+from ..training.stored_settings import Setting
 from .assets import BUNDLED, asset
 from .command_line import run_stages
 from .corpus import TokenStream, load_streams, read_documents, split_documents
-from .distill import distil
+from .distill import SETTINGS_FILE, distil
 from .environment import describe_machine, make_accelerator, make_folder
-from .evaluate import RESULTS_FILE, evaluate
+from .evaluate import RESULTS, RESULTS_FILE, evaluate
+from .fingerprint import check_tokenizer, write_fingerprint
 from .guide import GUIDE_FOLDER, Guide
-from .judge import WEIGHTS_FILE, load_judge, train_judge
+from .judge import train_judge
+from .judge_loading import find_judge, load_judge_for
 from .report import Frontier, frontier_table, headline, steps_table, write_report
+from .results import read_results
 from .sample import sample_text
 from .settings import RecipeConfig
-from .teacher import initial_network, load_teacher, train_teacher
+from .teacher import initial_network, load_teacher, teacher_location, train_teacher
 from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
 
 
@@ -110,11 +114,26 @@ class Pipeline:
             from .dry_run import describe_run
 
             methods = {"distillation": self.config.distill}
-            return describe_run(self.config, methods, names, self.accelerator, lambda: self.check(names))
+            return describe_run(
+                self.config,
+                methods,
+                names,
+                self.accelerator,
+                lambda: self.check(names),
+                model=None if names == ("teacher",) else self.teacher_shape(),
+            )
 
         run_stages(
-            stages, names, check=lambda: self.check(names), description=description if self.config.dry_run else None
+            stages,
+            names,
+            check=lambda: self.check(names),
+            description=description if self.config.dry_run else None,
+            hold=nullcontext if stage == "sample" else self.hold,
         )
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder; the first process does it for all."""
+        return folder_lock(self.directory) if self.accelerator.is_main_process else nullcontext()
 
     def check(self, stages: tuple[str, ...]) -> None:
         """Look for everything that the stages will need, before the first of them starts or writes.
@@ -126,11 +145,11 @@ class Pipeline:
         if "guide" in stages:
             needs.append(self._check_guide)
         if "teacher" in stages and self.config.teacher.init:
-            needs.append(lambda: initial_network(self.config.teacher))
+            needs.append(self._check_initial)
         if {"distill", "guide", "evaluate"} & set(stages):
             needs.append(self.load_teacher)
         if "evaluate" in stages:
-            needs.append(self._find_judge)
+            needs.append(self._check_judge)
         if stages[0] in ("guide", "sample", "evaluate"):
             needs.append(self.load_student)
         if stages[0] == "report":
@@ -156,13 +175,22 @@ class Pipeline:
         if self.accelerator.is_main_process:
             self.tokenizer.save(folder / "tokenizer.json")
         train_teacher(self.config.teacher, self.streams, self.process, self.accelerator, folder)
+        self._write_fingerprint(folder)
         print(f"teacher: {folder}")
 
     def train_judge(self) -> None:
         """Train the small judge; it goes to ``judge/``."""
         self._check_vocabulary(self.config.judge.vocab_size, "--judge.vocab-size")
+        if self.config.judge.eos_token_id != self.tokenizer.eos_token_id:
+            raise ValueError(
+                f"the judge is to end a text with token {self.config.judge.eos_token_id}, and the tokenizer does with "
+                f"{self.tokenizer.eos_token_id}; give --judge.eos-token-id {self.tokenizer.eos_token_id}"
+            )
         folder = make_folder(self.directory / "judge")
         train_judge(self.config.judge, self.streams, self.accelerator, folder)
+        if self.accelerator.is_main_process:
+            self.tokenizer.save(folder / "tokenizer.json")
+        self._write_fingerprint(folder)
         print(f"judge: {folder}")
 
     def distil(self) -> None:
@@ -171,6 +199,7 @@ class Pipeline:
         folder = make_folder(self.directory)
         self.config.distill.loop.seed = self.config.seed
         distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+        self._write_fingerprint(folder / "student")
 
     def guide(self) -> None:
         """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""
@@ -184,10 +213,18 @@ class Pipeline:
 
     def load_teacher(self) -> DiT:
         """The teacher, checked against tokenizer and length."""
-        teacher = load_teacher(self.config.teacher.path)
-        self._check_vocabulary(teacher.config.vocab_size, "--teacher.path")
+        path = self.config.teacher.path
+        teacher = load_teacher(path)
+        check_tokenizer(teacher_location(path), teacher.config.vocab_size, self.tokenizer, flag="--teacher.path")
         self._check_length(teacher.config.max_length)
         return teacher.to(self.accelerator.device)
+
+    def teacher_shape(self) -> DiTConfig | None:
+        """Shape of the teacher that is distilled; None if it cannot be had."""
+        try:
+            return self.load_teacher().config
+        except (ValueError, OSError):
+            return None
 
     def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
         """Student and discriminator of this run, or of another ``folder``.
@@ -198,41 +235,20 @@ class Pipeline:
         folder = self.directory / "student" if folder is None else folder
         if not (folder / "model.safetensors").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
-        student = DiT.from_pretrained(folder).to(self.accelerator.device).eval()
+        student = load_teacher(str(folder)).to(self.accelerator.device)
+        check_tokenizer(folder, student.config.vocab_size, self.tokenizer, flag="--name")
         discriminator = None
         if (folder / "discriminator" / "model.safetensors").exists():
-            loaded = Discriminator.from_pretrained(folder / "discriminator")
-            discriminator = loaded.to(self.accelerator.device).eval()
+            discriminator = load_discriminator(folder / "discriminator").to(self.accelerator.device).eval()
         return student, discriminator
 
     def load_judge(self) -> Judge:
         """The shipped judge, one that the judge stage wrote, or a causal language model by folder or hub name."""
-        path = self._find_judge()
-        if (path / WEIGHTS_FILE).exists() and self.config.data.tokenizer != "gpt2":
-            return load_judge(path, device=self.accelerator.device)
-        return TextJudge.from_pretrained(
-            self.config.judge.path,
-            decode=self.tokenizer.decode,
-            eos_token_id=self.tokenizer.eos_token_id,
-            device=self.accelerator.device,
-        )
+        return load_judge_for(self.config.judge.path, self.tokenizer, device=self.accelerator.device)
 
-    def _find_judge(self) -> Path:
-        """Its folder; a hub name is looked up.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-        """
-        name = self.config.judge.path
-        if name == BUNDLED:
-            return asset("judge")
-        from transformers import AutoConfig
-
-        try:
-            AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"no judge at {name}; give --judge.path a local folder") from error
-        return Path(name)
+    def _check_judge(self) -> None:
+        find_judge(self.config.judge.path)
+        self.load_judge()
 
     def sample(self) -> None:
         """Print samples of the student."""
@@ -255,7 +271,8 @@ class Pipeline:
         """Measure teacher and student; figures go to ``evaluation.json``."""
         teacher, judge = self.load_teacher(), self.load_judge()
         student, discriminator = self.load_student()
-        guidance = self.config.distill.prior_guidance
+        settings = self._settings_used()
+        guidance = float(settings["distill.prior_guidance"] or 0.0)
         evaluate(
             self.config.evaluate,
             teacher,
@@ -267,7 +284,20 @@ class Pipeline:
             self.accelerator,
             make_folder(self.directory),
             guided_teacher=guide_by_prior(teacher, guidance, self.process.mask_token_id) if guidance else None,
+            provenance={
+                "command": self.command,
+                "machine": describe_machine(self.accelerator),
+                "settings": settings,
+            },
         )
+
+    def _settings_used(self) -> dict[str, Setting]:
+        """This command's settings, and those that the student was really made with."""
+        settings = flat_settings(self.config)
+        file = self.directory / "student" / SETTINGS_FILE
+        if file.exists():
+            settings |= {name: value for name, value in json.loads(file.read_text()).items() if name in settings}
+        return settings
 
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""
@@ -282,9 +312,9 @@ class Pipeline:
             self.directory,
             guide_history=read_metrics(self.directory / GUIDE_FOLDER),
             title=f"Distillation: {self.config.name}",
-            command=self.command,
-            machine=describe_machine(self.accelerator),
-            settings=asdict(self.config),
+            command=results.get("command", self.command),
+            machine=results.get("machine", describe_machine(self.accelerator)),
+            settings=results.get("settings", flat_settings(self.config)),
         )
         frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
         page = "\n\n".join(
@@ -295,10 +325,17 @@ class Pipeline:
             print(written)
 
     def _read_results(self) -> dict[str, Any]:
-        path = self.directory / RESULTS_FILE
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; run the evaluate stage first, or name another --name")
-        return json.loads(path.read_text())
+        return read_results(self.directory / RESULTS_FILE, RESULTS)
+
+    def _write_fingerprint(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            write_fingerprint(folder, self.tokenizer)
+        self.accelerator.wait_for_everyone()
+
+    def _check_initial(self) -> None:
+        config = self.config.teacher
+        network = initial_network(config)
+        check_tokenizer(teacher_location(config.init), network.config.vocab_size, self.tokenizer, flag="--teacher.init")
 
     def _check_guide(self) -> None:
         if not self.config.guide.updates:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -27,7 +26,12 @@ from .folding import load_esmfold, mean_plddt
 from .pipeline import Pipeline
 from .protein_report import protein_table, write_protein_report
 from .protein_settings import ProteinConfig
+from .results import read_results, write_results
 from .tokenizer import TextTokenizer
+
+RESULTS: dict[str, type] = {
+    "judge": str, "precision": str, "num_samples": int, "seeds": list, "length": int, "lines": list, "seconds": float,
+}  # fmt: skip
 
 
 class ProteinPipeline(Pipeline):
@@ -78,8 +82,8 @@ class ProteinPipeline(Pipeline):
         finally:
             self.config = config
 
-    def _find_judge(self) -> Path:
-        return Path()  # It is counted from the judge's split.
+    def _check_judge(self) -> None:
+        """Nothing to look for: the judge is counted from a split of the text."""
 
     def load_judge(self) -> Judge:
         """n-grams of sequences that neither teacher nor student saw."""
@@ -134,7 +138,7 @@ class ProteinPipeline(Pipeline):
             "lines": lines,
             "seconds": time.perf_counter() - started,
         }
-        (make_folder(self.directory) / RESULTS_FILE).write_text(json.dumps(results, indent=1))
+        write_results(make_folder(self.directory) / RESULTS_FILE, results)
 
     def _figures(self, windows: torch.Tensor, judge: Judge) -> dict[str, Any]:
         verdict = generative_perplexity(windows, judge, mask_token_id=self.residues.mask_token_id)
@@ -178,6 +182,9 @@ class ProteinPipeline(Pipeline):
                 }
             )
         return lines
+
+    def _read_results(self) -> dict[str, Any]:
+        return read_results(self.directory / RESULTS_FILE, RESULTS)
 
     def report(self) -> None:
         """Write ``report.md``, and print the table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..checks import check_count
 from ..methods import DiDiInstructConfig
 from ..models import DiTConfig
 from ..training import LoopConfig, OptimizerConfig
@@ -34,10 +35,10 @@ class ProteinConfig(RecipeConfig):
     dplm: str = ""
 
     def __post_init__(self) -> None:
-        if self.ngram < 1 or self.least_residues < 2:
-            raise ValueError(
-                f"--ngram must be 1 or more and --least-residues 2 or more, got {self.ngram} and {self.least_residues}"
-            )
+        super().__post_init__()
+        check_count("--ngram", self.ngram)
+        check_count("--least-residues", self.least_residues, least=2)
+        check_count("--training-sequences", self.training_sequences)
 
 
 def demo() -> ProteinConfig:

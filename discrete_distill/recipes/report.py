@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy
+from ..evaluation.checks import exponential
 from ..training import explain
+from .printing import quoted
 from .tokenizer import TextTokenizer
 
 REPORT_FILE = "report.md"
@@ -101,7 +103,7 @@ def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
     data = results["data"]
     lines = [
         f"Held-out text has an entropy of {_data_entropy(results):.3f} nats and, to this judge, a perplexity of "
-        f"{math.exp(data['nats_per_token']):.1f}.",
+        f"{exponential(data['nats_per_token']):.1f}.",
         "",
         "| | perplexity at that entropy | ± | measured range of entropy |",
         "|---|---|---|---|",
@@ -130,10 +132,16 @@ def steps_table(results: dict[str, Any]) -> str:
         distinct, repetition = _by_order(diversity["distinct"]), _by_order(diversity["repetition"])
         lines.append(
             f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {line['perplexity']:.1f} "
-            f"| {100 * line['standard_error']:.1f}% | {diversity['entropy']:.3f} | {diversity['corpus_entropy']:.3f} "
-            f"| {distinct[2]:.3f} | {100 * repetition[3]:.2f}% |"
+            f"| {_cell(line['standard_error'], '.1%')} | {diversity['entropy']:.3f} "
+            f"| {diversity['corpus_entropy']:.3f} | {_cell(distinct.get(2), '.3f')} "
+            f"| {_cell(repetition.get(3), '.2%')} |"
         )
     return "\n".join(lines)
+
+
+def _cell(value: float | None, form: str) -> str:
+    """A figure that a single sample, or a sequence shorter than the n-gram, does not have is left empty."""
+    return "" if value is None else format(value, form)
 
 
 def _by_order(figures: dict[Any, float]) -> dict[int, float]:
@@ -153,7 +161,7 @@ def _speed_table(results: dict[str, Any]) -> str:
 def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
     blocks = []
     for name, sequences in results["samples"].items():
-        texts = "\n\n".join("> " + tokenizer.decode(ids).replace("\n", " ").strip() for ids in sequences)
+        texts = "\n\n".join(quoted(tokenizer.decode(ids)) for ids in sequences)
         blocks.append(f"**{name}**\n\n{texts}")
     return "\n\n".join(blocks)
 
@@ -179,6 +187,11 @@ def _entropy_worries(results: dict[str, Any]) -> list[str]:
         if method == "teacher" or teacher is None:
             continue
         for kind in ("entropy", "corpus_entropy"):
+            if not teacher[kind]:
+                found.append(
+                    f"The {kind.replace('_', ' ')} of the teacher at {steps} steps is 0: a sample repeats one token."
+                )
+                continue
             change = diversity[kind] / teacher[kind] - 1.0
             if abs(change) > 0.1:
                 found.append(
@@ -226,7 +239,7 @@ def _draw_plots(results: dict[str, Any], frontiers: list[Frontier], directory: P
         directory / "steps.png",
         judge=results["judge"],
         title=title,
-        data_perplexity=math.exp(results["data"]["nats_per_token"]),
+        data_perplexity=exponential(results["data"]["nats_per_token"]),
         note="temperature 1; entropies differ, see the table",
     )
 

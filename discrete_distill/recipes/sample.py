@@ -11,11 +11,13 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_number
 from ..models import Discriminator, DiT
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler, SamplerOutput
 from ..training import fold_seed
 from .evaluate import EvaluateConfig
+from .printing import printable
 from .tokenizer import TextTokenizer
 
 
@@ -42,10 +44,10 @@ class SampleConfig:
     seconds_per_step: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.steps < 1:
-            raise ValueError(f"count and steps must be at least 1, got {self.count} and {self.steps}")
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_count("--sample.count", self.count)
+        check_count("--sample.steps", self.steps)
+        check_number("--sample.temperature", self.temperature, above=0.0)
+        check_number("--sample.seconds-per-step", self.seconds_per_step, least=0.0)
 
 
 def sample_text(
@@ -81,7 +83,8 @@ def sample_text(
         _show_history(out.history, process, tokenizer, console, config.seconds_per_step)
     else:
         for row in out.sequences.tolist():
-            console.print(Panel(tokenizer.decode(row).strip(), width=min(100, console.width)))
+            text = Text(printable(tokenizer.decode(row).strip()))  # Not read as markup.
+            console.print(Panel(text, width=min(100, console.width)))
     console.print(f"{config.steps} steps, {out.network_evaluations} network evaluations", style="dim")
     return out
 
@@ -119,6 +122,6 @@ def _frame(
             if token == process.mask_token_id:
                 text.append("·", style="dim")
             else:
-                text.append(tokenizer.decode([token]), style="bold green" if old != token else "")
+                text.append(printable(tokenizer.decode([token])), style="bold green" if old != token else "")
         text.append("\n\n")
     return Panel(text, title=f"step {step} of {last}")

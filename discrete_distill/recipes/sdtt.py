@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Generator, nn
 
+from ..checks import check_count
 from ..methods import SDTT, SDTTConfig
 from ..models import DiT
 from ..process import MaskedDiffusion
@@ -31,6 +32,9 @@ class SDTTStageConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=70_000))
     batch_size: int = 32
     student: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-5, ema_decay=0.9999))
+
+    def __post_init__(self) -> None:
+        check_count("--sdtt.batch-size", self.batch_size)
 
 
 class SDTTDistillation:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks import check_count
 from ..methods import DiDiInstructConfig
 from ..models import DiTConfig
 from ..training import LoopConfig, OptimizerConfig, ParallelConfig
@@ -17,6 +18,8 @@ from .guide import GuideConfig
 from .judge import JudgeConfig
 from .sample import SampleConfig
 from .teacher import TeacherConfig
+
+MAX_THREADS = 1024
 
 
 @dataclass(kw_only=True)
@@ -52,6 +55,14 @@ class RecipeConfig:
     guide: GuideConfig = field(default_factory=GuideConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"--name is the name of a folder under --output, without separators, got {self.name!r}")
+        check_count("--threads", self.threads, least=0)
+        if self.threads > MAX_THREADS:
+            raise ValueError(f"--threads must be at most {MAX_THREADS}, got {self.threads}")
+        check_count("--seed", self.seed, least=-(2**63))
 
     @property
     def directory(self) -> Path:

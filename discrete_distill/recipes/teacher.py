@@ -9,14 +9,16 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Generator, Tensor, nn
 
-from ..models import DiT, DiTConfig
+from ..checks import check_count
+from ..models import DiT, DiTConfig, load_denoiser
 from ..process import MaskedDiffusion
-from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, fold_seed
+from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from .assets import BUNDLED, asset
 from .corpus import TokenStream
+from .stream_settings import stream_settings
 
 
 @dataclass(kw_only=True)
@@ -24,7 +26,8 @@ class TeacherConfig:
     """The masked diffusion teacher.
 
     Args:
-        path: folder of a trained teacher (``save_pretrained``), a hub name, or 'bundled'.
+        path: folder, file of weights or hub name of a trained teacher in any layout that `load_denoiser` reads, or
+            'bundled'.
         init: a teacher to train further (as ``path``), of the same shape but for its length; empty to start anew.
         model: its shape, where it is trained here.
         loop: how long it is trained.
@@ -64,6 +67,10 @@ class TeacherConfig:
     evaluate_every: int = 500
     half_precision: bool = True
 
+    def __post_init__(self) -> None:
+        check_count("--teacher.batch-size", self.batch_size)
+        check_count("--teacher.evaluate-every", self.evaluate_every)
+
 
 def train_teacher(
     config: TeacherConfig,
@@ -96,6 +103,10 @@ def train_teacher(
         rank=accelerator.process_index,
         device=accelerator.device,
         shown=("loss", "heldout_nats_per_token"),
+        settings={
+            **flat_settings(config, "teacher", leave_out=("teacher.loop", "teacher.path", "teacher.evaluate_every")),
+            **stream_settings(streams["train"]),
+        },
     ).run()
     if accelerator.is_main_process:
         trained = copy.deepcopy(cast(DiT, learner.averaged))
@@ -123,19 +134,30 @@ def initial_network(config: TeacherConfig) -> DiT:
 
 
 def load_teacher(path: str) -> DiT:
-    """The shipped teacher, one from a folder, or one from the hub; strictly, in fp32, in evaluation mode.
+    """Load the shipped teacher, or one in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
+
+    Args:
+        path: folder, file of weights, hub name, or 'bundled'.
 
     Raises:
         FileNotFoundError: if it cannot be had, with the flag that names another.
+        ValueError: if it is damaged, or no network of MDLM's kind.
     """
-    folder = str(asset("teacher")) if path == BUNDLED else path
-    missing = f"no teacher at {path}: give --teacher.path a folder with config.json and model.safetensors"
-    if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
-        raise FileNotFoundError(missing)
+    missing = f"no teacher at {path!r}: give --teacher.path a folder with config.json and model.safetensors"
+    if not path:
+        raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
-        return DiT.from_pretrained(folder).float().eval()
-    except (OSError, HfHubHTTPError) as error:
+        loaded = load_denoiser(teacher_location(path))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise FileNotFoundError(missing) from error
+    if not isinstance(loaded, DiT):
+        raise ValueError(f"{path} is a {type(loaded).__name__}; give --teacher.path a network of MDLM's kind")
+    return loaded
+
+
+def teacher_location(path: str) -> str:
+    """Where the weights of a teacher are: ``path``, or the folder of the shipped one."""
+    return str(asset("teacher")) if path == BUNDLED else path
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..kernels import STREAM_COIN, SampledRows
 from .grid import GridSampler, coin_rows, walk_grid
 from .output import SamplerOutput
@@ -42,8 +43,7 @@ class AnalyticSampler(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.outputs not in ("logits", "log_scores"):
-            raise ValueError(f'outputs is "logits" or "log_scores", got {self.outputs!r}')
+        check_choice("outputs", self.outputs, ("logits", "log_scores"))
         if self.outputs == "log_scores" and self.cfg_scale != 1.0:
             raise ValueError(
                 f"cfg_scale = {self.cfg_scale} mixes logits of normalised denoisers; leave it at 1 with log-scores"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas
+from ..checks import check_choice, check_count
 from ..process import Denoiser
 from .options import Sampler
 from .output import SamplerOutput
 from .rga import RGASampler
-from .trajectory import StepCallback
+from .trajectory import StepCallback, checked_callback
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,35 @@ class BlockwiseSampler:
     """Finishes one block of positions after another, from left to right, each with ``sampler``.
 
     LLaDA's semi-autoregressive sampling (arXiv 2502.09992): the denoiser always sees the whole sequence, later blocks
-    as masks. Each block runs through all steps of the sampler, and is told the times of its own grid. Guidance by a
-    prompt takes the blocks that are finished as part of it.
+    as masks. Each block runs through all steps of the sampler, and is told the times of its own grid. The blocks of a
+    sequence are counted from the end of its prompt, so that neither the lengths of the other prompts nor padding move
+    them. With ``ConfidenceSampler(process, num_steps=steps // num_blocks, greedy=True)`` the tokens are those of
+    LLaDA's ``generate`` at temperature 0. Guidance by a prompt is guidance by what was given, not by finished blocks.
 
     Args:
         sampler: any sampler of this package.
         block_length: positions in a block; the last one may be shorter.
+        align: where the first block of a sequence begins: "prompt", at its first mask; or "start", at its first real
+            token.
 
     Raises:
-        ValueError: if a block is empty, or the sampler may leave masks.
+        TypeError: if ``sampler`` is none, or ``block_length`` no integer.
+        ValueError: if a block is empty, ``align`` is unknown, or the sampler may leave masks.
     """
 
     sampler: Sampler | RGASampler
     block_length: int
+    align: Literal["prompt", "start"] = "prompt"
 
     def __post_init__(self) -> None:
-        if self.block_length < 1:
-            raise ValueError(f"block_length must be at least 1, got {self.block_length}")
+        if not isinstance(self.sampler, Sampler | RGASampler):
+            raise TypeError(f"blocks are drawn by a sampler of this package, got {type(self.sampler).__name__}")
+        check_count("block_length", self.block_length)
+        check_choice("align", self.align, ("prompt", "start"))
         if getattr(self.sampler, "noise_removal", "sample") == "none":
             raise ValueError('a block must be finished before the next begins; take another noise_removal than "none"')
 
+    @torch.no_grad()
     def __call__(
         self,
         denoiser: Denoiser,
@@ -66,61 +75,76 @@ class BlockwiseSampler:
         The other arguments are those of the sampler.
 
         Raises:
+            TypeError: as in the sampler.
             ValueError: as in the sampler.
         """
-        if others and shape is None and _is_shape(others[-1]):
+        guides = 1 if isinstance(self.sampler, RGASampler) else 0
+        if shape is None and len(others) == guides + 1:
             others, shape = others[:-1], others[-1]
+        if len(others) != guides:
+            raise TypeError(
+                f"{type(self.sampler).__name__} takes {guides} arguments between denoiser and shape, got {len(others)}"
+            )
         start = Canvas(
             self.sampler.process,
             shape,
             x_init=x_init,
             attention_mask=attention_mask,
             writable=writable,
-            generator=Generator(generator.device if generator is not None else "cpu"),
-            device=device if device is not None else (generator.device if generator is not None else None),
+            first_row=first_row,
+            generator=_without_draws(generator),
+            device=device,
         )
-        blocks = [block for block in self._blocks(start.movable) if bool(block.any())] or [start.movable]
+        given = ~start.process.is_masked(start.z)
         z, log_probs, nfe, evaluations = start.z, start.log_probs, 0, 0
         history: list[Tensor] = [z]
         step_of_all = _Counted(callback) if callback is not None else None
-        for number, block in enumerate(blocks):
-            draw: Callable[..., SamplerOutput] = self.sampler
-            out = draw(
+        for number, block in enumerate(self._blocks(start)):
+            first = number == 0
+            run = self.sampler.begin(
                 denoiser,
-                *others,
                 # An unconditional first block is still known to be all mask.
-                shape=shape if number == 0 else None,
-                x_init=x_init if number == 0 else z,
+                shape if first else None,
+                x_init=x_init if first else z,
                 attention_mask=attention_mask,
                 writable=block,
                 first_row=first_row,
                 generator=generator,
-                device=device,
-                return_history=return_history,
-                callback=step_of_all,
-                **cond,
+                device=device if first else None,
+                cond=cond,
             )
+            run.given = given
+            out = self.sampler.fill(run, *others, return_history=return_history, callback=step_of_all)
             z, log_probs = out.sequences, log_probs + out.log_probs
             nfe, evaluations = nfe + out.nfe, evaluations + out.network_evaluations
             history.extend((out.history or [])[1:])
         return SamplerOutput(z, nfe, evaluations, log_probs, history if return_history else None)
 
-    def _blocks(self, movable_BL: Tensor) -> list[Tensor]:
-        """The movable positions of each block, bool ``[B, L]``."""
-        number = torch.arange(movable_BL.shape[1], device=movable_BL.device) // self.block_length
-        return [movable_BL & (number == block) for block in range(-(-movable_BL.shape[1] // self.block_length))]
+    def _blocks(self, canvas: Canvas) -> list[Tensor]:
+        """The movable positions of each block that has any, bool ``[B, L]``; one empty block if there are none."""
+        movable_BL = canvas.movable
+        begins_BL = movable_BL if self.align == "prompt" else canvas.attention_mask
+        position = torch.arange(movable_BL.shape[1], device=movable_BL.device)
+        first_B1 = 0 if begins_BL is None else begins_BL.to(torch.uint8).argmax(1, keepdim=True)
+        number_BL = ((position - first_B1) // self.block_length).expand_as(movable_BL)
+        present = number_BL[movable_BL].unique().tolist()
+        return [movable_BL & (number_BL == number) for number in present] or [movable_BL]
+
+
+def _without_draws(generator: Generator | None) -> Generator | None:
+    """Another generator on the same device: the canvas of each block draws a seed, that of the whole none."""
+    if generator is None:
+        return Generator()
+    return Generator(generator.device) if isinstance(generator, Generator) else generator
 
 
 class _Counted:
     """A callback whose steps are numbered through all blocks."""
 
     def __init__(self, callback: StepCallback) -> None:
+        checked_callback(callback)
         self.callback, self.steps = callback, 0
 
     def __call__(self, _step: int, state: Tensor) -> None:
         self.callback(self.steps, state)
         self.steps += 1
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(size, int) for size in value)

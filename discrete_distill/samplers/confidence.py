@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_number
+from .counts import dealt_out, hidden_shares
 from .grid import GridSampler, walk_grid
 from .order import Order, certainty, check_order, order_noise, rank_of
 from .output import SamplerOutput
@@ -20,10 +21,12 @@ from .trajectory import StepCallback
 class ConfidenceSampler(GridSampler):
     """Low-confidence remasking of LLaDA (arXiv 2502.09992), MaskGIT (2202.04200) and Dream (2508.15487).
 
-    A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. After the step
-    to ``s``, ``floor(n (1 - alpha_s))`` of a sequence's ``n`` masks are left: with a linear schedule and an even grid,
-    equally many tokens a step. How many are revealed is fixed; which are depends on the draws, so the law is not that
-    of the denoiser even when steps are many (it leans towards likely tokens).
+    A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. Of a sequence's
+    ``n`` masks a step from ``t`` to ``s`` reveals the share ``(alpha_s - alpha_t) / (1 - alpha_1)``, in whole tokens
+    that add up to ``n`` (largest remainders): with a linear or log-linear schedule and an even grid of ``K`` steps,
+    ``n // K`` tokens a step and one more in the first ``n % K`` steps, as in LLaDA. How many are revealed is fixed;
+    which are depends on the draws, so the law is not that of the denoiser even when steps are many (it leans towards
+    likely tokens).
 
     Args:
         process: mask and schedule.
@@ -46,8 +49,8 @@ class ConfidenceSampler(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self.order)
-        if not (self.order_temperature >= 0.0 and math.isfinite(self.order_temperature)):
-            raise ValueError(f"order_temperature must be 0 or more, got {self.order_temperature}")
+        check_flag("greedy", self.greedy)
+        check_number("order_temperature", self.order_temperature, least=0.0)
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         counts_KB = self._counts(run)
@@ -62,13 +65,10 @@ class ConfidenceSampler(GridSampler):
 
     def _counts(self, run: Run) -> Tensor:
         """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``, on the host."""
-        masks_B = run.canvas.masked().sum(1).cpu()
-        times = torch.tensor(self.times, dtype=torch.float64)
-        hidden_K = 1.0 - self.process.visible_probability(times)
-        # A hair more, so that a product that should be whole is not floored to the number below.
-        left_KB = torch.floor(hidden_K[:, None] * masks_B + 1e-6).long().minimum(masks_B)
-        left_KB[0] = masks_B
-        return left_KB
+        masks = run.canvas.masked().sum(1).tolist()
+        shares = hidden_shares(self.process, self.times)
+        left_of = {count: dealt_out(shares, count) for count in set(masks)}
+        return torch.tensor([left_of[count] for count in masks]).T
 
     def _step(
         self, run: Run, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_number
 from ..kernels import SampledRows
 from .options import Sampler
 from .order import Order, certainty, check_order, rank_of
@@ -50,8 +50,8 @@ class EntropyBoundedSampler(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self.order)
-        if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
-            raise ValueError(f"gamma is a bound in nats, 0 or more, got {self.gamma}")
+        check_flag("greedy", self.greedy)
+        check_number("gamma", self.gamma, least=0.0)
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..canvas import Canvas
 from ..kernels import STREAM_TIME, uniform
 from .options import Sampler
 from .output import SamplerOutput
-from .rows import Rows
+from .rows import Rows, moved_rows
 from .run import Run
 from .trajectory import Recorder, StepCallback, walk
 
@@ -33,13 +34,13 @@ class FirstHittingSampler(Sampler):
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas
-        times_BL = self._event_times(run)
-        order_BL = times_BL.argsort(dim=1, descending=True, stable=True)
-        times_BL = times_BL.gather(1, order_BL)
+        draw_BL = uniform(canvas.seed, row=canvas.row_numbers, stream=STREAM_TIME).view_as(canvas.z)
+        # Times at the ends of the schedule, or equal in fp32, keep the random order of what they were made of.
+        order_BL = draw_BL.masked_fill(~canvas.movable, -1.0).argsort(dim=1, descending=True, stable=True)
+        times_BL = self._event_times(canvas, draw_BL).gather(1, order_BL)
         counts_B = canvas.movable.sum(1).cpu()
         steps = int(counts_B.max()) if len(counts_B) else 0
-        rows = event_rows(order_BL.cpu(), counts_B, steps)
-        rows = [each.to(canvas.z.device) for each in rows]
+        rows = moved_rows(event_rows(order_BL.cpu(), counts_B, steps), canvas.z.device)
         # The step of a token ends where the next one is revealed; finished sequences stand at 0.
         times_BL = torch.cat((times_BL.clamp(min=0.0), torch.zeros_like(times_BL[:, :1])), dim=1)
 
@@ -51,11 +52,9 @@ class FirstHittingSampler(Sampler):
         recorder.close()
         return run.finish(recorder.history)
 
-    def _event_times(self, run: Run) -> Tensor:
-        """When each position is revealed, fp64 ``[B, L]``, in ``[0, 1]``; -1 where nothing is."""
-        canvas = run.canvas
-        draw = uniform(canvas.seed, row=canvas.row_numbers, stream=STREAM_TIME).view_as(canvas.z)
-        times = self.process.schedule.inverse(1.0 - draw).clamp(0.0, 1.0)
+    def _event_times(self, canvas: Canvas, draw_BL: Tensor) -> Tensor:
+        """When each position is revealed, fp32 ``[B, L]``, in ``[0, 1]``; -1 where nothing is."""
+        times = self.process.schedule.inverse(1.0 - draw_BL).clamp(0.0, 1.0)
         return times.float().masked_fill(~canvas.movable, -1.0)
 
 

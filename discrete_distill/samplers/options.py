@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from ..canvas import Canvas, time_grid
+from ..canvas import Canvas
+from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import Denoiser, MaskedDiffusion
+from ..process.conditions import check_conditions
 from .filtering import TokenLaw
 from .output import SamplerOutput
 from .run import Run
 from .trajectory import StepCallback
+
+CALL_OPTIONS = ("attention_mask", "first_row", "generator", "device", "return_history", "callback", "shape")
 
 Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
 
@@ -42,6 +47,7 @@ class SamplerOptions:
             when the sampler has ended, without waiting for the device in between.
 
     Raises:
+        TypeError: if an option has a wrong type.
         ValueError: if a number is out of range.
     """
 
@@ -58,20 +64,19 @@ class SamplerOptions:
     check: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0.0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature is {self.temperature}; pass a positive finite number (1e-3 is nearly argmax)"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for all tokens, got {self.top_k}")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must lie in (0, 1], or be None, got {self.top_p}")
+        if not isinstance(self.process, MaskedDiffusion):
+            raise TypeError(f"process must be a MaskedDiffusion, got {type(self.process).__name__}")
+        check_number("temperature", self.temperature, above=0.0)
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, above=0.0, most=1.0)
         if self.precision not in (torch.float32, torch.float64):
             raise ValueError(f"precision is torch.float32 or torch.float64, got {self.precision}")
-        if not math.isfinite(self.cfg_scale):
-            raise ValueError(f"cfg_scale must be finite, got {self.cfg_scale}")
-        if self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows must be at least 1, got {self.chunk_rows}")
+        check_number("cfg_scale", self.cfg_scale)
+        check_count("chunk_rows", self.chunk_rows)
+        for name in ("progress", "check", *(("static",) if self.static is not None else ())):
+            check_flag(name, getattr(self, name))
 
     @property
     def token_law(self) -> TokenLaw:
@@ -94,8 +99,10 @@ class SamplerOptions:
         """The canvas and the denoiser of one call.
 
         Raises:
+            TypeError: if a condition has the name of an option.
             ValueError: if ``check`` and no sequence has a mask to fill in, or guidance has nothing to guide by.
         """
+        check_conditions(cond or {}, denoiser, {*CALL_OPTIONS, *(each.name for each in fields(self))})
         canvas = Canvas(
             self.process,
             shape,
@@ -130,7 +137,7 @@ class GridOptions(SamplerOptions):
     Args:
         num_steps: steps; one in which nothing is revealed anywhere costs no call.
         grid: "uniform" in time; "cosine", ``t_k = cos(pi k / 2 K)``, which takes short steps near all mask; or the
-            times themselves, descending, of which there is one more than steps (``num_steps`` is then not used).
+            times themselves, descending, of which there is one more than steps (``num_steps`` may then be left out).
         end: last time of a "uniform" or "cosine" grid. A grid that ends at 0 leaves no mask.
         noise_removal: what becomes of masks that a grid with an ``end`` above 0 leaves: one more pass that draws them
             ("sample") or takes the likeliest tokens ("greedy"), counted when there are any; or nothing ("none").
@@ -148,13 +155,15 @@ class GridOptions(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not 0.0 <= self.end < 1.0:
-            raise ValueError(f"the grid must end in [0, 1), got {self.end}")
-        if self.noise_removal not in ("sample", "greedy", "none"):
-            raise ValueError(f'noise_removal is "sample", "greedy" or "none", got {self.noise_removal!r}')
+        check_count("num_steps", self.num_steps)
+        check_number("end", self.end, least=0.0, below=1.0)
+        check_choice("noise_removal", self.noise_removal, ("sample", "greedy", "none"))
         times = self.times
+        default = GridOptions.__dataclass_fields__["num_steps"].default
+        if not isinstance(self.grid, str) and self.num_steps not in (default, len(times) - 1):
+            raise ValueError(
+                f"the grid has {len(times) - 1} steps, and num_steps is {self.num_steps}; leave num_steps out"
+            )
         if self.noise_removal != "sample" and times[-1] == 0.0:
             raise ValueError(
                 f'noise_removal="{self.noise_removal}" has nothing to do on a grid that ends at 0, where no mask is '
@@ -176,7 +185,7 @@ class GridOptions(SamplerOptions):
 def named_grid(name: str, num_steps: int, end: float) -> list[float]:
     """``num_steps + 1`` times from 1 to ``end``."""
     if name == "uniform":
-        return time_grid(num_steps, device=torch.device("cpu"), end=end).tolist()
+        return [end + (1.0 - end) * (num_steps - step) / num_steps for step in range(num_steps + 1)]
     if name == "cosine":
         cosines = [math.cos(0.5 * math.pi * step / num_steps) for step in range(num_steps)]
         return [end + (1.0 - end) * cosine for cosine in cosines] + [end]
@@ -187,9 +196,17 @@ def checked_grid(grid: Sequence[float] | Tensor, end: float) -> list[float]:
     """The times that a user gives.
 
     Raises:
+        TypeError: if they are no sequence of numbers.
         ValueError: unless they are two or more and descend strictly within ``[0, 1]``.
     """
-    times = [float(time) for time in (grid.tolist() if isinstance(grid, Tensor) else grid)]
+    if isinstance(grid, Tensor):
+        grid = grid.tolist()
+    if not isinstance(grid, Sequence):
+        raise TypeError(f'grid is "uniform", "cosine" or a sequence of times, got {grid!r}')
+    for time in grid:
+        if isinstance(time, bool) or not isinstance(time, Real):
+            raise TypeError(f"a grid holds real numbers, got {time!r}")
+    times = [float(time) for time in grid]
     if len(times) < 2:
         raise ValueError(f"a grid needs two times or more, got {times}")
     outside = [time for time in times if not 0.0 <= time <= 1.0]
@@ -240,6 +257,8 @@ class Sampler(SamplerOptions):
             **cond: passed to the denoiser.
 
         Raises:
+            TypeError: if an argument has a wrong type, a condition has the name of an option, or the denoiser does not
+                take a condition.
             ValueError: if shapes do not fit, or logits were NaN or all -inf somewhere (the row is named).
         """
         run = self.begin(

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..kernels import STREAM_ORDER, SampledRows
 from .filtering import TokenLaw
 from .run import Run, Statistic
@@ -20,8 +21,7 @@ ORDERS = ("confidence", "margin", "entropy")
 
 def check_order(order: str) -> None:
     """Raise ValueError unless the order is known."""
-    if order not in ORDERS:
-        raise ValueError(f"order is one of {', '.join(map(repr, ORDERS))}, got {order!r}")
+    check_choice("order", order, ORDERS)
 
 
 def certainty(order: Order, law: TokenLaw) -> Statistic:

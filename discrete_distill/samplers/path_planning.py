@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from ..checks import check_flag, check_number
 from ..kernels import SampledRows
+from ..process.conditions import call_network, check_keywords
+from .counts import hidden_shares, masks_left
 from .grid import GridSampler, walk_grid
 from .order import rank_of
 from .output import SamplerOutput
@@ -17,31 +19,34 @@ from .rows import Rows, planned_rows
 from .run import Drawn, Run
 from .trajectory import StepCallback
 
-Planner = Callable[[Tensor, Tensor], Tensor]
+Planner = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class PathPlanningSampler(GridSampler):
     """P2 sampling (arXiv 2502.03540).
 
-    A step draws a token for every mask, scores all positions, and masks the ``floor(n (1 - alpha_s))`` of the ``n``
-    movable ones of a sequence that score lowest, written ones among them; where it was masked and is not among the
-    lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written one is ``eta`` times
-    the log-probability that the denoiser's own logits give it now (self-planning), or the planner's.
+    A step draws a token for every mask, scores all positions, and masks those of the ``n`` movable ones of a sequence
+    that score lowest, written ones among them: ``floor(n (1 - alpha_s) / (1 - alpha_1))`` of them. Where it was masked
+    and is not among the lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written
+    one is ``eta`` times the log-probability that the denoiser's own logits give it now (self-planning), or the
+    planner's.
 
     Args:
         process: mask and schedule.
         num_steps: steps; each is one call.
         eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
         planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
-            written tokens; counted among the network evaluations. Self-planning if None.
+            written tokens; passed the attention mask and the conditions where there are any, and counted among the
+            network evaluations. Self-planning if None.
         greedy: the likeliest token in place of a draw.
 
     The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
     denoiser that only knows masked positions needs a planner, or ``eta=0``.
 
     Raises:
-        ValueError: if ``eta`` is negative.
+        TypeError: if an option has a wrong type.
+        ValueError: if ``eta`` is negative, or 0 with a planner that would not be asked.
     """
 
     _: KW_ONLY
@@ -51,14 +56,20 @@ class PathPlanningSampler(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.eta >= 0.0 and math.isfinite(self.eta)):
-            raise ValueError(f"eta must be 0 or more, got {self.eta}")
+        check_flag("greedy", self.greedy)
+        check_number("eta", self.eta, least=0.0)
+        if self.planner is not None and not callable(self.planner):
+            raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
+        if self.planner is not None and self.eta == 0.0:
+            raise ValueError("eta=0 never masks a written token again, so it asks no planner; leave the planner out")
 
     def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         canvas = run.canvas
+        if self.planner is not None:
+            check_keywords(self.planner, self.planner, run.conditions())
         # All movable rows in every step: which they are is known before the first.
         (rows,) = planned_rows([canvas.movable])
-        size_B = canvas.movable.sum(1)
+        left_KB = self._masks_left(run)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             if not rows:
@@ -73,9 +84,8 @@ class PathPlanningSampler(GridSampler):
             assert drawn.statistic is not None
             masked = canvas.masked()
             fresh_BL = run.on_canvas(rows, drawn.log_probs[:, 0], 0.0)
-            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s))
-            hidden_fraction_B = 1.0 - self.process.visible_probability(s.double())
-            kept_B = size_B - torch.floor(hidden_fraction_B * size_B + 1e-6).long()
+            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s, step))
+            kept_B = left_KB[0] - left_KB[step + 1]
             score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(~canvas.movable, float("-inf"))
             kept_BL = rank_of(score_BL) < kept_B[:, None]
             run.write_where(kept_BL & masked, rows, drawn)
@@ -83,13 +93,26 @@ class PathPlanningSampler(GridSampler):
 
         return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
 
-    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor) -> Tensor:
+    def _masks_left(self, run: Run) -> Tensor:
+        """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``."""
+        sizes = run.canvas.movable.sum(1).tolist()
+        shares = hidden_shares(self.process, self.times)
+        left_of = {size: masks_left(shares, size) for size in set(sizes)}
+        return torch.tensor([left_of[size] for size in sizes], device=run.canvas.z.device).T
+
+    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor, step: int) -> Tensor:
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
         assert drawn.statistic is not None
         if self.eta == 0.0:
-            return torch.zeros_like(run.canvas.log_probs)
+            return torch.full_like(run.canvas.log_probs, float("inf"))
         if self.planner is None:
             return self.eta * run.on_canvas(rows, drawn.statistic, 0.0)
         run.other_calls += 1
         filled = torch.where(run.canvas.masked(), run.on_canvas(rows, drawn.tokens[:, 0], 0), run.canvas.z)
-        return self.eta * self.planner(filled, s).float()
+        scores_BL = call_network(self.planner, self.planner, filled, s, cond=run.conditions())
+        if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
+            got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
+            raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")
+        written = run.canvas.movable & ~run.canvas.masked()
+        run.note_bad_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
+        return self.eta * scores_BL.float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_number
 from ..kernels import STREAM_COIN, STREAM_REMASK
 from .grid import GridSampler, walk_grid
 from .output import SamplerOutput
@@ -58,10 +58,8 @@ class ReMaskingSampler(GridSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strategy not in DEFAULT_ETA:
-            raise ValueError(f'strategy is "cap", "rescale" or "conf", got {self.strategy!r}')
-        if not (0.0 <= self.strength <= 1.0 and math.isfinite(self.strength)):
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        check_choice("strategy", self.strategy, tuple(DEFAULT_ETA))
+        check_number("eta", self.strength, least=0.0, most=1.0)
 
     @property
     def strength(self) -> float:

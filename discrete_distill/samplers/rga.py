@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from ..canvas import Canvas
+from ..canvas import Canvas, take_rows
+from ..checks import check_choice, check_count, check_number
 from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
 from ..models.discriminator import Discriminator, RatioNetwork, masked_mean
 from ..process import Denoiser
-from .grid import coin_flags, walk_grid
+from ..process.conditions import call_network, check_keywords
+from .grid import walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
 from .ratio_score import Candidate, CandidateScorer
-from .rows import Rows, planned_rows
-from .run import Run
+from .rows import Rows
+from .run import Run, conditions_of
+from .tilt_plan import TiltGroup, TiltPlan
 from .trajectory import StepCallback
 
 Reward = Callable[..., Tensor]
@@ -56,6 +59,7 @@ class RGASampler(GridOptions):
     The other options are those of `GridOptions` and `SamplerOptions`.
 
     Raises:
+        TypeError: if an option has a wrong type.
         ValueError: if a number is out of range.
     """
 
@@ -68,15 +72,17 @@ class RGASampler(GridOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_candidates < 1:
-            raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}")
-        if not 0.0 <= self.tilt_fraction <= 1.0:
-            raise ValueError(f"tilt_fraction must lie in [0, 1], got {self.tilt_fraction}")
-        if self.normalize not in ("mean", "sum"):
-            raise ValueError(f'normalize is "mean" or "sum", got {self.normalize!r}')
-        if self.rerank_positions not in ("all", "masked"):
-            raise ValueError(f'rerank_positions is "all" or "masked", got {self.rerank_positions!r}')
+        check_count("num_candidates", self.num_candidates)
+        if not isinstance(self.tilt, Sequence) or len(self.tilt) != 2:
+            raise TypeError(f"tilt must be two numbers, at the first and the last tilted step, got {self.tilt!r}")
+        for strength in self.tilt:
+            check_number("tilt", strength)
+        check_number("tilt_fraction", self.tilt_fraction, least=0.0, most=1.0)
+        check_choice("normalize", self.normalize, ("mean", "sum"))
+        check_choice("rerank_positions", self.rerank_positions, ("all", "masked"))
+        check_number("rerank_scale", self.rerank_scale)
 
+    @torch.no_grad()
     def __call__(
         self,
         denoiser: Denoiser,
@@ -103,40 +109,65 @@ class RGASampler(GridOptions):
             TypeError: if steps are to be tilted and the discriminator cannot read embeddings.
             ValueError: as in `AncestralSampler`; or if it returns neither ``[B, L]`` nor ``[B]``.
         """
+        run = self.begin(
+            denoiser,
+            shape,
+            x_init=x_init,
+            attention_mask=attention_mask,
+            writable=writable,
+            first_row=first_row,
+            generator=generator,
+            device=device,
+            cond=cond,
+        )
+        return self.fill(run, discriminator, return_history=return_history, callback=callback)
+
+    def fill(
+        self,
+        run: Run,
+        discriminator: RatioNetwork | Reward | CandidateScorer,
+        *,
+        return_history: bool,
+        callback: StepCallback | None,
+    ) -> SamplerOutput:
+        """Fill in the canvas of ``run``."""
+        self._check_discriminator(run, discriminator)
+        plan = TiltPlan(run, self.times, self.tilted_steps, self.chunk_rows)
+
+        def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
+            rows = plan.revealed[step]
+            if not rows:
+                return
+            if step < self.tilted_steps:
+                assert isinstance(discriminator, Discriminator)
+                self._tilted_step(run, discriminator, plan.masked[step], plan.groups[step], step, t, s)
+            elif self.num_candidates == 1:
+                run.reveal(rows, t, s, step)
+            else:
+                self._reranked_step(run, discriminator, rows, step, t, s)
+
+        return walk_grid(
+            self, run, reverse_step, return_history=return_history, callback=callback, left=plan.revealed[-1]
+        )
+
+    def _check_discriminator(self, run: Run, discriminator: RatioNetwork | Reward | CandidateScorer) -> None:
+        """Refuse one that cannot do what it will be asked for, before anything is drawn."""
         if self.tilted_steps and not isinstance(discriminator, Discriminator):
             raise TypeError(
                 "tilting differentiates through soft embeddings and needs a discrete_distill Discriminator, got "
                 f"{type(discriminator).__name__}; set tilt_fraction=0 to re-rank only"
             )
-        with torch.no_grad():
-            run = self.begin(
-                denoiser,
-                shape,
-                x_init=x_init,
-                attention_mask=attention_mask,
-                writable=writable,
-                first_row=first_row,
-                generator=generator,
-                device=device,
-                cond=cond,
+        if isinstance(discriminator, CandidateScorer) or not (self.tilted_steps or self.num_candidates > 1):
+            return
+        if not callable(discriminator):
+            raise TypeError(
+                "a discriminator is a network of (z, t), a reward of (z, t) or a CandidateScorer, got "
+                f"{type(discriminator).__name__}"
             )
-            plan = _Plan(run, self.times, self.tilted_steps)
-
-            def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-                rows = plan.revealed[step]
-                if not rows:
-                    return
-                if step < self.tilted_steps:
-                    assert isinstance(discriminator, Discriminator)
-                    self._tilted_step(run, discriminator, plan.masked[step], plan.places[step], step, t, s)
-                elif self.num_candidates == 1:
-                    run.reveal(rows, t, s, step)
-                else:
-                    self._reranked_step(run, discriminator, rows, step, t, s)
-
-            return walk_grid(
-                self, run, reverse_step, return_history=return_history, callback=callback, left=plan.revealed[-1]
-            )
+        conditions = run.conditions()
+        if isinstance(discriminator, Discriminator):
+            check_keywords(discriminator, discriminator.from_embeddings, conditions)
+        check_keywords(discriminator, discriminator, conditions)
 
     @property
     def tilted_steps(self) -> int:
@@ -149,39 +180,65 @@ class RGASampler(GridOptions):
         return first + (last - first) * step / max(self.tilted_steps - 1, 1)
 
     def _tilted_step(
-        self, run: Run, discriminator: Discriminator, rows: Rows, places: Tensor, step: int, t: Tensor, s: Tensor
+        self,
+        run: Run,
+        discriminator: Discriminator,
+        rows: Rows,
+        groups: list[TiltGroup],
+        step: int,
+        t: Tensor,
+        s: Tensor,
     ) -> None:
-        """Logits of all masked ``rows`` of sequences that reveal any, drawn and written at ``places`` among them."""
-        logits_NV = run.logits(rows, t, s)(slice(None))
-        gradient_NV = self.reward_gradient(run.canvas, discriminator, rows.index, logits_NV, t)
+        """Logits of all masked ``rows`` of sequences that reveal any, tilted and drawn group by group."""
+        canvas = run.canvas
+        logits_of = run.logits(rows, t, s)
         # A forward pass, and a backward pass that is two.
         run.other_calls += 3
-        revealed = Rows(rows.index[places], rows.sequences, rows.compact[places])
-        drawn = run.law.draw(
-            logits_NV[places],
-            seed=run.canvas.seed,
-            rows=run.canvas.row_numbers[revealed.index],
-            step=step,
-            tilt=gradient_NV[places],
-            tilt_scale=self.strength(step),
-        )
-        run.write(revealed, drawn.tokens[:, 0], drawn.log_probs[:, 0])
+        bad, index, tokens, log_probs = [], [], [], []
+        for group in groups:
+            logits_NV = logits_of(group.part)
+            if run.check:
+                run.check_logits(logits_NV, rows.index[group.part], None, step)
+            cond = {name: take_rows(value, group.sequences, canvas.batch) for name, value in run.cond.items()}
+            gradient_NV = self.reward_gradient(
+                canvas.part(group.sequences), discriminator, group.compact, logits_NV, t[group.sequences], **cond
+            )
+            bad.append(~gradient_NV.isfinite().all(1))
+            revealed = rows.index[group.part][group.places]
+            drawn = run.law.draw(
+                logits_NV[group.places],
+                seed=canvas.seed,
+                rows=canvas.row_numbers[revealed],
+                step=step,
+                tilt=torch.nan_to_num(gradient_NV[group.places], nan=0.0),
+                tilt_scale=self.strength(step),
+            )
+            index.append(revealed)
+            tokens.append(drawn.tokens[:, 0])
+            log_probs.append(drawn.log_probs[:, 0])
+        run.note_bad_scores(run.on_canvas(rows, torch.cat(bad), False).any(1), step)
+        at = torch.cat(index)
+        run.write(Rows(at, None, at), torch.cat(tokens), torch.cat(log_probs))
 
     def reward_gradient(
-        self, canvas: Canvas, discriminator: Discriminator, rows: Tensor, logits_NV: Tensor, t: Tensor
+        self, canvas: Canvas, discriminator: Discriminator, rows: Tensor, logits_NV: Tensor, t: Tensor, **cond: Any
     ) -> Tensor:
-        """``d reward / d log p`` at masked positions ``rows``, ``[N, V]``; parameters collect no gradient."""
+        """``d reward / d log p`` at masked positions ``rows``, ``[N, V]``, NaN in a sequence whose reward is no number;
+        parameters collect no gradient."""
         with torch.enable_grad():
             log_probs_NV = self.process.masked_log_probs(logits_NV.detach()).requires_grad_()
             embedding_VD = discriminator.embedding_weight().detach()
             soft_ND = log_probs_NV.softmax(-1).to(embedding_VD.dtype) @ embedding_VD
             hard_BLD = discriminator.backbone.embed(canvas.z).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
-            logits_BL = discriminator.from_embeddings(h_BLD, t, attention_mask=canvas.attention_mask)
-            reward = self._reward(logits_BL, canvas.masked())
-            (gradient,) = torch.autograd.grad(reward.sum(), log_probs_NV)
+            logits_BL = call_network(
+                discriminator, discriminator.from_embeddings, h_BLD, t, cond=conditions_of(canvas, cond)
+            )
+            reward_B = self._reward(logits_BL, canvas.masked())
+            (gradient_NV,) = torch.autograd.grad(reward_B.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.
-        return torch.nan_to_num(gradient, nan=0.0)
+        reward_N1 = reward_B.detach()[rows // canvas.z.shape[1], None]
+        return torch.where(reward_N1.isfinite(), gradient_NV, torch.nan)
 
     def _reranked_step(
         self,
@@ -201,27 +258,36 @@ class RGASampler(GridOptions):
         else:
             run.other_calls += self.num_candidates
             scores = [
-                self._candidate_scores(canvas, discriminator, rows.index, tokens, s)
+                self._candidate_scores(canvas, discriminator, rows.index, tokens, s, run.cond)
                 for tokens in drawn.tokens.unbind(1)
             ]
-        chosen_B = self._choose(canvas, step, torch.stack(scores, dim=1))
+        scores_BM = torch.stack(scores, dim=1)
+        asked_B = torch.zeros_like(run.bad_scores).index_fill(0, rows.index // canvas.z.shape[1], True)
+        run.note_bad_scores(self._weights(scores_BM).isnan().any(1) & asked_B, step)
+        chosen_B = self._choose(canvas, step, scores_BM)
         pick = chosen_B[rows.index // canvas.z.shape[1], None]
         run.write(rows, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
 
     def _candidate_of(self, run: Run, rows: Rows, tokens: Tensor, step: int, s: Tensor) -> Candidate:
         canvas = run.canvas
-        mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
         draw = canvas.uniform(step, STREAM_REMASK)
         z = with_tokens(canvas, rows.index, tokens)
-        return Candidate(z, s, rows.index, canvas.movable, draw, {**mask, **run.cond})
+        return Candidate(z, s, rows.index, canvas.movable, draw, run.conditions())
 
     def _candidate_scores(
-        self, canvas: Canvas, discriminator: RatioNetwork | Reward, rows: Tensor, tokens: Tensor, s: Tensor
+        self,
+        canvas: Canvas,
+        discriminator: RatioNetwork | Reward,
+        rows: Tensor,
+        tokens: Tensor,
+        s: Tensor,
+        cond: Mapping[str, Any],
     ) -> Tensor:
         """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
         candidate = with_tokens(canvas, rows, tokens)
-        mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
-        verdict = discriminator(candidate, s, **mask)
+        verdict = call_network(discriminator, discriminator, candidate, s, cond=conditions_of(canvas, cond))
+        if not isinstance(verdict, Tensor):
+            raise TypeError(f"a discriminator or a reward returns a tensor, got {type(verdict).__name__}")
         if verdict.shape == candidate.shape[:1]:
             return verdict.float()
         if verdict.shape != candidate.shape:
@@ -242,30 +308,12 @@ class RGASampler(GridOptions):
         """Candidate of each sequence, drawn from ``softmax(scale * score)``, int64 ``[B]``."""
         numbers = torch.arange(canvas.batch, device=scores_BM.device) + canvas.first_row
         draw = uniform(canvas.seed, row=numbers, step=step, stream=STREAM_CANDIDATE)
-        cumulative = torch.softmax(self.rerank_scale * scores_BM.double(), dim=1).cumsum(1)
+        cumulative = self._weights(scores_BM).cumsum(1)
         return (draw[:, None] > cumulative).sum(1).clamp(max=self.num_candidates - 1)
 
-
-class _Plan:
-    """Rows of every step, planned from the coins.
-
-    Attributes:
-        revealed: what each step reveals, and at last what no step does.
-        masked: of each tilted step, all masked rows of the sequences that reveal any: what a tilt depends on.
-        places: of each tilted step, where the revealed rows stand among those.
-    """
-
-    def __init__(self, run: Run, times: list[float], tilted_steps: int) -> None:
-        flags, left = coin_flags(run, times)
-        self.revealed = planned_rows([*flags, left])
-        still, asked, among = run.canvas.masked(), [], []
-        for revealed in flags[:tilted_steps]:
-            asked.append(still & revealed.any(1, keepdim=True))
-            still = still & ~revealed
-        self.masked = planned_rows(asked)
-        for masked_rows, rows in zip(self.masked, self.revealed, strict=False):
-            among.append(torch.searchsorted(masked_rows.index, rows.index))
-        self.places = among
+    def _weights(self, scores_BM: Tensor) -> Tensor:
+        """``softmax(scale * score)`` over candidates, fp64 ``[B, M]``; NaN where the scores choose nothing."""
+        return torch.softmax(self.rerank_scale * scores_BM.double(), dim=1)
 
 
 def with_tokens(canvas: Canvas, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -35,12 +35,6 @@ class Rows:
     def __bool__(self) -> bool:
         return len(self.index) > 0
 
-    def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
-        chosen = None if self.sequences is None else self.sequences.to(device)
-        active = None if self.active is None else self.active.to(device)
-        return Rows(self.index.to(device), chosen, self.compact.to(device), active)
-
 
 def rows_at(flags_BL: Tensor) -> Rows:
     """The rows that are flagged, ascending. On an accelerator this waits for it."""
@@ -68,4 +62,18 @@ def planned_rows(flags: Sequence[Tensor]) -> list[Rows]:
     device = flags[0].device
     if device.type == "cpu":
         return [rows_at(each) for each in flags]
-    return [rows_at(each).to(device) for each in torch.stack(list(flags)).cpu()]
+    return moved_rows([rows_at(each) for each in torch.stack(list(flags)).cpu()], device)
+
+
+def moved_rows(rows: Sequence[Rows], device: torch.device) -> list[Rows]:
+    """Planned rows (without padding) on another device, in one copy."""
+    parts = [part for each in rows for part in (each.index, each.sequences, each.compact) if part is not None]
+    moved = iter(moved_together(parts, device))
+    return [Rows(next(moved), None if each.sequences is None else next(moved), next(moved)) for each in rows]
+
+
+def moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Int64 tensors of one dimension on another device, in one copy."""
+    if not tensors:
+        return []
+    return list(torch.cat(list(tensors)).to(device).split([len(each) for each in tensors]))

@@ -5,20 +5,20 @@ Shape suffixes: B batch, L length, V vocabulary, N rows, n rows of a chunk, M ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas, take_rows
+from ..canvas import Canvas, check_rows, take_rows
 from ..kernels import SampledRows
-from ..process import Denoiser, FeatureDenoiser, ignores_time, step_kwargs
+from ..process import Denoiser, ignores_time, logits_in_parts
+from ..process.denoiser import LogitsOfPart
 from .filtering import TokenLaw
 from .output import SamplerOutput
 from .rows import Rows, padded_rows, rows_at
 
-LogitsOfPart = Callable[[slice], Tensor]
 Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
 """``statistic(logits [n, V], drawn, part) -> [n]``: a number for each row, taken while its logits are there."""
 
@@ -45,6 +45,7 @@ class Run:
         static: shapes that do not depend on data, and no waiting for the device.
 
     Raises:
+        TypeError: if a condition has an entry for each sequence and is no tensor.
         ValueError: if guidance has nothing to guide by.
     """
 
@@ -62,7 +63,11 @@ class Run:
     ) -> None:
         self.canvas, self.denoiser, self.law, self.cond = canvas, denoiser, law, cond
         self.cfg_scale, self.chunk_rows, self.check, self.static = cfg_scale, chunk_rows, check, static
+        check_rows(cond, canvas.batch)
         self.nfe = self.other_calls = 0
+        # Rows without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if `check`.
+        self.bad_rows = torch.zeros_like(canvas.movable)
+        self.bad_scores = torch.zeros_like(canvas.movable[:, 0])
         self.given = ~canvas.movable & ~canvas.process.is_masked(canvas.z)
         if cfg_scale != 1.0 and not cond and canvas.unconditional:
             raise ValueError(
@@ -71,6 +76,10 @@ class Run:
             )
         # All sequences are the same until something is written, unless something else tells them apart.
         self.all_alike = canvas.unconditional and canvas.attention_mask is None and not cond
+
+    def conditions(self) -> dict[str, Any]:
+        """What every network is passed beside tokens and times: the conditions, and the attention mask, if any."""
+        return conditions_of(self.canvas, self.cond)
 
     def select(self, flags_BL: Tensor, capacity: int | None = None) -> Rows:
         """The flagged rows; in a static run padded to ``capacity``, by default to all rows."""
@@ -111,13 +120,8 @@ class Run:
     def _call(self, x: Tensor, t: Tensor, s: Tensor, places: Tensor, cond: dict[str, Any]) -> LogitsOfPart:
         """One call of the denoiser; its head, if it has one, runs on the rows of a part when they are asked for."""
         self.nfe += 1
-        cond = {**cond, **step_kwargs(self.denoiser, s)}
-        if isinstance(self.denoiser, FeatureDenoiser):
-            project = self.denoiser.project
-            features_ND = self.denoiser.features(x, t, **cond).flatten(0, 1)[places]
-            return lambda part: project(features_ND[part])
-        logits_rV = self.denoiser(x, t, **cond).flatten(0, 1)
-        return lambda part: logits_rV[places[part]]
+        largest_id = self.canvas.largest_id
+        return logits_in_parts(self.denoiser, x, t, places, s=s, cond=cond, largest_id=largest_id)
 
     def draw(
         self,
@@ -153,7 +157,7 @@ class Run:
             active = None if rows.active is None else rows.active[part]
             logits_nV = logits_of(part)
             if self.check:
-                self._check_logits(logits_nV, rows.index[part], active, step)
+                self.check_logits(logits_nV, rows.index[part], active, step)
             if greedy:
                 drawn = self.law.likeliest(logits_nV, active=active, return_entropy=return_entropy)
             else:
@@ -170,6 +174,8 @@ class Run:
             if statistic is not None:
                 statistics.append(statistic(logits_nV, drawn, part))
         tokens, log_probs = torch.cat([part.tokens for part in parts]), torch.cat([part.log_probs for part in parts])
+        bad_BL = self.on_canvas(rows, log_probs.isnan().any(1), False)
+        self.bad_rows = self.bad_rows | (bad_BL & self.canvas.masked())
         return Drawn(tokens, log_probs, torch.cat(statistics) if statistics else None)
 
     def reveal(
@@ -188,7 +194,7 @@ class Run:
         self.canvas.write(rows.index, tokens, log_probs)
         self.all_alike = False
 
-    def on_canvas(self, rows: Rows, values: Tensor, blank: float) -> Tensor:
+    def on_canvas(self, rows: Rows, values: Tensor, blank: float | bool) -> Tensor:
         """``[B, L]`` with ``values`` ``[N]`` at active rows and ``blank`` elsewhere."""
         if rows.active is not None:
             values = torch.where(rows.active, values, blank)
@@ -211,7 +217,9 @@ class Run:
         canvas.z = torch.where(chosen_BL, canvas.process.mask_token_id, canvas.z)
         canvas.log_probs = torch.where(chosen_BL, 0.0, canvas.log_probs)
 
-    def _check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
+    def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
+        """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
+        draw; waits for the device."""
         words_nV = self.law.without_mask(self.law.restrict(logits_nV))
         reasons = {
             "are NaN": words_nV.isnan().any(1),
@@ -227,6 +235,24 @@ class Run:
                     "(the mask's own aside), so there is no token to draw"
                 )
 
+    def note_bad_scores(self, bad_B: Tensor, step: int) -> None:
+        """Remember sequences whose scores, by a discriminator, a reward or a planner, were no numbers.
+
+        Raises:
+            ValueError: at once if ``check``, which waits for the device; else when the sampler has ended.
+        """
+        self.bad_scores = self.bad_scores | bad_B
+        if self.check:
+            self._raise_bad_scores(f"step {step}, ")
+
+    def _raise_bad_scores(self, when: str = "") -> None:
+        if bool(self.bad_scores.any()):
+            sequence = int(self.bad_scores.nonzero()[0, 0]) + self.canvas.first_row
+            raise ValueError(
+                f"{when}sequence {sequence}: scores of the discriminator, the reward or the planner were NaN or +inf, "
+                "or -inf for all candidates, so they choose nothing"
+            )
+
     def _place(self, index: int) -> tuple[int, int]:
         length = self.canvas.z.shape[1]
         return index // length + self.canvas.first_row, index % length
@@ -235,17 +261,25 @@ class Run:
         """What the call returns.
 
         Raises:
-            ValueError: if somewhere there was nothing to draw from; looked up once, here.
+            ValueError: if somewhere there was nothing to draw from, or scores chose nothing; looked up once, here.
         """
         canvas = self.canvas
-        bad = canvas.log_probs.isnan()
+        bad = self.bad_rows | canvas.log_probs.isnan()
         if bool(bad.any()):
             sequence, position = self._place(int(bad.flatten().nonzero()[0, 0]))
             raise ValueError(
                 f"sequence {sequence}, position {position}: logits of the denoiser were NaN, +inf or all -inf there "
                 "(the mask's own aside), so there was no token to draw; check=True names the step and the reason"
             )
+        if self.other_calls:
+            self._raise_bad_scores()
         return SamplerOutput(canvas.z, self.nfe, self.nfe + self.other_calls, canvas.log_probs, history)
+
+
+def conditions_of(canvas: Canvas, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions, and the attention mask of the canvas where there is one."""
+    mask = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
+    return {**mask, **cond}
 
 
 def guided(conditional_nV: Tensor, unconditional_nV: Tensor, scale: float) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -14,10 +16,13 @@ from torch import Generator, Tensor
 
 from ..canvas import Canvas
 from ..process import Denoiser
+from ..process.denoiser import check_ids
 from .ancestral import AncestralSampler
 from .output import SamplerOutput
 from .rows import Rows
 from .run import Run
+
+AutocastSetting = tuple[bool, torch.dtype]
 
 
 class StaticSampler:
@@ -29,7 +34,8 @@ class StaticSampler:
     always.
 
     On CUDA the whole trajectory is captured as a graph on the first call and replayed from then on: the seed is a
-    device tensor. Elsewhere the same operations run one by one.
+    device tensor. A call under another autocast setting captures the graph again. Elsewhere the same operations run one
+    by one.
 
     Args:
         sampler: what is replayed.
@@ -39,8 +45,9 @@ class StaticSampler:
         capture: capture a CUDA graph; by default on CUDA.
 
     Raises:
-        ValueError: if the sampler is asked for what needs the host in between (``check``), or a graph is to be captured
-            without CUDA.
+        TypeError: if the sampler is no `AncestralSampler`.
+        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``) or for
+            guidance, or a graph is to be captured without CUDA.
     """
 
     def __init__(
@@ -52,6 +59,18 @@ class StaticSampler:
         device: torch.device | str = "cpu",
         capture: bool | None = None,
     ) -> None:
+        if type(sampler) is not AncestralSampler:
+            raise TypeError(
+                f"an AncestralSampler is replayed, got {type(sampler).__name__}, whose rows depend on more than coins"
+            )
+        if sampler.cfg_scale != 1.0:
+            raise ValueError(
+                f"cfg_scale = {sampler.cfg_scale} guides by a prompt or a condition, and a StaticSampler has neither; "
+                "leave it at 1"
+            )
+        if sampler.progress:
+            raise ValueError("progress=True shows single steps, and a graph is replayed as a whole; leave it out")
+        check_ids(denoiser, sampler.process.mask_token_id)
         if sampler.check:
             raise ValueError("check=True looks at logits in every step, which waits for the device; leave it out")
         self.sampler, self.denoiser, self.shape = sampler, denoiser, shape
@@ -70,7 +89,9 @@ class StaticSampler:
         self.capacities = row_capacities(self.reveal_probabilities, shape[0] * shape[1])
         self.room = torch.tensor(self.capacities, device=self.device)
         self.calls = 0
-        self._graph: tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._captured_under: AutocastSetting | None = None
 
     @torch.no_grad()
     def __call__(self, generator: Generator | None = None) -> SamplerOutput:
@@ -123,19 +144,27 @@ class StaticSampler:
         return step_of_BL.flatten()
 
     def _replay(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._graph is None:
-            side = torch.cuda.Stream(self.device)
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):
-                self.trajectory()
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                outputs = self.trajectory()
-            self._graph = graph, outputs
-        graph, outputs = self._graph
-        graph.replay()
-        return outputs
+        setting = autocast_setting(self.device)
+        if self._graph is None or self._captured_under != setting:
+            self._graph = self._outputs = None  # Frees the memory of the previous graph first.
+            with torch.cuda.device(self.device), casting_anew(self.device):
+                self._graph, self._outputs = self._capture()
+            self._captured_under = setting
+        self._graph.replay()
+        assert self._outputs is not None
+        return self._outputs
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor]]:
+        """A graph of the trajectory on the current device, after one warm-up, and the tensors it writes."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            self.trajectory()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.trajectory()
+        return graph, outputs
 
     def _plain(self) -> SamplerOutput:
         run = self.sampler.begin(self.denoiser, self.shape, device=self.device, generator=Generator())
@@ -143,6 +172,24 @@ class StaticSampler:
         out = self.sampler.fill(run, return_history=False, callback=None)
         out.nfe, out.network_evaluations = out.nfe + self.calls, out.network_evaluations + self.calls
         return out
+
+
+def autocast_setting(device: torch.device) -> AutocastSetting:
+    """Whether autocast is enabled on the device, and its dtype."""
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+@contextmanager
+def casting_anew(device: torch.device) -> Iterator[None]:
+    """The current autocast setting without its cache of cast weights.
+
+    The cache is freed when the caller leaves autocast. A graph captured with it would read freed memory, and would not
+    follow weights that change in place.
+    """
+    enabled, dtype = autocast_setting(device)
+    torch.clear_autocast_cache()
+    with torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=False):
+        yield
 
 
 def row_capacities(reveal_probabilities: list[float], positions: int) -> list[int]:

@@ -12,6 +12,17 @@ StepCallback = Callable[[int, Tensor], None]
 ReverseStep = Callable[[int, Tensor, Tensor], None]
 
 
+def checked_callback(callback: StepCallback | None) -> StepCallback | None:
+    """The callback, if it can be called.
+
+    Raises:
+        TypeError: if it cannot.
+    """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a function of (step, state), got {type(callback).__name__}")
+    return callback
+
+
 class Recorder:
     """Notes the state after each step.
 
@@ -32,7 +43,7 @@ class Recorder:
         total: int | None = None,
         progress: bool = False,
     ) -> None:
-        self.run, self.callback = run, callback
+        self.run, self.callback = run, checked_callback(callback)
         self.history = [run.canvas.z] if return_history else None
         self.steps = 0
         self.bar = None

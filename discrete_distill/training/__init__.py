@@ -2,15 +2,18 @@
 
 from .checkpoint import CheckpointStore
 from .health import explain
+from .lock import FolderInUse, folder_lock
 from .loop import LoopConfig, TrainingDiverged, TrainingLoop
 from .metrics import read_metrics
 from .optimization import Learner, OptimizerConfig
 from .parallel import ParallelConfig, replicate, shard
 from .processes import gather_in_order, my_share
 from .seeding import fold_seed, step_generator
+from .stored_settings import flat_settings, refuse_changes
 
 __all__ = [
     "CheckpointStore",
+    "FolderInUse",
     "Learner",
     "LoopConfig",
     "OptimizerConfig",
@@ -18,10 +21,13 @@ __all__ = [
     "TrainingDiverged",
     "TrainingLoop",
     "explain",
+    "flat_settings",
     "fold_seed",
+    "folder_lock",
     "gather_in_order",
     "my_share",
     "read_metrics",
+    "refuse_changes",
     "replicate",
     "shard",
     "step_generator",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,12 +13,17 @@ from typing import IO, Any
 
 import torch
 
+from ..checks import check_count
+
+NAME = re.compile(r"step-(\d{8,})")
 STATE_FILE = "state.pt"
 DIGEST_FILE = "digest.json"
 
 
 class CheckpointStore:
-    """A folder of checkpoints ``step-00001000/``, of which the last ``keep`` stay.
+    """A folder of checkpoints ``step-00001000/``, of which the last ``keep`` undamaged ones stay.
+
+    Only folders of exactly such a name are read, counted or removed: copies with other names and links are left alone.
 
     Args:
         directory: where they are; made on the first save.
@@ -25,13 +31,14 @@ class CheckpointStore:
 
     Raises:
         ValueError: if ``keep`` is below 1.
+        TypeError: if it is not an integer.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError(f"at least one checkpoint must be kept, got keep = {keep}")
+        check_count("keep", keep)
         self.directory = Path(directory)
         self.keep = keep
+        self._damaged: set[str] = set()
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state of ``step``; only when all of it is on disk does it get its name.
@@ -49,9 +56,17 @@ class CheckpointStore:
         except (OSError, RuntimeError) as error:  # PyTorch's writer turns a failed write into a RuntimeError.
             shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"cannot write the checkpoint {final} ({error}); {self._what_is_left()}") from error
-        for old in self._folders()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._damaged.discard(final.name)
+        self._remove_old(step)
         return final
+
+    def _remove_old(self, step: int) -> None:
+        """Keep the newest whole checkpoints up to ``step``. Later ones could not be resumed from and count for nothing:
+        otherwise one damaged file would cost every new checkpoint its place."""
+        folders = [folder for folder in self._folders() if _step_of(folder) <= step]
+        whole = [folder for folder in folders if folder.name not in self._damaged]
+        for old in {*folders} - {*whole[-self.keep :]}:
+            shutil.rmtree(old, ignore_errors=True)
 
     def load_latest(self, map_location: str | torch.device = "cpu") -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest undamaged checkpoint, or None. Pickled code is never run."""
@@ -59,8 +74,15 @@ class CheckpointStore:
         for folder in reversed(self._folders()):
             problem = _problem_with(folder)
             if problem is None:
-                state = torch.load(folder / STATE_FILE, map_location=map_location, weights_only=True)
-                return _step_of(folder), state
+                try:
+                    state = torch.load(folder / STATE_FILE, map_location=map_location, weights_only=True)
+                except Exception as error:  # whatever the reader of pickles raises, an older checkpoint may be whole
+                    problem = f"its state cannot be read: {' '.join(str(error).split())[:200]}"
+                else:
+                    if isinstance(state, dict):
+                        return _step_of(folder), state
+                    problem = f"its state is of type {type(state).__name__}"
+            self._damaged.add(folder.name)
             warnings.warn(f"checkpoint {folder} is damaged ({problem}); trying the one before it", stacklevel=2)
         return None
 
@@ -87,7 +109,7 @@ class CheckpointStore:
     def _finish_replacing(self) -> None:
         for replaced in self.directory.glob(".step-*.replaced"):
             final = self.directory / replaced.name.removeprefix(".").removesuffix(".replaced")
-            if not final.exists():
+            if NAME.fullmatch(final.name) and not final.exists():
                 replaced.rename(final)
 
     def _what_is_left(self) -> str:
@@ -97,11 +119,16 @@ class CheckpointStore:
         return f"the one before it, {whole[-1]}, is whole: make room or choose another folder, and run again to resume"
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.directory.glob("step-*") if path.is_dir())
+        found = [
+            path
+            for path in self.directory.glob("step-*")
+            if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ]
+        return sorted(found, key=_step_of)
 
 
 class _HashingWriter:
-    """Passes what is written on to a stream and hashes it on the way: a copy that the disk spoilt is found out."""
+    """Passes what is written on to a stream and hashes it on the way, so that corruption is detected."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -122,9 +149,11 @@ def _step_of(folder: Path) -> int:
 def _problem_with(folder: Path) -> str | None:
     try:
         digest = json.loads((folder / DIGEST_FILE).read_text())
-        if _sha256(folder / STATE_FILE) != digest["sha256"]:
+        if not isinstance(digest, dict) or digest.get("step") != _step_of(folder):
+            return f"its {DIGEST_FILE} does not name its step"
+        if _sha256(folder / STATE_FILE) != digest.get("sha256"):
             return "its contents do not match their checksum"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +14,17 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
+from ..checks import check_all_counts, check_count
 from ..collective import num_processes
+from ..streams import LastingStream
 from .checkpoint import CheckpointStore
 from .health import explain
-from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics
+from .lock import folder_lock
+from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics, set_aside
 from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
+from .stored_settings import Setting, refuse_changes
 from .tracking import NoTracker, Tracker, TrackerName, check_tracker, make_tracker
 
 
@@ -40,7 +46,8 @@ class LoopConfig:
         log_every: steps between lines of ``metrics.jsonl``, which hold means over those steps.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay on disk.
-        skip_limit: updates in a row with a non-finite loss or gradient after which the run stops.
+        skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
+            the run, or 5.
         track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
     """
 
@@ -53,9 +60,8 @@ class LoopConfig:
     track: TrackerName = "none"
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_all_counts(self, "num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit")
+        check_count("seed", self.seed, least=-(2**63))
         check_tracker(self.track)
 
 
@@ -80,6 +86,8 @@ class TrainingLoop:
         rank: of this process; only rank 0 writes.
         device: of the generators.
         quiet: no progress bar.
+        settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
+            that is resumed with others is refused. The seed of ``config`` is always among them.
     """
 
     def __init__(
@@ -94,8 +102,10 @@ class TrainingLoop:
         rank: int = 0,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.config = config
+        self.settings = {"seed": config.seed, **(settings or {})}
         self.directory = Path(directory)
         self.parts = parts
         self.step_fn = step_fn
@@ -118,12 +128,20 @@ class TrainingLoop:
             TrainingDiverged: see ``LoopConfig.skip_limit``.
             KeyboardInterrupt: after an interruption was saved.
             OSError: if the folder cannot be written; checkpoints that were are as they were.
+            FolderInUse: if another process trains in the folder.
+            ValueError: if the folder holds a run with other settings, or one that is longer than this.
         """
+        with folder_lock(self.directory) if self.rank == 0 else nullcontext():
+            return self._run()
+
+    def _run(self) -> list[dict[str, float]]:
         self.directory.mkdir(parents=True, exist_ok=True)
         first = self._resume()
         started = time.perf_counter()
         quiet = self.quiet or self.rank > 0
-        bar = tqdm(total=self.config.num_steps, initial=first, desc=self.label, disable=quiet)
+        bar = tqdm(
+            total=self.config.num_steps, initial=first, desc=self.label, disable=quiet, file=LastingStream(sys.stderr)
+        )
         self.tracker = self._make_tracker(first)
         with bar, stop_requests() as stop_requested:
             try:
@@ -159,9 +177,15 @@ class TrainingLoop:
         check_all_equal(0 if found is None else found[0], "checkpoints", remedy, self.device)
         if found is None:
             if self.rank == 0:
-                (self.directory / METRICS_FILE).unlink(missing_ok=True)
+                set_aside(self.directory / METRICS_FILE)
             return 0
         step, state = found
+        refuse_changes(state.get("settings", self.settings), self.settings, where=self.directory)
+        if step > self.config.num_steps:
+            raise ValueError(
+                f"the run in {self.directory} is at step {step}, beyond num_steps = {self.config.num_steps}; give as "
+                "many steps or more, or choose another folder"
+            )
         missing = sorted(self.parts.keys() - state.keys())
         if missing:
             raise ValueError(
@@ -184,7 +208,8 @@ class TrainingLoop:
         # All processes take part: what is sharded is gathered.
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         if self.rank == 0:
-            self.store.save(step, {**state, "seconds": seconds, "window": self.window.state_dict()})
+            more = {"seconds": seconds, "window": self.window.state_dict(), "settings": self.settings}
+            self.store.save(step, {**state, **more})
 
     def _log(self, step: int, seconds: float, metrics: dict[str, float], bar: tqdm) -> None:
         entry = {"step": float(step), "seconds": round(seconds, 3), **metrics}
@@ -202,10 +227,12 @@ class TrainingLoop:
             if name in self._told or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
                 continue
             self._told.add(name)
-            bar.write(f"{self.label}, step {step}: {sentence}")
+            bar.write(f"{self.label}, step {step}: {sentence}", file=LastingStream(sys.stdout))
 
     def _check_divergence(self, step: int) -> None:
-        if self.window.consecutive_skips >= self.config.skip_limit:
+        limit = min(self.config.skip_limit, max(5, self.config.num_steps // 4))
+        all_skipped = step == self.config.num_steps and self.window.consecutive_skips >= self.config.num_steps
+        if self.window.consecutive_skips >= limit or all_skipped:
             raise TrainingDiverged(
                 f"{self.window.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
                 f"(step {step}); lower the learning rate, or use fp32"

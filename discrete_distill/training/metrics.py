@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,15 +52,32 @@ class MetricWindow:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """Entries of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """Entries of ``metrics.jsonl``. Lines that cannot be read are left out: the last one may be cut short by a kill,
+    and others are named in a warning."""
     file = Path(directory) / METRICS_FILE
-    entries: list[dict[str, float]] = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    entries = [_entry(line) for line in lines]
+    damaged = [number for number, entry in enumerate(entries, start=1) if entry is None and number < len(lines)]
+    if damaged:
+        warnings.warn(f"{file}: line {damaged[0]} is damaged ({len(damaged)} in all) and left out", stacklevel=2)
+    return [entry for entry in entries if entry is not None]
+
+
+def _entry(line: bytes) -> dict[str, float] | None:
+    """Numbers by name, "step" among them; None for anything else."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or "step" not in entry:
+        return None
+    return entry if all(isinstance(value, int | float) for value in entry.values()) else None
+
+
+def set_aside(file: Path) -> None:
+    """Rename a log of which no checkpoint is left, so that a run from the start has its own."""
+    if file.exists():
+        file.replace(file.with_suffix(".previous.jsonl"))
 
 
 def append_metrics(directory: Path, entry: dict[str, float]) -> None:
@@ -91,6 +109,8 @@ def _writing(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"cannot write {file} ({error}); checkpoints are as they were: make room, and run again to resume"
-        ) from error
+        if file.parent.exists():
+            remedy = "checkpoints are as they were: make room, and run again to resume"
+        else:
+            remedy = "the folder was removed while the run wrote to it: run again to start from the first step"
+        raise OSError(f"cannot write {file} ({error}); {remedy}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..checks import check_count, check_number
 from ..collective import mean_over_processes
 from .parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
+from .stored_settings import flat_settings, refuse_changes
+
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclass(kw_only=True)
@@ -29,21 +33,30 @@ class OptimizerConfig:
         schedule: what follows: constant, or a cosine or a line down to zero (paper: constant).
         gradient_clip: greatest gradient norm; 0 for none (paper: 1.0).
         ema_decay: of the averaged weights, per update; 0 for none (paper: 0.999).
+
+    Raises:
+        ValueError: if a number is out of range or not finite.
+        TypeError: if it is not a number.
     """
 
     learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Schedule = "constant"
     gradient_clip: float = 1.0
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0.0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        check_number("learning_rate", self.learning_rate, above=0.0)
+        check_number("weight_decay", self.weight_decay, least=0.0)
+        check_number("gradient_clip", self.gradient_clip, least=0.0)
+        check_number("ema_decay", self.ema_decay, least=0.0, below=1.0)
+        check_count("warmup_steps", self.warmup_steps, least=0)
+        for beta in self.betas:
+            check_number("betas", beta, least=0.0, below=1.0)
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule is one of {get_args(Schedule)}, got {self.schedule!r}")
 
 
 class Learner:
@@ -62,7 +75,8 @@ class Learner:
         has_gradient: whether `backward` was called since the last update.
 
     Raises:
-        ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here.
+        ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here, or if a
+            parameter of the network is not finite.
     """
 
     def __init__(
@@ -77,6 +91,7 @@ class Learner:
 
         if accelerator.scaler is not None:
             raise ValueError("mixed precision fp16 is not supported; use bf16, or no mixed precision")
+        _check_finite(module)
         self.module = module
         self.config = config
         self.accelerator = accelerator
@@ -163,13 +178,21 @@ class Learner:
             "scheduler": self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "skipped": self.skipped,
+            "config": flat_settings(self.config),
         }
         return gathered(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; strict."""
+        """Continue from `state_dict`; strict.
+
+        Raises:
+            ValueError: if the state was made with another configuration, naming what differs.
+        """
+        now = flat_settings(self.config)
+        refuse_changes(state.get("config", now), now, where="the checkpoint")
         _load_weights(self.module, state["module"])
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
+        # The rates of this run's schedule: its length may have changed.
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
             _load_weights(self.average, state["average"])
@@ -182,6 +205,16 @@ class Learner:
             for number, entry in optimizer_state["state"].items()
         }
         return {**optimizer_state, "state": moments}
+
+
+def _check_finite(module: nn.Module) -> None:
+    """Refuse parameters from which no update leads back to numbers."""
+    bad = [name for name, parameter in module.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} parameters of {type(module).__name__} have NaN or infinite values, {bad[0]} first; start from "
+            "other weights"
+        )
 
 
 def _load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from ..collective import num_processes
 from ..process import FeatureDenoiser
 
 Strategy = Literal["ddp", "fsdp"]
-ENTRANCES = ("features", "project", "encode", "embed", "from_embeddings", "embedding_weight")
+ENTRANCES = ("features", "project", "projection", "encode", "embed", "from_embeddings", "embedding_weight")
 
 
 @dataclass(kw_only=True)

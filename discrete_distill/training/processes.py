@@ -31,7 +31,7 @@ def check_all_equal(number: int, what: str, remedy: str, device: torch.device) -
     """Refuse to go on where processes disagree.
 
     Raises:
-        RuntimeError: on every process, with the numbers seen.
+        ValueError: on every process, with the numbers seen.
     """
     if num_processes() == 1:
         return
@@ -40,7 +40,7 @@ def check_all_equal(number: int, what: str, remedy: str, device: torch.device) -
     dist.all_gather(seen, mine)
     numbers = [int(each) for each in seen]
     if len(set(numbers)) > 1:
-        raise RuntimeError(f"processes see different {what}: {numbers}, in order of rank; {remedy}")
+        raise ValueError(f"processes see different {what}: {numbers}, in order of rank; {remedy}")
 
 
 def my_share(items: list[T]) -> list[T]:

@@ -14,7 +14,8 @@ SECONDS_BETWEEN = 2.0
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While inside, the first SIGINT or SIGTERM is noted rather than obeyed; the yielded function tells of it.
+    """While inside, the first SIGINT, SIGTERM or SIGHUP is noted rather than obeyed; the yielded function tells of it.
+    A SIGHUP that was ignored before (``nohup``) stays ignored.
 
     A second SIGINT, some seconds later, raises KeyboardInterrupt wherever the program is."""
     received: list[float] = []
@@ -24,7 +25,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and received[-1] - received[0] > SECONDS_BETWEEN:
             raise KeyboardInterrupt("stopped at once; the last checkpoint is whole, run again to resume")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none.
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        signals.append(hang_up)
     try:
         previous = {number: signal.signal(number, note) for number in signals}
     except ValueError:  # Not in the main thread, where handlers cannot be set.

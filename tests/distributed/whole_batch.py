@@ -39,7 +39,10 @@ class JoinedDraws(MaskedDiffusion):
         drawn = [super(JoinedDraws, self).draw_corruption(a, movable=m, generator=g, **kw) for a, m, g in parts]
         return Corruption(*(torch.cat(each) for each in zip(*drawn, strict=True)))
 
-    def draw_parts(self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
+    def draw_parts(
+        self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None, group_size: int = 1
+    ) -> Tensor:
+        assert group_size == 1
         masks = (None, None) if movable is None else movable.chunk(2)
         parts = zip(x.chunk(2), masks, generator, strict=True)
         return torch.cat([super(JoinedDraws, self).draw_parts(a, count, movable=m, generator=g) for a, m, g in parts])
@@ -74,7 +77,12 @@ def joined(rollouts: list[Rollout]) -> Rollout:
         logits = torch.cat([first.logits_NV, second.logits_NV])
         steps.append(PathStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
         assert index < 2
-    return replace(rollouts[0], steps=steps, movable=torch.cat([r.movable for r in rollouts]))
+    times = [rollout.drawn_time for rollout in rollouts]
+    drawn_time = (
+        None if any(time is None for time in times) else torch.cat([time for time in times if time is not None])
+    )
+    movable = torch.cat([rollout.movable for rollout in rollouts])
+    return replace(rollouts[0], steps=steps, movable=movable, drawn_time=drawn_time)
 
 
 def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generator: Any) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from torch import Tensor
 from discrete_distill import exact
 from discrete_distill.divergence import (
     AuxiliaryDenoiserLogRatio,
+    DiscriminatorLogRatio,
     ExactLogRatio,
     LogRatio,
     ScoreFunctionIntegralKL,
@@ -235,11 +236,29 @@ def test_the_batch_std_scales_the_gradient_of_a_large_batch_and_keeps_its_direct
     assert relative_bias(actual, truth) > 0.5
 
 
-def test_token_credit_with_a_ratio_of_whole_states_has_no_gradient_at_all() -> None:
-    """The ratio at a hidden position does not know its token, and the score has mean zero."""
+def test_token_credit_with_a_ratio_of_whole_states_sees_states_without_a_mask_alone() -> None:
+    """The ratio at a hidden position does not know its token, and the score has mean zero. Where nothing is hidden it
+    is that of the sample: ``int alpha ** L dt`` of the gradient of the KL of clean samples."""
     bench = Bench(2, 2, ONE_STEP)
-    assert float(bench.expected(bench.estimator(credit="token")).abs().max()) < 1e-12
-    assert float(bench.truth(ConstantWeight()).abs().max()) > 1e-2
+    kl = (bench.law * (bench.law.log() - bench.teacher_law.log())).sum()
+    points, widths = gauss_legendre(NODES)
+    share = (widths * bench.process.visible_probability(points) ** 2).sum()
+    truth = share * torch.autograd.grad(kl, bench.student.logits, retain_graph=True)[0]
+    assert_equal_to_1e8(bench.expected(bench.estimator(credit="token")), truth)
+
+
+@pytest.mark.parametrize("times", [ONE_STEP, TWO_STEPS])
+def test_an_optimal_discriminator_gives_the_gradient_of_the_integral_kl(times) -> None:
+    """Its logit is ``log q / p`` at every position of every state, with masks or without."""
+    bench = Bench(2, 3, times)
+    table = exact.log_ratio(bench.law.detach(), bench.teacher_law, bench.process)
+    optimal = DiscriminatorLogRatio(
+        bench.process, lambda z, t: exact.look_up(table, z)[:, None].expand(z.shape).clone()
+    )
+    actual = bench.expected(replace(bench.estimator(), log_ratio=optimal))
+    truth = bench.truth(ConstantWeight())
+    assert_equal_to_1e8(actual, truth)
+    assert float(actual.norm() / truth.norm()) == pytest.approx(1.0, abs=1e-8)
 
 
 def auxiliary_ratio(bench: Bench) -> AuxiliaryDenoiserLogRatio:

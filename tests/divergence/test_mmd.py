@@ -50,8 +50,8 @@ def test_the_witness_is_a_sum_over_other_groups_less_one_over_the_reference(seed
         return float(torch.exp(-(a - b).square().sum() / (2 * 0.8**2)))
 
     for b, i in product(range(6), range(3)):
-        others = [student[c, j] for c, j in product(range(6), range(3)) if c // 2 != b // 2 and counted[c, j]]
-        theirs = sum(k(student[b, i], f) for f in others) / len(others)
+        others = [student[c][counted[c]] for c in range(6) if c // 2 != b // 2 and counted[c].any()]
+        theirs = sum(sum(k(student[b, i], f) for f in tokens) / len(tokens) for tokens in others) / len(others)
         data = sum(k(student[b, i], g) for g in reference.flatten(0, 1)) / 20
         assert float(actual[b, i]) == pytest.approx((theirs - data) * bool(counted[b, i]), abs=1e-5)
 
@@ -98,3 +98,27 @@ def test_reinforce_with_groups_has_exactly_the_gradient_of_mmd(features) -> None
 def test_what_cannot_be_compared_is_refused(student, reference, group_size, message) -> None:
     with pytest.raises(ValueError, match=message):
         token_witness(torch.zeros(student), torch.zeros(reference), group_size=group_size)
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bandwidth_that_is_not_positive_is_refused(bandwidth) -> None:
+    f, g = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    for call in (
+        lambda: rbf_kernel(f[0], g[0], torch.tensor(bandwidth)),
+        lambda: token_witness(f, g, bandwidth=bandwidth),
+        lambda: mmd_squared(f, g, bandwidth=bandwidth),
+    ):
+        with pytest.raises(ValueError, match=str(bandwidth)):
+            call()
+
+
+def test_given_positions_change_no_witness() -> None:
+    """Sequences behind prompts whose features are not even numbers, and one that is given throughout."""
+    f, g = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    counted = torch.zeros(6, 5, dtype=torch.bool)
+    counted[:4, 2:] = True
+    wide_f, wide_g = (torch.full((6, 5, 2), float("nan")) for _ in range(2))
+    wide_f[:4, 2:], wide_g[:4, 2:] = f, g
+    actual = token_witness(wide_f, wide_g, group_size=2, counted_BL=counted)
+    torch.testing.assert_close(actual[:4, 2:], token_witness(f, g, group_size=2))
+    assert bool((actual[~counted] == 0).all())

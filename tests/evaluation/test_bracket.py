@@ -1,5 +1,7 @@
 """Temperatures are added until the entropy is enclosed for every seed, or the limits are reached."""
 
+import math
+
 import pytest
 import torch
 
@@ -56,3 +58,14 @@ def test_it_stops_at_the_limits() -> None:
     assert not frontier.read(entropy).within_range
     with pytest.raises(ValueError, match="spacing must be positive"):
         around(1.0, spacing=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"entropy": math.nan}, {"spacing": math.inf}, {"limits": (1.0, 0.5)}, {"limits": (0.0, 1.0)}]
+)
+def test_what_cannot_be_enclosed_is_refused(wrong: dict) -> None:
+    settings = {"entropy": 1.0, **wrong}
+    with pytest.raises(ValueError, match=r"finite|limits"):
+        measure_frontier_around(
+            settings.pop("entropy"), lambda t, s: pytest.fail("drawn"), None, method="m", seeds=(0,), **settings
+        )

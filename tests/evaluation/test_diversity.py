@@ -17,6 +17,7 @@ from discrete_distill.evaluation import (
     overlap_n,
     repetition_n,
     sample_entropy,
+    self_bleu,
 )
 
 Rows = list[list[int]]
@@ -98,3 +99,9 @@ def test_what_cannot_be_counted_is_refused() -> None:
         corpus_entropy(torch.zeros(0, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="cannot be taken"):
         measure_diversity(rows, orders=(0,))
+
+
+def test_numbers_are_no_samples() -> None:
+    for figure in (measure_diversity, sample_entropy, corpus_entropy, self_bleu):
+        with pytest.raises(TypeError, match="float32"):
+            figure(torch.full((3, 4), float("nan")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,3 +29,9 @@ def test_without_an_end_token_all_is_text_and_the_input_is_left_alone() -> None:
     assert before_end(rows, None).tolist() == [[True, True, True]]
     assert before_end(rows, EOS).tolist() == [[True, True, False]]
     assert rows.tolist() == [[0, 0, 5]]
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 3)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="3"):
+        before_end(torch.zeros(shape, dtype=torch.long), 0)

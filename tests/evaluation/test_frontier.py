@@ -220,3 +220,35 @@ def test_samples_with_masks_left_are_refused() -> None:
 def test_an_entropy_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match="finite entropy, got nan"):
         frontier_of({0: [(4.0, 2.0)]}).read(float("nan"))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused_before_anything_is_drawn(temperature: float) -> None:
+    drawn: list[float] = []
+
+    def sample(temperature: float, seed: int) -> Tensor:
+        drawn.append(temperature)
+        return draw(1.0, seed)
+
+    with pytest.raises(ValueError, match=str(temperature)):
+        measure_frontier(sample, IdJudge(), method="m", temperatures=(1.0, temperature), seeds=(0,))
+    assert not drawn
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 3, 4)])
+def test_samples_of_no_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\[N, L\]"):
+        measure_frontier(
+            lambda t, s: torch.zeros(shape, dtype=torch.long), IdJudge(), method="m", temperatures=(1.0,), seeds=(0,)
+        )
+
+
+def test_a_frontier_without_points_has_no_reading() -> None:
+    empty = Frontier(method="m", judge="j", precision="fp32", num_samples=1, length=1, points=())
+    with pytest.raises(ValueError, match="no points"):
+        empty.read(1.0)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    reading = frontier_of({0: [(1.0, 800.0), (2.0, 800.0)]}).read(1.5)
+    assert reading.perplexity == math.inf

@@ -245,3 +245,12 @@ def test_a_judge_in_half_precision_says_so(judge_folder: Path) -> None:
 def test_a_judge_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere.*pass its folder"):
         TextJudge.from_pretrained(str(tmp_path / "nowhere"), decode=spell, eos_token_id=None)
+
+
+@pytest.mark.parametrize("index", [VOCAB, -1])
+def test_ids_outside_the_vocabulary_are_refused_before_the_model_reads_them(tiny_gpt2: nn.Module, index: int) -> None:
+    judge = CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=EOS)
+    with pytest.raises(ValueError, match=str(index)):
+        judge.token_nats(torch.tensor([[1, index]]))
+    with pytest.raises(ValueError, match=str(index)):
+        judge.prepare(torch.tensor([[1, index]]))

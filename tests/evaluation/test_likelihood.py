@@ -38,5 +38,27 @@ def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:
     assert values[2] == pytest.approx(values[0], abs=0.05)
     one = likelihood_bound(PROCESS, chain.denoiser(5), x[:1], generator=seeded(2))
     assert one.standard_error is None
-    with pytest.raises(ValueError, match="repeats 1 or more"):
+    with pytest.raises(ValueError, match="got 0"):
         likelihood_bound(PROCESS, chain.denoiser(5), x, repeats=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sequences_NL": torch.zeros(3, 0, dtype=torch.long)},
+        {"sequences_NL": torch.zeros(0, 3, dtype=torch.long)},
+        {"sequences_NL": torch.zeros(3, dtype=torch.long)},
+        {"sequences_NL": torch.tensor([[1, 5]])},
+        {"batch_size": 0},
+        {"denoiser": lambda z, t: torch.full((*z.shape, 6), math.nan)},
+    ],
+)
+def test_what_has_no_bound_is_refused(wrong: dict) -> None:
+    settings = {"denoiser": lambda z, t: torch.zeros(*z.shape, 6), "sequences_NL": torch.tensor([[1, 2]]), **wrong}
+    with pytest.raises(ValueError, match=r"must|finite"):
+        likelihood_bound(PROCESS, **settings)
+
+
+def test_text_is_ids_and_no_numbers() -> None:
+    with pytest.raises(TypeError, match="float32"):
+        likelihood_bound(PROCESS, lambda z, t: torch.zeros(*z.shape, 6), torch.zeros(2, 3))

@@ -65,3 +65,26 @@ def test_what_cannot_be_counted_is_refused() -> None:
         NGramJudge(text, vocab_size=3, excluded=(0,))
     with pytest.raises(ValueError, match=r"ids must lie in 0\.\.2"):
         NGramJudge(text, vocab_size=3, order=1).token_nats(text + 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,)])
+def test_a_text_of_nothing_is_refused(shape: tuple[int, ...]) -> None:
+    judge = NGramJudge(torch.zeros(1, 4, dtype=torch.long), vocab_size=3, order=1)
+    with pytest.raises(ValueError, match=r"\[N, L\]"):
+        NGramJudge(torch.zeros(shape, dtype=torch.long), vocab_size=3)
+    with pytest.raises(ValueError, match=r"\[N, L\]"):
+        judge.token_nats(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": 0}, {"excluded": (3,)}, {"excluded": (-1,)}, {"excluded": (0, 1, 2)}])
+def test_a_vocabulary_of_nothing_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"order|excluded|probability"):
+        NGramJudge(torch.ones(1, 4, dtype=torch.long), **{"vocab_size": 3, "order": 1, **wrong})
+
+
+def test_ids_of_any_integer_type_are_priced_alike() -> None:
+    text = torch.arange(60).remainder(5).view(6, 10)
+    judge = NGramJudge(text.to(torch.uint8), vocab_size=5, order=3)
+    assert torch.equal(judge.token_nats(text.int()).nats, NGramJudge(text, vocab_size=5).token_nats(text).nats)
+    with pytest.raises(TypeError, match="float32"):
+        judge.token_nats(text.float())

@@ -118,3 +118,36 @@ def test_perplexity_is_the_exponential_of_the_mean() -> None:
         judge="j", precision="fp32", num_samples=2, num_tokens=4, sample_nats=(3.0, 5.0), sample_tokens=(1, 3)
     )
     assert verdict.perplexity == pytest.approx(math.exp(2.0))
+
+
+def test_samples_are_ids_and_no_numbers() -> None:
+    with pytest.raises(TypeError, match="float32"):
+        generative_perplexity(torch.ones(2, 3), TableJudge())
+    with pytest.raises(TypeError, match="list"):
+        generative_perplexity([[1, 2]], TableJudge())  # type: ignore[arg-type]
+
+
+def test_infinities_that_cancel_are_not_finite() -> None:
+    class Broken(TableJudge):
+        def token_nats(self, sequences_BL: Tensor) -> TokenNats:
+            nats = torch.tensor([[float("inf")], [-float("inf")]]).expand(sequences_BL.shape)
+            return TokenNats(nats, torch.ones_like(sequences_BL, dtype=torch.bool))
+
+    with pytest.raises(ValueError, match="not finite"):
+        generative_perplexity(torch.tensor([[1, 2], [3, 4]]), Broken())
+
+
+def test_a_judge_that_prices_other_samples_than_it_was_given_is_refused() -> None:
+    class Dropping(TableJudge):
+        def token_nats(self, sequences_BL: Tensor) -> TokenNats:
+            return super().token_nats(sequences_BL[:-1])
+
+    with pytest.raises(ValueError, match="'table'"):
+        generative_perplexity(torch.tensor([[1, 2], [3, 4]]), Dropping())
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    verdict = GenerativePerplexity(
+        judge="j", precision="fp32", num_samples=1, num_tokens=1, sample_nats=(1e4,), sample_tokens=(1,)
+    )
+    assert verdict.perplexity == math.inf

@@ -150,3 +150,9 @@ def test_plots_leave_the_users_backend_alone(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # Another test's library may have taken it.
     plot_frontier([frontier("x", 1.0)], tmp_path / "f.png")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_perplexity_beyond_all_numbers_is_drawn_outside_the_plot(tmp_path: Path) -> None:
+    curve = StepCurve(label="broken", steps=(1, 2), nats_per_token=(900.0, 3.0), standard_errors=(0.1, 0.1))
+    plot_perplexity_by_steps([curve], tmp_path / "steps.png", judge="j")
+    assert (tmp_path / "steps.png").stat().st_size > 0

@@ -90,3 +90,10 @@ def test_all_figures_of_a_set() -> None:
         measure_proteins([], real, training)
     with pytest.raises(ValueError, match="reference holds 'X'"):
         measure_proteins(real, ["AXC"], training)
+
+
+def test_a_protein_of_thousands_of_residues_is_all_of_itself() -> None:
+    long = protein(0, 4200)
+    assert local_identity([(long, long)]) == [1.0]
+    with pytest.raises(ValueError, match="candidates"):
+        measure_proteins(["ACD"], ["ACD"], ["ACD"], candidates=0)

@@ -85,3 +85,12 @@ def test_ratios_need_equally_many_rounds() -> None:
     one, two = (Speed(name=str(n), tokens=1, seconds=(1.0,) * n) for n in (1, 2))
     with pytest.raises(ValueError, match="1 rounds and '2' has 2"):
         speed_ratio(one, two)
+
+
+@pytest.mark.parametrize(("tokens", "duration"), [(0, 1.0), (10, 0.0), (10, -1.0)])
+def test_a_call_without_tokens_or_time_has_no_speed(tokens: int, duration: float) -> None:
+    watch = Stopwatch()
+    with pytest.raises(ValueError, match="'sampler'"):
+        measure_speed(watch.call("sampler", tokens, [duration] * 2), repeats=1, warmup=1, clock=watch)
+    with pytest.raises(ValueError, match="positive seconds"):
+        speed_ratio(*(Speed(name="x", tokens=tokens, seconds=(duration,)) for _ in range(2)))

@@ -86,7 +86,7 @@ def test_certainty_is_exact():
 
 def test_impossible_evidence_raises_or_is_answered_uniformly():
     z = torch.tensor([[0, 2, 2], [2, 0, 2]])
-    with pytest.raises(ValueError, match=r"row 1 have probability zero.*\[2, 0, 2\].*impossible=\"uniform\""):
+    with pytest.raises(ValueError, match=r"\[2, 0, 2\].*impossible"):
         FORCED.denoiser(2)(z, TIME)
     logits = FORCED.denoiser(2, impossible="uniform")(z, TIME)
     assert logits[1].exp().tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]
@@ -94,9 +94,9 @@ def test_impossible_evidence_raises_or_is_answered_uniformly():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"0\.\.2 when the language has 2 words, got 3"):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         FORCED.denoiser(3)
-    with pytest.raises(ValueError, match="got 'ignore'"):
+    with pytest.raises(ValueError, match="'ignore'"):
         FORCED.denoiser(2, impossible="ignore")
-    with pytest.raises(ValueError, match=r"token ids must lie in 0\.\.2, got values from 0 to 3"):
+    with pytest.raises(ValueError, match=r"\b3\b"):
         FORCED.denoiser(2)(torch.tensor([[0, 3]]), TIME)

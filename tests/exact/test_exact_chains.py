@@ -27,11 +27,13 @@ def test_the_standard_laws_are_what_they_say():
         uniform = length * torch.tensor(float(chain.vocab_size)).log()
         assert 0.3 < chain.entropy(length) / float(uniform) < 0.7
         assert chain.total_correlation(length) > 1.0
-    with pytest.raises(ValueError, match="enumerated"):
+    with pytest.raises(ValueError, match=r"8\^16"):
         large.chain.law(large.length)
 
 
-@pytest.mark.parametrize(("vocab_size", "concentration"), [(0, 1.0), (3, 0.0)])
-def test_bad_arguments_are_refused(vocab_size, concentration):
-    with pytest.raises(ValueError, match="must be"):
+@pytest.mark.parametrize(
+    ("vocab_size", "concentration", "value"), [(0, 1.0, r"vocab_size.*\b0\b"), (3, 0.0, r"concentration.*0\.0")]
+)
+def test_bad_arguments_are_refused(vocab_size, concentration, value):
+    with pytest.raises(ValueError, match=value):
         exact.random_chain(vocab_size, seeded(0), concentration)

@@ -40,5 +40,5 @@ def test_total_correlation_is_the_kl_to_the_product_of_marginals():
 
 @pytest.mark.parametrize("measure", [exact.kl, exact.total_variation, exact.subset_kl])
 def test_laws_over_different_sequences_are_refused(measure):
-    with pytest.raises(ValueError, match=r"different sequences: .*\[3, 3, 3\] and \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"\[3, 3, 3\].*\[3, 3\]"):
         measure(P, random_law(3, 2, 0))

@@ -70,11 +70,11 @@ def test_law_denoiser_is_differentiable_in_the_law():
 
 def test_bad_arguments_are_refused():
     law, process = chain(3).law(2), MaskedDiffusion(3)
-    with pytest.raises(ValueError, match=r"one time in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"1\.5"):
         exact.forward_law(law, process, 1.5)
-    with pytest.raises(ValueError, match=r"0\.\.3 when the language has 3 words, got 7"):
+    with pytest.raises(ValueError, match=r"\b7\b"):
         exact.forward_law(law, MaskedDiffusion(7), 0.5)
-    with pytest.raises(ValueError, match="length 2, the tokens have length 3"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b3\b"):
         exact.LawDenoiser(law, 3)(torch.tensor([[0, 1, 2]]))
-    with pytest.raises(ValueError, match="row 0 have probability zero"):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
         exact.LawDenoiser(torch.eye(2).double() / 2, 2)(torch.tensor([[0, 1]]))

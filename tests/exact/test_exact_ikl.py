@@ -91,20 +91,28 @@ def test_few_nodes_are_exact_for_a_polynomial():
 @pytest.mark.parametrize("schedule", SCHEDULES[:4])
 def test_a_divergent_integral_is_refused_and_its_remedies_work(schedule):
     process = MaskedDiffusion(3, schedule)
-    with pytest.raises(ValueError, match=r"cannot be integrated over \[0.0, 1.0\].*raise low above 0.0, clip"):
+    with pytest.raises(ValueError, match=r"\[0\.0, 1\.0\].*low.*clip"):
         exact.integral_kl(S, T, process, ElboWeight(schedule))
     assert float(exact.integral_kl(S, T, process, ElboWeight(schedule), low=1e-3)) > 0
     assert float(exact.integral_kl(S, T, process, ElboWeight(schedule, 0.1, 10.0))) > 0
 
 
-@pytest.mark.parametrize("kwargs", [{"low": 0.5, "high": 0.5}, {"low": -0.1}, {"high": 1.1}, {"nodes": 0}])
-def test_bad_intervals_are_refused(kwargs):
-    with pytest.raises(ValueError, match=r"needed|at least 1"):
+@pytest.mark.parametrize(
+    ("kwargs", "value"),
+    [
+        ({"low": 0.5, "high": 0.5}, r"0\.5.*0\.5"),
+        ({"low": -0.1}, r"-0\.1"),
+        ({"high": 1.1}, r"1\.1"),
+        ({"nodes": 0}, r"nodes.*\b0\b"),
+    ],
+)
+def test_bad_intervals_are_refused(kwargs, value):
+    with pytest.raises(ValueError, match=value):
         exact.integral_kl(S, T, MaskedDiffusion(3), ConstantWeight(), **kwargs)
 
 
 def test_times_outside_are_refused():
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+    with pytest.raises(ValueError, match=r"1\.1"):
         exact.kl_at_time(S, T, MaskedDiffusion(3), torch.tensor([0.5, 1.1]))
 
 
@@ -169,6 +177,7 @@ def test_discriminator_logits_are_the_stationary_point_of_cross_entropy(mask):
     student = exact.forward_law(S, process, 0.6).flatten()[:, None]
     teacher = exact.forward_law(T, process, 0.6).flatten()[:, None]
     masked = process.is_masked(z)
+    masked = masked | ~masked.any(1, keepdim=True)  # all positions of a state without a mask
     softplus = torch.nn.functional.softplus
     loss = ((student * softplus(-logits) + teacher * softplus(logits)) * masked).sum()
     assert float(torch.autograd.grad(loss, logits)[0].abs().max()) < 1e-12

@@ -96,7 +96,7 @@ def test_completions_have_the_posterior(mask):
 
 def test_completing_impossible_evidence_is_refused():
     markov = exact.MarkovChain(torch.tensor([0.5, 0.5]), torch.eye(2))
-    with pytest.raises(ValueError, match=r"row 1 have probability zero: \[0, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"\[0, 2, 1\]"):
         markov.complete(torch.tensor([[0, 2, 0], [0, 2, 1]]), 2)
 
 
@@ -106,11 +106,11 @@ GOOD = torch.tensor([0.5, 0.5])
 @pytest.mark.parametrize(
     ("initial", "transition", "message"),
     [
-        (GOOD, torch.tensor([[0.5, 0.5], [0.5, 0.4]]), r"row 1 of transition sums to 0\.9.*divide each row"),
-        (torch.tensor([0.75, 0.5]), torch.eye(2), r"row 0 of initial sums to 1\.25"),
-        (torch.tensor([1.5, -0.5]), torch.eye(2), "initial holds -0.5"),
-        (GOOD, torch.full((2, 2), float("nan")), "transition holds nan"),
-        (GOOD, torch.eye(3), r"\[2\] and \[3, 3\]"),
+        (GOOD, torch.tensor([[0.5, 0.5], [0.5, 0.4]]), r"transition.*0\.9"),
+        (torch.tensor([0.75, 0.5]), torch.eye(2), r"initial.*1\.25"),
+        (torch.tensor([1.5, -0.5]), torch.eye(2), r"initial.*-0\.5"),
+        (GOOD, torch.full((2, 2), float("nan")), "transition.*nan"),
+        (GOOD, torch.eye(3), r"\[2\].*\[3, 3\]"),
     ],
 )
 def test_tables_that_are_no_chain_are_refused(initial, transition, message):
@@ -120,15 +120,15 @@ def test_tables_that_are_no_chain_are_refused(initial, transition, message):
 
 def test_bad_arguments_are_refused():
     markov = chain(3)
-    with pytest.raises(ValueError, match=r"words must lie in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"words.*\b3\b"):
         markov.log_prob(torch.tensor([[0, 3]]))
-    with pytest.raises(ValueError, match=r"shape \[batch, length\]"):
+    with pytest.raises(ValueError, match=r"\[2\]"):
         markov.log_prob(torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
+    with pytest.raises(ValueError, match=r"\b0\b.*\b4\b"):
         markov.sample(0, 4)
-    with pytest.raises(ValueError, match="at least 1, got 4 and 0"):
+    with pytest.raises(ValueError, match=r"\b4\b.*\b0\b"):
         markov.sample(4, 0)
-    with pytest.raises(ValueError, match="window"):
+    with pytest.raises(ValueError, match="-1"):
         markov.window_law(-1, 2)
     with pytest.raises(ValueError, match=r"3\^40.*MarkovChain.sample"):
         markov.law(40)

@@ -55,15 +55,15 @@ def test_it_is_reproducible():
 
 def test_bad_arguments_are_refused():
     markov = chain(2)
-    with pytest.raises(ValueError, match="got 'jeffreys'"):
+    with pytest.raises(ValueError, match="'jeffreys'"):
         exact.optimal_student(markov, 2, 2, objective="jeffreys")
-    with pytest.raises(ValueError, match="must have 2 steps and end at 0"):
+    with pytest.raises(ValueError, match=r"\[1\.0, 0\.0\]"):
         exact.optimal_student(markov, 2, 2, times=[1.0, 0.0])
-    with pytest.raises(ValueError, match="must have 1 steps and end at 0"):
+    with pytest.raises(ValueError, match=r"\[1\.0, 0\.1\]"):
         exact.optimal_student(markov, 1, 2, times=[1.0, 0.1])
-    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"iterations.*\b0\b"):
         exact.optimal_student(markov, 1, 2, iterations=0)
-    with pytest.raises(ValueError, match=r"8\^16.*enumerated"):
+    with pytest.raises(ValueError, match=r"8\^16"):
         exact.optimal_student(exact.large_law().chain, 2, 16)
     forced = exact.MarkovChain(torch.tensor([0.5, 0.5]), torch.eye(2))
     with pytest.raises(ValueError, match='objective="forward"'):

@@ -52,9 +52,9 @@ def test_a_table_moves_with_the_module_and_counts_its_parameters():
 
 def test_bad_calls_are_refused():
     table = exact.TabularDenoiser(2, 2, 2, TIMES)
-    with pytest.raises(ValueError, match=r"t = 0\.5.* not the start of a step"):
+    with pytest.raises(ValueError, match=r"0\.5"):
         table(torch.tensor([[2, 2]]), torch.tensor([0.5]))
-    with pytest.raises(ValueError, match="for length 2, the tokens have length 3"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b3\b"):
         table(torch.tensor([[2, 2, 2]]), torch.tensor([1.0]))
-    with pytest.raises(ValueError, match=r"got 4"):
+    with pytest.raises(ValueError, match=r"\b4\b"):
         exact.TabularDenoiser(2, 2, 4)

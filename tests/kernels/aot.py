@@ -1,7 +1,8 @@
 """Compile every shipped configuration of every kernel for real GPUs on a machine without one, and read what
 it takes.
 
-Run as a script it prints one JSON line a kernel: `python tests/kernels/aot.py [compute capability ...]`. It
+Run as a script it prints one JSON line a kernel: `python tests/kernels/aot.py [--any-stride]
+[compute capability ...]`. It
 must run in a process that is not interpreting Triton.
 """
 
@@ -9,14 +10,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import pathlib
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import machine_code
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -126,6 +124,7 @@ def backward(major: int, itemsize: int, name: str, **flags: Any) -> tuple[str, A
         "count": "i32",
         "student_stride": "i32",
         "teacher_stride": "i32",
+        "result_stride": "i32",
         "width": "i32",
         "last": "i32",
         "forbidden": "i32",
@@ -151,12 +150,16 @@ def shipped(major: int) -> Iterator[tuple[str, Any, dict, dict, int, int]]:
                 yield make(major, itemsize, name, HAS_TEACHER=teacher, FORBIDDEN=forbidden)
 
 
-def resource_usage(kernel: Any, signature: dict, constants: dict, num_warps: int, capability: int) -> dict[str, int]:
-    """Registers, stack and local memory of a compiled kernel, from the cuobjdump in triton's wheel."""
+STRIDES = ("logits_stride", "tilt_stride", "student_stride", "teacher_stride", "result_stride")
+
+
+def resource_usage(
+    kernel: Any, signature: dict, constants: dict, num_warps: int, capability: int, *, aligned_rows: bool = True
+) -> dict[str, int]:
+    """What a compiled kernel takes and does, see `machine_code.read`; with rows at multiples of 16, or anywhere."""
     full = {**signature, **dict.fromkeys(constants, "constexpr")}
     ordered = {name: full[name] for name in kernel.arg_names}
-    strides = ("logits_stride", "tilt_stride", "student_stride", "teacher_stride", "width")
-    aligned = [n for n, kind in ordered.items() if kind.startswith("*") or n in strides]
+    aligned = [n for n, kind in ordered.items() if kind.startswith("*") or (aligned_rows and n in STRIDES)]
     attributes = {(kernel.arg_names.index(n),): ALIGNED for n in aligned}
     source = ASTSource(fn=kernel, signature=ordered, constexprs=constants, attrs=attributes)
     compiled = triton.compile(
@@ -164,22 +167,15 @@ def resource_usage(kernel: Any, signature: dict, constants: dict, num_warps: int
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": num_warps, "enable_fp_fusion": True},
     )
-    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    counts = {
-        key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report.stdout + report.stderr)
-    }
-    ptx = compiled.asm["ptx"]
-    return {**counts, "wide_loads": ptx.count(".v4.b32") + ptx.count(".v4.u32") + ptx.count("v4.f32")}
+    return machine_code.read(compiled.asm["cubin"])
 
 
-def main(capabilities: list[int]) -> None:
+def main(capabilities: list[int], *, aligned_rows: bool) -> None:
     for capability in capabilities:
         for name, kernel, signature, constants, warps, limit in shipped(capability // 10):
-            usage = resource_usage(kernel, signature, constants, warps, capability)
+            if not aligned_rows and ("tilt" in name or "M=" in name or name == "philox"):
+                continue
+            usage = resource_usage(kernel, signature, constants, warps, capability, aligned_rows=aligned_rows)
             print(
                 json.dumps({"kernel": name, "sm": capability, "limit": limit, "warps": warps, **usage}),
                 flush=True,
@@ -187,4 +183,8 @@ def main(capabilities: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [10 * major + minor for major, minor in launch.CAPABILITIES])
+    numbers = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
+    main(
+        numbers or [10 * major + minor for major, minor in launch.CAPABILITIES],
+        aligned_rows="--any-stride" not in sys.argv,
+    )

@@ -43,7 +43,7 @@ def test_every_shipped_kernel_compiles_without_local_memory_and_within_its_regis
     for kernel in kernels:
         assert kernel["LOCAL"] == kernel["STACK"] == 0, kernel
         assert kernel["REG"] <= kernel["limit"], kernel
-        assert kernel["wide_loads"] > 0, kernel
+        assert kernel["loads_of_16_bytes"] > 0, kernel
     for kernel in kernels:
         if kernel["kernel"] in ("sample_rows 2B", "sample_rows 4B"):
             # Twenty warps of the plain sampler fit a multiprocessor's 65536 registers.

@@ -49,7 +49,7 @@ def small_method(config: DiDiInstructConfig | None = None) -> DiDiInstruct:
         discriminator,
         PROCESS,
         config,
-        auxiliary=small_dit(2, step_conditioning=config.credit == "vocabulary"),
+        auxiliary=small_dit(2, step_conditioning=config.credit == "vocabulary" or config.ratio_conditioning),
     )
 
 

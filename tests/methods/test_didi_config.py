@@ -52,21 +52,38 @@ def test_the_papers_settings() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"group_size": 0}, "group_size.*0"),
         ({"log_ratio": "discriminator", "credit": "vocabulary"}, "a discriminator scores what was drawn"),
         ({"log_ratio": "path", "credit": "sequence"}, "got credit='sequence'"),
         ({"log_ratio": "discriminator", "credit": "sequence"}, 'take corruption_by="time"'),
-        ({"kl_coefficient": -0.1}, "kl_coefficient must not be negative, got -0.1"),
-        ({"entropy_coefficient": -1.0}, "entropy_coefficient must not be negative"),
-        ({"path_steps": ()}, r"path_steps .* got \(\)"),
-        ({"path_steps": (2, 0)}, r"path_steps .* got \(2, 0\)"),
-        ({"hidden": 0.0}, r"hidden must lie in \(0, 1\], got 0.0"),
-        ({"corruptions": 0}, "corruptions must be at least 1, got 0"),
-        ({"ratio_updates": 0}, "ratio_updates must be at least 1, got 0"),
-        ({"ratio_warmup": -1}, "ratio_warmup must not be negative, got -1"),
-        ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
-        ({"tau_low": 0.9, "tau_high": 0.1}, "0 <= tau_low < tau_high <= 1 is needed, got 0.9 and 0.1"),
-        ({"window": -1}, "window must not be negative, got -1"),
+        ({"kl_coefficient": -0.1}, "kl_coefficient.*-0.1"),
+        ({"entropy_coefficient": -1.0}, "entropy_coefficient.*-1.0"),
+        ({"path_steps": ()}, "path_steps"),
+        ({"path_steps": (2, 0)}, "path_steps.*0"),
+        ({"hidden": 0.0}, "hidden.*0.0"),
+        ({"corruptions": 0}, "corruptions.*0"),
+        ({"ratio_updates": 0}, "ratio_updates.*0"),
+        ({"ratio_warmup": -1}, "ratio_warmup.*-1"),
+        ({"label_smoothing": 1.0}, "label_smoothing.*1.0"),
+        ({"tau_low": 0.9, "tau_high": 0.1}, "tau_high.*0.1"),
+        ({"window": -1}, "window.*-1"),
+        ({"kl_coefficient": float("nan")}, "nan"),
+        ({"entropy_coefficient": float("inf")}, "inf"),
+        ({"kl_beta": 1.5}, "1.5"),
+        ({"advantage_clip": 0.0}, "0.0"),
+        ({"advantage_clip": float("nan")}, "nan"),
+        ({"reward_clip": -8.0}, "-8.0"),
+        (
+            {
+                "log_ratio": "discriminator",
+                "credit": "sequence",
+                "corruption_by": "time",
+                "discriminator_states": "path",
+            },
+            "corrupted",
+        ),
+        ({"reuse_verdict": True, "discriminator_states": "corrupted"}, "auxiliary"),
+        ({"coupled_time": True, "importance_weight": True, "path_times": "sampler"}, "random"),
         ({"scale": "range"}, r"scale is .*, got 'range'"),
         ({"omega": "elba"}, r"omega is .*, got 'elba'"),
         ({"credit": "word"}, r"credit is .*, got 'word'"),
@@ -81,3 +98,9 @@ def test_settings_out_of_range_or_at_odds_are_refused(choices, message) -> None:
 def test_settings_are_named() -> None:
     with pytest.raises(TypeError):
         DiDiInstructConfig(True)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["group_size", "corruptions", "ratio_updates", "ratio_warmup", "window"])
+def test_what_is_counted_is_whole(name) -> None:
+    with pytest.raises(TypeError, match=name):
+        DiDiInstructConfig(**{name: 1.5})

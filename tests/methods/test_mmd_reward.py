@@ -10,6 +10,7 @@ from torch import Tensor
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, exact
 from discrete_distill.divergence import token_witness
 from discrete_distill.methods import FrozenFeatures
+from discrete_distill.methods.mmd import MMDLogRatio
 
 MMD = DiDiInstructConfig.mmd(step_conditioning=False)
 
@@ -117,3 +118,45 @@ def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain()
         made.student_loss(rollout, verdict=made.mmd_verdict(rollout, data)).loss.backward()
         optimiser.step()
     assert distance() < before / 10
+
+
+def test_given_positions_need_as_many_reference_sequences() -> None:
+    made, x_init = method(), torch.full((8, LENGTH), 5)
+    x_init[:, 0] = 1
+    rollout = made.rollout(x_init=x_init, generator=seeded(0))
+    assert bool(made.mmd_verdict(rollout, reference(8)).log_ratio.per_sequence.isfinite().all())
+    with pytest.raises(ValueError, match="12"):
+        made.mmd_verdict(rollout, reference(12))
+    whole = made.rollout(8, LENGTH, generator=seeded(0))
+    assert bool(made.mmd_verdict(whole, reference(12)).log_ratio.per_sequence.isfinite().all())
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan")])
+def test_a_kernel_without_width_is_refused(bandwidth) -> None:
+    with pytest.raises(ValueError, match=str(bandwidth)):
+        MMDLogRatio(FrozenFeatures(small_dit(1)), 4, bandwidth=bandwidth)
+
+
+def test_blocks_that_return_tuples_give_their_first() -> None:
+    class Pair(torch.nn.Module):
+        def __init__(self, block: torch.nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, h: Tensor, *rest: object) -> tuple[Tensor, None]:
+            return self.block(h, *rest), None
+
+    class Paired(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_dit(1)
+            self.blocks = torch.nn.ModuleList(Pair(block) for block in self.network.blocks)
+
+        def features(self, x: Tensor, t: Tensor) -> Tensor:
+            h, cond = self.network.embed(x), self.network.condition(t, None)
+            for block in self.blocks:
+                h, _ = block(h, cond, self.network.rotary_emb(LENGTH), None)
+            return h
+
+    x, t = reference(2), torch.zeros(2)
+    torch.testing.assert_close(FrozenFeatures(Paired(), 0)(x, t), FrozenFeatures(small_dit(1), 0)(x, t))

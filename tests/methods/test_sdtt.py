@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_in_each_round_the_student_becomes_the_teacher_and_a_state_goes_on() -> 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"teacher_steps": 0}, "must be at least 1"),
+        ({"teacher_steps": 0}, "teacher_steps|factor|rounds"),
         ({"teacher_steps": 12, "rounds": 3}, "need teacher_steps that 8 divides, got 12"),
         ({"target": "js"}, "target is one of"),
     ],
@@ -193,3 +194,94 @@ def test_in_each_round_the_student_becomes_the_teacher_and_a_state_goes_on() -> 
 def test_settings_out_of_range_are_refused(choices, message) -> None:
     with pytest.raises(ValueError, match=message):
         SDTTConfig(**choices)
+
+
+def masked_parts(sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """States with as many sequences as asked, and ever fewer masks; times of their steps."""
+    parts = []
+    for index, size in enumerate(sizes):
+        z = torch.randint(5, (size, LENGTH), generator=seeded(index))
+        z[:, index:] = 5
+        parts.append((z, torch.ones(size), torch.zeros(size)))
+    return parts
+
+
+def test_the_parts_of_a_batch_add_up_to_the_loss_of_the_whole() -> None:
+    """Of one deterministic teacher: a step that reveals all, so that targets do not depend on draws."""
+    method = SDTT(small_dit(0), small_dit(1), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    parts = masked_parts([4, 2, 3])
+    whole = method.loss_at(*(torch.cat(each) for each in zip(*parts, strict=True)), generator=seeded(0)).loss
+    masks = float(sum((z == 5).sum() for z, _, _ in parts))
+    added = sum(method.loss_at(*part, generator=seeded(0), num_tokens=masks).loss for part in parts)
+    torch.testing.assert_close(added, whole)
+
+
+def test_processes_share_one_count_of_masked_positions() -> None:
+    """Each of three ranks divides by the mean count, so that the mean of their losses is that of the whole batch."""
+    method = SDTT(small_dit(0), small_dit(1), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    parts = masked_parts([4, 2, 3])
+    whole = method.loss_at(*(torch.cat(each) for each in zip(*parts, strict=True)), generator=seeded(0)).loss
+    mean_count = torch.tensor([float((z == 5).sum()) for z, _, _ in parts]).mean()
+    with patch("discrete_distill.methods.sdtt.mean_over_processes", lambda _: mean_count):
+        ranks = torch.stack([method.loss_at(*part, generator=seeded(0)).loss for part in parts])
+    torch.testing.assert_close(ranks.mean(), whole)
+
+
+class Conditioned(torch.nn.Module):
+    """Cannot be called without its class label and mask, one for each sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_dit(1)
+
+    def forward(self, x_t: Tensor, t: Tensor, *, label: Tensor, attention_mask: Tensor) -> Tensor:
+        assert label.shape == x_t.shape[:1]
+        assert attention_mask.shape == x_t.shape
+        return self.network(x_t, t) + label[:, None, None]
+
+
+def test_conditions_reach_the_teacher_where_nothing_is_masked_too() -> None:
+    method = SDTT(Conditioned(), Conditioned(), PROCESS, CONFIG)
+    x, real = torch.randint(5, (4, LENGTH), generator=seeded(0)), torch.ones(4, LENGTH, dtype=torch.bool)
+    given = {"label": torch.arange(4.0), "attention_mask": real}
+    loss = method.loss_at(x, torch.ones(4), torch.zeros(4), generator=seeded(1), **given).loss
+    assert float(loss.detach()) == 0.0
+
+
+def test_a_teacher_with_nothing_to_draw_from_is_refused_by_sequence_and_position() -> None:
+    def broken(x_t: Tensor, t: Tensor) -> Tensor:
+        logits = torch.zeros(*x_t.shape, 6)
+        logits[1, 3] = float("nan")
+        return logits
+
+    method = SDTT(small_dit(0), Student(broken), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    with pytest.raises(ValueError, match="sequence 1, position 3"):
+        method.loss_at(torch.full((2, LENGTH), 5), torch.ones(2), torch.zeros(2), generator=seeded(0))
+
+
+def test_masks_that_are_not_movable_are_no_part_of_the_loss() -> None:
+    """Padding with the mask's own id, known by ``movable`` alone, to a teacher and a student that read one token."""
+
+    class OwnToken(torch.nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(6, 6, generator=seeded(seed)))
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return self.table[x_t]
+
+    method = SDTT(OwnToken(0), OwnToken(1), PROCESS, SDTTConfig(teacher_steps=2, factor=2, rounds=1))
+    z, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.zeros(4)
+    expected = method.loss_at(z, t, s, generator=seeded(0)).loss
+    wide = torch.full((4, 2 * LENGTH), 5)
+    movable = (torch.arange(2 * LENGTH) < LENGTH).expand(4, -1)
+    said = method.targets(wide, t, s, movable=movable, generator=seeded(0))
+    assert bool((said.z_s[:, LENGTH:] == 5).all())
+    assert bool((said.rows % (2 * LENGTH) < LENGTH).all())
+    torch.testing.assert_close(method.loss_at(wide, t, s, movable=movable, generator=seeded(0)).loss, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_empty_data_are_refused(shape) -> None:
+    with pytest.raises(ValueError, match="0"):
+        SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG).loss(torch.zeros(shape, dtype=torch.long))

@@ -6,68 +6,27 @@ from typing import Any
 import published
 import pytest
 import torch
+from foreign import (
+    KINDS,
+    LENGTH,
+    MASK,
+    REAL,
+    SIZE,
+    HubNetwork,
+    ResearchNetwork,
+    TinyDream,
+    TinyLLaDA,
+    V,
+    example,
+    masked_lm,
+    randomised,
+)
 from torch import Tensor, nn
 
 from discrete_distill import AncestralSampler, LogLinearSchedule, MaskedDiffusion, as_denoiser
-from discrete_distill.models import DiT
 from discrete_distill.process import FeatureDenoiser, logits_at
 
 transformers = pytest.importorskip("transformers")
-
-V, MASK, LENGTH = 12, 11, 7
-SIZE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-SPECIAL = {"pad_token_id": 0, "mask_token_id": MASK, "bos_token_id": 1, "eos_token_id": 2}
-REAL = torch.arange(LENGTH) < torch.tensor([[LENGTH], [4], [6]])
-
-
-def randomised(model: nn.Module) -> Any:
-    """All weights random: biases and norms too, so that nothing hides behind a zero or a one."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3, generator=generator)
-    return model.eval()
-
-
-def example() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randint(1, V, (3, LENGTH), generator=generator)
-    x[:, 2] = MASK
-    return x, torch.rand(3, generator=generator)
-
-
-def masked_lm(kind: str) -> Any:
-    if kind == "bert":
-        return transformers.BertForMaskedLM(transformers.BertConfig(**SIZE, max_position_embeddings=16))
-    if kind == "roberta":
-        return transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SIZE, max_position_embeddings=16))
-    if kind == "electra":
-        return transformers.ElectraForMaskedLM(
-            transformers.ElectraConfig(**SIZE, embedding_size=16, max_position_embeddings=16)
-        )
-    if kind == "distilbert":
-        return transformers.DistilBertForMaskedLM(
-            transformers.DistilBertConfig(
-                vocab_size=V, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16
-            )
-        )
-    if kind == "modernbert":
-        special = {f"{name}_token_id": 0 for name in ("pad", "cls", "sep", "bos", "eos")}
-        return transformers.ModernBertForMaskedLM(
-            transformers.ModernBertConfig(**SIZE, **special, max_position_embeddings=16)
-        )
-    config = transformers.EsmConfig(
-        **SIZE,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        mask_token_id=MASK,
-        position_embedding_type="rotary",
-        token_dropout=kind == "esm-2",
-    )
-    return transformers.EsmForMaskedLM(config)
-
-
-KINDS = ["bert", "roberta", "electra", "distilbert", "modernbert", "esm", "esm-2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,64 +115,27 @@ def test_a_sampler_runs_on_them_and_computes_logits_only_where_tokens_are_reveal
     assert torch.equal(out.sequences[:, :3], prompt[:, :3])
 
 
-def test_esm_2_scales_by_the_visible_share_and_needs_a_visible_token() -> None:
-    """Its own rule divides by zero in the all-mask state: give it <cls> and <eos>, or switch the rule off."""
+def test_esm_2_is_defined_where_no_token_is_visible() -> None:
+    """It zeroes masks and scales what is visible by its share: of nothing, zero remains, whatever the scale."""
     model = randomised(masked_lm("esm-2"))
     denoiser, process = as_denoiser(model), MaskedDiffusion(mask_token_id=MASK)
-    all_mask = torch.full((1, LENGTH), MASK)
-    assert denoiser(all_mask, torch.ones(1)).isnan().all()
-    framed = all_mask.clone()
-    framed[:, 0], framed[:, -1] = 1, 2
-    assert denoiser(framed, torch.ones(1)).isfinite().all()
-    out = AncestralSampler(process, num_steps=4)(denoiser, x_init=framed, generator=torch.Generator().manual_seed(0))
-    assert not (out.sequences == MASK).any()
-
-
-class TinyLLaDA(nn.Module):
-    """LLaDA as its repository calls it: ``model.transformer.ff_out`` last, a padding mask, attention both ways."""
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(model_type="llada", **config)
-        llama = transformers.LlamaModel(transformers.LlamaConfig(**SIZE, max_position_embeddings=16))
-        head = nn.Linear(16, V, bias=False)
-        self.model = nn.Module()
-        self.model.transformer = nn.ModuleDict({"trunk": llama, "ff_out": head})
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
-        batch, length = input_ids.shape
-        bias = torch.zeros(batch, 1, length, length)
-        if attention_mask is not None:
-            bias = bias.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(torch.float32).min)
-        h = self.model.transformer.trunk(input_ids=input_ids, attention_mask=bias).last_hidden_state
-        return SimpleNamespace(logits=self.model.transformer.ff_out(h))
-
-
-class TinyDream(nn.Module):
-    """Dream as its repository calls it: ``"full"`` or a bool mask of pairs, positions of real tokens, shifted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(model_type="Dream")
-        self.model = transformers.Qwen2Model(
-            transformers.Qwen2Config(
-                **SIZE, num_key_value_heads=1, max_position_embeddings=16, attn_implementation="eager"
-            )
-        )
-        self.lm_head = nn.Linear(16, V, bias=False)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | str = "full", position_ids: Tensor | None = None
-    ) -> Any:
-        batch, length = input_ids.shape
-        allowed = torch.ones(batch, 1, length, length, dtype=torch.bool)
-        if isinstance(attention_mask, Tensor):
-            assert attention_mask.shape == allowed.shape
-            allowed = attention_mask
-        self.positions = position_ids
-        bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)  # a row of nothing but these gives NaN
-        h = self.model(input_ids=input_ids, attention_mask=bias, position_ids=position_ids).last_hidden_state
-        return SimpleNamespace(logits=self.lm_head(h))
+    x = torch.full((3, LENGTH), MASK)
+    x[1, 3] = 5
+    t = torch.ones(3)
+    assert model(x).logits[0].isnan().all()  # its own rule is 0 / 0
+    logits = denoiser(x, t)
+    nothing = model(inputs_embeds=torch.zeros(1, LENGTH, SIZE["hidden_size"])).logits
+    torch.testing.assert_close(logits[::2], nothing.expand(2, -1, -1))
+    assert torch.equal(logits[1], model(x).logits[1])
+    assert denoiser(x, t, attention_mask=REAL)[REAL].isfinite().all()
+    denoiser.project(denoiser.features(x, t)).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model.esm.embeddings.token_dropout
+    assert not model.esm.embeddings.word_embeddings._forward_hooks
+    out = AncestralSampler(process, num_steps=4)(
+        denoiser, shape=(2, LENGTH), generator=torch.Generator().manual_seed(0)
+    )
+    assert not process.is_masked(out.sequences).any()
 
 
 def test_llada() -> None:
@@ -274,22 +196,6 @@ def test_a_model_of_causal_code_is_made_to_read_both_ways(attention: str) -> Non
     torch.testing.assert_close(shifted(x, t)[:, 1:], expected[:, :-1])
 
 
-class ResearchNetwork(nn.Module):
-    """The transformer of the MDLM, DUO, SDTT and DiDi-Instruct code: called with ids and sigma, by position."""
-
-    def __init__(self, dit: DiT, config: Any = None) -> None:
-        super().__init__()
-        self.vocab_embed, self.output_layer = dit.vocab_embed, dit.output_layer
-        self.inner, self.config = [dit], config
-        self.sigmas: list[Tensor] = []
-
-    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
-        self.sigmas.append(sigma)
-        t = -torch.expm1(-sigma) / (1.0 - 1e-3)
-        h, cond = self.inner[0].trunk(self.vocab_embed(indices), t)
-        return self.output_layer.linear(self.output_layer.features(h, cond))
-
-
 @pytest.mark.parametrize(
     ("config", "told"),
     [
@@ -306,26 +212,13 @@ def test_the_research_networks_and_their_zeroed_sigma(config: Any, told: bool) -
     logits = denoiser(x, t)
     sigma = LogLinearSchedule().sigma(t) if told else torch.zeros(2)
     torch.testing.assert_close(model.sigmas[-1], sigma)
-    assert torch.equal(logits, model(x, model.sigmas[0]))
+    assert torch.equal(logits, model(x, model.sigmas[-1]))
     torch.testing.assert_close(logits, dit(x, t if told else 0 * t), atol=1e-5, rtol=1e-5)
     assert torch.equal(denoiser.project(denoiser.features(x, t)), logits)
     with pytest.raises(ValueError, match="cannot leave padding out: give sequences of one length"):
         denoiser(x, t, attention_mask=torch.ones(2, 3, dtype=torch.bool))
     forced = as_denoiser(model, time_conditioning=not told)
     assert not torch.allclose(forced(x, t), logits)
-
-
-class HubNetwork(nn.Module):
-    """The class in the hub repositories of MDLM and DUO: by keyword, and logits as they come, or in a tuple."""
-
-    def __init__(self, network: ResearchNetwork, time_conditioning: bool, pack: bool) -> None:
-        super().__init__()
-        self.backbone, self.pack = network, pack
-        self.config = SimpleNamespace(model_type="mdlm", time_conditioning=time_conditioning)
-
-    def forward(self, input_ids: Tensor, timesteps: Tensor) -> Any:
-        logits = self.backbone(input_ids, timesteps)
-        return (logits, []) if self.pack else logits
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -378,3 +271,10 @@ def test_its_parameters_are_the_models_and_it_trains_as_a_student() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["bert", "esm"])
+def test_a_mask_that_the_model_does_not_know_is_refused_before_it_is_called(kind: str) -> None:
+    denoiser = as_denoiser(randomised(masked_lm(kind)))
+    with pytest.raises(ValueError, match=f"token id {V} is outside the {V} classes"):
+        AncestralSampler(MaskedDiffusion(V), num_steps=2)(denoiser, (2, LENGTH))

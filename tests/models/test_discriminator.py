@@ -8,7 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from discrete_distill import exact
-from discrete_distill.models import CheckpointError, Discriminator, DiT, DiTConfig, discriminator_loss
+from discrete_distill.models import (
+    CheckpointError,
+    Discriminator,
+    DiT,
+    DiTConfig,
+    discriminator_accuracy,
+    discriminator_loss,
+)
 from discrete_distill.models.discriminator import masked_mean
 from discrete_distill.process import MaskedDiffusion
 
@@ -250,3 +257,32 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     assert float((weight * x * x).sum().sqrt()) > 0.2
     assert float(correlation) > 0.98
     assert 0.9 < float(slope) < 1.1
+
+
+def test_what_does_not_count_reaches_neither_loss_nor_gradient_nor_accuracy() -> None:
+    """NaN in padding, and a sequence that is all padding."""
+    counted = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    logits = torch.randn(2, 3, 3, generator=seeded(0))
+    whole = torch.where(counted, logits, float("nan")).requires_grad_()
+    weight = torch.tensor([0.25, 0.75, 0.0])
+    loss = discriminator_loss(*whole, counted, counted, weight_B=weight)
+    loss.backward()
+    means = [
+        0.25 * torch.nn.functional.softplus(sign * side[0, :2]).mean()
+        + 0.75 * torch.nn.functional.softplus(sign * side[1, 0])
+        for sign, side in ((-1.0, logits[0]), (1.0, logits[1]))
+    ]
+    torch.testing.assert_close(loss.detach(), 0.5 * (means[0] + means[1]))
+    assert bool(whole.grad.isfinite().all())
+    assert bool((whole.grad[:, ~counted] == 0).all())
+    right = [
+        (sign * side[0, :2].mean() > 0).float() + (sign * side[1, 0] > 0).float()
+        for sign, side in ((1.0, logits[0]), (-1.0, logits[1]))
+    ]
+    accuracy = discriminator_accuracy(*whole, counted, counted)
+    torch.testing.assert_close(accuracy, 0.25 * (right[0] + right[1]))
+
+
+def test_it_grows_from_a_network_of_this_library_alone() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        Discriminator.from_denoiser(torch.nn.Linear(2, 2))  # type: ignore[arg-type]

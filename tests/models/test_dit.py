@@ -1,8 +1,11 @@
 """The network of MDLM against a plain implementation of it in NumPy, double precision."""
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.models import CheckpointError, DiT, DiTConfig
+from discrete_distill.models.dit import Rotary
+from discrete_distill.process import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    PolynomialSchedule,
+)
 
 SHAPE = {
     "vocab_size": 11,
@@ -273,3 +284,99 @@ def test_parameters_are_named_as_in_the_checkpoints_of_mdlm() -> None:
         "output_layer.adaLN_modulation.bias",
     }
     torch.testing.assert_close(model.rotary_emb.inv_freq, torch.tensor([10_000 ** (-i / 4) for i in range(4)]))
+
+
+@pytest.mark.parametrize(
+    "schedule", [LogLinearSchedule(), LinearSchedule(), CosineSchedule(), PolynomialSchedule(), GeometricSchedule()]
+)
+def test_a_network_is_told_the_noise_of_its_own_schedule(schedule) -> None:
+    """A network of another schedule that is asked at the time of the same noise answers alike; all masks are no NaN."""
+    names = {
+        LogLinearSchedule: "log_linear",
+        LinearSchedule: "linear",
+        CosineSchedule: "cosine",
+        PolynomialSchedule: "polynomial",
+        GeometricSchedule: "geometric",
+    }
+    named = randomised(time_conditioning=True, schedule=names[type(schedule)])
+    published = randomised(time_conditioning=True)
+    x, t = example()
+    t = 0.2 + 0.6 * t
+    same_noise = LogLinearSchedule().inverse(schedule.alpha(t))
+    torch.testing.assert_close(named(x, t), published(x, same_noise), rtol=1e-3, atol=1e-3)
+    assert bool(named(x, torch.ones(len(x))).isfinite().all())
+    again = DiTConfig(**asdict(named.config))
+    assert again == named.config
+    with pytest.raises(ValueError, match="sigmoid"):
+        DiTConfig(vocab_size=3, schedule="sigmoid")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotary_frequencies_are_exact_in_any_precision(dtype: torch.dtype) -> None:
+    """Rounded to bf16, the highest would be off by a radian after 1000 positions."""
+    rotary, length = Rotary(8), 1024
+    positions = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, 8, 2) / 8)
+    restored = Rotary(8)
+    restored.load_state_dict({"inv_freq": rotary.inv_freq.to(dtype)})
+    for each in (rotary, copy.deepcopy(rotary).to(dtype), copy.deepcopy(rotary).to(dtype).float(), restored):
+        cos, sin = each(length)
+        np.testing.assert_allclose(cos.double().numpy(), np.cos(positions), atol=3e-4)
+        np.testing.assert_allclose(sin.double().numpy(), np.sin(positions), atol=3e-4)
+
+
+def test_a_network_saved_in_half_precision_differs_by_its_rounded_weights_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = DiT(DiTConfig(vocab_size=11, max_length=512, hidden_size=32, num_layers=2, num_heads=2, cond_size=8)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter).mul(0.3).bfloat16())
+    x, t = torch.randint(11, (1, 512)), torch.ones(1)
+    copy.deepcopy(net).bfloat16().save_pretrained(tmp_path)
+    torch.testing.assert_close(DiT.from_pretrained(tmp_path)(x, t), net(x, t), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("token", [11, -1])
+def test_ids_outside_the_vocabulary_are_named(token: int) -> None:
+    net = DiT(DiTConfig(vocab_size=11, max_length=4, hidden_size=8, num_layers=1, num_heads=2, cond_size=4))
+    x = torch.tensor([[0, token, 3]])
+    with pytest.raises(ValueError, match=str(token)):
+        net(x, torch.ones(1))
+    for wrong in (x.float(), x[0]):
+        with pytest.raises(TypeError):
+            net(wrong, torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        (torch.ones(2, 4, dtype=torch.bool), ValueError),
+        (torch.ones(3, dtype=torch.bool), ValueError),
+        (torch.ones(2, 1, 3, 3, dtype=torch.bool), ValueError),
+        (torch.zeros(2, 3), TypeError),  # as an additive mask this would mean that all is real
+    ],
+)
+def test_masks_of_another_shape_or_kind_are_refused(mask: torch.Tensor, error: type[Exception]) -> None:
+    net = DiT(DiTConfig(vocab_size=11, max_length=4, hidden_size=8, num_layers=1, num_heads=2, cond_size=4))
+    x = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(error):
+        net(x, torch.ones(2), attention_mask=mask)
+    net(x, torch.ones(2), attention_mask=torch.ones(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dropout", math.nan),
+        ("dropout", 7),
+        ("dropout", -0.1),
+        ("dropout", "a"),
+        ("max_length", math.nan),
+        ("max_length", 8.5),
+        ("num_layers", True),
+        ("num_layers", 0),
+        ("bf16_blocks", "yes"),
+    ],
+)
+def test_configurations_that_cannot_be(field: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=field):
+        DiTConfig(**{"vocab_size": 11, field: value})

@@ -136,3 +136,13 @@ def test_push_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert FACTS.data in (tmp_path / "README.md").read_text()
     assert torch.equal(load_denoiser(tmp_path)(*example()), student(*example()))
     assert torch.equal(load_discriminator(tmp_path)(*example()), judge(*example()))
+
+
+def test_networks_of_others_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    student, _ = pair()
+    for networks in ((torch.nn.Linear(2, 2),), (student, torch.nn.Linear(2, 2))):
+        with pytest.raises(TypeError, match="Linear"):
+            save_distilled(tmp_path / "there", *networks)
+        with pytest.raises(TypeError, match="Linear"):
+            push_distilled("user/model", *networks)
+    assert not (tmp_path / "there").exists()

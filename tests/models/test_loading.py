@@ -1,14 +1,14 @@
 """Weights as others publish them: loaded strictly, the same logits, one wrong key refused by name."""
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import published
 import pytest
 import torch
-from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network, prefixed
+from published import BLOCKS, VOCABULARY, denoiser, network, prefixed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -302,64 +302,35 @@ def test_loading_draws_nothing_and_training_does_not_write_into_the_file(tmp_pat
     assert_same(load_denoiser(tmp_path), network())
 
 
-def tiny_bert(folder: Path) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-    )
-    model = transformers.BertForMaskedLM(config).eval()
-    model.save_pretrained(folder)
-    return model
+def test_models_of_uniform_noise_are_refused(tmp_path: Path) -> None:
+    for changes in ({"model_type": "DUO"}, {"architectures": ["UDLM"]}, {"diffusion": "uniform"}):
+        published.write_mdlm_hub(tmp_path, network(), **changes)
+        for place in (tmp_path, tmp_path / "model.safetensors"):
+            with pytest.raises(ValueError, match="uniform"):
+                load_denoiser(place)
 
 
-def test_a_hugging_face_model_by_its_folder(tmp_path: Path) -> None:
-    model = tiny_bert(tmp_path)
-    x, t = example()
-    loaded = load_denoiser(tmp_path)
-    torch.testing.assert_close(loaded(x, t), model(x).logits)
-    assert loaded.convention.head == "cls"
-    weights = load_file(tmp_path / "model.safetensors")
-    missing = {name: value for name, value in weights.items() if name != "bert.encoder.layer.0.output.dense.bias"}
-    misshapen = {**weights, "bert.encoder.layer.0.output.dense.bias": torch.ones(3)}
-    for wrong, message in ((missing, "missing: bert.encoder.layer.0.output.dense.bias"), (misshapen, "another shape")):
-        save_file(wrong, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CheckpointError, match=message):
-            load_denoiser(tmp_path)
-    with (tmp_path / "model.safetensors").open("r+b") as stream:
-        stream.truncate(100)
-    with pytest.raises(CheckpointError, match="are damaged"):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": float("nan")},
+        {"dropout": "a"},
+        {"dropout": 7},
+        {"model_length": float("nan")},
+        {"model_length": 8.5},
+        {"n_blocks": True},
+        {"time_conditioning": "no"},
+    ],
+)
+def test_odd_settings_of_published_networks_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    published.write_mdlm_hub(tmp_path, network(), **changes)
+    with pytest.raises(CheckpointError):
         load_denoiser(tmp_path)
 
 
-CODE = """
-from pathlib import Path
-from transformers import BertConfig, BertForMaskedLM
-Path({trace!r}).touch()
-class OwnConfig(BertConfig):
-    model_type = "own"
-class OwnForMaskedLM(BertForMaskedLM):
-    config_class = OwnConfig
-"""
-
-
-def test_code_of_a_repository_runs_only_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, trace = tiny_bert(tmp_path / "model"), tmp_path / "trace"
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    (tmp_path / "model" / "own.py").write_text(CODE.format(trace=str(trace)))
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForMaskedLM": "own.OwnForMaskedLM"}
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto_map}))
-    with pytest.raises(ValueError, match=r"brings code of its own .*trust_remote_code=True"):
-        load_denoiser(tmp_path / "model")
-    assert not trace.exists()
-    x, t = example()
-    loaded = load_denoiser(tmp_path / "model", trust_remote_code=True)
-    assert trace.exists()
-    torch.testing.assert_close(loaded(x, t), model(x).logits)
+def test_rotary_frequencies_of_another_base_are_refused(tmp_path: Path) -> None:
+    weights = network()
+    weights["rotary_emb.inv_freq"] = weights["rotary_emb.inv_freq"] ** 1.5
+    published.write_mdlm_hub(tmp_path, weights)
+    with pytest.raises(CheckpointError, match="inv_freq"):
+        load_denoiser(tmp_path)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import KINDS, TinyDream, TinyLLaDA, V, masked_lm, randomised, transformers
 from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network
 from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, as_denoiser
-from discrete_distill.models import DiT, add_lora, lora_weights, merge_lora
+from discrete_distill.models import Discriminator, DiT, add_lora, lora_weights, merge_lora
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -66,8 +67,11 @@ def test_merged_it_is_a_plain_network_of_the_stated_sum() -> None:
 
 def test_it_is_saved_merged_or_not_at_all(tmp_path: Path) -> None:
     net, (x, t) = disturbed(student()), example()
-    with pytest.raises(ValueError, match="fold them in with merge_lora before saving it"):
+    with pytest.raises(ValueError, match="merge_lora"):
         net.save_pretrained(tmp_path)
+    for copied in (net.with_step_conditioning, lambda: Discriminator.from_denoiser(net, 1)):
+        with pytest.raises(ValueError, match="merge_lora"):
+            copied()
     merge_lora(net).save_pretrained(tmp_path)
     assert torch.equal(DiT.from_pretrained(tmp_path)(x, t), net(x, t))
 
@@ -121,6 +125,80 @@ def test_a_hugging_face_student_keeps_its_head_apart() -> None:
     changed = net(x, t).detach()
     torch.testing.assert_close(merge_lora(net)(x, t), changed, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(changed, plain, atol=0.01)
+
+
+def llama(tied: bool) -> nn.Module:
+    config = transformers.LlamaConfig(
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        tie_word_embeddings=tied,
+    )
+    return as_denoiser(randomised(transformers.LlamaForCausalLM(config)), attention="full", head="lm_head")
+
+
+ALL_KINDS = [*KINDS, "llada", "dream", "llama", "llama tied", "dit"]
+
+
+def of_kind(kind: str) -> nn.Module:
+    if kind == "dit":
+        return denoiser(network())
+    if kind.startswith("llama"):
+        return llama(tied=kind.endswith("tied"))
+    model = {"llada": TinyLLaDA, "dream": TinyDream}[kind]() if kind in ("llada", "dream") else masked_lm(kind)
+    return as_denoiser(randomised(model))
+
+
+def embeddings_of(net: nn.Module) -> list[Tensor]:
+    return [parameter for name, parameter in net.named_parameters() if "embed" in name and parameter.dim() == 2]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_merging_changes_no_logits_of_any_model(kind: str) -> None:
+    pytest.importorskip("peft", reason="LoRA is an optional extra")
+    net = of_kind(kind)
+    x, t = torch.randint(1, V - 1, (2, 6), generator=torch.Generator().manual_seed(3)), torch.rand(2)
+    plain, embeddings = net(x, t).detach(), [each.detach().clone() for each in embeddings_of(net)]
+    disturbed(add_lora(net, rank=2))
+    before = net(x, t).detach()
+    assert not torch.allclose(before, plain, atol=0.01)
+    after = merge_lora(net)(x, t).detach()
+    torch.testing.assert_close(after, before, atol=1e-5 * float(before.abs().max()), rtol=1e-5)
+    assert all(torch.equal(new, old) for new, old in zip(embeddings_of(net), embeddings, strict=True))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_vocabulary_head_is_never_adapted_unless_named(kind: str) -> None:
+    pytest.importorskip("peft", reason="LoRA is an optional extra")
+    for net in (of_kind(kind), getattr(of_kind(kind), "model", of_kind(kind))):
+        if isinstance(net, TinyLLaDA | TinyDream):
+            continue  # without its wrapper nothing says where the head is
+        add_lora(net, rank=2)
+        sizes = {tuple(value.shape) for name, value in lora_weights(net).items() if ".lora_B." in name}
+        assert sizes
+        assert all(rows != (VOCABULARY if kind == "dit" else V) for rows, _ in sizes)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("bert", "decoder"), ("modernbert", "decoder"), ("llama tied", "lm_head")])
+def test_a_tied_layer_is_refused(kind: str, head: str) -> None:
+    peft = pytest.importorskip("peft", reason="LoRA is an optional extra")
+    net = of_kind(kind)
+    with pytest.raises(ValueError, match="tied"):
+        add_lora(net, targets=[head])
+    assert not any(".lora_" in name for name, _ in net.named_parameters())
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=[head]), net)  # by other means
+    with pytest.raises(ValueError, match="tied"):
+        merge_lora(net)
+
+
+def test_an_untied_head_that_is_named_is_adapted_and_merged() -> None:
+    pytest.importorskip("peft", reason="LoRA is an optional extra")
+    net, (x, t) = of_kind("llama"), example()
+    disturbed(add_lora(net, targets=["lm_head"]))
+    before = net(x, t).detach()
+    torch.testing.assert_close(merge_lora(net)(x, t), before, atol=1e-4, rtol=1e-4)
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

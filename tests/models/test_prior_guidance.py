@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -53,3 +55,25 @@ def test_what_says_no_more_than_the_prior_stays_the_prior(network: DiT) -> None:
 def test_a_negative_weight_is_refused(network: DiT) -> None:
     with pytest.raises(ValueError, match=r"-0\.1"):
         guide_by_prior(network, -0.1, MASK)
+
+
+def test_dropout_has_no_part_in_it_and_the_mode_stays(network: DiT) -> None:
+    expected = prior_log_probs(network, MASK)
+    network.train().blocks[0].eval()
+    assert torch.equal(prior_log_probs(network, MASK), expected)
+    assert network.training
+    assert [block.training for block in network.blocks] == [False, True]
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_weights_that_mean_nothing_are_refused(network: DiT, weight: float) -> None:
+    with pytest.raises(ValueError, match=str(weight)):
+        guide_by_prior(network, weight, MASK)
+
+
+def test_other_networks_and_masks_are_refused(network: DiT) -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        guide_by_prior(torch.nn.Linear(2, 2), 0.3, MASK)  # type: ignore[arg-type]
+    for mask in (-1, 6):
+        with pytest.raises(ValueError, match=str(mask)):
+            guide_by_prior(network, 0.3, mask)

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import resource
 import struct
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from discrete_distill.models import CheckpointError, Discriminator, DiT, DiTConfig, load_denoiser
+from discrete_distill.models import CheckpointError, Discriminator, DiT, DiTConfig, load_denoiser, load_discriminator
 from discrete_distill.models.weights import Inert, read_pickle, read_safetensors, read_weights
 
 CONFIG = DiTConfig(vocab_size=7, max_length=6, hidden_size=8, num_layers=2, num_heads=2, cond_size=4)
@@ -106,20 +107,139 @@ def test_a_config_file_that_wants_more_memory_than_there_is(folder: Path, change
         Discriminator.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("changes", [{"max_length": "long"}, {"widht": 3}, {"max_length": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": "long"},
+        {"widht": 3},
+        {"max_length": 0},
+        {"max_length": float("nan")},
+        {"max_length": 8.5},
+        {"dropout": float("nan")},
+        {"dropout": "a"},
+        {"dropout": 7},
+        {"num_layers": True},
+        {"time_conditioning": 1},
+    ],
+)
 def test_a_config_file_that_describes_no_network(folder: Path, changes: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     for load in (DiT.from_pretrained, load_denoiser):
-        with pytest.raises(CheckpointError, match=r"its config file describes no DiT: .*(str|widht|max_length)"):
+        with pytest.raises(CheckpointError, match=next(iter(changes))):
+            load(folder)
+    Discriminator(CONFIG, 1).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"backbone": {**config, **changes}, "trainable_blocks": 1}))
+    with pytest.raises(CheckpointError, match=next(iter(changes))):
+        Discriminator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", "5", '"x"', "{" * 100_000, "[" * 100_000, "\x00"])
+def test_a_config_file_that_is_none(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    for load in (load_denoiser, DiT.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"config\.json"):
             load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{" * 100_000, "\x00"])
-def test_a_config_file_that_is_none(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json (is not JSON|holds a list)"):
-        load_denoiser(folder)
+@pytest.mark.parametrize("backbone", [5, None, [1], "x"])
+def test_a_discriminator_without_a_shape(folder: Path, backbone: object) -> None:
+    Discriminator(CONFIG, 1).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"backbone": backbone, "trainable_blocks": 1}))
+    for load in (load_discriminator, Discriminator.from_pretrained):
+        with pytest.raises((CheckpointError, FileNotFoundError)):
+            load(folder)
+
+
+NOT_NUMBERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "repeated": lambda value: value.flatten()[:1].clone().expand(value.numel()).view(value.shape),
+    "sparse": lambda value: value.to_sparse(),
+    "meta": lambda value: value.to("meta"),
+    "NaN": lambda value: value * torch.nan,
+    "infinite": lambda value: value + torch.inf,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_NUMBERS)
+@pytest.mark.parametrize("name", ["blocks.0.attn_out.weight", "vocab_embed.embedding", "rotary_emb.inv_freq"])
+def test_weights_that_are_no_numbers_of_the_file(tmp_path: Path, kind: str, name: str) -> None:
+    weights = DiT(CONFIG).state_dict()
+    weights[name] = NOT_NUMBERS[kind](weights[name])
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=name.rpartition(".")[2]):
+        load_denoiser(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("vocabulary", [24 * 10**6, 2 * 10**12])
+def test_a_small_file_whose_tensors_claim_terabytes(tmp_path: Path, vocabulary: int) -> None:
+    weights = DiT(CONFIG).state_dict()
+    weights["vocab_embed.embedding"] = torch.zeros(1).expand(vocabulary, 8)
+    weights["output_layer.linear.weight"] = torch.zeros(1).expand(vocabulary, 8)
+    weights["output_layer.linear.bias"] = torch.zeros(1).expand(vocabulary)
+    torch.save(weights, tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="claims"):
+        load_denoiser(tmp_path / "model.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_network_of_a_thousand_blocks(tmp_path: Path) -> None:
+    weights = DiT(CONFIG).state_dict()
+    block = {name.removeprefix("blocks.0"): value for name, value in weights.items() if name.startswith("blocks.0")}
+    weights |= {f"blocks.{i}{name}": value for i in range(1000) for name, value in block.items()}
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="1000"):
+        load_denoiser(tmp_path / "model.pt")
+
+
+def test_blocks_that_share_their_numbers(tmp_path: Path) -> None:
+    """A small file would be a large network."""
+    weights = DiT(CONFIG).state_dict()
+    block = {name.removeprefix("blocks.0"): value for name, value in weights.items() if name.startswith("blocks.0")}
+    weights |= {f"blocks.{i}{name}": value for i in range(30) for name, value in block.items()}
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="share"):
+        load_denoiser(tmp_path / "model.pt")
+
+
+def test_a_header_of_a_million_tensors(tmp_path: Path) -> None:
+    entry = '"%07d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % i for i in range(100_000)) + "}").encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=str(len(header))):
+        read_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("depth", [1, 10**4])
+def test_a_pickle_of_endless_instructions(tmp_path: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuple of a tuple, and so on; and compressed, so that a small file is a long pickle."""
+    monkeypatch.setattr("discrete_distill.models.weights.INSTRUCTIONS_LIMIT", 10**4)
+    pickled = b"\x80\x02}" + b")" * (10**4 // depth) + b"\x85" * depth + b"."
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        packed = io.BytesIO()
+        torch.save({}, packed)
+        with (
+            zipfile.ZipFile(packed) as source,
+            zipfile.ZipFile(tmp_path / "model.ckpt", "w", compression) as target,
+        ):
+            for record in source.infolist():
+                is_pickle = record.filename.endswith("data.pkl")
+                target.writestr(record.filename, pickled if is_pickle else source.read(record))
+        with pytest.raises(CheckpointError, match=r"instructions|compressed"):
+            read_pickle(tmp_path / "model.ckpt")
+
+
+def test_a_compressed_archive_is_refused_however_small(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.save(DiT(CONFIG).state_dict(), file)
+    with zipfile.ZipFile(file) as source:
+        records = {record.filename: source.read(record) for record in source.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in records.items():
+            target.writestr(name, content)
+    with pytest.raises(CheckpointError, match="compressed"):
+        load_denoiser(file)
 
 
 class Runs:
@@ -175,7 +295,7 @@ def test_an_archive_whose_pickle_unpacks_to_gigabytes(tmp_path: Path) -> None:
             content = source.read(record)
             target.writestr(record.filename, bytes(65_000_000) if record.filename.endswith("data.pkl") else content)
     assert file.stat().st_size < 200_000
-    with pytest.raises(CheckpointError, match=r"data\.pkl of 65000000 bytes"):
+    with pytest.raises(CheckpointError, match="65000000"):
         read_pickle(file)
 
 

@@ -138,7 +138,7 @@ def test_geometric_noise_runs_from_sigma_min_to_sigma_max() -> None:
         (lambda: PolynomialSchedule(0.0), "0.0"),
         (lambda: PolynomialSchedule(float("nan")), "nan"),
         (lambda: GeometricSchedule(sigma_min=0.0), "0.0"),
-        (lambda: GeometricSchedule(sigma_min=3.0, sigma_max=2.0), "3.0 and 2.0"),
+        (lambda: GeometricSchedule(sigma_min=3.0, sigma_max=2.0), r"3\.0.*2\.0"),
     ],
 )
 def test_impossible_parameters_are_refused_by_value(make, value: str) -> None:  # type: ignore[no-untyped-def]

@@ -33,5 +33,5 @@ def test_a_constant_weight_is_constant_in_any_shape() -> None:
 def test_weights_that_are_not_positive_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.0"):
         ConstantWeight(0.0)
-    with pytest.raises(ValueError, match=r"low = 2\.0, high = 1\.0"):
+    with pytest.raises(ValueError, match=r"2\.0.*1\.0"):
         ElboWeight(low=2.0, high=1.0)

@@ -61,7 +61,11 @@ def test_a_budget_of_evaluations_pays_for_as_many_steps_and_is_kept(tmp_path) ->
     plan = plan_steps(SDTTTrainee, "network_evaluations", 165.0, file, seed=0)
     assert plan.evaluations_per_step == 16.0
     assert plan.num_steps == 10
-    assert plan_steps(SDTTTrainee, "network_evaluations", 9000.0, file, seed=0) == plan
+    assert plan_steps(SDTTTrainee, "network_evaluations", 165.0, file, seed=0) == plan
+    # Another budget is another plan, and a file that is no plan is none.
+    assert plan_steps(SDTTTrainee, "network_evaluations", 330.0, file, seed=0).num_steps == 20
+    file.write_text("[]")
+    assert plan_steps(SDTTTrainee, "network_evaluations", 165.0, file, seed=0).num_steps == 10
     timed = plan_steps(SDTTTrainee, "seconds", 5.0, tmp_path / "other.json", seed=0)
     assert timed.num_steps == int(5.0 / timed.seconds_per_step)
     with pytest.raises(ValueError, match="a budget of 3 network_evaluations is less than one training step"):

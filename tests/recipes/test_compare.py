@@ -14,6 +14,7 @@ from discrete_distill.recipes.ablation import TECHNIQUES, published_order, rank_
 from discrete_distill.recipes.compare import main
 from discrete_distill.recipes.comparison_report import ablation_factors, perplexity_table, worries
 from discrete_distill.recipes.comparison_settings import PRESETS, ComparisonConfig
+from discrete_distill.recipes.fingerprint import write_fingerprint
 from discrete_distill.recipes.judge import JudgeConfig, save_judge
 
 SIZE = 300
@@ -24,10 +25,10 @@ TINY = [
     "--precision=fp32",
     "--budget=network_evaluations",
     "--distill.batch-size=4", "--distill.accumulate=1", "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=1", "--distill.method.ratio-updates=1", "--distill.method.corruptions=1",
+    "--distill.method.ratio-warmup=0", "--distill.method.ratio-updates=1", "--distill.method.corruptions=1",
     "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",
     "--didi-paper.batch-size=4", "--didi-paper.method.group-size=2",
-    "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.ratio-warmup=1",
+    "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.ratio-warmup=0",
     "--idlm.method.ratio-updates=1", "--idlm.method.corruptions=1",
     "--mmd.batch-size=4", "--mmd.method.group-size=2",
     "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
@@ -64,8 +65,10 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     teacher = DiT(shape)
     torch.nn.init.normal_(teacher.output_layer.linear.weight, std=0.5)
     teacher.save_pretrained(folder / "teacher")
+    write_fingerprint(folder / "teacher", tokenizer)
     judge = JudgeConfig(vocab_size=size, context=16, hidden_size=16, num_layers=1, num_heads=2)
     save_judge(GPT2LMHeadModel(judge.network_config()), judge, folder / "judge")
+    write_fingerprint(folder / "judge", tokenizer)
     return [
         f"--data.source={folder}/speech.txt",
         f"--data.tokenizer={folder}/tokenizer.json",
@@ -189,6 +192,8 @@ def test_factors_are_ratios_at_equal_entropy_with_their_errors_and_orders_are_co
         (["report"], "run the evaluate stage first"),
         (["evaluate"], "run the train stage first"),
         (["--texts", "missing.txt"], "no text at missing.txt"),
+        (["--texts", "a/same.txt", "b/same.txt"], "same.txt"),
+        (["--extra-judges", "no/such/judge/here"], "--extra-judges"),
         (["--teacher.path=missing"], "--teacher.path"),
         (["--autoregressive.path=missing"], "no autoregressive model in missing"),
         (["--amount=1e-9"], "less than one training step"),

@@ -97,3 +97,14 @@ def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
     ):
         assert part in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_takes_the_shape_of_the_teacher_that_is_distilled(tmp_path, capsys) -> None:
+    config = DiTConfig(vocab_size=2048, max_length=16, hidden_size=64, num_layers=1, num_heads=2, cond_size=8)
+    DiT(config).save_pretrained(tmp_path / "teacher")
+    (tmp_path / "a.txt").write_text("some words of a text\n" * 200)
+    flags = [f"--teacher.path={tmp_path}/teacher", f"--output={tmp_path}/runs", "--data.length=16", "--dry-run"]
+    flags.append(f"--data.source={tmp_path}/a.txt")
+    with pytest.warns(UserWarning, match="tokenizer_fingerprint"):
+        assert main(flags) == 0
+    assert "1 layers, 64 wide" in capsys.readouterr().out

@@ -38,8 +38,32 @@ def test_the_full_teacher_has_thirty_million_parameters_and_without_a_gpu_nothin
 ) -> None:
     config = benchmark.full_config(tmp_path)
     assert benchmark.count_parameters(config.teacher.model) >= 30e6
-    planned = 120.0 + config.amount * len(config.methods)
-    assert planned < 0.75 * benchmark.LIMIT_SECONDS
+    planned = 75.0 + config.amount * len(config.methods)
+    assert planned < benchmark.TRAINING_SHARE * benchmark.LIMIT_SECONDS
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert benchmark.main(["--out", str(tmp_path / "none")]) == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_late_it_trains_and_measures_no_more_and_keeps_what_is_there(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "TRAINING_SHARE", 0.0)
+    benchmark.main(["--tiny", "--out", str(tmp_path)])
+    summary = json.loads((tmp_path / "gpu_distill.json").read_text())
+    assert {line["method"] for line in summary["results"]["lines"]} == {"teacher"}
+
+
+def test_a_stage_that_fails_leaves_the_stages_before_it_on_disk(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(benchmark.Comparison, "evaluate", broken)
+    monkeypatch.setattr(benchmark.Comparison, "train", lambda self, late: None)
+    assert benchmark.main(["--tiny", "--out", str(tmp_path)]) == 1
+    stages = json.loads((tmp_path / "gpu_distill.json").read_text())["stages"]
+    assert stages["teacher"]["failure"] is None
+    assert "out of luck" in stages["evaluate"]["failure"]
+    assert "report" not in stages

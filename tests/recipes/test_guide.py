@@ -80,5 +80,5 @@ def test_student_and_teacher_are_left_as_they_were(tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_refused_with_their_flag() -> None:
     with pytest.raises(ValueError, match=r"--guide\.updates"):
         GuideConfig(updates=-1)
-    with pytest.raises(ValueError, match=r"pool must be at least 1, got 0; change --guide\.pool"):
+    with pytest.raises(ValueError, match=r"--guide\.pool.*0"):
         GuideConfig(pool=0)

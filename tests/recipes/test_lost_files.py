@@ -11,7 +11,10 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill.methods import DiDiInstruct, StepOutput
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.assets import asset
+from discrete_distill.recipes.fingerprint import write_fingerprint
 from discrete_distill.recipes.owt import main
+from discrete_distill.recipes.tokenizer import TextTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,7 @@ def flags(tmp_path: Path) -> list[str]:
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     teacher.save_pretrained(tmp_path / "teacher")
+    write_fingerprint(tmp_path / "teacher", TextTokenizer.load(asset("tokenizer.json")))
     return [
         f"--output={tmp_path}/runs",
         f"--data.source={tmp_path}/text.txt",

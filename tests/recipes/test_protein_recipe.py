@@ -12,7 +12,7 @@ from discrete_distill.evaluation.protein import AMINO_ACIDS
 from discrete_distill.recipes.assets import asset
 from discrete_distill.recipes.dplm import CLS, EOS, MASK, esm_canvas, esm_letters, esm_process, load_dplm, sample_dplm
 from discrete_distill.recipes.fasta import ResidueTokenizer, is_fasta, read_fasta
-from discrete_distill.recipes.folding import mean_plddt, plddt
+from discrete_distill.recipes.folding import load_strictly, mean_plddt, plddt
 from discrete_distill.recipes.protein import main
 from discrete_distill.recipes.protein_report import worries
 from discrete_distill.training import fold_seed
@@ -101,7 +101,8 @@ def test_letters_become_tokens_and_back_and_windows_fall_into_proteins() -> None
     [
         ("", "no sequence"),
         ("ACD\n", "no header line"),
-        (">a\nAXC\n", "line 2: 'X' is no amino acid"),
+        (">a\nAXC\n", "no sequence"),
+        (">a\nA1C\n", "line 2: '1' is no amino acid"),
         (">a\nAC\n>a\nAC\n", "two sequences named a"),
     ],
 )
@@ -151,7 +152,7 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     assert [len(protein) for protein in proteins] == [12] * 5
     assert set("".join(proteins)) <= set(AMINO_ACIDS)
     assert cost <= 4
-    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_warmup=0)
+    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_conditioning=False, ratio_warmup=0)
     student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
     with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
         for parameter in auxiliary.parameters():
@@ -200,3 +201,25 @@ def test_plddt_of_a_small_esmfold_is_a_mean_over_residues_in_percent() -> None:
     assert mean_plddt(model, ["MKVLA", "ACDEFGH"]) == pytest.approx(0.5 * (one + other))
     with pytest.raises(ValueError, match="no sequences to fold"):
         mean_plddt(model, [])
+
+
+def test_a_model_of_transformers_is_loaded_whole_or_refused(small_esm: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import EsmForMaskedLM
+
+    loaded = load_strictly(EsmForMaskedLM, str(small_esm), flag="--dplm")
+    assert not loaded.training
+    weights = load_file(small_esm / "model.safetensors")
+    (tmp_path / "config.json").write_text((small_esm / "config.json").read_text())
+    without = {name: weight for name, weight in weights.items() if "contact_head" not in name}
+    save_file(without, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_dplm(str(tmp_path)) is not None
+    del without["lm_head.dense.weight"]
+    save_file(without, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lm_head\.dense"):
+        load_dplm(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_dplm(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="--dplm"):
+        load_dplm(str(tmp_path / "missing"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from discrete_distill.recipes.report import worries
+from discrete_distill.recipes.report import steps_table, worries
 
 
 def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
@@ -78,3 +78,17 @@ def test_training_signals_are_explained(last: dict[str, float], said: str) -> No
 def test_a_student_from_elsewhere_is_said_to_be() -> None:
     (found,) = worries(results(3.88), [])
     assert "no training metrics" in found
+
+
+def test_figures_that_a_set_does_not_have_are_empty_cells() -> None:
+    """A single sample has no standard error, and one of two tokens no 3-grams."""
+    figures = {"entropy": 0.5, "corpus_entropy": 0.6, "distinct": {"1": 1.0, "2": 1.0}, "repetition": {"1": 0.0}}
+    one = {"method": "teacher", "steps": 1, "network_evaluations": 1, "perplexity": 2.0, "standard_error": None}
+    table = steps_table({"by_steps": [{**one, "diversity": figures}]})
+    assert table.splitlines()[-1] == "| teacher | 1 | 1 | 2.0 |  | 0.500 | 0.600 | 1.000 |  |"
+
+
+def test_a_teacher_that_says_one_thing_only_is_named() -> None:
+    degenerate = results(3.9)
+    degenerate["by_steps"][0]["diversity"]["entropy"] = 0.0
+    assert any("teacher at 8 steps is 0" in found for found in worries(degenerate, QUIET))

@@ -198,7 +198,7 @@ def test_nothing_is_differentiated() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     table, process = random_table(3, 3, exact.uniform_times(2), 0, 3), MaskedDiffusion(3)
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_steps.*0"):
         AncestralSampler(process, num_steps=0)(table, (1, 3))
     with pytest.raises(ValueError, match="either shape"):
         AncestralSampler(process)(table)

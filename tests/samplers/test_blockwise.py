@@ -4,12 +4,16 @@ import pytest
 import torch
 from counting import Counting, chi_square_p, counts_of, seeded
 from enumerated import RandomNetwork, advance, as_tensor, draws, probabilities, put
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llada import Convolution, generate
 
 from discrete_distill import (
     AncestralSampler,
     BlockwiseSampler,
     ConfidenceSampler,
     FirstHittingSampler,
+    LinearSchedule,
     MaskedDiffusion,
     RGASampler,
 )
@@ -86,3 +90,75 @@ def test_the_last_block_may_be_shorter_and_bad_blocks_are_refused() -> None:
         BlockwiseSampler(AncestralSampler(PROCESS), 0)
     with pytest.raises(ValueError, match="must be finished before the next begins"):
         BlockwiseSampler(AncestralSampler(PROCESS, end=0.1, noise_removal="none"), 2)
+
+
+WORDS, END = 5, 5  # five words, and the mask
+SCHEDULES = {"default": MaskedDiffusion(END), "linear": MaskedDiffusion(END, LinearSchedule())}
+
+
+def ragged(prompts, gen_lengths, side):
+    """Prompts and masks of all rows, padded with a word on the left or on the right."""
+    rows = [[*prompt, *[END] * gen_length] for prompt, gen_length in zip(prompts, gen_lengths, strict=True)]
+    width = max(map(len, rows))
+    pads = [[0] * (width - len(row)) for row in rows]
+    whole = [pad + row if side == "left" else row + pad for pad, row in zip(pads, rows, strict=True)]
+    real = [
+        [False] * len(pad) + [True] * len(row) if side == "left" else [True] * len(row) + [False] * len(pad)
+        for pad, row in zip(pads, rows, strict=True)
+    ]
+    return torch.tensor(whole), torch.tensor(real)
+
+
+layouts = st.lists(st.tuples(st.integers(0, 7), st.integers(1, 13)), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@settings(max_examples=60)
+@given(layouts, st.integers(1, 13), st.integers(1, 9), st.sampled_from(["left", "right"]), st.integers(0, 10**6))
+def test_the_tokens_are_those_of_llada_whatever_prompts_blocks_steps_and_padding(
+    schedule, layout, block_length, steps, side, seed
+) -> None:
+    network = Convolution(WORDS + 1, 24, seed)
+    prompts = [torch.randint(WORDS, (size,), generator=seeded(seed + size)).tolist() for size, _ in layout]
+    gen_lengths = [length for _, length in layout]
+    x_init, real = ragged(prompts, gen_lengths, side)
+    inner = ConfidenceSampler(SCHEDULES[schedule], num_steps=steps, greedy=True, precision=torch.float64)
+    out = BlockwiseSampler(inner, block_length)(network, x_init=x_init, attention_mask=real)
+    for row, (prompt, gen_length) in enumerate(zip(prompts, gen_lengths, strict=True)):
+        expected = generate(network, prompt, gen_length, block_length, steps, END)
+        assert out.sequences[row][real[row]].tolist() == expected
+    assert bool((out.sequences[~real] == 0).all())
+
+
+def test_guidance_in_blocks_is_by_the_prompt_alone() -> None:
+    network, prompt = Convolution(WORDS + 1, 16, 3), [1, 4, 0]
+    x_init, _ = ragged([prompt], [8], "right")
+    inner = ConfidenceSampler(SCHEDULES["linear"], num_steps=4, greedy=True, precision=torch.float64, cfg_scale=2.5)
+    out = BlockwiseSampler(inner, 4)(network, x_init=x_init)
+    expected = [generate(network, prompt, 8, 4, 4, END, cfg_scale) for cfg_scale in (1.5, 0.0)]
+    assert out.sequences.tolist() == expected[:1] != expected[1:]
+
+
+def test_blocks_begin_behind_the_prompt_or_at_the_first_real_token() -> None:
+    network = Convolution(WORDS + 1, 24, 0)
+    for side in ("left", "right"):
+        x_init, real = ragged([[1, 2, 3, 4, 0], [1]], [8, 8], side)
+        firsts = {}
+        for align in ("prompt", "start"):
+            sampler = BlockwiseSampler(AncestralSampler(SCHEDULES["linear"], num_steps=1), 4, align=align)
+            out = sampler(network, x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True)
+            assert out.history is not None
+            firsts[align] = [(out.history[1] != x_init)[row][real[row]].nonzero().flatten().tolist() for row in (0, 1)]
+        # Blocks of the start hold positions 0 to 3: the first row has none to write there.
+        assert firsts == {"prompt": [[5, 6, 7, 8], [1, 2, 3, 4]], "start": [[], [1, 2, 3]]}
+
+
+def test_what_is_no_sampler_or_no_alignment_is_refused() -> None:
+    with pytest.raises(ValueError, match="'end'"):
+        BlockwiseSampler(AncestralSampler(PROCESS), 2, align="end")
+    with pytest.raises(TypeError):
+        BlockwiseSampler(AncestralSampler(PROCESS), 2.0)
+    with pytest.raises(TypeError):
+        BlockwiseSampler(BlockwiseSampler(AncestralSampler(PROCESS), 2), 2)
+    with pytest.raises(TypeError):
+        BlockwiseSampler(AncestralSampler(PROCESS), 2)(RandomNetwork(2, 4, 0), "judge", (3, 4))

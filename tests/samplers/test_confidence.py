@@ -8,7 +8,7 @@ import torch
 from counting import Counting, chi_square_p, counts_of, seeded
 from enumerated import RandomNetwork, advance, as_tensor, draws, masked_positions, probabilities, put
 
-from discrete_distill import ConfidenceSampler, LinearSchedule, MaskedDiffusion
+from discrete_distill import ConfidenceSampler, LinearSchedule, LogLinearSchedule, MaskedDiffusion
 
 MASK, DRAWS, LENGTH = 3, 20_000, 3
 PROCESS = MaskedDiffusion(MASK, LinearSchedule())
@@ -90,10 +90,23 @@ def test_each_step_reveals_its_share_and_steps_without_one_are_free(static) -> N
     out = sampler(network, x_init=x_init, generator=seeded(0), return_history=True)
     assert out.history is not None
     left = [(state == MASK).sum(1).tolist() for state in out.history]
-    expected = [[math.floor(n * (1 - k / 8) + 1e-6) for n in (3, 2, 1)] for k in range(9)]
+    expected = [[max(n - k, 0) for n in (3, 2, 1)] for k in range(9)]
     assert left == expected
     moving = [any(a != b for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(expected)]
     assert out.nfe == network.calls == sum(moving) < 8
+
+
+@pytest.mark.parametrize("masks_and_steps", [(12, 12), (32, 32), (32, 8), (3, 3), (128, 64), (12, 5), (7, 12)])
+@pytest.mark.parametrize("schedule", [LogLinearSchedule(), LinearSchedule()], ids=str)
+def test_every_call_reveals_its_share_and_none_is_wasted(schedule, masks_and_steps) -> None:
+    masks, steps = masks_and_steps
+    network = Counting(lambda x, t: torch.zeros(*x.shape, 4))
+    out = ConfidenceSampler(MaskedDiffusion(MASK, schedule), num_steps=steps)(network, (1, masks), return_history=True)
+    assert out.history is not None
+    left = [int((state == MASK).sum()) for state in out.history]
+    expected = [masks // steps + (step < masks % steps) for step in range(steps)]
+    assert [before - after for before, after in itertools.pairwise(left)] == expected
+    assert out.nfe == network.calls == min(masks, steps)
 
 
 def test_bad_choices_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from counting import Counting, InTwoParts, seeded
@@ -135,3 +136,33 @@ def test_a_row_without_a_token_to_draw_is_named(name) -> None:
         draw(name, SAMPLERS[name], broken, **options)
     with pytest.raises(ValueError, match=r"step \d, sequence 2, position \d: logits of the denoiser are NaN"):
         draw(name, with_options(SAMPLERS[name], check=True), broken, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["confidence", "entropy-bounded", "path planning", "analytic, scores", "remasking, cap"]
+)
+def test_a_row_that_was_bad_once_is_named_though_it_is_drawn_later(name) -> None:
+    """These samplers look at rows that they do not draw, or draw them again."""
+    first = []
+
+    def broken_at_first(x, t, **_):
+        logits = NETWORK(x, t)
+        if not first:
+            first.append(True)
+            # All rows of the last sequence are surer than its row 3.
+            logits = logits.clone()
+            logits[-1, 3 if name != "remasking, cap" else slice(None)] = torch.nan
+        return logits
+
+    x_init = torch.full((3, LENGTH), MASK)
+    with pytest.raises(ValueError, match=r"sequence 2, position \d"):
+        SAMPLERS[name](broken_at_first, x_init=x_init, generator=seeded(0))
+
+
+@pytest.mark.parametrize("value", [["a"] * 4, np.arange(4)], ids=["list", "array"])
+def test_conditions_of_sequences_are_tensors(value) -> None:
+    """Lists cannot follow their sequences, of which a step asks about some."""
+    network = lambda x, t, **_: NETWORK(x, t)  # noqa: E731
+    with pytest.raises(TypeError, match="topic"):
+        AncestralSampler(PROCESS, 4)(network, (4, LENGTH), generator=seeded(0), topic=value)
+    AncestralSampler(PROCESS, 4)(network, (3, LENGTH), generator=seeded(0), topic=value)

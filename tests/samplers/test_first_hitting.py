@@ -8,7 +8,14 @@ import torch
 from counting import Counting, chi_square_p, counts_of, random_table, seeded
 from enumerated import RandomNetwork, advance, as_tensor, draws, probabilities, put
 
-from discrete_distill import AncestralSampler, CosineSchedule, FirstHittingSampler, MaskedDiffusion, exact
+from discrete_distill import (
+    AncestralSampler,
+    CosineSchedule,
+    FirstHittingSampler,
+    GeometricSchedule,
+    MaskedDiffusion,
+    exact,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.samplers.rows import rows_at
 
@@ -39,6 +46,13 @@ def test_a_denoiser_that_ignores_time_is_read_in_a_uniformly_random_order(start)
     x_init = torch.tensor([start]).expand(DRAWS, -1)
     out = FirstHittingSampler(MaskedDiffusion(MASK))(network, x_init=x_init, generator=seeded(1))
     assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_law(network, start)) > 1e-3
+
+
+def test_the_order_is_uniform_also_where_the_schedule_ends_early() -> None:
+    """With ``alpha(1)`` near 1 nearly all times are 1: positions must still come in random order."""
+    network, process = RandomNetwork(2, 3, seed=0), MaskedDiffusion(MASK, GeometricSchedule(0.01, 0.1))
+    out = FirstHittingSampler(process)(network, (DRAWS, 3), generator=seeded(1))
+    assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_law(network, (MASK,) * 3)) > 1e-3
 
 
 def test_it_is_the_limit_of_many_ancestral_steps_for_a_denoiser_that_knows_the_time() -> None:

@@ -1,5 +1,6 @@
 """P2 sampling against its enumerated law."""
 
+import itertools
 import math
 
 import pytest
@@ -75,3 +76,61 @@ def test_eta_decides_whether_written_tokens_are_masked_again() -> None:
 def test_a_negative_eta_is_refused() -> None:
     with pytest.raises(ValueError, match="eta must be 0 or more, got -1"):
         PathPlanningSampler(PROCESS, eta=-1.0)
+
+
+def test_with_eta_0_not_even_a_certain_draw_displaces_a_written_token() -> None:
+    """Draws of probability 1 have log-probability 0, the score that written tokens would tie with."""
+    certain = lambda x, t: 1e4 * torch.nn.functional.one_hot(torch.arange(8) % 3, 4).float().expand(len(x), -1, -1)  # noqa: E731
+    flat = lambda x, t: torch.zeros(*x.shape, 4)  # noqa: E731
+
+    def network(x, t):
+        # At first the last positions are certain; then all are.
+        late = torch.arange(8)[:, None] >= 4
+        return torch.where((t[:, None, None] < 1.0) | late, certain(x, t), flat(x, t))
+
+    sampler = PathPlanningSampler(PROCESS, num_steps=8, eta=0.0)
+    out = sampler(network, (3, 8), generator=seeded(0), return_history=True)
+    assert out.history is not None
+    for before, after in itertools.pairwise(out.history):
+        assert bool((after == before)[before != MASK].all())
+
+
+def test_the_share_of_a_step_is_exact_under_the_default_schedule() -> None:
+    sampler = PathPlanningSampler(MaskedDiffusion(MASK), num_steps=12)
+    out = sampler(lambda x, t: torch.zeros(*x.shape, 4), (1, 12), generator=seeded(0), return_history=True)
+    assert out.history is not None
+    assert [int((state == MASK).sum()) for state in out.history] == list(range(12, -1, -1))
+
+
+def test_a_planner_is_passed_padding_and_conditions_or_is_refused() -> None:
+    heard = []
+
+    def planner(x, t, attention_mask, topic):
+        heard.append((attention_mask, topic))
+        return -x.double()
+
+    network = lambda x, t, **_: torch.zeros(*x.shape, 4)  # noqa: E731
+    options = {
+        "x_init": torch.tensor([[MASK, MASK, 0], [MASK, MASK, MASK]]),
+        "attention_mask": torch.tensor([[True, True, False], [True, True, True]]),
+        "topic": torch.tensor([1, 2]),
+        "generator": seeded(0),
+    }
+    PathPlanningSampler(PROCESS, num_steps=2, planner=planner)(network, **options)
+    assert len(heard) == 2
+    assert all(torch.equal(mask, options["attention_mask"]) for mask, _ in heard)
+    assert all(torch.equal(topic, options["topic"]) for _, topic in heard)
+    with pytest.raises(TypeError, match="attention_mask"):
+        PathPlanningSampler(PROCESS, planner=lambda x, t: -x.double())(network, **options)
+
+
+@pytest.mark.parametrize("bad", [lambda x, t: x[:, 0].double(), lambda x, t: torch.full(x.shape, math.nan)])
+def test_a_planner_of_another_shape_or_without_numbers_is_refused(bad) -> None:
+    sampler = PathPlanningSampler(PROCESS, num_steps=3, planner=bad)
+    with pytest.raises(ValueError, match="planner"):
+        sampler(lambda x, t: torch.zeros(*x.shape, 4), (2, 3), generator=seeded(0))
+
+
+def test_a_planner_that_would_not_be_asked_is_refused() -> None:
+    with pytest.raises(ValueError, match="eta=0"):
+        PathPlanningSampler(PROCESS, eta=0.0, planner=lambda x, t: x.double())

@@ -32,3 +32,13 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         prompted([[1], [1, 2, 3]], 3, M, suffixes=[[], [4]])
     with pytest.raises(ValueError, match="one length and one suffix for every prompt is needed"):
         prompted([[1], [2]], [3], M)
+
+
+def test_ids_and_lengths_are_whole_numbers_in_range() -> None:
+    for prompts, length in (([[1, -2]], 3), ([[]], 0), ([[1]], [-2])):
+        with pytest.raises(ValueError, match="sequence 0"):
+            prompted(prompts, length, M)
+    for prompts, length in (([[1.5]], 3), ([["a"]], 3), ([[True]], 3), ([[1]], 3.0)):
+        with pytest.raises(TypeError, match="sequence 0"):
+            prompted(prompts, length, M)
+    assert prompted(torch.tensor([[1, 2]]), 3, M)[0].tolist() == [[1, 2, M]]

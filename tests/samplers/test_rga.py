@@ -7,7 +7,7 @@ import torch
 from counting import Counting, chi_square_p, counts_of, random_table, seeded
 from torch import Tensor
 
-from discrete_distill import AncestralSampler, Discriminator, RGASampler, exact
+from discrete_distill import AncestralSampler, Discriminator, RGASampler, TeacherRatio, exact
 from discrete_distill.canvas import Canvas
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
@@ -57,7 +57,8 @@ def test_temperature_is_that_of_the_tokens_when_reranking_and_when_tilting(fract
     table = random_table(3, 3, times, 0, 3)
     blind = small_discriminator()
     with torch.no_grad():
-        blind.head[2].parametrizations.weight.original.zero_()
+        blind.head = torch.nn.Sequential(torch.nn.Linear(16, 1))
+        blind.head[0].weight.zero_()
     sampler = RGASampler(PROCESS, num_steps=1, tilt_fraction=fraction, temperature=0.5)
     out = sampler(table, blind, (20_000, 3), generator=seeded(2))
     law = exact.sampler_law(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
@@ -108,11 +109,11 @@ def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
     judge = lambda z, t: -z.float()  # noqa: E731
     canvas = Canvas(MaskedDiffusion(9), (1, 4), generator=seeded(0))
     tokens = torch.tensor([1, 2, 3, 6])
-    t = torch.tensor([0.5])
+    t = torch.tensor([0.5]), {}
     mean, total = (RGASampler(MaskedDiffusion(9), normalize=how) for how in ("mean", "sum"))
     rows = torch.arange(4)
-    assert mean._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [3.0]
-    assert total._candidate_scores(canvas, judge, rows, tokens, t).tolist() == [12.0]
+    assert mean._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [3.0]
+    assert total._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [12.0]
     scores = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
     wide = Canvas(MaskedDiffusion(9), (20_000, 1), generator=seeded(1))
     for scale in (1.0, 3.0):
@@ -127,7 +128,7 @@ def test_masked_positions_alone_count_where_so_chosen_and_prompt_and_padding_nev
     real = torch.tensor([[True, True, True, False]])
     canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=real, generator=seeded(0))
     every, masked = (RGASampler(PROCESS, rerank_positions=which) for which in ("all", "masked"))
-    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5])
+    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5]), {}
     assert every._candidate_scores(*arguments).tolist() == [-2.5]
     assert masked._candidate_scores(*arguments).tolist() == [-3.0]
 
@@ -269,3 +270,129 @@ def test_the_discriminator_may_be_made_of_a_denoiser() -> None:
     out = RGASampler(PROCESS, num_steps=3, tilt_fraction=0.4)(denoiser.eval(), judge, (4, 6), generator=seeded(0))
     assert bool((out.sequences != 3).all())
     assert bool(out.log_probs.isfinite().all())
+
+
+TOPICS = torch.tensor([0, 1, 2, 0, 1])
+
+
+def by_topic(z, t, topic):
+    """Prefers the word that is the topic of the sequence, whatever the batch."""
+    return (z == topic[:, None]).double().sum(1)
+
+
+class Topical(Discriminator):
+    """One whose logits fall with the topic's soft embedding."""
+
+    def from_embeddings(self, h_BLD, t, *, topic=None, attention_mask=None):
+        wanted_BD = self.embedding_weight()[topic]
+        return -(h_BLD * wanted_BD[:, None]).sum(-1) * 1e3
+
+    def forward(self, z_t, t, *, topic=None, attention_mask=None):
+        return self.from_embeddings(self.backbone.embed(z_t), t, topic=topic)
+
+
+def indifferent(x, t, **_):
+    return torch.zeros(*x.shape, 4)
+
+
+def test_candidates_are_judged_under_the_conditions_of_their_sequence() -> None:
+    sampler = RGASampler(PROCESS, num_steps=6, num_candidates=32, rerank_scale=1e3)
+    out = sampler(indifferent, by_topic, (5, 6), generator=seeded(0), topic=TOPICS)
+    assert float((out.sequences == TOPICS[:, None]).double().mean()) > 0.9
+
+
+def test_logits_are_tilted_under_the_conditions_of_their_sequence() -> None:
+    torch.manual_seed(0)
+    judge = Topical(SHAPE, trainable_blocks=1).eval()
+    with torch.no_grad():
+        judge.backbone.vocab_embed.embedding.copy_(torch.eye(4, 16))
+    for chunk_rows in (1, 384):
+        sampler = RGASampler(PROCESS, num_steps=2, tilt=(1e2, 1e2), tilt_fraction=1.0, chunk_rows=chunk_rows)
+        out = sampler(indifferent, judge, (5, 6), generator=seeded(0), topic=TOPICS)
+        assert bool((out.sequences == TOPICS[:, None]).all())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_a_discriminator_that_takes_no_such_condition_is_refused_before_anything_is_drawn(fraction) -> None:
+    network = Counting(indifferent)
+    sampler = RGASampler(PROCESS, num_steps=2, tilt_fraction=fraction)
+    with pytest.raises(TypeError, match="takes no keyword 'topic'"):
+        sampler(network, small_discriminator(), (5, 6), topic=TOPICS)
+    with pytest.raises(TypeError, match="takes no keyword 'attention_mask'"):
+        RGASampler(PROCESS)(network, lambda z, t: z.float(), (1, 2), attention_mask=torch.tensor([[True, False]]))
+    assert network.calls == 0
+
+
+def test_a_teacher_scores_under_the_conditions_too() -> None:
+    heard = []
+
+    def teacher(x, t, topic):
+        heard.append(topic)
+        return indifferent(x, t)
+
+    scorer = TeacherRatio(teacher, indifferent, PROCESS)
+    RGASampler(PROCESS, num_steps=1, num_candidates=2)(indifferent, scorer, (5, 6), generator=seeded(0), topic=TOPICS)
+    assert len(heard) == 2
+    assert all(torch.equal(topic, TOPICS) for topic in heard)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 13])
+@pytest.mark.parametrize(
+    "x_init", [None, torch.tensor([[0, 3, 3, 3, 2, 3], [3, 3, 1, 3, 3, 3], [1, 1, 3, 3, 1, 1]] * 3)]
+)
+def test_groups_of_sequences_change_no_token_of_a_tilted_step(chunk_rows, x_init) -> None:
+    table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator(2)
+    shape = (9, 6) if x_init is None else None
+    whole, parts = (
+        RGASampler(PROCESS, num_steps=4, tilt=(50.0, 80.0), tilt_fraction=0.8, chunk_rows=rows)(
+            table, judge, shape, x_init=x_init, generator=seeded(1)
+        )
+        for rows in (10**6, chunk_rows)
+    )
+    assert torch.equal(parts.sequences, whole.sequences)
+    torch.testing.assert_close(parts.log_probs, whole.log_probs)
+    assert (parts.nfe, parts.network_evaluations) == (whole.nfe, whole.network_evaluations)
+
+
+def test_no_more_rows_than_a_chunk_or_a_sequence_are_tilted_at_once() -> None:
+    table, judge, sizes = random_table(3, 6, exact.uniform_times(2), 0, 3), small_discriminator(), []
+    judge.backbone.blocks[0].register_forward_hook(lambda _m, inputs, _o: sizes.append(inputs[0].shape[0]))
+    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=1, tilt_fraction=1.0, chunk_rows=12)
+    sampler(table, judge, (5, 6), generator=seeded(0))
+    assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("per_position", [False, True])
+def test_scores_that_are_no_numbers_are_refused_and_the_sequence_named(check, bad, per_position) -> None:
+    def judge(z, t):
+        scores = torch.zeros(z.shape) if per_position else torch.zeros(len(z))
+        scores[2] = -bad if per_position else bad
+        return scores
+
+    with pytest.raises(ValueError, match="sequence 12"):
+        RGASampler(PROCESS, num_steps=2, check=check)(indifferent, judge, (4, 3), generator=seeded(0), first_row=10)
+
+
+def test_a_candidate_of_reward_minus_infinity_is_never_kept_and_all_of_them_are_refused() -> None:
+    """Words 0 are forbidden; with many candidates one without them is there."""
+    forbidden = lambda z, t: torch.where((z == 0).any(1), -math.inf, 0.0)  # noqa: E731
+    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=200)
+    out = sampler(indifferent, forbidden, (20, 3), generator=seeded(0))
+    assert bool((out.sequences != 0).all())
+    with pytest.raises(ValueError, match="sequence 0"):
+        sampler(indifferent, lambda z, t: torch.full((len(z),), -math.inf), (2, 3), generator=seeded(0))
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_tilt_that_is_no_number_is_refused_and_so_are_logits(check) -> None:
+    judge = small_discriminator()
+    sampler = RGASampler(PROCESS, num_steps=2, tilt_fraction=1.0, check=check)
+    broken = lambda x, t: torch.where(torch.arange(len(x))[:, None, None] == 1, math.nan, indifferent(x, t))  # noqa: E731
+    with pytest.raises(ValueError, match="sequence 1"):
+        sampler(broken, judge, x_init=torch.tensor([[0, 3], [1, 3]]), generator=seeded(0))
+    with torch.no_grad():
+        judge.head[2].bias.fill_(math.nan)
+    with pytest.raises(ValueError, match="sequence 0"):
+        sampler(indifferent, judge, (3, 6), generator=seeded(0))

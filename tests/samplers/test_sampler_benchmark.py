@@ -39,6 +39,26 @@ def test_the_dry_run_times_every_part_and_judges_every_goal(samplers, tmp_path) 
         assert (tmp_path / plot).stat().st_size > 10_000
 
 
+def test_one_part_alone_has_its_rows_and_no_goals_of_the_others(samplers, tmp_path) -> None:
+    samplers.main(["--dry-run", "--only", "gpu", "--output", str(tmp_path)])
+    document = json.loads((tmp_path / "samplers.json").read_text())
+    assert {row["part"] for row in document["rows"]} == {"GPU, end to end"}
+    assert document["goals"] == []
+
+
+def test_a_sampler_that_fails_on_the_gpu_leaves_the_others_their_rows(samplers, tmp_path, monkeypatch) -> None:
+    def broken(*arguments, **options):
+        def fails() -> None:
+            raise RuntimeError("an illegal instruction was encountered")
+
+        return fails
+
+    monkeypatch.setattr(samplers, "published_chain", broken)
+    samplers.main(["--dry-run", "--only", "gpu", "--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "samplers.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"discrete_distill", "discrete_distill, one graph"}
+
+
 def test_memory_is_the_greatest_sum_that_is_held_at_once(samplers) -> None:
     import torch
 

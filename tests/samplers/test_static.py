@@ -1,5 +1,9 @@
 """The sampler without data-dependent shapes draws what the plain one draws, and never looks at its data."""
 
+import itertools
+from collections import Counter
+from contextlib import nullcontext
+
 import pytest
 import torch
 from counting import seeded
@@ -26,10 +30,12 @@ PROCESS = MaskedDiffusion(MASK)
 WAITING = ("_local_scalar_dense", "nonzero", "_unique", "unique_dim", "masked_select", "is_nonzero", "equal")
 
 
-def small_network() -> DiT:
+def small_network(**options) -> DiT:
     torch.manual_seed(0)
     network = DiT(
-        DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
+        DiTConfig(
+            vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8, **options
+        )
     )
     torch.nn.init.normal_(network.output_layer.linear.weight)
     return network.eval()
@@ -125,8 +131,102 @@ def test_room_is_the_mean_and_six_standard_deviations() -> None:
     assert row_capacities([1.0], 7) == [7, 4]
 
 
+class CastsToBfloat16(TorchDispatchMode):
+    """Counts casts of matrices to bf16, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.shapes[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class RecordedGraph:
+    """Stands for a captured graph: a walk through the trajectory that casts what it casts."""
+
+    def replay(self) -> None:
+        pass
+
+
+def captured_on_a_cpu(static: StaticSampler, monkeypatch: pytest.MonkeyPatch) -> list[Counter[tuple[int, ...]]]:
+    """Let the sampler capture without a GPU; what each captured walk, after its warm-up, casts."""
+    captured: list[Counter[tuple[int, ...]]] = []
+
+    def capture():
+        static.trajectory()
+        with CastsToBfloat16() as casts:
+            outputs = static.trajectory()
+        captured.append(casts.shapes)
+        return RecordedGraph(), outputs
+
+    static.capture = True
+    monkeypatch.setattr(static, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return captured
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_captured_walk_casts_its_weights_itself(frozen, monkeypatch) -> None:
+    """Cast weights of autocast's cache are freed when the caller leaves autocast; a graph must not read them."""
+    network = small_network().requires_grad_(not frozen)
+    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), network, (4, LENGTH))
+    captured = captured_on_a_cpu(static, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.full((1, LENGTH), MASK), torch.ones(1))  # fills the cache
+        static(seeded(0))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad(), CastsToBfloat16() as casts:
+        static.trajectory()
+    assert captured == [casts.shapes]
+    feed_forward = (16, 64)
+    assert casts.shapes[feed_forward] == static.calls
+
+
+def test_another_autocast_setting_captures_another_graph(monkeypatch) -> None:
+    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    captured = captured_on_a_cpu(static, monkeypatch)
+    for enabled, dtype in (
+        (False, torch.bfloat16),
+        (False, torch.bfloat16),
+        (True, torch.bfloat16),
+        (True, torch.float16),
+    ):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            static(seeded(0))
+    assert [bool(casts) for casts in captured] == [False, True, False]
+
+
+def test_the_head_is_cast_once_a_call_and_not_once_a_chunk() -> None:
+    for frozen, bf16_blocks in itertools.product((False, True), repeat=2):
+        network = small_network(bf16_blocks=bf16_blocks).requires_grad_(not frozen)
+        sampler = AncestralSampler(PROCESS, num_steps=3, chunk_rows=8)
+        with CastsToBfloat16() as casts, torch.autocast("cpu", torch.bfloat16, enabled=not bf16_blocks):
+            out = sampler(network, (8, LENGTH), generator=seeded(0))
+        assert 0 < casts.shapes[(VOCAB, 16)] <= out.nfe
+
+
 def test_what_needs_the_host_is_refused() -> None:
     with pytest.raises(ValueError, match="check=True looks at logits in every step"):
         StaticSampler(AncestralSampler(PROCESS, check=True), small_network(), (1, LENGTH))
     with pytest.raises(ValueError, match="a graph is captured on CUDA, and the device is cpu"):
         StaticSampler(AncestralSampler(PROCESS), small_network(), (1, LENGTH), capture=True)
+
+
+@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}])
+def test_options_that_it_cannot_honour_are_refused(options) -> None:
+    (value,) = options.values()
+    with pytest.raises(ValueError, match=str(value)):
+        StaticSampler(AncestralSampler(PROCESS, **options), small_network(), (1, LENGTH))
+
+
+@pytest.mark.parametrize("kind", [AnalyticSampler, ConfidenceSampler, ReMaskingSampler, RGASampler])
+def test_another_sampler_is_refused_and_not_replaced(kind) -> None:
+    with pytest.raises(TypeError, match=kind.__name__):
+        StaticSampler(kind(PROCESS), small_network(), (1, LENGTH))
+
+
+def test_a_mask_outside_the_vocabulary_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=f"token id {VOCAB} "):
+        StaticSampler(AncestralSampler(MaskedDiffusion(VOCAB)), small_network(), (1, LENGTH))

@@ -132,9 +132,9 @@ def test_a_learner_goes_on_exactly_where_another_was_saved() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"learning_rate must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"learning_rate.*0\.0"):
         OptimizerConfig(learning_rate=0.0)
-    with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\), got 1\.0"):
+    with pytest.raises(ValueError, match=r"ema_decay.*1\.0"):
         OptimizerConfig(ema_decay=1.0)
 
 
@@ -142,3 +142,12 @@ def test_scaled_half_precision_is_refused() -> None:
     scaling = SimpleNamespace(scaler=object())
     with pytest.raises(ValueError, match="fp16 is not supported; use bf16"):
         Learner(nn.Linear(1, 1), OptimizerConfig(), 1, scaling)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_before_training(value: float) -> None:
+    network = nn.Linear(3, 2)
+    with torch.no_grad():
+        network.weight[1, 2] = value
+    with pytest.raises(ValueError, match="weight"):
+        Learner(network, OptimizerConfig(), 5, Accelerator(cpu=True))

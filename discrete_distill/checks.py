@@ -1,0 +1,103 @@
+"""Checks of single arguments, in one place, so that every bad number is refused with its name and its value."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return ``value`` as an int; refuse what is not an integer of ``least`` or more. A bool is not an integer here.
+
+    Raises:
+        TypeError: for another type; ``2.0`` is not an integer either.
+        ValueError: for an integer below ``least``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    if number < least:
+        raise ValueError(f"{name} must be {least} or more, got {value!r}")
+    return number
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    finite: bool = True,
+) -> float:
+    """Return ``value`` as a float; refuse what is not a real number in an interval.
+
+    Args:
+        name: of the argument.
+        value: int or float; NaN is never allowed.
+        least: smallest value allowed.
+        above: the value must be greater.
+        most: largest value allowed.
+        below: the value must be smaller.
+        finite: whether an infinite value is refused.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for a number outside the interval.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
+    number = float(value)
+    inside = least <= number <= most
+    inside &= (number > above or above == -math.inf) and (number < below or below == math.inf)
+    if not inside or (finite and not math.isfinite(number)):
+        bounds = [f"{least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
+        bounds += [f"{most:g} or less"] * (most < math.inf) + [f"below {below:g}"] * (below < math.inf)
+        bounds += ["finite"] * finite
+        raise ValueError(f"{name} must be {' and '.join(bounds) or 'a number'}, got {value!r}")
+    return number
+
+
+def check_all_counts(values: Any, *names: str, least: int = 1) -> None:
+    """`check_count` of several attributes of one object."""
+    for name in names:
+        check_count(name, getattr(values, name), least=least)
+
+
+def check_floats(name: str, value: Any) -> None:
+    """Refuse what is no tensor of floating-point numbers.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of floating-point numbers, got {found}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse a ``value`` that is no bool.
+
+    Raises:
+        TypeError: if it is not True or False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, got {value!r} ({type(value).__name__})")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a ``value`` that is none of ``choices``.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}")

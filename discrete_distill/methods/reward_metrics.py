@@ -1,0 +1,41 @@
+"""Figures to watch of a reward."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..divergence import SurrogateOutput
+from ..models import masked_mean
+from ..rollout import Rollout
+from .config import DiDiInstructConfig
+
+
+def reward_metrics(config: DiDiInstructConfig, rollout: Rollout, out: SurrogateOutput) -> dict[str, Tensor]:
+    """Mean and deviation of the log-ratio, and how much was clipped: of sequences, or tokens, that were generated.
+
+    Args:
+        config: of the method.
+        rollout: whose rewards they are.
+        out: of the estimator.
+
+    Returns:
+        Detached scalars by name.
+    """
+    generated_B, limit = rollout.movable.any(1), config.advantage_clip
+    counted = generated_B if out.advantages.dim() == 1 else rollout.movable
+    mean = _mean(out.log_ratio, generated_B)
+    square = torch.where(generated_B, (out.log_ratio - mean).square(), 0.0).sum()
+    at_limit = out.advantages.abs() >= (math.inf if limit is None else limit)
+    return {
+        "log_ratio": mean,
+        "log_ratio_std": (square / (generated_B.sum() - 1).clamp(min=1)).sqrt(),
+        "clipped_rewards": _mean((out.log_ratio.abs() >= config.reward_clip).float(), generated_B),
+        "clipped_advantages": _mean(at_limit.float(), counted),
+    }
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return masked_mean(values.reshape(1, -1), counted.reshape(1, -1))[0]

@@ -1,0 +1,54 @@
+"""What the student's loss reads of one step of a path.
+
+Shape suffixes: R revealed rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..divergence import token_divergence
+from ..matching import logits_at_states
+from ..process import Denoiser, MaskedDiffusion
+from ..rollout import PathStep, Rollout
+from .config import DiDiInstructConfig
+
+
+class StepLosses(NamedTuple):
+    """At the ``R`` positions that a step revealed: ``log p`` of the token, entropy, divergence from the teacher."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    divergence: Tensor
+
+
+def step_losses(
+    process: MaskedDiffusion, config: DiDiInstructConfig, teacher: Denoiser, rollout: Rollout, step: PathStep
+) -> StepLosses:
+    """Log-probability, entropy and divergence from the teacher (0 where the configuration asks for none).
+
+    Args:
+        process: names the mask.
+        config: of the method.
+        teacher: read in evaluation mode, without a graph.
+        rollout: that the step belongs to.
+        step: one of its steps.
+    """
+    if not config.kl_coefficient:
+        out = step.losses()
+        return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
+    with torch.no_grad():
+        teacher_RV = logits_at_states(teacher, step.z, step.t, step.revealed_rows(), **rollout.denoiser_kwargs())
+    out = step.losses(teacher_RV)
+    assert out.forward_kl is not None
+    assert out.reverse_kl is not None
+    mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": config.kl_beta}.get(config.kl_kind)
+    if mix is None:
+        both = (process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
+        divergence = token_divergence(*both, kind=config.kl_kind, beta=config.kl_beta)
+    else:
+        divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
+    return StepLosses(out.log_prob, out.entropy, divergence)

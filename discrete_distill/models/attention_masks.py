@@ -1,0 +1,40 @@
+"""Masks of padding, as networks take them.
+
+Shape suffixes: B batch, L length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """Bool ``[B, L]``, true at real tokens.
+
+    Args:
+        attention_mask: bool, or integers of which 0 is padding.
+        shape: of the tokens, ``[B, L]``.
+
+    Raises:
+        ValueError: if it has another shape.
+        TypeError: if it is of floating point, as additive masks are, in which 0 means the opposite.
+    """
+    if tuple(attention_mask.shape) != tuple(shape):
+        raise ValueError(
+            f"attention_mask must have the shape of the tokens, {list(shape)}, got {list(attention_mask.shape)}"
+        )
+    if attention_mask.is_floating_point() or attention_mask.is_complex():
+        raise TypeError(f"attention_mask must be bool, or integers of which 0 is padding, got {attention_mask.dtype}")
+    return attention_mask.bool()
+
+
+def additive_mask(x_t: Tensor, real_BL: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``[B, 1, L, L]``: 0 where a token is read, the least number where it is padding."""
+    batch, length = x_t.shape
+    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
+    if real_BL is None:
+        return mask
+    return mask.masked_fill(~real_BL[:, None, None, :], torch.finfo(dtype).min)

@@ -1,0 +1,87 @@
+"""Keywords that a network is passed beside tokens and times: which it takes, and which names are free for them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+RESERVED = frozenset({"x", "x_t", "z", "z_t", "t", "s", "rows", "denoiser", "cond", "movable", "writable", "x_init"})
+"""Names that the library passes itself, and no condition may have."""
+
+
+def call_network(network: Any, function: Callable[..., Any], *inputs: Any, cond: Mapping[str, Any]) -> Any:
+    """``function(*inputs, **cond)``, where ``function`` is ``network`` or one of its methods.
+
+    Raises:
+        TypeError: if it is not callable, or its signature lacks one of the keywords; the keyword is named.
+    """
+    if not callable(function):
+        raise TypeError(f"a network is called with tokens and times, and a {type(network).__name__} is not callable")
+    try:
+        return function(*inputs, **cond)
+    except TypeError:
+        check_keywords(network, function, cond)
+        raise
+
+
+def check_keywords(network: Any, function: Callable[..., Any], names: Collection[str]) -> None:
+    """Refuse keywords that ``function``, ``network`` or one of its methods, does not take.
+
+    A signature that cannot be read passes.
+
+    Raises:
+        TypeError: if the signature has neither the name nor ``**kwargs``.
+    """
+    parameters = _parameters(function)
+    if parameters is None or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return
+    taken = [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    missing = [name for name in names if name not in taken]
+    if missing:
+        reason = (
+            "it cannot leave padding out, so give it sequences of one length, without attention_mask"
+            if missing[0] == "attention_mask"
+            else "leave it out, or add it to the signature (`**_` accepts what is not needed)"
+        )
+        raise TypeError(f"{name_of(network)} takes no keyword {missing[0]!r}: {reason}")
+
+
+def check_conditions(cond: Mapping[str, Any], denoiser: Any, options: Collection[str] = ()) -> None:
+    """Refuse conditions that have a name of the library's own, or a misspelt one.
+
+    Args:
+        cond: what the denoiser is to be passed by keyword.
+        denoiser: a name that its signature states is not taken for a misspelt one.
+        options: further names that are taken, such as the options of a sampler.
+
+    Raises:
+        TypeError: if a name is taken, or nearly one that is.
+    """
+    for name in cond:
+        if name in RESERVED or name in options:
+            raise TypeError(
+                f"{name!r} cannot be the name of a condition, for the library uses it: rename the denoiser's argument; "
+                "or, if an option of the sampler is meant, pass it to the constructor"
+            )
+    stated = _parameters(denoiser) or {}
+    for name in cond:
+        close = get_close_matches(name, {*options, "attention_mask"}, n=1, cutoff=0.85)
+        if close and name != "attention_mask" and name not in stated:
+            raise TypeError(f"{name!r} is no argument that is known here; is {close[0]!r} meant?")
+
+
+def name_of(network: Any) -> str:
+    """The name of a function, or of a network's class."""
+    network = getattr(network, "_orig_mod", network)
+    return getattr(network, "__name__", type(network).__name__)
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Parameters of a callable; None if nobody knows them. A module's are those of its ``forward``."""
+    function = getattr(function, "_orig_mod", function)
+    try:
+        return inspect.signature(getattr(function, "forward", function)).parameters
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""Which rows the steps of a guided sampler ask about, planned from the coins.
+
+Shape suffixes: B batch, L length, K steps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .grid import coin_flags
+from .rows import Rows, moved_rows, moved_together, rows_at
+from .run import Run
+
+
+class TiltGroup(NamedTuple):
+    """Some sequences of a tilted step, whose logits are held at once.
+
+    Attributes:
+        part: their rows among all masked rows of the step.
+        sequences: their numbers in the batch, int64 ``[b]``.
+        compact: where these rows stand in these sequences, flattened ``[b * L]``.
+        places: which of these rows the step reveals.
+    """
+
+    part: slice
+    sequences: Tensor
+    compact: Tensor
+    places: Tensor
+
+
+class TiltPlan:
+    """Rows of every step.
+
+    Args:
+        run: of this call.
+        times: of the grid.
+        tilted_steps: how many of the first steps tilt.
+        group_rows: masked rows in a group, unless a single sequence has more.
+
+    Attributes:
+        revealed: what each step reveals, and at last what no step does.
+        masked: of each tilted step, all masked rows of the sequences that reveal any: what a tilt depends on.
+        groups: of each tilted step, the same in groups of whole sequences.
+    """
+
+    def __init__(self, run: Run, times: list[float], tilted_steps: int, group_rows: int) -> None:
+        flags, left = coin_flags(run, times)
+        device = left.device
+        flags_KBL = torch.stack([*flags, left]).cpu()
+        still_BL = flags_KBL.any(0)
+        revealed, masked = [rows_at(each) for each in flags_KBL], []
+        planned: list[list[TiltGroup]] = []
+        for revealed_BL in flags_KBL[:tilted_steps]:
+            asked_BL = still_BL & revealed_BL.any(1, keepdim=True)
+            masked.append(rows_at(asked_BL))
+            planned.append(_groups(asked_BL, revealed_BL, group_rows))
+            still_BL = still_BL & ~revealed_BL
+        moved = moved_rows([*revealed, *masked], device)
+        self.revealed: list[Rows] = moved[: len(revealed)]
+        self.masked: list[Rows] = moved[len(revealed) :]
+        tensors = iter(moved_together([part for groups in planned for each in groups for part in each[1:]], device))
+        self.groups = [
+            [TiltGroup(each.part, next(tensors), next(tensors), next(tensors)) for each in groups] for groups in planned
+        ]
+
+
+def _groups(asked_BL: Tensor, revealed_BL: Tensor, group_rows: int) -> list[TiltGroup]:
+    groups: list[TiltGroup] = []
+    held: list[int] = []
+    start = size = 0
+    counts = asked_BL.sum(1).tolist()
+    for sequence in [number for number, count in enumerate(counts) if count]:
+        if held and size + counts[sequence] > group_rows:
+            groups.append(_group(asked_BL, revealed_BL, held, start))
+            start, size, held = start + size, 0, []
+        held.append(sequence)
+        size += counts[sequence]
+    return [*groups, _group(asked_BL, revealed_BL, held, start)] if held else groups
+
+
+def _group(asked_BL: Tensor, revealed_BL: Tensor, held: list[int], start: int) -> TiltGroup:
+    sequences = torch.tensor(held)
+    compact = asked_BL[sequences].flatten().nonzero().squeeze(1)
+    places = revealed_BL[sequences].flatten()[compact].nonzero().squeeze(1)
+    return TiltGroup(slice(start, start + len(compact)), sequences, compact, places)

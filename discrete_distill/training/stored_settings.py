@@ -1,0 +1,57 @@
+"""Settings that a run was started with, kept in its checkpoints, so that a change is named instead of being ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+Setting = str | int | float | bool | None
+
+
+def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = ()) -> dict[str, Setting]:
+    """Every field of a nested configuration under its dotted name, as a plain value.
+
+    Args:
+        value: dataclass, mapping, or a value.
+        prefix: of the names.
+        leave_out: dotted names, with the prefix, of fields or groups that are not settings of the result.
+
+    Example:
+        >>> flat_settings({"student": {"rate": 0.1}, "seed": 0})
+        {'student.rate': 0.1, 'seed': 0}
+    """
+    if prefix in leave_out:
+        return {}
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        found: dict[str, Setting] = {}
+        for name, each in value.items():
+            found |= flat_settings(each, f"{prefix}.{name}" if prefix else str(name), leave_out=leave_out)
+        return found
+    if isinstance(value, Path):
+        return {prefix: str(value)}
+    return {prefix: value if isinstance(value, Setting) else repr(value)}
+
+
+def refuse_changes(
+    saved: Mapping[str, Setting], now: Mapping[str, Setting], *, where: str | Path, shown: int = 3
+) -> None:
+    """Compare settings with those that a run was started with.
+
+    Raises:
+        ValueError: naming the settings that differ, with both values.
+    """
+    missing = object()
+    names = sorted({*saved, *now})
+    changed = [name for name in names if saved.get(name, missing) != now.get(name, missing)]
+    if not changed:
+        return
+    values = [(name, saved.get(name, "absent"), now.get(name, "absent")) for name in changed[:shown]]
+    some = ", ".join(f"{name} was {before} and is {after}" for name, before, after in values)
+    more = f" and {len(changed) - shown} more" if len(changed) > shown else ""
+    raise ValueError(
+        f"{where} is of a run with other settings: {some}{more}; go on with those, or choose another folder"
+    )

@@ -1,0 +1,101 @@
+"""Learning-rate schedules of a distillation: each is spread over exactly the updates that its network makes."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from discrete_distill import MaskedDiffusion
+from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.distill import Distillation, DistillConfig
+from discrete_distill.training import LoopConfig, OptimizerConfig, step_generator
+
+SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
+RATE, WARMUP = 1e-3, 1
+
+
+def distillation(num_steps: int, **settings: Any) -> Distillation:
+    names = ("ratio_warmup", "ratio_updates", "log_ratio", "corruption_by", "discriminator_states")
+    method = {name: settings.pop(name) for name in names if name in settings}
+    rate = OptimizerConfig(learning_rate=RATE, warmup_steps=WARMUP, schedule="linear")
+    config = DistillConfig(
+        method=DiDiInstructConfig(group_size=2, path_steps=(2,), **method),
+        loop=LoopConfig(num_steps=num_steps),
+        batch_size=4,
+        student=rate,
+        ratio=rate,
+        **settings,
+    )
+    torch.manual_seed(0)
+    stream = TokenStream(np.arange(100, dtype=np.uint16) % 5, 4)
+    return Distillation(config, DiT(SHAPE), stream, MaskedDiffusion(5), Accelerator(cpu=True))
+
+
+def recorded_rates(made: Distillation, num_steps: int) -> dict[str, list[float]]:
+    """The rate of every update that an optimiser makes."""
+    rates: dict[str, list[float]] = {name: [] for name in made.parts()}
+    for name, learner in made.parts().items():
+        learner.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, name=name: rates[name].append(optimizer.param_groups[0]["lr"])
+        )
+    for index in range(num_steps):
+        made.step(index, step_generator(0, index))
+    return rates
+
+
+def line(updates: int) -> list[float]:
+    """Linear warm-up from zero, then a line that reaches zero where the updates end."""
+    return [RATE * (k / WARMUP if k < WARMUP else (updates - k) / (updates - WARMUP)) for k in range(updates)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"),
+    [
+        ({"ratio_warmup": 0, "ratio_updates": 1}, (7, 7, 7)),
+        ({"ratio_warmup": 3, "ratio_updates": 2}, (4, 14, 7)),
+        ({"ratio_warmup": 2, "ratio_updates": 1, "discriminator_every": 3}, (5, 7, 3)),
+        ({"ratio_warmup": 0, "ratio_updates": 3, "discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
+        (
+            {
+                "ratio_warmup": 6,
+                "log_ratio": "discriminator",
+                "corruption_by": "time",
+                "discriminator_states": "corrupted",
+                "discriminator_every": 2,
+            },
+            (1, None, 4),
+        ),
+    ],
+)
+def test_every_schedule_ends_where_the_updates_of_its_network_end(
+    settings: dict[str, Any], updates: tuple[int, int | None, int]
+) -> None:
+    made = distillation(7, **settings)
+    rates = recorded_rates(made, 7)
+    expected = dict(zip(("student", "auxiliary", "discriminator"), updates, strict=True))
+    for name, learner in made.parts().items():
+        count = expected[name]
+        assert count is not None
+        assert rates[name] == pytest.approx(line(count))
+        assert learner.scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12) or count <= WARMUP
+
+
+def test_the_student_does_not_move_in_the_warm_up_of_the_ratio() -> None:
+    made = distillation(4, ratio_warmup=3)
+    before = [parameter.detach().clone() for parameter in made.student.module.parameters()]
+    for index in range(3):
+        made.step(index, step_generator(0, index))
+    assert all(torch.equal(*pair) for pair in zip(before, made.student.module.parameters(), strict=True))
+    assert made.student.scheduler.last_epoch == 0
+
+
+@pytest.mark.parametrize("ratio_warmup", [5, 6])
+def test_a_warm_up_that_leaves_the_student_no_update_is_refused(ratio_warmup: int) -> None:
+    config = DistillConfig(loop=LoopConfig(num_steps=11))
+    with pytest.raises(ValueError, match=str(ratio_warmup)):
+        replace(config, loop=LoopConfig(num_steps=5), method=replace(config.method, ratio_warmup=ratio_warmup))

@@ -1,0 +1,63 @@
+"""A run belongs to its training text: the same text is resumed, whatever its storage, and other text is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from discrete_distill import MaskedDiffusion
+from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.distill import DistillConfig, distil
+from discrete_distill.recipes.guide import Guide, GuideConfig
+from discrete_distill.recipes.stream_settings import stream_settings
+from discrete_distill.recipes.teacher import TeacherConfig, train_teacher
+from discrete_distill.training import LoopConfig
+
+SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
+PROCESS = MaskedDiffusion(5)
+IDS = np.arange(100, dtype=np.uint16) % 5
+OTHER = {
+    "text": TokenStream(IDS[::-1].copy(), 4),
+    "length": TokenStream(IDS, 8),
+    "more text": TokenStream(np.tile(IDS, 2), 4),
+}
+
+
+def network() -> DiT:
+    torch.manual_seed(0)
+    return DiT(SHAPE)
+
+
+def fit_student(stream: TokenStream, folder: Path, num_steps: int) -> None:
+    method = DiDiInstructConfig(group_size=2, path_steps=(2,), ratio_warmup=0)
+    config = DistillConfig(method=method, loop=LoopConfig(num_steps=num_steps), batch_size=2)
+    distil(config, network(), stream, PROCESS, Accelerator(cpu=True), folder)
+
+
+def fit_guide(stream: TokenStream, folder: Path, num_steps: int) -> None:
+    config = GuideConfig(updates=num_steps, pool=2, batch_size=2)
+    Guide(config, network(), network(), stream, PROCESS, Accelerator(cpu=True), 0).fit(folder)
+
+
+def fit_teacher(stream: TokenStream, folder: Path, num_steps: int) -> None:
+    config = TeacherConfig(model=SHAPE, loop=LoopConfig(num_steps=num_steps), batch_size=2)
+    train_teacher(config, {"train": stream, "heldout": stream}, PROCESS, Accelerator(cpu=True), folder)
+
+
+@pytest.mark.parametrize("other", OTHER)
+@pytest.mark.parametrize("fit", [fit_student, fit_guide, fit_teacher])
+def test_a_run_is_not_resumed_on_other_text(fit, other: str, tmp_path: Path) -> None:
+    fit(TokenStream(IDS, 4), tmp_path, 1)
+    with pytest.raises(ValueError, match=r"text\."):
+        fit(OTHER[other], tmp_path, 2)
+    fit(TokenStream(IDS.astype(np.int64), 4), tmp_path, 2)
+
+
+def test_settings_of_a_stream_do_not_depend_on_its_storage(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", IDS)
+    mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
+    assert stream_settings(TokenStream(mapped, 4)) == stream_settings(TokenStream(IDS.astype(np.int32), 4))
