@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.models import CheckpointError, DiT, DiTConfig
-from discrete_distill.models.dit import Rotary
+from discrete_distill.models.layers import Rotary
 from discrete_distill.process import (
     CosineSchedule,
     GeometricSchedule,
