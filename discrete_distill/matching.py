@@ -22,6 +22,7 @@ from .kernels import sample_rows
 from .process import Denoiser, MaskedDiffusion, TimeLaw, evaluation_mode, logits_at
 from .process.conditions import check_conditions
 from .process.denoiser import check_ids
+from .process.modes import differentiable_evaluation_mode
 from .rollout import PathStep, Rollout, repeated_rows
 
 
@@ -227,7 +228,7 @@ class IntermediateStateMatcher:
         cond: dict[str, Any],
     ) -> Tensor:
         keeps_graph = torch.is_grad_enabled() and gradient_weight > 0.0
-        with torch.set_grad_enabled(keeps_graph), evaluation_mode(student):
+        with torch.set_grad_enabled(keeps_graph), differentiable_evaluation_mode(student):
             if canvas.one_row_stands_for_all(t, s, cond):
                 logits_NV = shared_state_logits(student, canvas.z, t, rows, s=s[:1])
             else:

@@ -150,7 +150,7 @@ def test_coins_of_several_steps_are_those_of_each() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (-1, 3)])
 def test_a_shape_without_a_sequence_or_a_position_is_refused(shape) -> None:
-    with pytest.raises(ValueError, match="in shape must be at least 1"):
+    with pytest.raises(ValueError, match="in shape"):
         Canvas(PROCESS, shape)
     with pytest.raises(ValueError, match=r"\[0, 3\]"):
         Canvas(PROCESS, None, x_init=torch.zeros(0, 3, dtype=torch.long))

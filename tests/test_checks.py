@@ -43,5 +43,5 @@ def test_infinity_is_a_number_only_where_it_is_allowed() -> None:
     with pytest.raises(ValueError, match="inf"):
         check_number("x", math.inf, above=0.0)
     for value in ("1", None, True, 1j):
-        with pytest.raises(TypeError, match="x must be a number"):
+        with pytest.raises(TypeError, match="x must be a real number"):
             check_number("x", value)

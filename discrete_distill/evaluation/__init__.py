@@ -1,6 +1,17 @@
 """Evaluation: perplexity under a named judge, diversity, the frontier of both, speed, and their plots."""
 
+from .between_samples import (
+    BetweenSampleDiversity,
+    Estimate,
+    measure_between_samples,
+    nearest_overlap,
+    ngram_entropy,
+    reverse_perplexity,
+    sample_agreement,
+)
 from .bracket import measure_frontier_around
+from .collapse import CollapseTolerance, LostDiversity, lost_diversity
+from .comparison import FrontierComparison, compare_at_entropy
 from .diversity import (
     Diversity,
     corpus_entropy,
@@ -14,11 +25,9 @@ from .encoding import encode_with_judge
 from .ending import before_end
 from .frontier import (
     Frontier,
-    FrontierComparison,
     FrontierMean,
     FrontierPoint,
     FrontierReading,
-    compare_at_entropy,
     measure_frontier,
 )
 from .judges import CausalLMJudge, Judge, TextJudge, TokenNats
@@ -32,8 +41,11 @@ from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speed, measure_speeds, speed_ratio
 
 __all__ = [
+    "BetweenSampleDiversity",
     "CausalLMJudge",
+    "CollapseTolerance",
     "Diversity",
+    "Estimate",
     "Frontier",
     "FrontierComparison",
     "FrontierMean",
@@ -42,6 +54,7 @@ __all__ = [
     "GenerativePerplexity",
     "Judge",
     "LikelihoodBound",
+    "LostDiversity",
     "Mauve",
     "NGramJudge",
     "ProteinFigures",
@@ -58,17 +71,23 @@ __all__ = [
     "generative_perplexity",
     "kmeans",
     "likelihood_bound",
+    "lost_diversity",
     "mauve",
+    "measure_between_samples",
     "measure_diversity",
     "measure_frontier",
     "measure_frontier_around",
     "measure_proteins",
     "measure_speed",
     "measure_speeds",
+    "nearest_overlap",
+    "ngram_entropy",
     "overlap_n",
     "plot_frontier",
     "plot_perplexity_by_steps",
     "repetition_n",
+    "reverse_perplexity",
+    "sample_agreement",
     "sample_entropy",
     "self_bleu",
     "speed_ratio",

@@ -25,6 +25,7 @@ def measure_frontier_around(
     precision: str = "fp32",
     mask_token_id: int | None = None,
     batch_size: int = 16,
+    data: Tensor | None = None,
 ) -> Frontier:
     """A frontier whose curves, for every seed, reach ``entropy`` from both sides, if ``limits`` let them.
 
@@ -60,6 +61,7 @@ def measure_frontier_around(
             precision=precision,
             mask_token_id=mask_token_id,
             batch_size=batch_size,
+            data=data,
         )
 
     frontier = at(temperatures)

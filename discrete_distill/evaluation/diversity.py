@@ -96,7 +96,7 @@ def distinct_n(sequences_NL: Tensor, n: int) -> float:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     return torch.unique(grams_NG).numel() / grams_NG.numel()
 
 
@@ -109,7 +109,7 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     different = (_counts_in_rows(grams_NG) > 0).sum(dim=1)
     return 1.0 - different.double() / grams_NG.shape[1]
 
@@ -126,7 +126,7 @@ def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
     """
-    grams_NG = _ngram_ids(sequences_NL, n)
+    grams_NG = ngram_ids(sequences_NL, n)
     num_samples, num_grams = grams_NG.shape
     owner = torch.arange(num_samples, device=grams_NG.device).repeat_interleave(num_grams)
     pairs = torch.unique(grams_NG.flatten() * num_samples + owner)
@@ -142,7 +142,7 @@ def _counts_in_rows(ids_NL: Tensor) -> Tensor:
     return torch.zeros_like(run_NL).scatter_add(1, run_NL, torch.ones_like(run_NL))
 
 
-def _ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
+def ngram_ids(sequences_NL: Tensor, n: int) -> Tensor:
     """A number for each n-gram, equal exactly where n-grams are: int64 ``[N, L - n + 1]``, dense from 0."""
     check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]

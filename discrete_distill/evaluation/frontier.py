@@ -11,12 +11,13 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
 from torch import Tensor
 
+from .between_samples import Estimate, measure_between_samples
 from .checks import check_token_ids, exponential
 from .diversity import corpus_entropy, sample_entropy
 from .judges import Judge
@@ -34,6 +35,7 @@ class FrontierPoint:
         corpus_entropy: unigram entropy of all samples together, in nats; falls when samples grow alike.
         nats_per_token: log of the generative perplexity.
         standard_error: of ``nats_per_token`` over the samples of this point; None for a single sample.
+        diversity: `BetweenSampleDiversity.figures`, by name; empty for a single sample.
     """
 
     temperature: float
@@ -42,6 +44,7 @@ class FrontierPoint:
     corpus_entropy: float
     nats_per_token: float
     standard_error: float | None
+    diversity: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -70,6 +73,7 @@ class FrontierReading:
         entropy: where it was read, in nats.
         seeds: in order.
         nats_by_seed: log-perplexity read from the curve of each seed; None where that curve does not reach.
+        diversity: figures of `FrontierPoint.diversity` read at the same entropy, means over seeds; empty out of range.
         note: empty, or why there is no reading and what to do.
     """
 
@@ -78,6 +82,7 @@ class FrontierReading:
     entropy: float
     seeds: tuple[int, ...]
     nats_by_seed: tuple[float | None, ...]
+    diversity: dict[str, Estimate]
     note: str
 
     @property
@@ -165,6 +170,7 @@ class Frontier:
             entropy=entropy,
             seeds=self.seeds,
             nats_by_seed=nats,
+            diversity={} if None in nats else _diversity_at(curves, entropy),
             note=self._why_out_of_range(curves, entropy) if None in nats else "",
         )
 
@@ -180,48 +186,12 @@ class Frontier:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Frontier:
         """The inverse of ``dataclasses.asdict``, through JSON or not."""
-        points = tuple(FrontierPoint(**point) for point in saved["points"])
+        points = tuple(_point_from_dict(point) for point in saved["points"])
         return cls(**{**saved, "points": points})
 
     def to_dict(self) -> dict[str, Any]:
         """``dataclasses.asdict``."""
         return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontierComparison:
-    """Two methods at one entropy.
-
-    Attributes:
-        method: the one judged.
-        baseline: the one it is compared with.
-        entropy: where, in nats.
-        log_ratio: nats per token of the method less those of the baseline; negative is better. None out of
-            range.
-        standard_error: of the log-ratio, over seeds taken as independent; None for one seed or out of range.
-        note: empty, or why there is no ratio.
-    """
-
-    method: str
-    baseline: str
-    entropy: float
-    log_ratio: float | None
-    standard_error: float | None
-    note: str
-
-    @property
-    def ratio(self) -> float | None:
-        """Perplexity of the method over that of the baseline; below 1 is better."""
-        return None if self.log_ratio is None else exponential(self.log_ratio)
-
-    def __str__(self) -> str:
-        if self.ratio is None:
-            return self.note
-        error = "one seed" if self.standard_error is None else f"standard error {self.standard_error:.1%}"
-        return (
-            f"{self.method}: {self.ratio:.3f} times the perplexity of {self.baseline}, "
-            f"at an entropy of {self.entropy:.3f} nats ({error})"
-        )
 
 
 def measure_frontier(
@@ -234,6 +204,7 @@ def measure_frontier(
     precision: str = "fp32",
     mask_token_id: int | None = None,
     batch_size: int = 16,
+    data: Tensor | None = None,
     on_point: Callable[[FrontierPoint], None] | None = None,
 ) -> Frontier:
     """Sample and judge at every temperature with every seed.
@@ -247,6 +218,7 @@ def measure_frontier(
         precision: arithmetic in which samples are drawn; recorded.
         mask_token_id: with it, samples that still hold masks are refused.
         batch_size: samples the judge sees at once.
+        data: held-out data, int64 ``[M, L']``, for the reverse perplexity of each point; None to leave it out.
         on_point: called after each point, for progress.
 
     Raises:
@@ -268,7 +240,7 @@ def measure_frontier(
         verdict = generative_perplexity(
             sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size
         )
-        points.append(_point(temperature, seed, sequences_NL, verdict))
+        points.append(_point(temperature, seed, sequences_NL, verdict, data))
         if on_point is not None:
             on_point(points[-1])
     assert shape is not None
@@ -291,7 +263,10 @@ def _same_shape(shape: tuple[int, int] | None, sequences_NL: Tensor) -> tuple[in
     return num_samples, length
 
 
-def _point(temperature: float, seed: int, sequences_NL: Tensor, verdict: GenerativePerplexity) -> FrontierPoint:
+def _point(
+    temperature: float, seed: int, sequences_NL: Tensor, verdict: GenerativePerplexity, data: Tensor | None
+) -> FrontierPoint:
+    single = len(sequences_NL) < 2
     return FrontierPoint(
         temperature=float(temperature),
         seed=int(seed),
@@ -299,33 +274,28 @@ def _point(temperature: float, seed: int, sequences_NL: Tensor, verdict: Generat
         corpus_entropy=corpus_entropy(sequences_NL),
         nats_per_token=verdict.nats_per_token,
         standard_error=verdict.standard_error,
+        diversity={} if single else measure_between_samples(sequences_NL, data).figures(),
     )
 
 
-def compare_at_entropy(method: Frontier, baseline: Frontier, entropy: float) -> FrontierComparison:
-    """Ratio of perplexities where both frontiers have the given entropy.
+def _point_from_dict(saved: Mapping[str, Any]) -> FrontierPoint:
+    diversity = {name: Estimate(*estimate) for name, estimate in saved.get("diversity", {}).items()}
+    return FrontierPoint(**{**saved, "diversity": diversity})
 
-    Raises:
-        ValueError: if judges, numbers or lengths of samples differ, or the entropy is not finite.
-    """
-    for what, ours, theirs in (
-        ("judges", method.judge, baseline.judge),
-        ("numbers of samples", method.num_samples, baseline.num_samples),
-        ("lengths", method.length, baseline.length),
-    ):
-        if ours != theirs:
-            raise ValueError(f"frontiers with different {what} cannot be compared: {ours!r} and {theirs!r}")
-    ours_read, theirs_read = method.read(entropy), baseline.read(entropy)
-    errors = (ours_read.standard_error, theirs_read.standard_error)
-    nats = (ours_read.nats_per_token, theirs_read.nats_per_token)
-    return FrontierComparison(
-        method=method.method,
-        baseline=baseline.method,
-        entropy=entropy,
-        log_ratio=None if nats[0] is None or nats[1] is None else nats[0] - nats[1],
-        standard_error=None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1]),
-        note="; ".join(filter(None, (ours_read.note, theirs_read.note))),
-    )
+
+def _diversity_at(curves: list[list[FrontierPoint]], entropy: float) -> dict[str, Estimate]:
+    """Figures at an entropy, interpolated seed by seed; errors are those of samples, averaged over seeds."""
+    shared = set.intersection(*(set(point.diversity) for curve in curves for point in curve))
+    found = {}
+    for name in sorted(shared):
+        values, errors = [], []
+        for curve in curves:
+            entropies, estimates = [p.entropy for p in curve], [p.diversity[name] for p in curve]
+            values.append(interpolate(entropies, [each.value for each in estimates], entropy))
+            errors.append(interpolate(entropies, [each.standard_error or 0.0 for each in estimates], entropy))
+        error = math.sqrt(math.fsum((each or 0.0) ** 2 for each in errors)) / len(errors)
+        found[name] = Estimate(statistics.fmean(value for value in values if value is not None), error)
+    return found
 
 
 def interpolate(xs: Iterable[float], ys: Iterable[float], x: float) -> float | None:

@@ -7,6 +7,7 @@ from .enumeration import enumerate_sequences, look_up
 from .forward import LawDenoiser, forward_law, visible_marginals
 from .ikl import discriminator_logits, integral_kl, kl_at_time, log_ratio, subset_kl, token_log_ratio
 from .markov import MarkovChain
+from .mixture import MarkovMixture, MixtureDenoiser, modal_law
 from .optimal import OptimalStudent, optimal_student
 from .sampler import sampler_law, sampler_path_laws, uniform_times
 from .tabular import TabularDenoiser
@@ -16,6 +17,8 @@ __all__ = [
     "ChainDenoiser",
     "LawDenoiser",
     "MarkovChain",
+    "MarkovMixture",
+    "MixtureDenoiser",
     "OptimalStudent",
     "StandardLaw",
     "TabularDenoiser",
@@ -29,6 +32,7 @@ __all__ = [
     "large_law",
     "log_ratio",
     "look_up",
+    "modal_law",
     "optimal_student",
     "position_marginals",
     "random_chain",

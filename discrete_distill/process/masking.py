@@ -321,14 +321,16 @@ class MaskedDiffusion:
             movable: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
-            **cond: passed to the denoiser.
+            **cond: passed to the denoiser; ``s`` ``[B]`` only to one that ``accepts_step``.
         """
         # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
-        check_conditions({name: value for name, value in cond.items() if name != "s"}, denoiser)
+        s = cond.pop("s", None)
+        check_conditions(cond, denoiser)
         z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
         masked = self.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_NV = logits_in_parts(denoiser, z_t, t, rows, cond=cond, largest_id=self.mask_token_id)(slice(None))
+        logits_of = logits_in_parts(denoiser, z_t, t, rows, s=s, cond=cond, largest_id=self.mask_token_id)
+        logits_NV = logits_of(slice(None))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)

@@ -35,3 +35,35 @@ def evaluation_mode(*networks: Any, parametrizations: bool = True) -> Iterator[N
     finally:
         for module in switched:
             module.training = True
+
+
+@contextmanager
+def differentiable_evaluation_mode(network: Any) -> Iterator[None]:
+    """`evaluation_mode` for a forward pass whose backward pass runs outside of the block.
+
+    The gradient checkpointing of transformers works in training mode alone, and runs blocks again in the mode of the
+    backward pass: a network that uses it is left in its own mode, which must then be free of dropout.
+
+    Raises:
+        ValueError: if such a network has dropout.
+    """
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    if not any(module.training and getattr(module, "gradient_checkpointing", False) is True for module in modules):
+        with evaluation_mode(network):
+            yield
+        return
+    dropping = next((module for module in modules if _drops_out(module)), None)
+    if dropping is not None:
+        raise ValueError(
+            f"gradient checkpointing runs blocks again with other dropout than that of the path ({dropping}); set the "
+            "dropout of the network to 0, or leave out gradient checkpointing"
+        )
+    yield
+
+
+def _drops_out(module: nn.Module) -> bool:
+    if not module.training:
+        return False
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0.0
+    return any("dropout" in name and isinstance(value, float) and value > 0.0 for name, value in vars(module).items())

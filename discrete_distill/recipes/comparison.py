@@ -283,6 +283,7 @@ class Measurement:
             limits=self.config.temperature_limits,
             precision=self.run.precision,
             mask_token_id=self.run.process.mask_token_id,
+            data=self.other_real,
         )
 
     def speeds(self, entries: list[Entry]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..checks import check_count, check_number
 from ..evaluation import (
     Judge,
     generative_perplexity,
+    measure_between_samples,
     measure_diversity,
     measure_frontier,
     measure_speeds,
@@ -109,7 +110,16 @@ class Contestant:
 
 
 class Evaluation:
-    """Draws and judges samples of the contestants; every set of samples is drawn once."""
+    """Draws and judges samples of the contestants; every set of samples is drawn once.
+
+    Args:
+        config: what is measured.
+        process: mask and schedule.
+        judge: of perplexity.
+        accelerator: device, precision and processes.
+        length: tokens of a sample.
+        reference: held-out data for reverse perplexity, int64 ``[M, L]``; None to leave it out.
+    """
 
     def __init__(
         self,
@@ -118,7 +128,10 @@ class Evaluation:
         judge: Judge,
         accelerator: Accelerator,
         length: int,
+        *,
+        reference: Tensor | None = None,
     ) -> None:
+        self.reference = reference
         self.config = config
         self.process = process
         self.judge = SharedJudge(judge)
@@ -188,6 +201,7 @@ class Evaluation:
             seeds=self.config.seeds,
             precision=self.precision,
             mask_token_id=self.process.mask_token_id,
+            data=self.reference,
         )
         return measured.to_dict()
 
@@ -228,7 +242,9 @@ def evaluate(
         What was written.
     """
     started = time.perf_counter()
-    run = Evaluation(config, process, judge, accelerator, heldout.shape[1])
+    # One half of the held-out text stands for data, the other is what reverse perplexity is measured on.
+    data, reference = heldout[0::2], heldout[1::2]
+    run = Evaluation(config, process, judge, accelerator, heldout.shape[1], reference=reference)
     plain_teacher, plain_student = run.plain("teacher", teacher), run.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)
@@ -252,7 +268,11 @@ def evaluate(
         "precision": run.precision,
         "num_samples": config.num_samples,
         "seeds": list(config.seeds),
-        "data": {"nats_per_token": verdict.nats_per_token, "diversity": asdict(measure_diversity(heldout))},
+        "data": {
+            "nats_per_token": verdict.nats_per_token,
+            "diversity": asdict(measure_diversity(heldout)),
+            "between_samples": between_samples_of_data(data, reference, config.num_samples),
+        },
         "by_steps": table,
         "frontiers": frontiers,
         "samples": {
@@ -268,6 +288,12 @@ def evaluate(
     if accelerator.is_main_process:
         write_results(directory / RESULTS_FILE, results)
     return results
+
+
+def between_samples_of_data(data: Tensor, reference: Tensor, count: int) -> dict[str, Any]:
+    """Figures between ``count`` sequences of data, as of a set of samples; empty where there are fewer than two."""
+    chosen = data[:: max(1, len(data) // count)][:count]
+    return measure_between_samples(chosen, reference).figures() if len(chosen) > 1 else {}
 
 
 def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy
+from ..evaluation import Estimate, Frontier, FrontierComparison, StepCurve, compare_at_entropy
 from ..evaluation.checks import exponential
 from ..training import explain
 from .printing import quoted
@@ -84,10 +85,12 @@ def _data_entropy(results: dict[str, Any]) -> float:
 
 
 def comparisons(results: dict[str, Any], frontiers: list[Frontier]) -> list[FrontierComparison]:
-    """Every student curve against the first teacher curve, at the entropy of held-out text."""
-    baseline = next(frontier for frontier in frontiers if frontier.method.startswith("teacher"))
+    """Every other curve against the first teacher curve, at the entropy of held-out text. Diversity between samples is
+    held against the last teacher curve, that of its most steps."""
+    teachers = [frontier for frontier in frontiers if frontier.method.startswith("teacher,")]
+    baseline, reference = teachers[0], teachers[-1]
     return [
-        compare_at_entropy(frontier, baseline, _data_entropy(results))
+        compare_at_entropy(frontier, baseline, _data_entropy(results), reference=reference)
         for frontier in frontiers
         if frontier is not baseline
     ]
@@ -105,20 +108,37 @@ def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
         f"Held-out text has an entropy of {_data_entropy(results):.3f} nats and, to this judge, a perplexity of "
         f"{exponential(data['nats_per_token']):.1f}.",
         "",
-        "| | perplexity at that entropy | ± | measured range of entropy |",
-        "|---|---|---|---|",
+        "| | perplexity at that entropy | ± | two samples agree | reverse perplexity | measured range of entropy |",
+        "|---|---|---|---|---|---|",
     ]
+    between = {name: Estimate(*estimate) for name, estimate in data.get("between_samples", {}).items()}
+    lines.append(
+        f"| held-out text | {exponential(data['nats_per_token']):.1f} | | {_between_cells(between)} "
+        f"| {_data_entropy(results):.3f} |"
+    )
     for frontier in frontiers:
         reading = frontier.read(_data_entropy(results))
         means = frontier.means()
         span = f"{min(m.entropy for m in means):.3f} to {max(m.entropy for m in means):.3f}"
         if reading.perplexity is None:
-            lines.append(f"| {frontier.method} | out of range | | {span} |")
+            lines.append(f"| {frontier.method} | out of range | | | | {span} |")
         else:
             error = reading.standard_error
             shown = "" if error is None else f"{100 * error:.1f}%"
-            lines.append(f"| {frontier.method} | {reading.perplexity:.1f} | {shown} | {span} |")
+            cells = _between_cells(reading.diversity)
+            lines.append(f"| {frontier.method} | {reading.perplexity:.1f} | {shown} | {cells} | {span} |")
     return "\n".join(lines)
+
+
+def _between_cells(figures: Mapping[str, Estimate]) -> str:
+    """Two cells, each a figure and its standard error; empty where it was not measured."""
+    agreement, reverse = figures.get("agreement"), figures.get("reverse_nats")
+    cells = ["", ""]
+    if agreement is not None:
+        cells[0] = f"{agreement.value:.2%} ± {agreement.standard_error or 0.0:.2%}"
+    if reverse is not None:
+        cells[1] = f"{exponential(reverse.value):.0f} ± {reverse.standard_error or 0.0:.1%}"
+    return " | ".join(cells)
 
 
 def steps_table(results: dict[str, Any]) -> str:
@@ -172,10 +192,17 @@ def worries(
     """Signs of collapse, of noise, and of a comparison that is not one. Never empty."""
     found = [*_entropy_worries(results), *_training_worries(history), *explain(guide_history or []).values()]
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
-    found += [comparison.note for comparison in comparisons(results, frontiers) if comparison.note]
+    for comparison in comparisons(results, frontiers):
+        found += [comparison.note] * bool(comparison.note)
+        if comparison.collapsed:
+            found.append(
+                f"MODE COLLAPSE: {comparison}. Its samples resemble one another more than the teacher's do: the "
+                "perplexity means nothing. Lower the student's learning rate, draw more paths for an update, or stop "
+                "earlier."
+            )
     return found or [
-        "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, and no "
-        "update was skipped.",
+        "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, samples "
+        "resemble one another no more than the teacher's, and no update was skipped.",
     ]
 
 

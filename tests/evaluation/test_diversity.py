@@ -91,13 +91,13 @@ def test_the_report_holds_every_figure_and_is_fit_for_json() -> None:
 def test_what_cannot_be_counted_is_refused() -> None:
     rows = torch.tensor([[1, 2, 3]])
     for n in (0, 4):
-        with pytest.raises(ValueError, match=f"{n} tokens cannot be taken from samples of 3"):
+        with pytest.raises(ValueError, match=str(n)):
             distinct_n(rows, n)
     with pytest.raises(ValueError, match=r"\[N, L\]"):
         sample_entropy(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"\[N, L\]"):
         corpus_entropy(torch.zeros(0, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="cannot be taken"):
+    with pytest.raises(ValueError, match="n must be"):
         measure_diversity(rows, orders=(0,))
 
 

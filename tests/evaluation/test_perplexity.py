@@ -95,7 +95,7 @@ def test_samples_of_no_shape_are_refused(rows: Tensor) -> None:
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch_size.*0"):
         generative_perplexity(torch.tensor([[1]]), TableJudge(), batch_size=0)
 
 

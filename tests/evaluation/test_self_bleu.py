@@ -43,5 +43,5 @@ def test_copies_score_one_and_strangers_next_to_nothing() -> None:
 
 @pytest.mark.parametrize(("shape", "order"), [((1, 5), 2), ((3, 5), 6), ((3, 5), 0)])
 def test_what_has_no_self_bleu_is_refused(shape, order) -> None:
-    with pytest.raises(ValueError, match="needs two samples"):
+    with pytest.raises(ValueError, match=r"two samples|order"):
         self_bleu(torch.zeros(shape, dtype=torch.long), order=order)

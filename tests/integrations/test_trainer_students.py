@@ -121,11 +121,27 @@ def test_students_of_low_rank_are_saved_merged(kind: str, tmp_path: Path) -> Non
     torch.testing.assert_close(answers(load_denoiser(tmp_path / "student")), expected, atol=1e-5, rtol=1e-5)
 
 
+def without_dropout(network: torch.nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def test_gradient_checkpointing_with_dropout_is_refused(tmp_path: Path) -> None:
+    """Paths would be drawn with dropout: rescored under the same weights they would have other probabilities."""
+    with pytest.raises(ValueError, match="dropout"):
+        trainer(tmp_path, "bert", gradient_checkpointing=True).train()
+
+
 @pytest.mark.parametrize("kind", ["dit", "bert"])
 def test_gradient_checkpointing_runs_blocks_again_and_changes_nothing(kind: str, tmp_path: Path) -> None:
     passes, weights = [], []
     for checkpointed in (False, True):
         made = trainer(tmp_path / str(checkpointed), kind, gradient_checkpointing=checkpointed)
+        without_dropout(made.model)
         block = made.model.blocks[0] if kind == "dit" else made.model.model.bert.encoder.layer[0].attention
         counted: list[int] = []
         block.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))

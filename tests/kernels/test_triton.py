@@ -43,7 +43,8 @@ def test_every_shipped_kernel_compiles_without_local_memory_and_within_its_regis
     for kernel in kernels:
         assert kernel["LOCAL"] == kernel["STACK"] == 0, kernel
         assert kernel["REG"] <= kernel["limit"], kernel
-        assert kernel["loads_of_16_bytes"] > 0, kernel
+        # Philox writes 64-bit words that it has computed, and reads next to nothing.
+        assert kernel["loads_of_16_bytes"] > 0 or kernel["kernel"] == "philox", kernel
     for kernel in kernels:
         if kernel["kernel"] in ("sample_rows 2B", "sample_rows 4B"):
             # Twenty warps of the plain sampler fit a multiprocessor's 65536 registers.

@@ -221,7 +221,7 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden_size 24 must be a multiple of"):
         DiTConfig(**{**SHAPE, "num_heads": 5})
-    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_layers.*0"):
         DiTConfig(**{**SHAPE, "num_layers": 0})
 
 

@@ -220,4 +220,4 @@ def test_a_judge_that_ends_texts_otherwise_is_neither_trained_nor_read(tmp_path:
     (tmp_path / "a.txt").write_text("\n".join(lines_of_text()))
     flags = [f"--data.source={tmp_path}/a.txt", "--data.length=16", f"--output={tmp_path}/runs"]
     assert main(["judge", "--judge.eos-token-id=7", *flags]) == 2
-    assert not (tmp_path / "runs" / "demo").exists()
+    assert not (tmp_path / "runs" / "demo" / "judge").exists()

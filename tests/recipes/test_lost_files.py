@@ -104,7 +104,11 @@ def test_a_batch_can_be_worked_off_in_parts(log_ratio: str, flags: list[str], tm
     """Every network makes one update a step (the auxiliary three), and the same seed gives the same student."""
     paper = ["--distill.method.log-ratio=discriminator", "--distill.method.credit=sequence"]
     more = ["--distill.accumulate=2", "--distill.parallel.activation-checkpointing", "--distill.method.ratio-updates=3"]
-    more += [*paper, "--distill.method.corruption-by=time"] if log_ratio == "discriminator" else []
+    more += (
+        [*paper, "--distill.method.corruption-by=time", "--distill.method.discriminator-states=corrupted"]
+        if log_ratio == "discriminator"
+        else []
+    )
     weights = []
     for name in ("one", "two"):
         assert run(flags, 2, f"--name={name}", "--distill.discriminator", *more) == 0

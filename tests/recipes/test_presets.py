@@ -17,7 +17,10 @@ from discrete_distill.recipes.settings import PRESETS as TEXTS
 from discrete_distill.training import read_metrics
 
 COMMON = ["--data.length=16", "--precision=fp32", "--guide.updates=0", "--name=run"]
-DISTILL = ["--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.group-size=2"]
+DISTILL = [
+    "--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.group-size=2",
+    "--distill.method.ratio-warmup=0",
+]  # fmt: skip
 MODEL = [
     "--teacher.model.hidden-size=16", "--teacher.model.num-layers=1", "--teacher.model.num-heads=2",
     "--teacher.model.cond-size=8", "--teacher.loop.num-steps=1", "--teacher.batch-size=4",
@@ -26,7 +29,8 @@ COMPARE = [
     "--budget=network_evaluations", "--amount=150",
     *(f"--{method}.batch-size=4" for method in ("distill", "didi-paper", "idlm", "mmd", "sdtt", "autoregressive")),
     *(f"--{method}.method.group-size=2" for method in ("distill", "didi-paper", "idlm", "mmd")),
-    "--distill.method.ratio-warmup=1", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
+    "--distill.method.ratio-warmup=0", "--idlm.method.ratio-warmup=0",
+    "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
 ]  # fmt: skip
 
 

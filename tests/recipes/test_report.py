@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from discrete_distill.recipes.report import steps_table, worries
+from discrete_distill.evaluation import Frontier
+from discrete_distill.recipes.report import headline, steps_table, worries
 
 
 def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
@@ -39,10 +40,32 @@ QUIET = [{"step": 1.0, "seconds": 1.0, "entropy": 4.0}, {"step": 2.0, "seconds":
 
 
 def test_a_healthy_run_has_one_reassuring_line() -> None:
-    assert worries(results(3.88), QUIET) == [
-        "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, and no "
-        "update was skipped."
-    ]
+    (found,) = worries(results(3.88), QUIET)
+    assert found.startswith("No sign of collapse")
+
+
+def with_agreement(saved: dict[str, Any], student: float) -> dict[str, Any]:
+    """The teacher's samples agree at 1% of positions, the student's at a given share."""
+    for frontier, agreement in zip(saved["frontiers"], (0.01, student), strict=True):
+        for point in frontier["points"]:
+            point["diversity"] = {"agreement": [agreement, 0.001], "reverse_nats": [5.0, 0.01]}
+    return saved
+
+
+def test_samples_that_resemble_one_another_take_the_place_of_the_ratio() -> None:
+    healthy, collapsed = with_agreement(results(3.88), 0.012), with_agreement(results(3.88), 0.75)
+    (line_of_healthy,) = headline(healthy, frontiers_of(healthy))
+    (line_of_collapsed,) = headline(collapsed, frontiers_of(collapsed))
+    assert "times the perplexity" in line_of_healthy
+    assert "collapsed" in line_of_collapsed
+    assert "75%" in line_of_collapsed
+    assert "times the perplexity" not in line_of_collapsed
+    (found,) = worries(collapsed, QUIET)
+    assert found.startswith("MODE COLLAPSE")
+
+
+def frontiers_of(saved: dict[str, Any]) -> list[Frontier]:
+    return [Frontier.from_dict(each) for each in saved["frontiers"]]
 
 
 @pytest.mark.parametrize(("entropy", "corpus_entropy"), [(3.0, 6.0), (3.9, 5.0)])

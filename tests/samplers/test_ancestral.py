@@ -202,5 +202,5 @@ def test_bad_arguments_are_refused() -> None:
         AncestralSampler(process, num_steps=0)(table, (1, 3))
     with pytest.raises(ValueError, match="either shape"):
         AncestralSampler(process)(table)
-    with pytest.raises(ValueError, match="temperature is 0"):
+    with pytest.raises(ValueError, match=r"temperature.*0"):
         AncestralSampler(process, num_steps=2, temperature=0.0)(table, (1, 3))

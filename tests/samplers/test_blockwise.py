@@ -86,7 +86,7 @@ def test_later_blocks_are_masks_while_earlier_ones_are_drawn_by_any_sampler() ->
 def test_the_last_block_may_be_shorter_and_bad_blocks_are_refused() -> None:
     out = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2), 3)(RandomNetwork(2, 4, 0), (5, 4))
     assert bool((out.sequences != MASK).all())
-    with pytest.raises(ValueError, match="block_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"block_length.*0"):
         BlockwiseSampler(AncestralSampler(PROCESS), 0)
     with pytest.raises(ValueError, match="must be finished before the next begins"):
         BlockwiseSampler(AncestralSampler(PROCESS, end=0.1, noise_removal="none"), 2)

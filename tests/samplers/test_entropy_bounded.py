@@ -86,5 +86,5 @@ def test_the_denoiser_is_told_the_time_of_as_many_masks() -> None:
 
 
 def test_a_negative_bound_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gamma is a bound in nats, 0 or more, got -0.1"):
+    with pytest.raises(ValueError, match=r"gamma.*-0.1"):
         EntropyBoundedSampler(PROCESS, gamma=-0.1)

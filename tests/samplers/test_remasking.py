@@ -119,5 +119,5 @@ def test_log_probs_are_those_of_the_last_draw() -> None:
 def test_bad_choices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"strategy is .*, got 'loop'"):
         ReMaskingSampler(PROCESS, strategy="loop")
-    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"eta.*1.5"):
         ReMaskingSampler(PROCESS, eta=1.5)

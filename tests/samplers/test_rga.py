@@ -246,8 +246,8 @@ def test_prompt_and_padding_stay_and_no_mask_is_left() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"tilt_fraction": 1.5}, r"tilt_fraction must lie in \[0, 1\], got 1.5"),
+        ({"num_candidates": 0}, "num_candidates.*0"),
+        ({"tilt_fraction": 1.5}, "tilt_fraction.*1.5"),
         ({"normalize": "max"}, "got 'max'"),
         ({"rerank_positions": "some"}, "got 'some'"),
     ],
