@@ -177,7 +177,7 @@ class Canvas:
     def one_row_stands_for_all(self, t: Tensor, s: Tensor, cond: dict[str, Any]) -> bool:
         """Whether every row is all mask, in the same step, with nothing else that could tell rows apart."""
         alike = self.unconditional and self.attention_mask is None and not cond
-        return alike and bool((t >= 1.0).all()) and bool((s == s[0]).all())
+        return alike and bool(((t >= 1.0) & (s == s[0])).all())
 
     def write(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were.

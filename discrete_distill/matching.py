@@ -11,7 +11,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, K steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -249,7 +249,8 @@ class IntermediateStateMatcher:
             mask_token_id=self.process.mask_token_id,
         )
         canvas.write(step.revealed_rows(), drawn.tokens[:, 0], drawn.log_probs[:, 0])
-        return replace(step, z_next=canvas.z)
+        step.z_next = canvas.z
+        return step
 
 
 def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:

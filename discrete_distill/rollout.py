@@ -6,6 +6,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class PathStep:
     logits_NV: Tensor
     mask_token_id: int
 
+    @cached_property
+    def _revealed_index(self) -> Tensor:
+        """Where the revealed positions stand in ``rows``, int64 ``[R]``; waits for the device, once."""
+        return self.revealed.nonzero().squeeze(1)
+
     def losses(self, teacher_logits_RV: Tensor | None = None) -> TokenLosses:
         """Log-probability of the drawn token, entropy, and KL divergences from and to a teacher, at the ``R`` revealed
         positions: one read of the logits, differentiable."""
@@ -48,7 +54,7 @@ class PathStep:
 
     def revealed_rows(self) -> Tensor:
         """Flattened positions that this step revealed, int64 ``[R]``."""
-        return self.rows[self.revealed]
+        return self.rows[self._revealed_index]
 
     def revealed_tokens(self) -> Tensor:
         """What was drawn there, int64 ``[R]``."""
@@ -56,7 +62,8 @@ class PathStep:
 
     def revealed_logits(self) -> Tensor:
         """Raw logits there, ``[R, V]``; not copied if the step kept no others."""
-        return self.logits_NV if bool(self.revealed.all()) else self.logits_NV[self.revealed]
+        kept_no_others = len(self._revealed_index) == len(self.revealed)
+        return self.logits_NV if kept_no_others else self.logits_NV[self._revealed_index]
 
     def on_canvas(self, values_R: Tensor) -> Tensor:
         """``[B, L]`` with one value at each revealed position and 0 elsewhere; differentiable."""

@@ -292,7 +292,7 @@ class Distillation:
 
     def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
         learner.backward(out.loss / self.config.accumulate)
-        return {key: float(value) for key, value in out.metrics.items()}
+        return on_the_host(out.metrics)
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
@@ -381,6 +381,14 @@ def weights_digest(network: nn.Module) -> str:
 def file_digest(file: Path) -> str | None:
     """Of the contents of a file; None if there is none."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+
+
+def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers, with one copy from the device for all of them."""
+    if not metrics:
+        return {}
+    values = torch.stack([torch.as_tensor(value).detach().double() for value in metrics.values()])
+    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:

@@ -102,7 +102,11 @@ class Learner:
         self.network = self._ready(parallel or ParallelConfig())
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=accelerator.device.type == "cuda",
         )
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(name, self.optimizer, config.warmup_steps, num_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -29,6 +30,14 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
+
+@pytest.mark.skipif(
+    version("triton") < (3, 7) and version("numpy") >= (2, 4),
+    reason="the interpreter of triton below 3.7 needs numpy below 2.4",
+)
 def test_kernels_in_the_interpreter_equal_the_torch_reference():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py"), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -45,6 +54,8 @@ def test_every_shipped_kernel_compiles_without_local_memory_and_within_its_regis
         assert kernel["REG"] <= kernel["limit"], kernel
         # Philox writes 64-bit words that it has computed, and reads next to nothing.
         assert kernel["loads_of_16_bytes"] > 0 or kernel["kernel"] == "philox", kernel
+        # A thread sums what it loaded itself; threads exchange sums after the loop.
+        assert kernel["shuffles_in_loop"] == 0, kernel
     for kernel in kernels:
         if kernel["kernel"] in ("sample_rows 2B", "sample_rows 4B"):
             # Twenty warps of the plain sampler fit a multiprocessor's 65536 registers.

@@ -1,0 +1,75 @@
+"""Training steps on a pretended CUDA device: devices agree, and the host waits no more often than stated."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pretended_cuda as pretended
+import pytest
+import torch
+from pretended_cuda import CUDA, PretendedCuda
+
+from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.process import MaskedDiffusion
+from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.distill import Distillation, DistillConfig
+from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
+
+VOCAB, LENGTH, BATCH = 67, 8, 4
+SMALL = {"group_size": 2, "ratio_warmup": 0}
+# The configuration of the method, whether there is a discriminator, and how often the host may wait in a step.
+CONFIGURATIONS = {
+    "paper": (DiDiInstructConfig.paper(**SMALL), True, 26),
+    "default": (DiDiInstructConfig(**SMALL), False, 64),
+    "vocabulary": (DiDiInstructConfig(**SMALL, credit="vocabulary", window=0, kl_coefficient=0.1), False, 140),
+    "path": (DiDiInstructConfig(**SMALL, log_ratio="path", credit="vocabulary"), False, 70),
+    "branching": (DiDiInstructConfig(**SMALL, branching=True), False, 66),
+    "gradient steps": (DiDiInstructConfig(**SMALL, gradient_steps=2, kl_coefficient=0.1), False, 74),
+    "idlm": (DiDiInstructConfig.idlm(**SMALL), False, 62),
+    "mmd": (DiDiInstructConfig.mmd(**SMALL), False, 52),
+    "teacher reference": (DiDiInstructConfig.paper(**SMALL, reference="teacher"), True, 28),
+}
+
+
+def distillation(method: DiDiInstructConfig, discriminator: bool) -> Distillation:
+    torch.manual_seed(0)
+    teacher = DiT(
+        DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
+    )
+    torch.nn.init.normal_(teacher.output_layer.linear.weight, std=0.3)
+    optimizer = OptimizerConfig(warmup_steps=1, ema_decay=0.9)
+    config = DistillConfig(
+        method=method, batch_size=BATCH, discriminator=discriminator, discriminator_blocks=1, teacher_steps=2,
+        loop=LoopConfig(num_steps=10), student=optimizer, ratio=optimizer,
+    )  # fmt: skip
+    accelerator = SimpleNamespace(
+        device=CUDA, num_processes=1, process_index=0, is_main_process=True, scaler=None, mixed_precision="no",
+        autocast=nullcontext, backward=lambda loss: loss.backward(), wait_for_everyone=lambda: None,
+    )  # fmt: skip
+    tokens = np.random.default_rng(0).integers(0, VOCAB - 1, 500).astype(np.uint16)
+    stream = TokenStream(tokens, LENGTH)
+    return Distillation(config, pretended.to_cuda(teacher), stream, MaskedDiffusion(VOCAB - 1), accelerator)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_step_runs_on_the_device_and_seldom_waits(name) -> None:
+    method, discriminator, budget = CONFIGURATIONS[name]
+    with pretended.pretended_cuda():
+        made = distillation(method, discriminator)
+        # Away from the teacher: a log-ratio of two equal networks is zero, and so is its gradient.
+        with torch.no_grad():
+            for parameter in made.student.parameters:
+                parameter.inner.add_(0.05)
+        before = [parameter.inner.clone() for parameter in made.student.parameters]
+        for index in range(2):
+            pretended.waits.clear()
+            metrics = made.step(index, seeding.step_generator(0, index, device=CUDA))
+        seen = dict(pretended.waits)
+        assert all(isinstance(parameter, PretendedCuda) for parameter in made.student.parameters)
+        after = [parameter.inner for parameter in made.student.parameters]
+        assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        assert metrics["student_skipped_updates"] == 0.0
+    assert sum(seen.values()) <= budget, seen
