@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, repeatable hypothesis examples, seeded generators."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -15,6 +16,16 @@ hypothesis.settings.load_profile("repeatable")
 def one_thread() -> None:
     """Tests are small; more threads than cores only make them slower, and sums depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Arguments of a Trainer write variables that later Accelerators obey."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture
