@@ -236,6 +236,9 @@ def test_a_resumed_log_has_neither_cut_nor_doubled_lines(tmp_path: Path) -> None
 
 
 CHILD = """
+import signal
+if hasattr(signal, "SIGHUP"):  # The tests may run under nohup, which their children inherit.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
