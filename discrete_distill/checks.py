@@ -66,10 +66,18 @@ def check_number(
     return number
 
 
-def check_all_counts(values: Any, *names: str, least: int = 1) -> None:
-    """`check_count` of several attributes of one object."""
+def check_all_counts(values: Any, *names: str, least: int = 1, flag: str = "") -> None:
+    """`check_count` of several attributes of one object.
+
+    Args:
+        values: has the attributes.
+        names: of the attributes.
+        least: smallest value allowed.
+        flag: how the group is called on the command line (``"--judge"``), where the user gave ``--judge.batch-size``.
+    """
     for name in names:
-        check_count(name, getattr(values, name), least=least)
+        shown = f"{flag}.{name.replace('_', '-')}" if flag else name
+        check_count(shown, getattr(values, name), least=least)
 
 
 def check_floats(name: str, value: Any) -> None:

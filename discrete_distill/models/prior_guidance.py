@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..process import evaluation_mode
 from .dit import DiT
 
 SMALLEST = 1e-9
@@ -30,14 +31,10 @@ def prior_log_probs(network: DiT, mask_token_id: int) -> Tensor:
         raise TypeError(f"guidance by the prior is folded into the head of a DiT; got a {type(network).__name__}")
     if not 0 <= mask_token_id < network.config.vocab_size:
         raise ValueError(f"mask_token_id {mask_token_id} lies outside the vocabulary of {network.config.vocab_size}")
-    modes = [(module, module.training) for module in network.modules()]
     parameter = next(network.parameters())
     z = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
-    try:
-        logits_LV = network.eval()(z, torch.ones(1, device=parameter.device))[0].float()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(network):
+        logits_LV = network(z, torch.ones(1, device=parameter.device))[0].float()
     logits_LV[:, mask_token_id] = -math.inf
     return logits_LV.softmax(-1).mean(0).clamp_min(SMALLEST).log()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..training import step_generator
 from .distill import Trainee
+from .results import write_results
 
 BudgetKind = Literal["seconds", "network_evaluations"]
 FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
@@ -123,7 +124,7 @@ def plan_steps(
         amount=amount,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(plan)))
+    write_results(file, asdict(plan))
     return plan
 
 

@@ -100,7 +100,7 @@ class Comparison(Pipeline):
         teacher = self.load_teacher()
         folder = make_folder(self.directory)
         costs: dict[str, Any] = {}
-        (folder / COSTS_FILE).write_text("{}")
+        write_results(folder / COSTS_FILE, {})
         for name, method in self.config.trained().items():
             if isinstance(method, AutoregressiveConfig) and method.path:
                 continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from ..checks import check_count, check_number
+from ..checks import check_all_counts, check_count, check_number
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
@@ -33,9 +32,11 @@ from ..training import (
     fold_seed,
     shard,
 )
+from ..training.checkpoint import file_digest
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
+from .results import write_results
 from .stream_settings import stream_settings
 
 SETTINGS_FILE = "settings.json"
@@ -76,8 +77,7 @@ class DistillConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "discriminator_every", "teacher_steps"):
-            check_count(f"--distill.{name.replace('_', '-')}", getattr(self, name))
+        check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
         check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
         check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
         if self.batch_size % self.method.group_size:
@@ -334,7 +334,7 @@ def distil(
     ).run()
     save_student(distillation, directory / "student")
     if accelerator.is_main_process:
-        (directory / "student" / SETTINGS_FILE).write_text(json.dumps(made_with, indent=1))
+        write_results(directory / "student" / SETTINGS_FILE, made_with)
     accelerator.wait_for_everyone()
     return history
 
@@ -350,9 +350,10 @@ def save_student(distillation: Trainee, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
     student, discriminator = distillation.student, distillation.discriminator
-    before = file_digest(directory / "model.safetensors")
+    weights = directory / "model.safetensors"
+    before = file_digest(weights) if weights.exists() else None
     save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
-    if student.accelerator.is_main_process and before not in (None, file_digest(directory / "model.safetensors")):
+    if student.accelerator.is_main_process and before not in (None, file_digest(weights)):
         # A discriminator that was fitted to the student before this one knows nothing of it.
         shutil.rmtree(directory / "discriminator", ignore_errors=True)
     if discriminator is not None:
@@ -376,11 +377,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def file_digest(file: Path) -> str | None:
-    """Of the contents of a file; None if there is none."""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ..checks import check_count, check_number
+from ..checks import check_all_counts, check_count, check_number
 from ..evaluation import (
     Judge,
     generative_perplexity,
@@ -72,8 +72,7 @@ class EvaluateConfig:
     shown: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "frontier_steps", "num_candidates", "batch_size"):
-            check_count(f"--evaluate.{name.replace('_', '-')}", getattr(self, name))
+        check_all_counts(self, "num_samples", "frontier_steps", "num_candidates", "batch_size", flag="--evaluate")
         check_count("--evaluate.shown", self.shown, least=0)
         for name in ("steps", "guided_steps", "teacher_frontier_steps"):
             for value in getattr(self, name):

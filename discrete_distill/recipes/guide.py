@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from ..checks import check_count, check_number
+from ..checks import check_all_counts, check_count, check_number
 from ..models import Discriminator, DiT, discriminator_accuracy, discriminator_loss
 from ..process import MaskedDiffusion
 from ..samplers import AncestralSampler
@@ -59,8 +59,9 @@ class GuideConfig:
 
     def __post_init__(self) -> None:
         check_count("--guide.updates", self.updates, least=0)
-        for name in ("pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every"):
-            check_count(f"--guide.{name.replace('_', '-')}", getattr(self, name))
+        check_all_counts(
+            self, "pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every", flag="--guide"
+        )
         check_number("--guide.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
 
 

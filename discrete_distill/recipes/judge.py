@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +12,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_model
 from torch import Generator, Tensor, nn
 
-from ..checks import check_count, check_number
+from ..checks import check_all_counts, check_number
 from ..evaluation import CausalLMJudge, generative_perplexity
 from ..evaluation.pretrained import check_claims
+from ..process import evaluation_mode
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
+from ..training.checkpoint import file_digest
 from .corpus import TokenStream
 from .files import read_json_object
 from .stream_settings import stream_settings
@@ -73,8 +74,8 @@ class JudgeConfig:
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "hidden_size", "num_layers", "num_heads", "batch_size", "evaluate_every"):
-            check_count(f"--judge.{name.replace('_', '-')}", getattr(self, name))
+        check_all_counts(self, "vocab_size", "context", "hidden_size", "num_layers", "num_heads", flag="--judge")
+        check_all_counts(self, "batch_size", "evaluate_every", flag="--judge")
         check_number("--judge.dropout", self.dropout, least=0.0, below=1.0)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
@@ -159,11 +160,9 @@ def next_token_loss(network: nn.Module, x: Tensor) -> Tensor:
 
 def heldout_nats(network: nn.Module, config: JudgeConfig, heldout: Tensor) -> float:
     """Nats per token of held-out sequences, in fp32, over every token but the first of each."""
-    was_training = network.training
-    judge = CausalLMJudge(network, name="in training", eos_token_id=None, context=config.context)
-    nats = generative_perplexity(heldout, judge, batch_size=128).nats_per_token
-    network.train(was_training)
-    return nats
+    with evaluation_mode(network):
+        judge = CausalLMJudge(network, name="in training", eos_token_id=None, context=config.context)
+        return generative_perplexity(heldout, judge, batch_size=128).nats_per_token
 
 
 def save_judge(network: Any, config: JudgeConfig, directory: Path) -> None:
@@ -217,6 +216,5 @@ def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> Causal
         raise FileNotFoundError(f"no judge in {directory}: {WEIGHTS_FILE} is missing; train one with the judge stage")
     network = load_gpt2(Path(directory))
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    name = f"gpt2-{millions:.1f}M@{digest}"
+    name = f"gpt2-{millions:.1f}M@{file_digest(weights)[:8]}"
     return CausalLMJudge(network.to(device), name=name, eos_token_id=network.config.eos_token_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .distill import SETTINGS_FILE, distil
 from .environment import describe_machine, make_accelerator, make_folder
 from .evaluate import RESULTS, RESULTS_FILE, evaluate
+from .files import read_json_object
 from .fingerprint import check_tokenizer, write_fingerprint
 from .guide import GUIDE_FOLDER, Guide
 from .judge import train_judge
@@ -247,7 +247,7 @@ class Pipeline:
         return load_judge_for(self.config.judge.path, self.tokenizer, device=self.accelerator.device)
 
     def _check_judge(self) -> None:
-        find_judge(self.config.judge.path)
+        find_judge(self.config.judge.path)  # Needs no tokenizer: where both are missing, both are named.
         self.load_judge()
 
     def sample(self) -> None:
@@ -296,7 +296,7 @@ class Pipeline:
         settings = flat_settings(self.config)
         file = self.directory / "student" / SETTINGS_FILE
         if file.exists():
-            settings |= {name: value for name, value in json.loads(file.read_text()).items() if name in settings}
+            settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
         return settings
 
     def report(self) -> None:

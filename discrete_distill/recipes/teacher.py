@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_count
 from ..models import DiT, DiTConfig, load_denoiser
-from ..process import MaskedDiffusion
+from ..process import MaskedDiffusion, evaluation_mode
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from .assets import BUNDLED, asset
 from .corpus import TokenStream
@@ -166,13 +166,10 @@ def heldout_nelbo(
 ) -> float:
     """Likelihood bound of held-out sequences, nats per token, on masks that are the same at every call."""
     generator = Generator(device=x.device).manual_seed(fold_seed("heldout"))
-    was_training = denoiser.training
-    denoiser.eval()
     total, tokens = 0.0, 0
-    for chunk in x.repeat(repeats, 1).split(128):
-        with accelerator.autocast():
+    with evaluation_mode(denoiser), accelerator.autocast():
+        for chunk in x.repeat(repeats, 1).split(128):
             out = process.nelbo(denoiser, chunk, by="count", generator=generator)
-        total += float(out.nats.sum())
-        tokens += int(out.num_tokens.sum())
-    denoiser.train(was_training)
+            total += float(out.nats.sum())
+            tokens += int(out.num_tokens.sum())
     return total / tokens

@@ -5,17 +5,16 @@ Shape suffixes: T tokens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ..training.checkpoint import file_digest
 from .files import read_json_object, replacing, write_text
 
 INDEX_FILE = "done.json"
-CHUNK_BYTES = 2**24
 
 
 def cached_arrays(
@@ -61,7 +60,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
         index = read_json_object(folder / INDEX_FILE)
         files = {name: folder / f"{name}.npy" for name in names}
-        if any(index.get(name) != _digest(file) for name, file in files.items()):
+        if any(index.get(name) != file_digest(file) for name, file in files.items()):
             return None
         return {name: np.load(file, mmap_mode="r") for name, file in files.items()}
     except (OSError, ValueError, EOFError):
@@ -74,13 +73,5 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array_T in arrays.items():
         with replacing(folder / f"{name}.npy") as stream:
             np.save(stream, array_T)
-    digests = {name: _digest(folder / f"{name}.npy") for name in arrays}
+    digests = {name: file_digest(folder / f"{name}.npy") for name in arrays}
     write_text(folder / INDEX_FILE, json.dumps(digests))
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

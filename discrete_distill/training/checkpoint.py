@@ -151,14 +151,15 @@ def _problem_with(folder: Path) -> str | None:
         digest = json.loads((folder / DIGEST_FILE).read_text())
         if not isinstance(digest, dict) or digest.get("step") != _step_of(folder):
             return f"its {DIGEST_FILE} does not name its step"
-        if _sha256(folder / STATE_FILE) != digest.get("sha256"):
+        if file_digest(folder / STATE_FILE) != digest.get("sha256"):
             return "its contents do not match their checksum"
     except (OSError, ValueError, RecursionError) as error:
         return str(error)
     return None
 
 
-def _sha256(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """SHA-256 of the contents of a file, in hexadecimal; read in pieces, so that its size does not matter."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -196,7 +196,6 @@ class Learner:
         refuse_changes(state.get("config", now), now, where="the checkpoint")
         _load_weights(self.module, state["module"])
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
-        # The rates of this run's schedule: its length may have changed.
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
             _load_weights(self.average, state["average"])
