@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, repeatable hypothesis examples, seeded generators."""
+"""Shared by all tests: one thread, repeatable hypothesis examples, seeds that no other test moves."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +16,12 @@ hypothesis.settings.load_profile("repeatable")
 def one_thread() -> None:
     """Tests are small; more threads than cores only make them slower, and sums depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_seed() -> None:
+    """Initial weights and dropout follow PyTorch's own generator, which the tests before would have moved on."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
