@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,6 +13,21 @@ from torch import Tensor
 def num_processes() -> int:
     """Processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def leaving_processes() -> Iterator[None]:
+    """On a normal end, leave the process group that was joined inside; one that was joined before is its maker's to
+    leave. After an error the other processes may be elsewhere, and leaving could wait for them: then none is left.
+
+    A process that ends as a member is now and then killed by its group's own threads (SIGABRT), with all work done.
+    """
+    if not dist.is_available() or dist.is_initialized():
+        yield
+        return
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

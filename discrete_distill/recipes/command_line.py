@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from ..collective import leaving_processes
 from ..streams import LastingStream
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -55,7 +56,8 @@ class CommandLine:
         try:
             stage, preset, flags = self.split_arguments(arguments)
             config = self.parse_config(preset, flags)
-            self.run(stage, config, shlex.join([*self.program.split(), *arguments]))
+            with leaving_processes():
+                self.run(stage, config, shlex.join([*self.program.split(), *arguments]))
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return USER_ERROR

@@ -23,6 +23,15 @@ draw = torch.rand(1, generator=step_generator(0, 0, rank=accelerator.process_ind
 seen = gather_in_order([(accelerator.num_processes, accelerator.is_main_process, draw)])
 if accelerator.is_main_process:
     open(sys.argv[1], "w").write(json.dumps(seen))
+accelerator.end_training()
+"""
+
+LEFT = """
+import sys
+import torch.distributed as dist
+from discrete_distill.recipes.owt import main
+
+sys.exit(main(sys.argv[1:]) or dist.is_initialized())
 """
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the fault was that of machines without a GPU")
@@ -41,6 +50,12 @@ def test_they_see_one_another_and_draw_apart(tmp_path: Path) -> None:
     assert first[:2] == [2, True]
     assert second[:2] == [2, False]
     assert first[2] != second[2]
+
+
+def test_a_recipe_that_is_done_leaves_the_other_processes(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    done = launch(str(tmp_path / "left.py"), "distill", "--dry-run", f"--output={tmp_path}", *FLAGS)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_recipe_writes_each_line_once(tmp_path: Path) -> None:
