@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from discrete_distill.checks import check_floats
+from discrete_distill.kernels.autocast import autocast_inputs
 from discrete_distill.kernels.dispatch import Backend, check_backend
 from discrete_distill.kernels.losses import (
     TokenLosses,
@@ -134,15 +135,6 @@ def _check_head(name: str, features: Tensor, weight: Tensor, bias: Tensor | None
         )
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """What autocast does to the inputs of a linear layer: the backward pass runs outside of it."""
-    first = next(tensor for tensor in tensors if tensor is not None)
-    if not torch.is_autocast_enabled(first.device.type):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
 def linear_token_losses(
     features_RD: Tensor,
     weight_VD: Tensor,
@@ -206,7 +198,9 @@ def linear_token_losses(
         raise ValueError(f"num_classes is {num_classes} and the head has {weight_VD.shape[0]} rows")
     setting = _Setting(check_mask_token(mask_token_id, classes), classes, chunk_rows, backend)
     teacher = (teacher_features_RD, teacher_weight_VD, teacher_bias_V)
-    inputs = _autocast(features_RD, weight_VD, bias_V, *(None if part is None else part.detach() for part in teacher))
+    constants = (None if part is None else part.detach() for part in teacher)
+    # The backward pass runs outside of autocast.
+    inputs = autocast_inputs(features_RD, weight_VD, bias_V, *constants)
     outputs = _LinearTokenLosses.apply(*inputs, tokens_R, None if weight_R is None else weight_R != 0, setting)
     log_prob, entropy, forward_kl, reverse_kl = outputs.unbind(0)
     if teacher_features_RD is None:
@@ -270,7 +264,8 @@ def linear_cross_entropy(
         from cut_cross_entropy import linear_cross_entropy as external  # type: ignore[import-not-found, unused-ignore]
 
         last = classes if mask_token_id is None else classes - 1
-        features, weight, bias = _autocast(features_RD, weight_VD[:last], None if bias_V is None else bias_V[:last])
+        last_bias = None if bias_V is None else bias_V[:last]
+        features, weight, bias = autocast_inputs(features_RD, weight_VD[:last], last_bias)
         targets = tokens_R if weight_R is None else torch.where(weight_R != 0, tokens_R, -100)
         loss: Tensor = external(
             features, weight, targets, bias=bias, ignore_index=-100, reduction="none", impl="cce_exact"

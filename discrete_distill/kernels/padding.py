@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from discrete_distill.kernels.autocast import autocast_inputs
+
 ROW_MULTIPLE = 64
 
 
@@ -46,12 +48,9 @@ def padded_linear(features: Tensor, weight_VD: Tensor, bias_V: Tensor | None = N
     if row_stride(classes, features.device) == classes or torch.compiler.is_compiling():
         return functional.linear(features, weight_VD, bias_V)
     kind = features.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        features, weight_VD = features.to(dtype), weight_VD.to(dtype)
-        bias_V = None if bias_V is None else bias_V.to(dtype)
+    inputs = autocast_inputs(features.reshape(-1, width), weight_VD, bias_V)
     with torch.autocast(kind, enabled=False):
-        logits: Tensor = _PaddedLinear.apply(features.reshape(-1, width), weight_VD, bias_V)
+        logits: Tensor = _PaddedLinear.apply(*inputs)
     return logits.view(*features.shape[:-1], classes)
 
 

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..checks import check_count, check_flag, check_number
+from ..kernels.autocast import autocast_dtype
 from ..process import (
     CosineSchedule,
     GeometricSchedule,
@@ -312,10 +313,10 @@ class DiT(HubNetwork):
         """`project` for features in several chunks: without gradients, autocast casts the head once and not in each."""
         head = self.output_layer.linear
         with self.precision(head.weight.device):
-            kind = head.weight.device.type
-            if torch.is_grad_enabled() or not torch.is_autocast_enabled(kind) or type(head) is not VocabularyHead:
+            dtype = autocast_dtype(head.weight)
+            if torch.is_grad_enabled() or dtype == head.weight.dtype or type(head) is not VocabularyHead:
                 return self.project
-            return head.cast(torch.get_autocast_dtype(kind))
+            return head.cast(dtype)
 
     def forward(
         self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None

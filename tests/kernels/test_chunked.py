@@ -82,6 +82,17 @@ def test_autocast_is_followed_forward_and_backward():
     assert features.grad.dtype == weight.grad.dtype == bias.grad.dtype == torch.float32
 
 
+def test_autocast_leaves_float64_as_a_linear_layer_does():
+    features, weight, bias, (teacher_features, teacher_weight), tokens = inputs()
+    teacher = {"teacher_features_RD": teacher_features, "teacher_weight_VD": teacher_weight}
+    outside = torch.stack(linear_token_losses(features, weight, tokens, bias_V=bias, **teacher))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.nn.functional.linear(features, weight, bias).dtype == torch.float64
+        inside = torch.stack(linear_token_losses(features, weight, tokens, bias_V=bias, **teacher))
+    assert inside.dtype == torch.float64
+    assert torch.equal(inside, outside)
+
+
 def test_cross_entropy_is_that_of_torch():
     features, weight, bias, _, tokens = inputs()
     loss = linear_cross_entropy(features, weight, tokens, bias_V=bias, chunk_rows=7, provider="chunked")

@@ -98,6 +98,27 @@ def test_autocast_casts_it_as_it_casts_a_linear_layer() -> None:
 
 
 @pytest.mark.usefixtures("rows_as_on_cuda")
+def test_autocast_leaves_float64_as_it_leaves_it_in_a_linear_layer() -> None:
+    made, features = layer(), torch.randn(5, 6, dtype=torch.float64)
+    expected = functional.linear(features, made.weight, made.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert functional.linear(features, made.weight, made.bias).dtype == torch.float64
+        torch.testing.assert_close(padded_linear(features, made.weight, made.bias), expected)
+
+
+@pytest.mark.usefixtures("rows_as_on_cuda")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_logits_of_a_dit_in_float64_stay_in_it_under_autocast(gradients: bool) -> None:
+    made = network().double()
+    with torch.set_grad_enabled(gradients):
+        features = made.features(torch.full((2, 8), VOCAB - 1), torch.ones(2)).double()
+        expected = made.project(features)
+        with torch.autocast("cpu", torch.bfloat16):
+            for logits in (made.project(features), made.projection()(features)):
+                torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.usefixtures("rows_as_on_cuda")
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("bf16_blocks", [True, False])
 def test_logits_of_a_dit_have_aligned_rows(gradients: bool, bf16_blocks: bool) -> None:
