@@ -21,6 +21,7 @@ ROOT = PACKAGE.parent
 FLOORS = {
     "checks": 0,
     "collective": 0,
+    "digests": 0,
     "streams": 0,
     "kernels": 1,
     "process": 2,

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Generator, nn
 
+from ..digests import file_digest
 from ..models import Discriminator, DiT
 from ..training import Learner
-from ..training.checkpoint import file_digest
 
 
 class Trainee(Protocol):
