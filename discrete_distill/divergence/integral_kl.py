@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..checks import check_count
+from ..checks import check_count, check_generator, check_mask, check_per_row
 from ..process import ConstantWeight, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
-from ..process.masking import check_sequences
+from ..process.sequences import check_sequences
 from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages, group_advantages
 from .log_ratio import LogRatio, LogRatioEstimator
 from .sample_scores import CorruptionScore, SampleScores, grouped, mean_score, ungrouped, windowed_sum
@@ -195,7 +195,10 @@ class ScoreFunctionIntegralKL:
             ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
         """
         check_sequences(x, movable)
+        check_generator(generator)
         _check_groups(len(x), group_size)
+        if t is not None:
+            check_per_row("t", t, len(x))
         if self.by == "parts":
             scores = self._scores_by_parts(x, group_size, movable, generator, cond)
         else:
@@ -207,6 +210,10 @@ class ScoreFunctionIntegralKL:
         self, log_ratio: LogRatio, t: Tensor, *, group_size: int = 1, movable: Tensor | None = None
     ) -> SampleScores:
         """`score` from a log-ratio that is already there; arguments as for `from_log_ratio`."""
+        batch = len(log_ratio.per_sequence)
+        check_per_row("t", t, batch)
+        check_per_row("log_ratio.per_sequence", log_ratio.per_sequence, batch)
+        check_mask("movable", movable, log_ratio.per_position.shape, of="log-ratios")
         score = CorruptionScore(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
         return mean_score([score], group_size, movable)
 

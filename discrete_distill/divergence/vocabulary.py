@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_per_row, check_same_shape
+
 
 def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: Tensor | None = None) -> Tensor:
     """Credit over the whole vocabulary: ``sum_n w_n sum_v p(v) r_n(v)``, the gradient through ``p`` alone.
@@ -23,12 +25,19 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
 
     Returns:
         Scalar.
+
+    Raises:
+        TypeError: if an argument is no tensor of floating-point numbers.
+        ValueError: if shapes do not fit.
     """
+    if weight_N is not None:
+        check_per_row("weight_N", weight_N, len(log_probs_NV))
     cost_N = vocabulary_cost(log_probs_NV, log_ratio_NV)
     return (cost_N if weight_N is None else weight_N * cost_N).sum()
 
 
 def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
     """``sum_v p(v) r_n(v)`` of every row, ``[N]``; arguments as for `vocabulary_surrogate`."""
+    check_same_shape(log_probs_NV=log_probs_NV, log_ratio_NV=log_ratio_NV)
     probs_NV = log_probs_NV.exp()
     return (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)
