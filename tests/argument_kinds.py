@@ -93,6 +93,7 @@ KINDS: dict[str, dict[str, Mutation]] = {
         "bool": lambda p: p > 0,
     },
     "words": {"float": lambda x: x.double(), "bool": lambda x: x > 0},
+    "precision": {"double": lambda x: x.double(), "bfloat16": lambda x: x.bfloat16()},
     "generator": {"seed": lambda g: 0},
     "number": {"text": lambda x: "1", "bool": lambda x: True, "NaN": lambda x: float("nan")},
     "size": {"too large to list": lambda n: 2**40, "text": lambda n: "3", "NaN": lambda n: float("nan")},

@@ -35,6 +35,7 @@ from discrete_distill.divergence import (
     vocabulary_surrogate,
 )
 from discrete_distill.evaluation import NGramJudge, generative_perplexity, measure_between_samples
+from discrete_distill.kernels import linear_token_losses
 from discrete_distill.methods import MMDLogRatio
 from discrete_distill.models import (
     DiT,
@@ -157,6 +158,21 @@ CASES = {
         {"rows": torch.arange(3).view(1, 3)[0]},
         {"rows": ("tokens",)},
         frozenset({("rows", label) for label in ("no rows", "no positions")}),
+    ),
+    "draw_parts": Case(
+        lambda num_parts: PROCESS.draw_parts(TOKENS, num_parts, generator=seeded()),
+        {"num_parts": 2},
+        {"num_parts": ("count",)},
+    ),
+    "linear_token_losses": Case(
+        lambda **given: linear_token_losses(normal(B, 3), tokens_R=torch.arange(B), **given),
+        {"weight_VD": normal(V, 3), "bias_V": normal(V)},
+        {"weight_VD": ("precision",), "bias_V": ("precision",)},
+    ),
+    "exact.TabularDenoiser.forward": Case(
+        lambda t: exact.TabularDenoiser(2, 4, 3)(torch.zeros(B, 2, dtype=torch.long), t),
+        {"t": TIMES},
+        {"t": ("per row",)},
     ),
     "DiT": Case(lambda t: DIT(STATE, t), {"t": TIMES}, {"t": ("per row",)}),
     "DiscriminatorLogRatio": Case(

@@ -197,8 +197,7 @@ class MaskedDiffusion:
             ValueError: if shapes do not fit, or ``num_parts`` is below 1.
         """
         check_sequences(x, movable)
-        if num_parts < 1:
-            raise ValueError(f"num_parts must be at least 1, got {num_parts}")
+        check_count("num_parts", num_parts)
         part = _ranks(x, movable, generator, group_size) % num_parts
         return part if movable is None else part.masked_fill(~movable, -1)
 
