@@ -250,4 +250,5 @@ def _checked_mask(name: str, mask: Any, x_init: Tensor) -> Tensor | None:
 
 
 def _differ(device: torch.device, other: torch.device) -> bool:
-    return device.type != other.type or (device.index is not None and device.index != other.index)
+    indices = (device.index, other.index)  # The processor has one name with an index and one without.
+    return device.type != other.type or (None not in indices and indices[0] != indices[1])

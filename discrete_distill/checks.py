@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> int:
@@ -89,6 +91,66 @@ def check_floats(name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of floating-point numbers, got {found}")
+
+
+def check_mask(name: str, mask: Any, shape: Sequence[int], *, of: str = "tokens") -> None:
+    """Refuse what is no bool tensor of one shape; None, no mask, passes. A mask of another shape would be repeated over
+    rows or positions that it does not know.
+
+    Args:
+        name: of the argument.
+        mask: bool tensor, or None.
+        shape: that it must have.
+        of: what has that shape, for the message.
+
+    Raises:
+        TypeError: if it does not hold booleans.
+        ValueError: if it has another shape.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be bool, got {found}; convert it by .bool()")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {list(mask.shape)}, the {of} {list(shape)}; they must agree")
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Refuse tensors of which one would be repeated along another; each is given by the name of its argument.
+
+    Raises:
+        TypeError: if one holds no floating-point numbers.
+        ValueError: if their shapes differ.
+    """
+    for name, tensor in tensors.items():
+        check_floats(name, tensor)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        stated = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"tensors of one shape are needed, got {stated}")
+
+
+def check_per_row(name: str, value: Any, rows: int) -> None:
+    """Refuse what is no real number for each row, ``[B]``.
+
+    Raises:
+        TypeError: if it is no tensor of floating-point numbers.
+        ValueError: if it has another shape.
+    """
+    check_floats(name, value)
+    if value.shape != (rows,):
+        raise ValueError(f"{name} must be one value for each row, [{rows}], got shape {list(value.shape)}")
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse a source of randomness that is none, such as a seed.
+
+    Raises:
+        TypeError: if it is neither a `torch.Generator` nor None.
+    """
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"generator must be a torch.Generator, such as Generator().manual_seed(0), got {generator!r}")
 
 
 def check_flag(name: str, value: object) -> None:

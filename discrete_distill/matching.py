@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from .canvas import Canvas
-from .kernels import sample_rows
+from .kernels import sample_rows, token_losses
 from .process import Denoiser, MaskedDiffusion, TimeLaw, evaluation_mode, logits_at
 from .process.conditions import check_conditions
 from .process.denoiser import check_ids
@@ -85,6 +85,7 @@ class IntermediateStateMatcher:
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
+        tokens: Tensor | None = None,
         **cond: Any,
     ) -> Rollout:
         """Draw one path for every row; each state is evaluated once, with a graph if gradients are enabled.
@@ -94,10 +95,13 @@ class IntermediateStateMatcher:
             shape: ``(B, L)``, or give ``x_init``, as in the samplers.
             group_size: consecutive rows in a group; must divide ``B``.
             generator: source of randomness.
+            tokens: samples of an earlier call, int64 ``[B, L]``. Given them and a generator in the state of that call,
+                the same path is walked again, whatever the student now makes probable; drawn if None.
 
         Raises:
-            ValueError: if ``group_size`` does not divide the batch, the batch is empty, or the student's logits leave
-                nothing to draw from: names step, sequence and position.
+            TypeError: if ``tokens`` does not hold int64.
+            ValueError: if ``group_size`` does not divide the batch, the batch is empty, ``tokens`` has another shape,
+                or the student's logits leave nothing to draw from: names step, sequence and position.
         """
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
@@ -113,11 +117,12 @@ class IntermediateStateMatcher:
         )
         check_conditions(cond, student)
         check_ids(student, canvas.largest_id)
+        _check_tokens(tokens, (batch, canvas.z.shape[1]))
         times_KB, drawn_time = self._draw_times(batch, group_size, canvas.z.device, generator)
         if self.branching:
-            steps, canvas = self._branching_path(canvas, student, times_KB, copies, generator, cond)
+            steps, canvas = self._branching_path(canvas, student, times_KB, copies, generator, tokens, cond)
         else:
-            steps = self._path(canvas, student, times_KB, generator, cond)
+            steps = self._path(canvas, student, times_KB, generator, tokens, cond)
         rollout = Rollout(steps, canvas.movable, group_size, attention_mask, cond, drawn_time)
         rollout.check_log_probs(canvas.log_probs)
         return rollout
@@ -128,11 +133,12 @@ class IntermediateStateMatcher:
         student: Denoiser,
         times_KB: Tensor,
         generator: Generator | None,
+        tokens: Tensor | None,
         cond: dict[str, Any],
     ) -> list[PathStep]:
         weights = self._gradient_weights(len(times_KB) - 1, generator)
         return [
-            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, cond)
+            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, tokens, cond)
             for index, weight in enumerate(weights)
         ]
 
@@ -143,6 +149,7 @@ class IntermediateStateMatcher:
         times_KB: Tensor,
         copies: int,
         generator: Generator | None,
+        tokens: Tensor | None,
         cond: dict[str, Any],
     ) -> tuple[list[PathStep], Canvas]:
         """The steps of all rows, and their canvas; before the branch a step is taken once for its group."""
@@ -150,20 +157,21 @@ class IntermediateStateMatcher:
         branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
         shared_cond = {name: _rows_of(value, times_KB.shape[1], copies) for name, value in cond.items()}
         trunk_times = times_KB[:, ::copies]
-        steps = [
-            self._step(trunk, student, index, trunk_times[index], trunk_times[index + 1], 0.0, shared_cond).repeated(
-                copies
-            )
-            for index in range(branch)
-        ]
+        trunk_tokens = None if tokens is None else tokens[::copies]
+        steps = []
+        for index in range(branch):
+            t, s = trunk_times[index], trunk_times[index + 1]
+            step = self._step(trunk, student, index, t, s, 0.0, trunk_tokens, shared_cond)
+            steps.append(step.repeated(copies))
         canvas = trunk.repeated(copies)
         t, s = times_KB[branch], times_KB[branch + 1]
         rows, revealed = self._rows(trunk, branch, t[::copies], s[::copies])
         logits_NV = self._logits(trunk, student, rows, t[::copies], s[::copies], float(num_steps), shared_cond)
         rows, place = repeated_rows(rows, trunk.z.shape[1], copies)
-        steps.append(self._draw(canvas, branch, t, s, rows, revealed[place], logits_NV[place]))
+        steps.append(self._draw(canvas, branch, t, s, rows, revealed[place], logits_NV[place], tokens))
         for index in range(branch + 1, num_steps):
-            steps.append(self._step(canvas, student, index, times_KB[index], times_KB[index + 1], 0.0, cond))
+            t, s = times_KB[index], times_KB[index + 1]
+            steps.append(self._step(canvas, student, index, t, s, 0.0, tokens, cond))
         return steps, canvas
 
     def times(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
@@ -203,11 +211,12 @@ class IntermediateStateMatcher:
         t: Tensor,
         s: Tensor,
         gradient_weight: float,
+        tokens: Tensor | None,
         cond: dict[str, Any],
     ) -> PathStep:
         rows, revealed = self._rows(canvas, index, t, s)
         logits_NV = self._logits(canvas, student, rows, t, s, gradient_weight, cond)
-        return self._draw(canvas, index, t, s, rows, revealed, logits_NV)
+        return self._draw(canvas, index, t, s, rows, revealed, logits_NV, tokens)
 
     def _rows(self, canvas: Canvas, index: int, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Positions whose logits the step keeps, and which of them it reveals."""
@@ -238,19 +247,45 @@ class IntermediateStateMatcher:
         return logits_NV
 
     def _draw(
-        self, canvas: Canvas, index: int, t: Tensor, s: Tensor, rows: Tensor, revealed: Tensor, logits_NV: Tensor
+        self,
+        canvas: Canvas,
+        index: int,
+        t: Tensor,
+        s: Tensor,
+        rows: Tensor,
+        revealed: Tensor,
+        logits_NV: Tensor,
+        tokens: Tensor | None,
     ) -> PathStep:
         step = PathStep(canvas.z, canvas.z, t, s, rows, revealed, logits_NV, self.process.mask_token_id)
-        drawn = sample_rows(
-            step.revealed_logits().detach(),
-            seed=canvas.seed,
-            rows_R=step.revealed_rows(),
-            step=index,
-            mask_token_id=self.process.mask_token_id,
-        )
-        canvas.write(step.revealed_rows(), drawn.tokens[:, 0], drawn.log_probs[:, 0])
+        logits_RV = step.revealed_logits().detach()
+        if tokens is None:
+            drawn = sample_rows(
+                logits_RV,
+                seed=canvas.seed,
+                rows_R=step.revealed_rows(),
+                step=index,
+                mask_token_id=self.process.mask_token_id,
+            )
+            tokens_R, log_probs_R = drawn.tokens[:, 0], drawn.log_probs[:, 0]
+        else:
+            tokens_R = tokens.flatten()[step.revealed_rows()]
+            log_probs_R = token_losses(logits_RV, None, tokens_R, mask_token_id=self.process.mask_token_id).log_prob
+        canvas.write(step.revealed_rows(), tokens_R, log_probs_R.to(canvas.log_probs.dtype))
         step.z_next = canvas.z
         return step
+
+
+def _check_tokens(tokens: Tensor | None, shape: tuple[int, int]) -> None:
+    if tokens is None:
+        return
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.long:
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens must be int64 {list(shape)}, got {got}")
+    if tokens.shape != shape:
+        raise ValueError(
+            f"tokens has shape {list(tokens.shape)}, the paths {list(shape)}; give the samples of the path"
+        )
 
 
 def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .checks import check_count
+from .checks import check_count, check_mask
 from .collective import mean_of_all, sum_of_all
 
 Scale = Literal["group", "batch", "none"]
@@ -85,8 +85,13 @@ class RunningMean:
         Args:
             rewards: any shape.
             mask: bool of that shape, true at rewards that count; all by default.
+
+        Raises:
+            TypeError: if the mask does not hold booleans.
+            ValueError: if it has another shape.
         """
-        rewards = rewards.detach().double()
+        rewards = torch.as_tensor(rewards).detach().double()
+        check_mask("mask", mask, rewards.shape, of="rewards")
         mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
         total, count = sum_of_all(rewards, mask & rewards.isfinite())
         skipped, _ = sum_of_all((mask & ~rewards.isfinite()).double())
@@ -167,8 +172,7 @@ def group_advantages(
         raise ValueError("leave_one_out needs a group_size of 2 or more, got 1")
     if loss_mask is None:
         loss_mask = torch.ones_like(rewards, dtype=torch.bool)
-    if loss_mask.shape != rewards.shape or loss_mask.dtype != torch.bool:
-        raise ValueError(f"loss_mask must be bool {list(rewards.shape)}, got {loss_mask.dtype} {list(loss_mask.shape)}")
+    check_mask("loss_mask", loss_mask, rewards.shape, of="rewards")
     wrong = loss_mask & ~rewards.isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

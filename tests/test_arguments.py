@@ -6,18 +6,15 @@ shapes, sizes and values that have no meaning for such an argument anywhere in t
 type are left to Python.
 """
 
-import linecache
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from argument_kinds import MASK, B, Case, L, Mutation, V, check_refused, refusals
 from torch import Tensor
 
-import discrete_distill
 from discrete_distill import (
     AncestralSampler,
     BetaTime,
@@ -50,72 +47,6 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import logits_at
 from discrete_distill.samplers import prompted
 from discrete_distill.training import LoopConfig, OptimizerConfig
-
-B, L, V = 4, 6, 5
-MASK = V - 1
-PACKAGE = Path(discrete_distill.__file__).parent
-
-Mutation = Callable[[Any], Any]
-KINDS: dict[str, dict[str, Mutation]] = {
-    "tokens": {
-        "float": lambda x: x.float(),
-        "int32": lambda x: x.int(),
-        "one dimension": lambda x: x[0],
-        "three dimensions": lambda x: x[None],
-        "negative": lambda x: torch.full_like(x, -1),
-        "beyond the vocabulary": lambda x: torch.full_like(x, 10 * V),
-        "no rows": lambda x: x[:0],
-        "no positions": lambda x: x[:, :0],
-    },
-    "times": {
-        "NaN": lambda t: torch.full_like(t, float("nan")),
-        "negative": lambda t: torch.full_like(t, -0.1),
-        "above 1": lambda t: torch.full_like(t, 1.1),
-        "two dimensions": lambda t: t[:, None].expand(B, L),
-        "one too few": lambda t: t[:-1],
-        "number": lambda t: 0.5,
-    },
-    "flags": {
-        "float": lambda m: m.float(),
-        "one row too few": lambda m: m[:-1],
-        "one position too few": lambda m: m[:, :-1],
-        "one dimension": lambda m: m[0],
-    },
-    "logits": {
-        "integers": lambda x: x.long(),
-        "one dimension": lambda x: x[0],
-        "no classes": lambda x: x[:, :0],
-    },
-    "positive": {
-        "zero": lambda x: 0.0,
-        "negative": lambda x: -1.0,
-        "NaN": lambda x: float("nan"),
-    },
-    "finite": {"infinite": lambda x: float("inf")},
-    "not negative": {"negative": lambda x: -1.0, "NaN": lambda x: float("nan")},
-    "fraction": {"negative": lambda x: -0.1, "above 1": lambda x: 1.5, "NaN": lambda x: float("nan")},
-    "count": {
-        "zero": lambda x: 0,
-        "negative": lambda x: -1,
-        "fraction": lambda x: 1.5,
-        "NaN": lambda x: float("nan"),
-        "bool": lambda x: True,
-    },
-    "rewards": {
-        "NaN": lambda r: torch.full_like(r, float("nan")),
-        "two dimensions": lambda r: r[:, None, None],
-    },
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A call that works, and the kinds of what is replaced; ``allowed`` are pairs that mean something there."""
-
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-    kinds: dict[str, tuple[str, ...]]
-    allowed: frozenset[tuple[str, str]] = field(default_factory=frozenset)
 
 
 def generator() -> torch.Generator:
@@ -360,30 +291,15 @@ CASES = {
     ),
 }
 
-MUTATIONS = [
-    pytest.param(case, argument, mutation, id=f"{name}: {argument} = {label}")
-    for name, case in CASES.items()
-    for argument, kinds in case.kinds.items()
-    for kind in kinds
-    for label, mutation in KINDS[kind].items()
-    if (argument, label) not in case.allowed
-]
-
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_the_call_itself_works(case: Case) -> None:
     case.function(**case.arguments)
 
 
-@pytest.mark.parametrize(("case", "argument", "mutation"), MUTATIONS)
+@pytest.mark.parametrize(("case", "argument", "mutation"), refusals(CASES))
 def test_a_bad_value_is_refused_by_the_library(case: Case, argument: str, mutation: Mutation) -> None:
-    bad = mutation(case.arguments[argument])
-    with pytest.raises((ValueError, TypeError)) as caught:
-        case.function(**{**case.arguments, argument: bad})
-    last = caught.traceback[-1]
-    line = linecache.getline(str(last.path), last.lineno + 1)
-    assert PACKAGE in Path(last.path).parents, f"refused in {last.path}"
-    assert "raise" in line or "raise" in str(last.statement), f"not refused but failed at: {last.statement}"
+    check_refused(case, argument, mutation)
 
 
 def test_numpy_integers_are_integers() -> None:

@@ -228,3 +228,11 @@ def test_a_part_of_a_canvas_holds_the_same_sequences() -> None:
 def test_a_number_of_steps_is_an_integer(num_steps) -> None:
     with pytest.raises(TypeError, match="num_steps"):
         time_grid(num_steps, device=torch.device("cpu"))
+
+
+def test_a_device_may_be_named_with_its_index() -> None:
+    """A process of several on CPUs has the device ``cpu:0``, which holds the tensors of ``cpu``."""
+    x_init = torch.tensor([[1, MASK, 2]])
+    assert Canvas(PROCESS, None, x_init=x_init, device=torch.device("cpu:0")).z.device == x_init.device
+    with pytest.raises(ValueError, match="x_init is on cpu and device is meta"):
+        Canvas(PROCESS, None, x_init=x_init, device="meta")

@@ -1,6 +1,6 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
-from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput, vocabulary_cost, vocabulary_surrogate
+from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -10,7 +10,9 @@ from .log_ratio import (
     difference_of_logs,
 )
 from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
+from .sample_scores import SampleScores
 from .token import DivergenceKind, kl_divergence, token_divergence
+from .vocabulary import vocabulary_cost, vocabulary_surrogate
 
 __all__ = [
     "AuxiliaryDenoiserLogRatio",
@@ -19,6 +21,7 @@ __all__ = [
     "ExactLogRatio",
     "LogRatio",
     "LogRatioEstimator",
+    "SampleScores",
     "ScoreFunctionIntegralKL",
     "SurrogateOutput",
     "difference_of_logs",

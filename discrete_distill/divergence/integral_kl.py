@@ -11,17 +11,19 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_generator, check_mask, check_per_row
 from ..process import ConstantWeight, MaskedDiffusion, TimeLaw, TimeWeight, UniformTime
-from ..process.masking import check_sequences
+from ..process.sequences import check_sequences
 from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages, group_advantages
 from .log_ratio import LogRatio, LogRatioEstimator
+from .sample_scores import CorruptionScore, SampleScores, grouped, mean_score, ungrouped, windowed_sum
 
 
 class SurrogateOutput(NamedTuple):
@@ -37,14 +39,6 @@ class SurrogateOutput(NamedTuple):
     loss: Tensor
     log_ratio: Tensor
     advantages: Tensor
-
-
-class _Score(NamedTuple):
-    """Log-ratio of each sequence ``[B]`` and at its positions ``[B, L]``, and the weight of its time ``[B]``."""
-
-    per_sequence: Tensor
-    per_position: Tensor
-    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,12 +148,8 @@ class ScoreFunctionIntegralKL:
         """
         check_sequences(x, movable)
         _check_batch(token_log_probs, group_size, movable)
-        if self.by == "parts":
-            scores = self._scores_by_parts(x, group_size, movable, generator, cond)
-        else:
-            levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
-            scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
-        return self._surrogate(scores, token_log_probs, group_size, movable)
+        scores = self.score(x, group_size=group_size, t=t, movable=movable, generator=generator, **cond)
+        return self.surrogate(token_log_probs, scores, self.advantages([scores])[0])
 
     def from_log_ratio(
         self,
@@ -176,28 +166,116 @@ class ScoreFunctionIntegralKL:
             ValueError: as in a call.
         """
         _check_batch(token_log_probs, group_size, movable)
-        score = _Score(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
-        return self._surrogate([score], token_log_probs, group_size, movable)
+        scores = self.score_of(log_ratio, t, group_size=group_size, movable=movable)
+        return self.surrogate(token_log_probs, scores, self.advantages([scores])[0])
 
-    def _surrogate(
-        self, scores: list[_Score], token_log_probs: Tensor, group_size: int, movable: Tensor | None
-    ) -> SurrogateOutput:
-        if movable is None:
-            movable = torch.ones_like(token_log_probs, dtype=torch.bool)
-        weight_MB = torch.stack([score.weight for score in scores])
-        weight_B = weight_MB.mean(0)
-        # Corruptions at different times count by their weights: weight and log-ratio are not independent.
-        share_MB = weight_MB / weight_MB.sum(0).clamp(min=torch.finfo(weight_MB.dtype).tiny)
-        ratio_B = (share_MB * torch.stack([score.per_sequence for score in scores])).sum(0)
-        ratio_BL = (share_MB[:, :, None] * torch.stack([score.per_position for score in scores])).sum(0)
-        if self.credit == "sequence":
-            advantages = self._advantages(ratio_B, group_size, movable.any(1))
-            surrogate_B = -weight_B * advantages * token_log_probs.sum(1)
+    def score(
+        self,
+        x: Tensor,
+        *,
+        group_size: int = 1,
+        t: Tensor | None = None,
+        movable: Tensor | None = None,
+        generator: Generator | None = None,
+        **cond: Any,
+    ) -> SampleScores:
+        """Estimate the log-ratios of samples, the first third of a call. A batch in parts is scored part by part;
+        `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
+
+        Args:
+            x: samples of the student, int64 ``[B, L]``.
+            group_size: consecutive rows in a group.
+            t: coupled times ``[B]``; drawn here if None.
+            movable: bool ``[B, L]``, positions that may be corrupted; all if None.
+            generator: source of randomness.
+            **cond: passed to the log-ratio.
+
+        Raises:
+            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
+        """
+        check_sequences(x, movable)
+        check_generator(generator)
+        _check_groups(len(x), group_size)
+        if t is not None:
+            check_per_row("t", t, len(x))
+        if self.by == "parts":
+            scores = self._scores_by_parts(x, group_size, movable, generator, cond)
         else:
-            ratio_BL = torch.where(movable, ratio_BL, 0.0)
-            advantages = self._position_advantages(windowed_sum(ratio_BL, self.window), group_size, movable)
-            surrogate_B = -weight_B * (advantages * token_log_probs).sum(1)
-        return SurrogateOutput(surrogate_B.mean(), ratio_B, advantages)
+            levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
+            scores = [self._score(x, group_size, t, level, movable, generator, cond) for level in levels_MB]
+        return mean_score(scores, group_size, movable)
+
+    def score_of(
+        self, log_ratio: LogRatio, t: Tensor, *, group_size: int = 1, movable: Tensor | None = None
+    ) -> SampleScores:
+        """`score` from a log-ratio that is already there; arguments as for `from_log_ratio`."""
+        batch = len(log_ratio.per_sequence)
+        check_per_row("t", t, batch)
+        check_per_row("log_ratio.per_sequence", log_ratio.per_sequence, batch)
+        check_mask("movable", movable, log_ratio.per_position.shape, of="log-ratios")
+        score = CorruptionScore(log_ratio.per_sequence, log_ratio.per_position, self.time_weight(t))
+        return mean_score([score], group_size, movable)
+
+    def advantages(self, scores: Sequence[SampleScores]) -> list[Tensor]:
+        """Normalise the rewards of a whole batch: baselines and scales are those of all its parts together, and a
+        `RunningMean` takes the batch in once.
+
+        Args:
+            scores: of each part of the batch; their lengths ``L`` may differ.
+
+        Returns:
+            Of each part ``[B]``, or ``[B, L]`` with token credit.
+
+        Raises:
+            ValueError: if there is no part, group sizes differ, or a reward is not finite.
+        """
+        sizes = sorted({each.group_size for each in scores})
+        if len(sizes) != 1:
+            raise ValueError(f"scores must be of one or more parts with one group_size, got group sizes {sizes}")
+        if self.credit == "sequence":
+            ratios = [each.per_sequence for each in scores]
+            masks = [each.movable.any(1) for each in scores]
+        else:
+            ratios = [grouped(self._windowed(each), each.group_size) for each in scores]
+            masks = [grouped(each.movable, each.group_size) for each in scores]
+        flat = group_advantages(
+            self.reward(torch.cat(ratios)),
+            sizes[0],
+            scale=self.scale,
+            baseline=self.baseline,
+            clip=self.advantage_clip,
+            loss_mask=torch.cat(masks),
+        )
+        parts = flat.split([len(each) for each in ratios])
+        if self.credit == "sequence":
+            return list(parts)
+        return [
+            ungrouped(part, each.movable.shape[1], each.group_size) for part, each in zip(parts, scores, strict=True)
+        ]
+
+    def surrogate(self, token_log_probs: Tensor, scores: SampleScores, advantages: Tensor) -> SurrogateOutput:
+        """Weigh the log-probabilities of paths with their advantages, the last third of a call.
+
+        Args:
+            token_log_probs: ``[B, L]``, differentiable.
+            scores: of the same samples.
+            advantages: of the same samples, as `advantages` gives them.
+
+        Raises:
+            ValueError: if shapes do not fit.
+        """
+        _check_batch(token_log_probs, scores.group_size, scores.movable)
+        if advantages.shape not in (token_log_probs.shape, token_log_probs.shape[:1]):
+            raise ValueError(
+                f"advantages must be [B] or [B, L] for token_log_probs {list(token_log_probs.shape)}, got "
+                f"{list(advantages.shape)}"
+            )
+        if advantages.dim() == 1:
+            surrogate_B = -scores.weight * advantages * token_log_probs.sum(1)
+        else:
+            surrogate_B = -scores.weight * (advantages * token_log_probs).sum(1)
+        return SurrogateOutput(surrogate_B.mean(), scores.per_sequence, advantages)
 
     def _levels(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """``[corruptions, B]`` on ``[0, 1)``: one in each of as many equal cells, shared by a group."""
@@ -205,29 +283,17 @@ class ScoreFunctionIntegralKL:
         cells = torch.arange(self.corruptions, device=device)[:, None]
         return (cells + shift) / self.corruptions
 
-    def _advantages(self, ratio_N: Tensor, group_size: int, loss_mask: Tensor) -> Tensor:
-        return group_advantages(
-            self.reward(ratio_N),
-            group_size,
-            scale=self.scale,
-            baseline=self.baseline,
-            clip=self.advantage_clip,
-            loss_mask=loss_mask,
-        )
-
-    def _position_advantages(self, ratio_BL: Tensor, group_size: int, movable: Tensor) -> Tensor:
-        """Advantages of every position, each compared within its group; one scale for all positions."""
-        batch, length = ratio_BL.shape
-        wrong = movable & ~self.reward(ratio_BL).isfinite()
+    def _windowed(self, scores: SampleScores) -> Tensor:
+        """Sums of the log-ratio around every position, ``[B, L]``."""
+        ratio_BL = windowed_sum(torch.where(scores.movable, scores.per_position, 0.0), self.window)
+        wrong = scores.movable & ~self.reward(ratio_BL).isfinite()
         if bool(wrong.any()):
             sequence, position = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"sequence {sequence}, position {position}: the log-ratio is {ratio_BL[sequence, position].item()}; "
                 "look for NaN in the networks that give it, or clip it with a LogRatioReward"
             )
-        ratio, mask = (each.view(-1, group_size, length).transpose(1, 2) for each in (ratio_BL, movable))
-        advantages = self._advantages(ratio.flatten(), group_size, mask.flatten())
-        return advantages.view(ratio.shape).transpose(1, 2).reshape(batch, length)
+        return ratio_BL
 
     @torch.no_grad()
     def _score(
@@ -239,7 +305,7 @@ class ScoreFunctionIntegralKL:
         movable: Tensor | None,
         generator: Generator | None,
         cond: dict[str, Any],
-    ) -> _Score:
+    ) -> CorruptionScore:
         """Of one corruption of every sample."""
         if self.by == "count":
             z_t, level_t, weight_B = self.process.draw_corruption(
@@ -251,18 +317,20 @@ class ScoreFunctionIntegralKL:
                 group_size=group_size if self.shared_masks else 1,
             )
             out = self.log_ratio(z_t, level_t, x=x, movable=movable, **cond)
-            return _Score(weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B))
+            return CorruptionScore(
+                weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B)
+            )
         if t is None:
             t = self.time_law.sample(x.shape[0] // group_size, device=x.device, generator=generator).t
             t = t.repeat_interleave(group_size)
         z_t = self.process.corrupt(x, t, movable=movable, generator=generator)
         out = self.log_ratio(z_t, t, x=x, movable=movable, **cond)
-        return _Score(out.per_sequence, out.per_position, self.time_weight(t))
+        return CorruptionScore(out.per_sequence, out.per_position, self.time_weight(t))
 
     @torch.no_grad()
     def _scores_by_parts(
         self, x: Tensor, group_size: int, movable: Tensor | None, generator: Generator | None, cond: dict[str, Any]
-    ) -> list[_Score]:
+    ) -> list[CorruptionScore]:
         """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
         parts_BL = self.process.draw_parts(
             x,
@@ -279,12 +347,20 @@ class ScoreFunctionIntegralKL:
             t = self.process.time_of_count(hidden.sum(1), size)
             out = self.log_ratio(z_t, t, x=x, movable=movable, **cond)
             weight = torch.ones_like(out.per_sequence)
-            scores.append(_Score(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight))
+            scores.append(
+                CorruptionScore(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight)
+            )
         return scores
 
     def time_weight(self, t: Tensor) -> Tensor:
         """``omega(t) / pi(t)``, or ``omega(t)`` without the importance weight; elementwise."""
         return self.weight(t) / self.time_law.density(t) if self.importance_weight else self.weight(t)
+
+
+def _check_groups(batch: int, group_size: int) -> None:
+    check_count("group_size", group_size)
+    if batch % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the batch of {batch} samples")
 
 
 def _check_batch(token_log_probs: Tensor, group_size: int, movable: Tensor | None) -> None:
@@ -293,40 +369,8 @@ def _check_batch(token_log_probs: Tensor, group_size: int, movable: Tensor | Non
             f"token_log_probs must be [batch, length] of one sequence and one token or more, got "
             f"{list(token_log_probs.shape)}"
         )
-    batch = len(token_log_probs)
-    if group_size < 1 or batch % group_size:
-        raise ValueError(f"group_size {group_size} does not divide the batch of {batch} samples")
+    _check_groups(len(token_log_probs), group_size)
     if movable is not None and movable.shape != token_log_probs.shape:
         raise ValueError(
             f"movable has shape {list(movable.shape)}, token_log_probs {list(token_log_probs.shape)}; they must agree"
         )
-
-
-def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
-    """Sum over positions at most ``window`` away, ``[B, L]``. Nothing further off enters, not by rounding either."""
-    return F.pad(values_BL, (window, window)).unfold(1, 2 * window + 1, 1).sum(-1)
-
-
-def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: Tensor | None = None) -> Tensor:
-    """Credit over the whole vocabulary: ``sum_n w_n sum_v p(v) r_n(v)``, the gradient through ``p`` alone.
-
-    For a position ``i`` drawn independently of the others given its state, with the others ``x_S`` visible, the
-    derivative of the KL of laws of ``(x_S, x_i)`` in ``p(v)`` is ``log q(v | x_S) - log p_teacher(v | x_S)`` plus what
-    does not depend on ``v``: every token is scored, and no draw of ``x_i`` adds variance.
-
-    Args:
-        log_probs_NV: the student's log-probabilities, ``-inf`` allowed.
-        log_ratio_NV: ``log q(v | x_S) - log p_teacher(v | x_S)``, finite where the student has mass.
-        weight_N: weight of each row; 1 by default.
-
-    Returns:
-        Scalar.
-    """
-    cost_N = vocabulary_cost(log_probs_NV, log_ratio_NV)
-    return (cost_N if weight_N is None else weight_N * cost_N).sum()
-
-
-def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
-    """``sum_v p(v) r_n(v)`` of every row, ``[N]``; arguments as for `vocabulary_surrogate`."""
-    probs_NV = log_probs_NV.exp()
-    return (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import check_per_row, check_same_shape
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
+from ..process.sequences import check_sequences
 
 
 class LogRatio(NamedTuple):
@@ -67,6 +69,8 @@ class DiscriminatorLogRatio:
         s: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
+        check_sequences(z_t, movable)
+        check_per_row("t", t, len(z_t))
         judged = self.process.judged_positions(z_t, movable)
         with evaluation_mode(self.network):
             logits = self.network(z_t, t, **cond)
@@ -109,9 +113,13 @@ class AuxiliaryDenoiserLogRatio:
         s: Tensor | None = None,
         **cond: Any,
     ) -> LogRatio:
-        """Raises ValueError without the clean tokens ``x``."""
+        """Raises ValueError without the clean tokens ``x``, or where shapes do not fit."""
         if x is None:
             raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
+        check_sequences(z_t, movable)
+        check_sequences(x, None)
+        if x.shape != z_t.shape:
+            raise ValueError(f"x has shape {list(x.shape)}, z_t {list(z_t.shape)}; they must agree")
         masked = self.process.is_masked(z_t, movable)
         rows = masked.flatten().nonzero().squeeze(1)
         with evaluation_mode(self.auxiliary, self.teacher):
@@ -154,5 +162,11 @@ class ExactLogRatio:
 
 
 def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """``log q - log p``, 0 where both are minus infinity (the mask)."""
+    """``log q - log p``, 0 where both are minus infinity (the mask).
+
+    Raises:
+        TypeError: if they are no floating-point numbers.
+        ValueError: if their shapes differ.
+    """
+    check_same_shape(log_q=log_q, log_p=log_p)
     return torch.where(torch.isneginf(log_q) & torch.isneginf(log_p), 0.0, log_q - log_p)

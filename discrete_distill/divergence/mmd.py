@@ -11,15 +11,14 @@ Shape suffixes: B student sequences, M reference sequences, L length, D width of
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..checks import check_floats
+from ..checks import check_count, check_floats, check_mask, check_number
 
 ROWS_AT_ONCE = 4096
 TOKENS_FOR_BANDWIDTH = 512
+SMALLEST_BANDWIDTH = 1e-18  # of which the square is a number in fp32
 
 
 def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
@@ -36,21 +35,28 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
     check_floats("second_MD", second_MD)
     if first_ND.dim() != 2 or second_MD.dim() != 2 or not first_ND.shape[1] == second_MD.shape[1] > 0:
         raise ValueError(f"features must be [N, D] and [M, D], got {list(first_ND.shape)} and {list(second_MD.shape)}")
+    if first_ND.dtype != second_MD.dtype:
+        raise TypeError(f"features of one precision are compared, got {first_ND.dtype} and {second_MD.dtype}")
     check_bandwidth(bandwidth)
     with torch.autocast(first_ND.device.type, enabled=False):
         return _rbf_kernel(first_ND, second_MD, bandwidth)
 
 
 def check_bandwidth(bandwidth: float | Tensor) -> None:
-    """Refuse a bandwidth that is not positive and finite; one on another device than a CPU is not looked at.
+    """Refuse a bandwidth that is not positive and finite, or whose square is not; one on another device than a CPU is
+    not looked at.
 
     Raises:
+        TypeError: if it is no number.
         ValueError: see above.
     """
-    if isinstance(bandwidth, Tensor) and bandwidth.device.type != "cpu":
-        return
-    if not 0.0 < float(bandwidth) < math.inf:
-        raise ValueError(f"the bandwidth of a kernel must be positive and finite, got {float(bandwidth)}")
+    if isinstance(bandwidth, Tensor):
+        if bandwidth.device.type != "cpu":
+            return
+        if bandwidth.numel() != 1:
+            raise ValueError(f"the bandwidth of a kernel is one number, got shape {list(bandwidth.shape)}")
+        bandwidth = float(bandwidth.detach())
+    check_number("bandwidth", bandwidth, least=SMALLEST_BANDWIDTH, most=1.0 / SMALLEST_BANDWIDTH)
 
 
 def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
@@ -62,7 +68,14 @@ def median_bandwidth(features_ND: Tensor) -> Tensor:
     """Median distance between different tokens, of at most 512 of them, evenly spaced; a scalar above 0.
 
     Taken of the reference alone: a bandwidth that looked at the student would tie its samples together.
+
+    Raises:
+        TypeError: if the features are no floating-point numbers.
+        ValueError: if they are not ``[N, D]`` with a ``D`` of 1 or more, or there are none.
     """
+    check_floats("features_ND", features_ND)
+    if features_ND.dim() != 2 or not features_ND.numel():
+        raise ValueError(f"features must be [N, D] of one token or more, got {list(features_ND.shape)}")
     stride = max(1, len(features_ND) // TOKENS_FOR_BANDWIDTH)
     chosen_ND = features_ND[::stride][:TOKENS_FOR_BANDWIDTH]
     distance = torch.pdist(chosen_ND) if len(chosen_ND) > 1 else chosen_ND.new_ones(1)
@@ -96,8 +109,9 @@ def token_witness(
     Raises:
         ValueError: if shapes do not fit, or there are no two groups.
     """
-    batch, length, width = student_BLD.shape
     _check(student_BLD, reference_MLD, group_size)
+    batch, length, width = student_BLD.shape
+    check_mask("counted_BL", counted_BL, (batch, length), of="features")
     counted = torch.ones(batch, length, dtype=torch.bool, device=student_BLD.device)
     counted = counted if counted_BL is None else counted_BL
     counted_reference = counted if len(reference_MLD) == batch else torch.ones_like(reference_MLD[..., 0]).bool()
@@ -138,9 +152,9 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
     Raises:
         ValueError: if shapes do not fit, or either side has fewer than two sequences.
     """
+    _check(student_BLD, reference_MLD, 1)
     if len(reference_MLD) < 2:
         raise ValueError(f"MMD needs two reference sequences or more, got {len(reference_MLD)}")
-    _check(student_BLD, reference_MLD, 1)
     if bandwidth is not None:
         check_bandwidth(bandwidth)
     scale = median_bandwidth(reference_MLD.flatten(0, 1).float()) if bandwidth is None else bandwidth
@@ -152,13 +166,13 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
 def _check(student_BLD: Tensor, reference_MLD: Tensor, group_size: int) -> None:
     check_floats("student_BLD", student_BLD)
     check_floats("reference_MLD", reference_MLD)
-    widths = (student_BLD.shape[-1], reference_MLD.shape[-1])
     empty = not student_BLD.numel() or not reference_MLD.numel()
-    if student_BLD.dim() != 3 or reference_MLD.dim() != 3 or widths[0] != widths[1] or empty:
+    if {student_BLD.dim(), reference_MLD.dim()} != {3} or student_BLD.shape[2] != reference_MLD.shape[2] or empty:
         raise ValueError(
             f"features must be [B, L, D] and [M, L, D], got {list(student_BLD.shape)} and {list(reference_MLD.shape)}"
         )
-    if group_size < 1 or len(student_BLD) % group_size or len(student_BLD) < 2 * group_size:
+    check_count("group_size", group_size)
+    if len(student_BLD) % group_size or len(student_BLD) < 2 * group_size:
         raise ValueError(
             f"a witness needs two whole groups or more: {len(student_BLD)} sequences in groups of {group_size}; "
             "give a larger batch or smaller groups"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_floats
+from ..checks import check_floats, check_number, check_same_shape
 
 DivergenceKind = Literal["forward", "reverse", "jeffreys", "js", "tv"]
 
@@ -46,8 +46,7 @@ def token_divergence(
         raise ValueError(
             f"logits of one shape are compared, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta must lie in [0, 1], got {beta}")
+    check_number("beta", beta, least=0.0, most=1.0)
     log_p, log_q = _finite_log_softmax(student_logits), _finite_log_softmax(teacher_logits)
     if kind == "forward":
         return kl_divergence(log_q, log_p)
@@ -65,7 +64,17 @@ def token_divergence(
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``sum p (log p - log q)`` over the last axis, nats, of finite log-probabilities."""
+    """``sum p (log p - log q)`` over the last axis, nats, of finite log-probabilities.
+
+    Args:
+        log_p: ``[..., V]``.
+        log_q: ``[..., V]``.
+
+    Raises:
+        TypeError: if they are no floating-point numbers.
+        ValueError: if their shapes differ.
+    """
+    check_same_shape(log_p=log_p, log_q=log_q)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 

@@ -76,6 +76,7 @@ def measure_between_samples(
     Raises:
         ValueError: for fewer than two samples, or shapes that do not agree.
     """
+    check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
     reverse = None if data_ML is None else reverse_perplexity(sequences_NL, data_ML, order=reverse_order)
     return BetweenSampleDiversity(

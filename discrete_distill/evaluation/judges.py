@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checks import check_token_ids
 from .ending import before_end
-from .pretrained import encoder_of, end_of_text_of, load_causal_lm
+from .pretrained import encoder_of, end_of_text_of, load_causal_lm, shown_name
 
 
 class TokenNats(NamedTuple):
@@ -182,6 +182,8 @@ class TextJudge:
     ) -> TextJudge:
         """A judge from the Hugging Face hub or a local folder, loaded once; ``"gpt2-large"`` is the field's.
 
+        Its name is that on the hub; of a folder, the last part of its path and first digits of its weights' SHA-256.
+
         Args:
             name_or_path: of model and tokenizer.
             decode: ids of one sample to text.
@@ -197,7 +199,7 @@ class TextJudge:
         precision = "" if dtype == torch.float32 else f" ({str(dtype).removeprefix('torch.')})"
         return cls(
             model,
-            name=f"{name_or_path}{precision}",
+            name=f"{shown_name(name_or_path)}{precision}",
             decode=decode,
             encode=encoder_of(tokenizer),
             eos_token_id=eos_token_id,

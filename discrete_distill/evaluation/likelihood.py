@@ -66,7 +66,7 @@ def likelihood_bound(
     """
     check_token_ids(sequences_NL, "sequences")
     check_count("repeats", repeats)
-    check_count("batch_size", batch_size)
+    batch_size = min(check_count("batch_size", batch_size), len(sequences_NL))
     if bool((sequences_NL == process.mask_token_id).any()):
         raise ValueError(f"sequences must be clean text, but hold masks (id {process.mask_token_id})")
     sums = []

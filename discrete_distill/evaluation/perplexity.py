@@ -82,7 +82,7 @@ def generative_perplexity(
             them, prices that are not finite, or samples without a single token to count.
     """
     check_token_ids(sequences_NL)
-    check_count("batch_size", batch_size)
+    batch_size = min(check_count("batch_size", batch_size), len(sequences_NL))
     _refuse_masks(sequences_NL, mask_token_id)
     nats: list[float] = []
     tokens: list[int] = []

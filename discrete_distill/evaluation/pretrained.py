@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 
+from ..digests import files_digest
+from ..models.pickled import as_safetensors
+
 # Bytes of a safetensors header: more describe millions of tensors, and take minutes to parse.
 HEADER_LIMIT = 2**24
+
+# Of one format, as transformers takes the first that is there.
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def load_causal_lm(
@@ -36,13 +43,16 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if Path(name_or_path).is_dir():
-        check_claims(Path(name_or_path))
+    is_folder = Path(name_or_path).is_dir()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **source)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=False, output_loading_info=True, **source
-        )
+        with ExitStack() as stack:
+            place = stack.enter_context(as_safetensors(name_or_path, {}))[0] if is_folder else name_or_path
+            if is_folder:
+                check_claims(Path(place))
+            model, found = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, trust_remote_code=False, output_loading_info=True, **source
+            )
     except (KeyboardInterrupt, SystemExit):
         raise
     except (OSError, HFValidationError) as error:  # transformers before 5 passes on the hub's refusal of a path.
@@ -57,6 +67,20 @@ def load_causal_lm(
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"judge {name_or_path!r} lacks weights, which would stay random: {', '.join(missing[:3])}")
     return model.to(device).eval(), tokenizer
+
+
+def shown_name(name_or_path: str) -> str:
+    """Name of a pretrained model in reports: a name on the hub as it is; of a folder, the last part of its path and the
+    first digits of the SHA-256 of its weights, since other weights may stand in a folder of one name.
+
+    Args:
+        name_or_path: folder or name on the hub.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return name_or_path
+    files = next((found for pattern in WEIGHT_PATTERNS if (found := sorted(folder.glob(pattern)))), [])
+    return f"{folder.resolve().name}@{files_digest(files)[:8]}"
 
 
 def end_of_text_of(model: Any, tokenizer: Any, name: str) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator
 
+from ..checks import check_count, check_number
 from .markov import MarkovChain
 
 
@@ -28,10 +29,8 @@ def random_chain(vocab_size: int, generator: Generator, concentration: float = 0
     Raises:
         ValueError: if ``vocab_size`` is less than 1 or ``concentration`` is not positive.
     """
-    if vocab_size < 1:
-        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
-    if not concentration > 0.0:
-        raise ValueError(f"concentration must be positive, got {concentration}")
+    check_count("vocab_size", vocab_size)
+    check_number("concentration", concentration, above=0.0)
     shape = (vocab_size + 1, vocab_size)
     alpha = torch.full(shape, concentration, dtype=torch.float64, device=generator.device)
     # torch.distributions takes no generator; this is the primitive it is made of.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .enumeration import check_law
+from .enumeration import check_law, check_probabilities
 
 
 def check_same_sequences(p: Tensor, q: Tensor) -> None:
-    """Raise ValueError if two laws are over different sequences."""
+    """Raise ValueError if two laws are over different sequences, or an entry of one is no probability."""
+    check_probabilities("p", p)
+    check_probabilities("q", q)
     if p.shape != q.shape:
         raise ValueError(f"the laws are over different sequences: shapes {list(p.shape)} and {list(q.shape)}")
 
@@ -53,7 +55,13 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """``-sum p log p`` over all entries, in nats."""
+    """``-sum p log p`` over all entries, in nats.
+
+    Raises:
+        TypeError: if ``p`` does not hold floating-point numbers.
+        ValueError: if an entry is no probability.
+    """
+    check_probabilities("p", p)
     return torch.special.entr(p).sum()
 
 

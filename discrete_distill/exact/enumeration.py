@@ -7,11 +7,14 @@ L.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..checks import check_count, check_floats
 
 MAX_ENTRIES = 2**25
 """The greatest number of sequences, states or transitions that is enumerated: 256 MiB in fp64."""
@@ -19,11 +22,13 @@ MAX_ENTRIES = 2**25
 
 def check_enumerable(base: int, length: int, what: str) -> None:
     """Raise ValueError if ``base ** length`` exceeds `MAX_ENTRIES`, or if the size makes no sense."""
-    if base < 2 or length < 1:
+    check_count("vocab_size", base)
+    check_count("length", length)
+    if base < 2:
         raise ValueError(f"need at least one word and length 1, got {base - 1} words and length {length}")
-    if base**length > MAX_ENTRIES:
+    if length * math.log(base) > math.log(MAX_ENTRIES) + 1e-9:  # Before the power is computed.
         raise ValueError(
-            f"{what}: {base}^{length} = {base**length:,} entries are more than the {MAX_ENTRIES:,} that are "
+            f"{what}: {base}^{length} entries are more than the {MAX_ENTRIES:,} that are "
             "enumerated; use a shorter length or fewer words, or work with samples: MarkovChain.sample and "
             "MarkovChain.log_prob have no such limit, and MarkovChain.window_law gives exact short n-grams"
         )
@@ -37,7 +42,8 @@ def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
     Raises:
         ValueError: if there are more than `MAX_ENTRIES` of them.
     """
-    if vocab_size == 1 and length >= 1:
+    check_count("vocab_size", vocab_size)
+    if vocab_size == 1 and check_count("length", length):
         return torch.zeros(1, length, dtype=torch.long)
     check_enumerable(vocab_size, length, "all sequences")
     number = torch.arange(vocab_size**length)
@@ -62,7 +68,7 @@ def look_up(table: Tensor, sequences: Tensor) -> Tensor:
     Raises:
         ValueError: if the length or an id does not fit the table.
     """
-    length, size = check_law(table)
+    length, size = check_table(table)
     if sequences.dim() != 2 or sequences.shape[1] != length:
         raise ValueError(f"the table is over length {length}, the sequences have shape {list(sequences.shape)}")
     if sequences.numel() and not 0 <= int(sequences.min()) <= int(sequences.max()) < size:
@@ -73,18 +79,42 @@ def look_up(table: Tensor, sequences: Tensor) -> Tensor:
     return table[tuple(sequences.unbind(1))]
 
 
+def check_probabilities(name: str, values: Tensor) -> None:
+    """Refuse entries that are no probabilities. Their sum is not looked at: parts of a law are laws of fewer sequences.
+
+    Raises:
+        TypeError: if they are no floating-point numbers.
+        ValueError: if one is negative or not finite.
+    """
+    check_floats(name, values)
+    wrong = ~((values >= 0) & values.isfinite())
+    if bool(wrong.any()):
+        raise ValueError(f"{name} holds {float(values[wrong][0])}, which is no probability")
+
+
 def check_law(law: Tensor) -> tuple[int, int]:
     """``(length, size)`` of a law of shape ``[size] * length``.
 
     Raises:
+        TypeError: if it does not hold floating-point numbers.
+        ValueError: if the axes differ in size, or an entry is negative or not finite.
+    """
+    check_probabilities("law", law)
+    return check_table(law)
+
+
+def check_table(table: Tensor) -> tuple[int, int]:
+    """``(length, size)`` of a table with one entry for each sequence, ``[size] * length``.
+
+    Raises:
         ValueError: if the axes differ in size.
     """
-    if law.dim() < 1 or len(set(law.shape)) != 1:
+    if table.dim() < 1 or len(set(table.shape)) != 1:
         raise ValueError(
-            f"a law has one axis for each position, all of one size; got shape {list(law.shape)}. "
+            f"a law has one axis for each position, all of one size; got shape {list(table.shape)}. "
             "A flat one over K words is reshaped with law.reshape([K] * length)"
         )
-    return law.dim(), law.shape[0]
+    return table.dim(), table.shape[0]
 
 
 class MaskPattern(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from discrete_distill.process import MaskedDiffusion
 
+from ..checks import check_count
 from .divergences import check_same_sequences, kl_terms, safe_log
 from .enumeration import check_law, enumerate_sequences, look_up
 from .forward import LawDenoiser, visible_marginals
@@ -99,8 +100,7 @@ def integral_kl(
     """
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"0 <= low < high <= 1 is needed, got low = {low}, high = {high}")
-    if nodes < 1:
-        raise ValueError(f"nodes must be at least 1, got {nodes}")
+    check_count("nodes", nodes)
     length, _ = check_law(student_law)
     mass = _weight_of_counts(process, weight, length, low, high, nodes)
     finer = _weight_of_counts(process, weight, length, low, high, 2 * nodes)

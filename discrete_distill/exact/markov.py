@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_generator
 from .chain_denoiser import ChainDenoiser
 from .enumeration import check_enumerable
 from .messages import backward_messages, evidence_of_tokens, forward_messages
@@ -87,8 +88,9 @@ class MarkovChain:
         Raises:
             ValueError: if ``n`` or ``length`` is less than 1.
         """
-        if n < 1 or length < 1:
-            raise ValueError(f"n and length must be at least 1, got {n} and {length}")
+        check_count("n", n)
+        check_count("length", length)
+        check_generator(generator)
         device = self.initial.device
         uniform = torch.rand(n, length, dtype=torch.float64, device=device, generator=generator)
         word = _inverse_cdf(self.initial.expand(n, -1), uniform[:, 0])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count
 from .chains import random_chain
 from .markov import MarkovChain
 from .vocabulary import logits_of_words, word_ids
@@ -147,7 +148,8 @@ def modal_law(num_modes: int = 8, vocab_size: int = 5, *, seed: int = 13, concen
         seed: of chains.
         concentration: of the Dirichlet that the chains are drawn from; small gives peaked chains.
     """
-    generator = Generator().manual_seed(seed)
+    check_count("num_modes", num_modes)
+    generator = Generator().manual_seed(check_count("seed", seed, least=-(2**63)))
     weights = torch.linspace(1.0, 3.0, num_modes, dtype=torch.float64)
     return MarkovMixture(
         weights / weights.sum(), [random_chain(vocab_size, generator, concentration) for _ in range(num_modes)]

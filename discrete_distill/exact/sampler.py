@@ -16,6 +16,7 @@ from torch import Tensor
 
 from discrete_distill.process import Denoiser, MaskedDiffusion, evaluation_mode, step_kwargs
 
+from ..checks import check_count
 from .enumeration import MaskPattern, check_enumerable, masked_states, with_mask_at
 from .vocabulary import check_mask_token_id, mask_at, word_ids
 
@@ -99,8 +100,7 @@ def uniform_times(num_steps: int) -> Tensor:
     Raises:
         ValueError: if ``num_steps`` is less than 1.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_count("num_steps", num_steps)
     return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
 
 

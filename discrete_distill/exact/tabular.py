@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from discrete_distill.process import Denoiser, MaskedDiffusion
 
+from ..checks import check_per_row
 from .enumeration import masked_states, place_values
 from .sampler import DenoiserRows, checked_times, uniform_times
 from .vocabulary import check_ids, check_mask_token_id, logits_of_words, mask_last
@@ -72,6 +73,7 @@ class TabularDenoiser(nn.Module):
         check_ids(x_t, self.vocab_size + 1, "token ids")
         if x_t.shape[1] != self.length:
             raise ValueError(f"the table is for length {self.length}, the tokens have length {x_t.shape[1]}")
+        check_per_row("t", t, len(x_t))
         states = mask_last(x_t, self.mask_token_id, self.vocab_size)
         rows_BL = self.row_of[(states * place_values(self.vocab_size + 1, self.length, x_t.device)).sum(1)]
         chosen_BLK = self.logits[self._table_of(t)[:, None], rows_BL.clamp_min(0)]

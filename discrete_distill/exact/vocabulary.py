@@ -18,8 +18,15 @@ def check_mask_token_id(mask_token_id: int, vocab_size: int) -> None:
         )
 
 
+def check_integers(what: str, ids: Tensor) -> None:
+    """Raise TypeError unless ``ids`` holds integers."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{what} must be integers, got {ids.dtype}; convert them by .long()")
+
+
 def check_ids(ids: Tensor, size: int, what: str) -> None:
-    """Raise ValueError unless ``ids`` is a batch ``[B, L]`` of ids in ``0 .. size - 1``."""
+    """Raise ValueError unless ``ids`` is a batch ``[B, L]`` of ids in ``0 .. size - 1``, TypeError unless integers."""
+    check_integers(what, ids)
     if ids.dim() != 2 or ids.shape[1] < 1:
         raise ValueError(f"{what} must have shape [batch, length], got {list(ids.shape)}")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
@@ -28,6 +35,7 @@ def check_ids(ids: Tensor, size: int, what: str) -> None:
 
 def tokens_of_words(words: Tensor, mask_token_id: int) -> Tensor:
     """Token ids of words: those at or above the mask move up by one. Any shape, int64."""
+    check_integers("words", words)
     return words + (words >= mask_token_id).to(words.dtype)
 
 
@@ -37,6 +45,7 @@ def words_of_tokens(tokens: Tensor, mask_token_id: int) -> Tensor:
     Raises:
         ValueError: if a mask is among the tokens, which is no word.
     """
+    check_integers("tokens", tokens)
     if bool((tokens == mask_token_id).any()):
         raise ValueError(f"the tokens hold the mask, id {mask_token_id}, which is no word")
     return tokens - (tokens > mask_token_id).to(tokens.dtype)

@@ -6,7 +6,6 @@ are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -28,15 +27,19 @@ from transformers import (
     default_data_collator,
 )
 
-from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput
-from ..models import DiT, DiTConfig
+from ..checks import check_all_counts, check_count, check_number
+from ..collective import mean_over_processes
+from ..methods import DiDiInstruct, DiDiInstructConfig
+from ..models import DiT
 from ..process import MaskedDiffusion
-from ..rollout import Rollout
-from ..training import Learner, OptimizerConfig, step_generator
+from ..training import Learner, LoopConfig, OptimizerConfig, step_generator
 from ..training.metrics import MetricWindow
 from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
+from .distillation_step import DistillationStep
+from .trainer_parts import NoData, OpenConfig, WrappedStudent
 
+SKIP_LIMIT = LoopConfig.skip_limit
 NO_EVALUATION = "there is no loss to evaluate a student by; sample from averaged_student and measure the samples"
 
 
@@ -69,6 +72,11 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally ``prompt_mask`` (true where a
     token is given) and ``attention_mask`` (false at padding, which is neither generated nor learnt from). With a prompt
     or padding, the first row of each group stands for the whole group.
+
+    Under ``gradient_accumulation_steps`` the gradient is that of all micro-batches of a step together: advantages are
+    scaled over all of them, losses are divided by the tokens generated in all of them, and ratio networks have one
+    update a step. Each path is then evaluated twice. A step whose loss or gradient is not finite on any process changes
+    neither weights, optimiser, schedule nor average of the student, and is counted in ``student_skipped_updates``.
 
     For the first ``config.ratio_warmup`` steps only the ratio networks are trained: the student has no update of its
     optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
@@ -120,14 +128,14 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             )
         if (discriminator is not None or self.config.log_ratio == "mmd") and train_dataset is None:
             raise ValueError("the log-ratio compares with data; give train_dataset with rows of input_ids")
-        for name, value in (("length", args.length), ("discriminator_every", args.discriminator_every)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_all_counts(args, "length", "discriminator_every")
+        check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
+        check_number("ema_decay", args.ema_decay, least=0.0, below=1.0)
         if train_dataset is None and args.max_steps < 1:
             raise ValueError(f"max_steps is {args.max_steps}; without a data set it must say how long to train")
         if train_dataset is None:
             rows = args.max_steps * batch_size * args.gradient_accumulation_steps * args.world_size
-            train_dataset = _NoData(rows)
+            train_dataset = NoData(rows)
         teacher = teacher.to(args.device)
         discriminator, auxiliary = (
             each if each is None else each.to(args.device) for each in (discriminator, auxiliary)
@@ -136,18 +144,19 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self.learners: dict[str, Learner] = {}
         self.average: AveragedModel | None = None
         self._window = MetricWindow()
-        self._rollout: Rollout | None = None
-        self._place = (-1, 0)
+        self._step: DistillationStep | None = None
+        self._batches: list[dict[str, Any]] = []
+        self.skipped = 0
         kwargs.setdefault("data_collator", default_data_collator)
         if isinstance(model, DiT):
-            model.config = _OpenConfig(**asdict(model.config))
+            model.config = OpenConfig(**asdict(model.config))
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self.model_accepts_loss_kwargs = False  # The loss is a mean, so micro-batches are averaged.
         if args.ema_decay:
             self.average = AveragedModel(
                 self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=False
             )
-            self.add_callback(_MovingAverage(self.average, self.config.ratio_warmup))
+            self.add_callback(_MovingAverage(self))
         self.teacher, self.process = teacher, process
         self.method = self._make_method(self.ratio_networks)
 
@@ -184,10 +193,9 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             warmup_steps=self.args.ratio_warmup_steps,
             gradient_clip=self.args.max_grad_norm or 0.0,
         )
-        parts = self.args.gradient_accumulation_steps
         updates = {
-            "discriminator": math.ceil(num_training_steps / self.args.discriminator_every) * parts,
-            "auxiliary": num_training_steps * parts * self.config.ratio_updates,
+            "discriminator": math.ceil(num_training_steps / self.args.discriminator_every),
+            "auxiliary": num_training_steps * self.config.ratio_updates,
         }
         self.learners = {
             name: Learner(network, settings, updates[name], self.accelerator)
@@ -206,24 +214,61 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         cast, and the ratio networks are updated between calls."""
         return nullcontext()
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of the next step; they are one batch to the method."""
+        batches, number_of_items = super().get_batch_samples(*args, **kwargs)
+        self._batches, self._step = list(batches), None
+        return batches, number_of_items
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Student and discriminator, and then, when the graph of the paths is gone, the auxiliary."""
+        """One micro-batch of a step: before the first the paths of all are drawn and the discriminator learns, after
+        the last the auxiliary does.
+
+        Raises:
+            TrainingDiverged: if too many steps in a row were skipped.
+        """
+        model.train()
+        step = self._step
+        if step is None:
+            step = self._step = self._begin_step(model, inputs)
         if self._warming_up:  # No gradient, so that the optimiser leaves every weight as it is.
-            model.train()
-            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
-            loss = loss / self.args.gradient_accumulation_steps
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach() / len(step.parts)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        if "auxiliary" in self.learners:
-            assert self._rollout is not None
-            for _ in range(self.config.ratio_updates):
-                with self.accelerator.autocast():
-                    out = self.method.auxiliary_loss(self._rollout, generator=self._generator)
-                self._update("auxiliary", out)
-        self._rollout = None
+        step.losses.append(loss)
+        if len(step.losses) == len(step.parts):
+            self._end_step(step)
+            self._step = None
         return loss
+
+    def _begin_step(self, model: nn.Module, first: dict[str, Any]) -> DistillationStep:
+        """Draw the paths of all micro-batches, and let the discriminator judge them and learn."""
+        self.method.student = model if model is self.model else WrappedStudent(model, self.model)
+        inputs = [self._paths(self._prepare_inputs(batch)) for batch in self._batches or [first]]
+        generators = [self._generator(number) for number in range(len(inputs))]
+        step = DistillationStep(self.method, self.learners, self.accelerator)
+        step.draw([paths for paths, _ in inputs], generators, self.args.device, with_graph=not self._warming_up)
+        asked = self.state.global_step % self.args.discriminator_every == 0
+        step.judge([reference for _, reference in inputs], train_discriminator=asked)
+        return step
+
+    def _end_step(self, step: DistillationStep) -> None:
+        step.fit_auxiliary()
+        self.optimizer._is_overflow = False
+        if not self._warming_up and not self._is_finite(step):
+            self.skipped += 1
+            self.model.zero_grad(set_to_none=True)  # The optimiser leaves every weight as it is,
+            self.optimizer._is_overflow = True  # and accelerate the schedule.
+        self._window.add({**step.metrics(), "student_skipped_updates": float(self.skipped)})
+        self._window.check_divergence(self.state.global_step + 1, self.state.max_steps, SKIP_LIMIT)
+
+    def _is_finite(self, step: DistillationStep) -> bool:
+        """Whether losses and gradients are, on all processes."""
+        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+        finite = torch.stack([each.isfinite().all() for each in (*step.losses, *gradients)]).all()
+        return float(mean_over_processes(finite.float())) == 1.0
 
     def compute_loss(
         self,
@@ -232,32 +277,19 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Draw paths, let the discriminator judge them and learn, and return the student's loss."""
-        self._generator = self._next_generator()
-        self.method.student = model if model is self.model else _Wrapped(model, self.model)
-        paths, reference = self._paths(inputs)
-        with torch.set_grad_enabled(not self._warming_up), self.accelerator.autocast():
-            rollout = self.method.rollout(generator=self._generator, device=self.args.device, **paths)
-        self._rollout = rollout
-        verdict = None
-        if "discriminator" in self.learners and self.state.global_step % self.args.discriminator_every == 0:
-            with self.accelerator.autocast():
-                judged = self.method.discriminator_loss(rollout, reference, generator=self._generator)
-            verdict = judged.verdict
-            self._update("discriminator", judged)
-        with torch.set_grad_enabled(not self._warming_up), self.accelerator.autocast():
-            if self.config.log_ratio == "mmd":
-                verdict = self.method.mmd_verdict(rollout, reference)
-            out = self.method.student_loss(rollout, verdict=verdict, generator=self._generator)
-        self._window.add({name: float(value) for name, value in out.metrics.items()})
-        return (out.loss, {"rollout": rollout}) if return_outputs else out.loss
+        """The student's loss of the next micro-batch of this step."""
+        step = self._step
+        if step is None or step.is_taught:
+            self._batches = []
+            step = self._step = self._begin_step(model, inputs)
+        with torch.set_grad_enabled(not self._warming_up):
+            rollout, loss = step.student_loss()
+        return (loss, {"rollout": rollout}) if return_outputs else loss
 
-    def _next_generator(self) -> Generator:
+    def _generator(self, part: int) -> Generator:
         """A function of seed, step, micro-batch and rank alone, so that a resumed run draws what it would have
         drawn."""
-        step, part = self._place
-        self._place = (step, part + 1) if step == self.state.global_step else (self.state.global_step, 0)
-        number = self._place[0] * self.args.gradient_accumulation_steps + self._place[1]
+        number = self.state.global_step * self.args.gradient_accumulation_steps + part
         return step_generator(self.args.seed, number, rank=self.args.process_index, device=self.args.device)
 
     def _paths(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
@@ -286,11 +318,6 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         """The first row of each group, in the place of each of its rows."""
         return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
 
-    def _update(self, name: str, out: StepOutput) -> None:
-        figures = {key: float(value) for key, value in out.metrics.items()}
-        updated = self.learners[name].step(out.loss)
-        self._window.add(figures | {f"{name}_{key}": value for key, value in updated.items()})
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The method's metrics, averaged since the last line, go with the Trainer's own."""
         if "loss" in logs:
@@ -302,7 +329,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if self.args.should_save:
             state = {name: learner.state_dict() for name, learner in self.learners.items()}
             average = None if self.average is None else self.average.state_dict()
-            torch.save({"learners": state, "average": average}, Path(output_dir) / STATE_FILE)
+            more = {"skipped": self.skipped, "window": self._window.state_dict()}
+            torch.save({"learners": state, "average": average, **more}, Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -316,6 +344,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             learner.load_state_dict(saved["learners"][name])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
+        self.skipped = saved["skipped"]
+        self._window.load_state_dict(saved["window"])
 
     def save_student(self, directory: str | Path) -> None:
         """What is used after training: the averaged student, and in ``discriminator/`` the discriminator; low-rank
@@ -327,55 +357,18 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             save_network(self.ratio_networks["discriminator"], Path(directory) / "discriminator")
 
 
-class _OpenConfig(DiTConfig):
-    """The same shape, as transformers treats a configuration: it sets fields of its own, and writes it down."""
-
-    __setattr__ = object.__setattr__
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict())
-
-
 class _MovingAverage(TrainerCallback):
     """Moves the average once an update of the student."""
 
-    def __init__(self, average: AveragedModel, warmup: int) -> None:
-        self.average = average
-        self.warmup = warmup
+    def __init__(self, trainer: DiDiInstructTrainer) -> None:
+        self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step > self.warmup:
-            self.average.update_parameters(kwargs["model"])
+        skipped = self.trainer.accelerator.optimizer_step_was_skipped
+        if self.trainer.average is not None and not skipped and state.global_step > self.trainer.config.ratio_warmup:
+            self.trainer.average.update_parameters(kwargs["model"])
 
 
 def _delayed(rate: Callable[[int], float], steps: int) -> Callable[[int], float]:
     """The same schedule, begun after so many steps."""
     return lambda step: rate(max(step - steps, 0))
-
-
-class _Wrapped(nn.Module):
-    """A student inside what the Trainer wrapped it in, still told its step; its head runs on all rows."""
-
-    def __init__(self, wrapped: nn.Module, student: nn.Module) -> None:
-        super().__init__()
-        self.wrapped = wrapped
-        self.accepts_step = getattr(student, "accepts_step", False)
-
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.wrapped(x_t, t, **cond)
-
-
-class _NoData(Dataset):
-    """As many empty rows as the Trainer will ask for, where a student is distilled from its teacher alone."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"label": 0}

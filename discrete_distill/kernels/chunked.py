@@ -129,6 +129,10 @@ def _check_head(name: str, features: Tensor, weight: Tensor, bias: Tensor | None
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name}bias has shape {tuple(bias.shape)}; pass [{weight.shape[0]}] or None")
+    given = [features, weight, *([] if bias is None else [bias])]
+    if len({each.dtype for each in given}) > 1 and not torch.is_autocast_enabled(features.device.type):
+        dtypes = ", ".join(str(each.dtype) for each in given)
+        raise TypeError(f"{name}features, weight and bias must have one dtype outside of autocast, got {dtypes}")
     if len({tensor.device for tensor in (features, weight)}) > 1:
         raise ValueError(
             f"{name}features are on {features.device} and {name}weight on {weight.device}; move one of them"

@@ -12,6 +12,7 @@ with an optimiser of the caller's after each. The object holds networks and conf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,20 +24,16 @@ from ..divergence import (
     DiscriminatorLogRatio,
     LogRatio,
     LogRatioEstimator,
-    ScoreFunctionIntegralKL,
-    SurrogateOutput,
 )
 from ..matching import IntermediateStateMatcher
 from ..models import DiT, discriminator_accuracy, discriminator_loss, masked_mean
-from ..process import BetaTime, ConstantWeight, Denoiser, ElboWeight, MaskedDiffusion, evaluation_mode
-from ..rewards import LogRatioReward
+from ..process import Denoiser, MaskedDiffusion, evaluation_mode
 from ..rollout import Rollout
 from .config import DiDiInstructConfig
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput, Verdict
-from .reward_metrics import reward_metrics
-from .step_losses import step_losses
+from .sample_credit import Credit, SampleCredit, is_coupled, make_estimator, time_law
 from .vocabulary_credit import VocabularyCredit
 
 
@@ -47,8 +44,8 @@ class DiDiInstruct:
     read in evaluation mode; an auxiliary denoiser and a discriminator are trained in the mode that they are in.
 
     Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
-    changes a gradient. A batch in parts has that of the whole if each part's losses are given ``num_tokens`` of the
-    whole and added up, and no baseline and no scale reads the batch.
+    changes a gradient. A batch in parts has the gradient of the whole if each part's losses are given ``num_tokens`` of
+    the whole, and the student's its `credits`, and they are added up; the MMD compares samples within a part.
 
     Args:
         student: denoiser that is trained.
@@ -91,7 +88,7 @@ class DiDiInstruct:
         self.features = features
         self.process = process
         self.matcher = self._make_matcher()
-        self.estimator = None if config.credit == "vocabulary" else self._make_estimator()
+        self.estimator = None if config.credit == "vocabulary" else make_estimator(process, config, self._log_ratio())
 
     @staticmethod
     def make_student(teacher: DiT, config: DiDiInstructConfig) -> DiT:
@@ -124,34 +121,10 @@ class DiDiInstruct:
         return IntermediateStateMatcher(
             self.process,
             num_steps=config.path_steps if config.score_decomposition else (1,),
-            tau_law=self._tau_law() if config.path_times == "random" else None,
+            tau_law=time_law(config) if config.path_times == "random" else None,
             rows="masked" if config.credit == "vocabulary" else "revealed",
             gradient_steps=config.gradient_steps,
             branching=config.branching,
-        )
-
-    def _tau_law(self) -> BetaTime:
-        config = self.config
-        return BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
-
-    def _make_estimator(self) -> ScoreFunctionIntegralKL:
-        config = self.config
-        omega = ElboWeight(self.process.schedule, config.omega_low, config.omega_high)
-        return ScoreFunctionIntegralKL(
-            self.process,
-            self._log_ratio(),
-            time_law=self._tau_law(),
-            weight=omega if config.omega == "elbo" else ConstantWeight(),
-            importance_weight=config.importance_weight,
-            credit="token" if config.credit == "token" else "sequence",
-            window=config.window,
-            corruptions=config.corruptions,
-            by=config.corruption_by,
-            shared_masks=config.branching,
-            reward=LogRatioReward(config.reward_clip),
-            baseline=config.baseline,
-            scale=config.scale,
-            advantage_clip=config.advantage_clip,
         )
 
     def _log_ratio(self) -> LogRatioEstimator:
@@ -173,9 +146,11 @@ class DiDiInstruct:
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
+        tokens: Tensor | None = None,
         **cond: Any,
     ) -> Rollout:
-        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``.
+        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
+        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`).
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -193,6 +168,7 @@ class DiDiInstruct:
             attention_mask=attention_mask,
             generator=generator,
             device=device,
+            tokens=tokens,
             **cond,
         )
 
@@ -263,15 +239,15 @@ class DiDiInstruct:
         which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
         return states[which, batch], times[which, batch]
 
-    def _is_coupled(self, rollout: Rollout) -> bool:
-        # A path of one step has no intermediate time: corrupted to its tau, 1, nothing could be told apart.
-        return self.config.coupled_time and len(rollout.steps) > 1
-
     def _corruption_time(self, rollout: Rollout, generator: Generator | None) -> Tensor:
-        if self._is_coupled(rollout):
+        if is_coupled(self.config, rollout):
             return rollout.tau
         batch = len(rollout.sequences)
-        t = self._tau_law().sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator).t
+        t = (
+            time_law(self.config)
+            .sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator)
+            .t
+        )
         return t.repeat_interleave(rollout.group_size)
 
     def auxiliary_loss(
@@ -325,11 +301,41 @@ class DiDiInstruct:
     def _vocabulary_credit(self) -> VocabularyCredit:
         return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
 
+    def _sample_credit(self) -> SampleCredit:
+        if self.estimator is None:
+            raise ValueError('credit="vocabulary" has no rewards of samples')
+        return SampleCredit(self.process, self.config, self.teacher, self.estimator)
+
+    def credits(
+        self,
+        rollouts: Sequence[Rollout],
+        verdicts: Sequence[Verdict | None] | None = None,
+        generators: Sequence[Generator] | None = None,
+    ) -> list[Credit] | None:
+        """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None with credit
+        over the vocabulary, which compares no samples.
+
+        Args:
+            rollouts: of every part; graphs and logits are not needed.
+            verdicts: of every part; see `student_loss`.
+            generators: of every part.
+
+        Raises:
+            ValueError: if a reward is not finite.
+        """
+        if self.estimator is None:
+            return None
+        credit, none = self._sample_credit(), [None] * len(rollouts)
+        each = zip(rollouts, verdicts or none, generators or none, strict=True)
+        scores = [credit.score(rollout, verdict, generator) for rollout, verdict, generator in each]
+        return [Credit(*pair) for pair in zip(scores, self.estimator.advantages(scores), strict=True)]
+
     def student_loss(
         self,
         rollout: Rollout,
         *,
         verdict: Verdict | None = None,
+        credit: Credit | None = None,
         generator: Generator | None = None,
         num_tokens: Tensor | float | None = None,
     ) -> StepOutput:
@@ -338,6 +344,7 @@ class DiDiInstruct:
         Args:
             rollout: of this step.
             verdict: of `discriminator_loss` in this step, which is then not asked again; or of `mmd_verdict`.
+            credit: of `credits`, where the rollout is a part of the batch; ``verdict`` is then not read.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
@@ -348,49 +355,7 @@ class DiDiInstruct:
         tokens = _num_tokens(rollout, num_tokens)
         if self.config.credit == "vocabulary":
             return self._vocabulary_credit().student_loss(rollout, generator, tokens)
-        return self._score_function_loss(rollout, verdict, generator, tokens)
-
-    def _score_function_loss(
-        self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None, tokens: Tensor | float
-    ) -> StepOutput:
-        steps = [(step, step_losses(self.process, self.config, self.teacher, rollout, step)) for step in rollout.steps]
-        token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
-        rollout.check_log_probs(token_log_probs.detach())
-        out = self._surrogate(rollout, token_log_probs, verdict, generator)
-        # The surrogate is a mean over sequences.
-        loss = out.loss * len(token_log_probs) / tokens
-        entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / tokens
-        metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
-        if self.config.kl_coefficient:
-            divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / tokens
-            loss = loss + self.config.kl_coefficient * divergence
-            metrics["teacher_divergence"] = divergence.detach()
-        if self.config.entropy_coefficient:
-            loss = loss - self.config.entropy_coefficient * entropy
-        return StepOutput(loss, metrics)
-
-    def _surrogate(
-        self, rollout: Rollout, token_log_probs: Tensor, verdict: Verdict | None, generator: Generator | None
-    ) -> SurrogateOutput:
-        assert self.estimator is not None
-        if verdict is not None:
-            return self.estimator.from_log_ratio(
-                verdict.log_ratio,
-                verdict.t,
-                token_log_probs,
-                group_size=rollout.group_size,
-                movable=rollout.movable,
-            )
-        return self.estimator(
-            rollout.sequences,
-            token_log_probs,
-            group_size=rollout.group_size,
-            t=rollout.tau if self._is_coupled(rollout) else None,
-            movable=rollout.movable,
-            generator=generator,
-            s=rollout.last_time,
-            **rollout.denoiser_kwargs(),
-        )
+        return self._sample_credit().student_loss(rollout, credit, verdict, generator, tokens)
 
 
 def _num_tokens(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

@@ -7,14 +7,15 @@ auxiliary network to train.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_count
 from ..divergence import LogRatio, token_witness
+from ..divergence.mmd import check_bandwidth
 from ..process import evaluation_mode
 from ..rollout import Rollout
 from .output import Verdict
@@ -85,7 +86,8 @@ class MMDLogRatio:
         bandwidth: of the kernel; the median distance within the reference if None.
 
     Raises:
-        ValueError: if the bandwidth is not positive.
+        TypeError: if the group size is no integer, or the bandwidth no number.
+        ValueError: if the group size or the bandwidth is not positive.
     """
 
     features: FeatureNetwork
@@ -93,8 +95,9 @@ class MMDLogRatio:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None and not 0.0 < self.bandwidth < math.inf:
-            raise ValueError(f"the bandwidth of a kernel must be positive and finite, got {self.bandwidth}")
+        check_count("group_size", self.group_size)
+        if self.bandwidth is not None:
+            check_bandwidth(self.bandwidth)
 
     @torch.no_grad()
     def __call__(

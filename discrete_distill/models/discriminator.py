@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..checks import check_floats, check_mask, check_number
 from .dit import DiT, DiTConfig, config_from
 from .hub import HubNetwork
 from .lora import refuse_unmerged
@@ -134,10 +135,13 @@ def discriminator_loss(
             has the loss of the whole if its weights are those of the whole.
 
     Raises:
-        ValueError: if ``label_smoothing`` is outside ``[0, 1)``.
+        TypeError: if logits are no floating-point numbers, or positions that count no booleans.
+        ValueError: if ``label_smoothing`` is outside ``[0, 1)``, or shapes do not fit.
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    check_number("label_smoothing", label_smoothing, least=0.0, below=1.0)
+    _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
+    if weight_B is not None and weight_B.shape != student_logits_BL.shape[:1]:
+        raise ValueError(f"weight_B must be [{len(student_logits_BL)}], got shape {list(weight_B.shape)}")
     loss = torch.zeros((), device=student_logits_BL.device)
     for logits, counted, label in (
         (student_logits_BL, student_counted, 1.0 - 0.5 * label_smoothing),
@@ -154,7 +158,8 @@ def discriminator_accuracy(
     student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
 ) -> Tensor:
     """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5: it knows nothing. Sequences
-    without a counted position are left out. Arguments as for `discriminator_loss`."""
+    without a counted position are left out. Arguments and errors as for `discriminator_loss`."""
+    _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
     fractions = []
     for logits, counted, sign in (
         (student_logits_BL, student_counted, 1.0),
@@ -166,9 +171,28 @@ def discriminator_accuracy(
     return 0.5 * (fractions[0] + fractions[1])
 
 
+def _check_sides(student_BL: Tensor, reference_BL: Tensor, student_counted: Tensor, reference_counted: Tensor) -> None:
+    for side, logits, counted in (
+        ("student", student_BL, student_counted),
+        ("reference", reference_BL, reference_counted),
+    ):
+        check_floats(f"{side}_logits_BL", logits)
+        if logits.dim() != 2:
+            raise ValueError(f"{side}_logits_BL must be [B, L], got shape {list(logits.shape)}")
+        check_mask(f"{side}_counted", counted, logits.shape, of="logits")
+
+
 def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
     """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts. What stands elsewhere, NaN
-    included, is not read."""
+    included, is not read.
+
+    Raises:
+        TypeError: if ``counted_BL`` does not hold booleans.
+        ValueError: if the values are not ``[B, L]``, or shapes differ.
+    """
+    if values_BL.dim() != 2:
+        raise ValueError(f"values_BL must be [B, L], got shape {list(values_BL.shape)}")
+    check_mask("counted_BL", counted_BL, values_BL.shape, of="values")
     counted = counted_BL.bool()
     total = torch.where(counted, values_BL, torch.zeros_like(values_BL)).sum(1)
     return total / counted.sum(1).clamp(min=1).to(values_BL.dtype)

@@ -20,7 +20,7 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..checks import check_count, check_flag, check_number
+from ..checks import check_count, check_flag, check_number, check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import (
     CosineSchedule,
@@ -266,6 +266,7 @@ class DiT(HubNetwork):
         self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
+        check_per_row("t", t, len(h_BLD))
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
         key_mask = None

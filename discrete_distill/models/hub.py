@@ -7,11 +7,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    HfApi,
+    ModelCard,
+    PyTorchModelHubMixin,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,15 +29,33 @@ from .weights import CheckpointError, build, read_json, read_safetensors
 
 Network = TypeVar("Network", bound="HubNetwork")
 
+
+class Fingerprinted(Protocol):
+    """A tokenizer that can be told from others: equal fingerprints mean that every id stands for the same text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+FINGERPRINT_FILE = "tokenizer_fingerprint.json"
 STUDENT_FILE = "model.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 DISCRIMINATOR_CONFIG_FILE = "discriminator.json"
 
 
 class HubNetwork(nn.Module, PyTorchModelHubMixin):
-    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all."""
+    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all.
+
+    Attributes:
+        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights says, so that it is written again
+            where the network is saved or pushed; None where there was none.
+    """
+
+    tokenizer_fingerprint: dict[str, Any] | None = None
 
     def save_pretrained(self, save_directory: str | Path, *, facts: ModelFacts | None = None, **kwargs: Any) -> Any:
         """Write ``model.safetensors``, ``config.json`` and a card; see `PyTorchModelHubMixin.save_pretrained`.
@@ -61,6 +86,8 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         refuse_unmerged(self)
         super()._save_pretrained(save_directory)
+        if self.tokenizer_fingerprint is not None:
+            _write_json(Path(save_directory) / FINGERPRINT_FILE, self.tokenizer_fingerprint)
 
     @classmethod
     def from_pretrained(cls: type[Network], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Network:
@@ -105,7 +132,11 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         )
         if file is None:
             raise FileNotFoundError(f"no {STUDENT_FILE} at {model_id}")
-        return network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
+        network = network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
+        network.tokenizer_fingerprint = stored_fingerprint(
+            model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        return network
 
 
 def network_from(
@@ -141,6 +172,30 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else asdict(config)
 
 
+def fingerprint_of(tokenizer: Fingerprinted) -> dict[str, Any]:
+    """What is written to ``tokenizer_fingerprint.json``."""
+    return {"fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size}
+
+
+def stored_fingerprint(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """What ``tokenizer_fingerprint.json`` of a folder or a repository says; None where there is none, or the hub cannot
+    be reached.
+
+    Raises:
+        CheckpointError: if it is no JSON object.
+    """
+    path = Path(name_or_path)
+    try:
+        file = find_file(path.parent if path.is_file() else name_or_path, FINGERPRINT_FILE, **hub)
+    except (OSError, HfHubHTTPError):
+        return None
+    return None if file is None else read_json(file)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
     """A file of a local folder, or of a repository on the hub, downloaded; None where there is none of that name.
 
@@ -154,6 +209,9 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     try:
         return Path(hf_hub_download(repo_id=str(name_or_path), filename=filename, **hub))
     except LocalEntryNotFoundError:
+        asked = {name: hub.get(name) for name in ("cache_dir", "revision")}
+        if try_to_load_from_cache(str(name_or_path), filename, **asked) is _CACHED_NO_EXIST:
+            return None  # Known from when the hub was last asked.
         raise
     except EntryNotFoundError:
         return None
@@ -172,12 +230,22 @@ def save_distilled(
     discriminator: HubNetwork | None = None,
     *,
     facts: ModelFacts | None = None,
+    tokenizer: Fingerprinted | None = None,
 ) -> None:
     """A student and its discriminator in one folder, under the names by which the authors of DiDi-Instruct publish:
-    ``model.safetensors`` with ``config.json``, ``discriminator.safetensors`` with ``discriminator.json``, one card.
+    ``model.safetensors`` with ``config.json``, ``discriminator.safetensors`` with ``discriminator.json``, one card; and
+    ``tokenizer_fingerprint.json``, where the tokenizer is known.
+
+    Args:
+        directory: made if it is not there.
+        student: to save.
+        discriminator: likewise, or None.
+        facts: what the card states.
+        tokenizer: whose ids the student reads; None takes the fingerprint that the student was loaded with, if any.
 
     Raises:
-        ValueError: if there are LoRA weights that were not merged.
+        ValueError: if there are LoRA weights that were not merged, or the tokenizer has another number of entries than
+            the student classes.
         TypeError: if one of them is no network of this library.
     """
     for network in (student, discriminator):
@@ -188,7 +256,15 @@ def save_distilled(
             )
         if network is not None:
             refuse_unmerged(network)
+    stated = network_config(student).get("vocab_size")
+    if tokenizer is not None and stated not in (None, tokenizer.vocab_size):
+        raise ValueError(
+            f"the student has {stated} classes and the tokenizer {tokenizer.vocab_size} entries (mask included); give "
+            "the tokenizer that it was trained with"
+        )
     student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
+    if tokenizer is not None:
+        _write_json(Path(directory) / FINGERPRINT_FILE, fingerprint_of(tokenizer))
     if discriminator is None:
         return
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
@@ -203,6 +279,7 @@ def push_distilled(
     discriminator: HubNetwork | None = None,
     *,
     facts: ModelFacts | None = None,
+    tokenizer: Fingerprinted | None = None,
     private: bool | None = None,
     token: str | None = None,
     branch: str | None = None,
@@ -211,7 +288,7 @@ def push_distilled(
     """`save_distilled` into a repository of the hub, which is made if it is not there; returns the commit's address."""
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_distilled(folder, student, discriminator, facts=facts)
+        save_distilled(folder, student, discriminator, facts=facts, tokenizer=tokenizer)
         repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
         return str(
             api.upload_folder(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..process import Denoiser
 from .adapters import DENOISER_FILE, CallingConvention, as_denoiser
 from .hub import STUDENT_FILE, find_file
+from .pickled import as_safetensors
 from .shapes import ROTARY_BASE, ROUNDING
 from .weights import CheckpointError, check_header, read_json
 
@@ -25,7 +26,8 @@ SLACK = 10_000_000  # numbers that a model computes itself, such as positions
 def load_from_transformers(
     name: str, config: Mapping[str, Any], called: Mapping[str, Any], trust_remote_code: bool, hub: Mapping[str, Any]
 ) -> Denoiser:
-    """A model in fp32 and evaluation mode behind `as_denoiser`; safetensors only.
+    """A model in fp32 and evaluation mode behind `as_denoiser`; from safetensors, or from a ``pytorch_model.bin`` that
+    holds tensors alone (not with code of its own).
 
     Args:
         name: on the hub, or a folder.
@@ -59,9 +61,11 @@ def load_from_transformers(
         auto = transformers.AutoModelForMaskedLM
     elif causal or "AutoModelForCausalLM" in auto_map:
         auto = transformers.AutoModelForCausalLM
-    if not own_code:
-        _check_size(auto, name, config, hub)
-    return as_denoiser(_load(auto, name, trust_remote_code, hub), **said)
+    if own_code:
+        return as_denoiser(_load(auto, name, name, trust_remote_code, hub), **said)
+    with as_safetensors(name, hub) as (place, asked):
+        _check_size(auto, name, place, config, asked)
+        return as_denoiser(_load(auto, name, place, trust_remote_code, asked), **said)
 
 
 def _code_and_classes(name: str, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -84,10 +88,10 @@ def _stored_convention(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     return dict(vars(convention))
 
 
-def _load(auto: Any, name: str, trust_remote_code: bool, hub: Mapping[str, Any]) -> nn.Module:
+def _load(auto: Any, name: str, place: str, trust_remote_code: bool, hub: Mapping[str, Any]) -> nn.Module:
     try:
         model, found = auto.from_pretrained(
-            name,
+            place,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -119,17 +123,17 @@ def _restore_frequencies(model: nn.Module) -> None:
                 stored.copy_(exact)
 
 
-def _check_size(auto: Any, name: str, config: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
+def _check_size(auto: Any, name: str, place: str, config: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
     """Compare what the config file asks for with what the files can hold, on the meta device."""
     import transformers
 
-    files = _weight_files(name, hub)
+    files = _weight_files(place, hub)
     names, size = sum(_count_tensors(file) for file in files), sum(file.stat().st_size for file in files)
     for key, value in config.items():
         if "layer" in key and isinstance(value, int) and value > max(names, 1):
             raise CheckpointError(f"{name}: its config file says {key} = {value}; its weights are {names} tensors")
     try:
-        made = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        made = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = auto.from_config(made, trust_remote_code=False)
     except OSError:

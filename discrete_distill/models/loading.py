@@ -12,13 +12,21 @@ from ..process import Denoiser
 from .adapters import AUTO, HUB_MDLM, Attention
 from .discriminator import Discriminator
 from .dit import DiT
-from .hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, STUDENT_FILE, find_file, network_from, nothing_at
+from .hub import (
+    DISCRIMINATOR_CONFIG_FILE,
+    DISCRIMINATOR_FILE,
+    STUDENT_FILE,
+    find_file,
+    network_from,
+    nothing_at,
+    stored_fingerprint,
+)
 from .hugging_face import load_from_transformers
 from .layouts import Averaging, config_of, denoiser_weights, discriminator_weights
+from .noise import check_noise
+from .pickled import PICKLED_FILE
 from .weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, build, read_json, read_weights
 from .wrappers import refuse_uniform_state
-
-PICKLED_FILE = "pytorch_model.bin"
 
 
 def load_denoiser(
@@ -44,8 +52,7 @@ def load_denoiser(
         averaging: of a training checkpoint, ``"ema"``: the moving average, with which these repositories evaluate;
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.
-        time_conditioning: whether the network is told the time; None takes the config file's, or no, as in MDLM. A
-            ``.ckpt`` does not tell its noise either: one of DUO's own, uniform, is not for the masked process.
+        time_conditioning: whether the network is told the time; None takes the config file's, or no, as in MDLM.
         dropout: in training; None takes the config file's, or 0.1.
         bf16_blocks: see `DiTConfig`.
         attention: of Hugging Face models, see `as_denoiser`; None takes what `ForeignDenoiser.save_pretrained` wrote,
@@ -60,7 +67,8 @@ def load_denoiser(
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: if a file is damaged, hostile, or does not hold exactly the weights of such a network.
         ValueError: if the model brings code of its own and that was not asked for, is causal and ``attention`` was not
-            given, is a uniform-state model, such as DUO, or is a `DiT` and one of the last three arguments is given.
+            given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is a
+            `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
     """
     overrides: dict[str, Any] = {
         "max_length": max_length,
@@ -72,7 +80,8 @@ def load_denoiser(
     called |= {name: each for name, each in (("attention", attention), ("shifted", shifted)) if each is not None}
     if Path(name_or_path).is_file():
         stated, file = _config_beside(Path(name_or_path), CONFIG_NAME), Path(name_or_path)
-        _refuse_uniform(str(name_or_path), stated)
+        beside = file.with_name(CONFIG_NAME)
+        _refuse_uniform(str(name_or_path), read_json(beside) if beside.is_file() else None)
     else:
         _check_exists(name_or_path)
         stated = _config(name_or_path, CONFIG_NAME, hub)
@@ -85,10 +94,16 @@ def load_denoiser(
     stored = read_weights(file)
     if stated is not None and "num_layers" in stated and "cond_size" in stated:
         config = {**stated, **{name: value for name, value in overrides.items() if value is not None}}
-        return network_from(DiT, {"config": config}, stored, source=str(file))
+        made = network_from(DiT, {"config": config}, stored, source=str(file))
+        made.tokenizer_fingerprint = stored_fingerprint(name_or_path, **hub)
+        return made
+    if "state_dict" in stored:
+        check_noise(stored, source=str(file))
     weights = denoiser_weights(stored, averaging=averaging, source=str(file))
     shape = config_of(weights, stated, source=str(file), **overrides)
-    return build(lambda: DiT(shape), weights, source=str(file))
+    made = build(lambda: DiT(shape), weights, source=str(file))
+    made.tokenizer_fingerprint = stored_fingerprint(name_or_path, **hub)
+    return made
 
 
 def load_discriminator(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Generator, Tensor, nn
 
+from ..checks import check_count, check_number
 from .head import VocabularyHead
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -50,8 +51,9 @@ def add_lora(
         ValueError: if the rank is below 1, no linear layer has one of these names, one of them has a tied weight, or
             there are LoRA weights already.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    check_count("rank", rank)
+    check_number("alpha", alpha, above=0.0)
+    check_number("dropout", dropout, least=0.0, below=1.0)
     if has_lora(network):
         raise ValueError(f"the {type(network).__name__} has LoRA weights already: fold them in with merge_lora first")
     names = _targeted(network, targets)

@@ -51,14 +51,21 @@ class CheckpointError(ValueError):
 
 
 class Inert:
-    """Stands where a pickle names a class that is not imported; takes anything, keeps nothing."""
+    """Stands where a pickle names a class that is not imported; takes anything, and does nothing with it.
+
+    Attributes:
+        state: what the pickle would have the object made of; None if it says nothing.
+    """
+
+    state: Any = None
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __setstate__(self, _: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 def read_safetensors(file: str | Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -38,7 +39,8 @@ def refuse_uniform_state(name: str, *said: Any) -> None:
         ValueError: if one of them is the name of such a model.
     """
     for word in said:
-        if isinstance(word, str) and word.lower() in UNIFORM_STATE:
+        # "duo_base", "uniform_state", "udlm-small": the word before what follows.
+        if isinstance(word, str) and re.split(r"[^a-z0-9]", word.lower())[0] in UNIFORM_STATE:
             raise ValueError(
                 f"{name} is a uniform-state model ({word}): it replaces tokens by random ones and has no mask, so the "
                 "masked process cannot sample it; give a model that was trained on masks"

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
+from ..checks import check_per_row
 from .conditions import call_network, name_of
 
 LogitsOfPart = Callable[[slice], Tensor]
@@ -118,8 +120,10 @@ def logits_at(
         ``[N, V]``.
 
     Raises:
-        TypeError: if the denoiser does not take a condition, or returns something else than floating logits.
-        ValueError: if its logits are not ``[B, L, V]``.
+        TypeError: if the denoiser does not take a condition, or returns something else than floating logits, or ``t``
+            or ``rows`` is of another type.
+        ValueError: if its logits are not ``[B, L, V]``, ``t`` is not ``[B]``, or a row is beyond the positions (looked
+            at on a CPU alone).
     """
     return logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond)(slice(None))
 
@@ -153,6 +157,8 @@ def logits_in_parts(
         ValueError: as `logits_at`; or if the vocabulary does not hold ``largest_id``.
     """
     check_ids(denoiser, largest_id)
+    check_per_row("t", t, len(x_t))
+    _check_rows(rows, x_t.numel())
     cond = {**(cond or {}), **step_kwargs(denoiser, s)}
     parts = feature_parts(denoiser)
     if parts is None:
@@ -179,6 +185,20 @@ def logits_in_parts(
         return logits_nV
 
     return projected
+
+
+def _check_rows(rows: Tensor, positions: int) -> None:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.long:
+        found = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"rows must be int64 positions of the flattened batch, got {found}")
+    if rows.dim() != 1:
+        raise ValueError(f"rows must be [N], got shape {list(rows.shape)}")
+    if rows.device.type != "cpu" or torch.compiler.is_compiling() or not len(rows):
+        return
+    if not 0 <= int(rows.min()) <= int(rows.max()) < positions:
+        raise ValueError(
+            f"rows from {int(rows.min())} to {int(rows.max())} do not all lie in the {positions} positions"
+        )
 
 
 def _checked(denoiser: Denoiser, kind: str, values: Any, x_t: Tensor, last: str) -> Tensor:

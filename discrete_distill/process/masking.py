@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..checks import check_count, check_floats, check_generator, check_mask, check_same_shape
 from ..kernels import token_losses
 from .conditions import check_conditions
 from .denoiser import Denoiser, logits_in_parts
 from .schedules import LogLinearSchedule, MaskingSchedule
+from .sequences import check_level, check_sequences
 from .time import StratifiedTime, TimeLaw
 
 
@@ -71,7 +73,13 @@ class MaskedDiffusion:
             raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
 
     def is_masked(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
-        """Bool, of the shape of ``z_t``; positions that are not ``movable`` do not count."""
+        """Bool, of the shape of ``z_t``; positions that are not ``movable`` do not count.
+
+        Raises:
+            TypeError: if ``movable`` does not hold booleans.
+            ValueError: if it has another shape.
+        """
+        check_mask("movable", movable, z_t.shape)
         masked = z_t == self.mask_token_id
         return masked if movable is None else masked & movable
 
@@ -89,7 +97,13 @@ class MaskedDiffusion:
         return torch.where(t >= 1.0, torch.zeros_like(alpha), alpha)
 
     def unmask_probability(self, t: Tensor, s: Tensor) -> Tensor:
-        """``(alpha_s - alpha_t) / (1 - alpha_t)``, elementwise; 1 where ``s = 0``."""
+        """``(alpha_s - alpha_t) / (1 - alpha_t)``, elementwise; 1 where ``s = 0``.
+
+        Raises:
+            TypeError: if times are no floating-point numbers.
+            ValueError: if ``t`` and ``s`` differ in shape.
+        """
+        check_same_shape(t=t, s=s)
         alpha_t, alpha_s = self.visible_probability(t), self.visible_probability(s)
         ratio = ((alpha_s - alpha_t) / (1.0 - alpha_t)).clamp(0.0, 1.0)
         # Near the data 1 - alpha_t may round to 0, and the ratio to 0 / 0.
@@ -119,6 +133,7 @@ class MaskedDiffusion:
 
     def _hide(self, x: Tensor, visible_B: Tensor, movable: Tensor | None, generator: Generator | None) -> Tensor:
         """Leave every movable position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
+        check_generator(generator)
         uniform = torch.rand(x.shape, device=x.device, generator=generator)
         hidden = uniform >= visible_B[:, None]
         if movable is not None:
@@ -182,8 +197,7 @@ class MaskedDiffusion:
             ValueError: if shapes do not fit, or ``num_parts`` is below 1.
         """
         check_sequences(x, movable)
-        if num_parts < 1:
-            raise ValueError(f"num_parts must be at least 1, got {num_parts}")
+        check_count("num_parts", num_parts)
         part = _ranks(x, movable, generator, group_size) % num_parts
         return part if movable is None else part.masked_fill(~movable, -1)
 
@@ -228,7 +242,9 @@ class MaskedDiffusion:
             t, density = time_law.sample(batch, device=x.device, generator=generator)
             z_t = self.corrupt(x, t, movable=movable, generator=generator)
             return Corruption(z_t, t, self.schedule.elbo_weight(t) / density)
-        if level is None:
+        if level is not None:
+            check_level("level", level, x, integers=False)
+        else:
             level = StratifiedTime().sample(batch, device=x.device, generator=generator).t
         if by == "time":
             z_t = self._hide(x, 1.0 - level, movable, generator)
@@ -240,13 +256,25 @@ class MaskedDiffusion:
         return Corruption(z_t, self.time_of_count(count, size), size / count.clamp(min=1))
 
     def time_of_count(self, count: Tensor, size: Tensor) -> Tensor:
-        """The time at which ``count`` of ``size`` masked positions is expected; fp32, in ``[0, 1]``."""
+        """The time at which ``count`` of ``size`` masked positions is expected; fp32, in ``[0, 1]``.
+
+        Raises:
+            ValueError: if ``count`` and ``size`` differ in shape.
+        """
+        if count.shape != size.shape:
+            raise ValueError(f"count has shape {list(count.shape)}, size {list(size.shape)}; they must agree")
         fraction = count.float() / size.float().clamp(min=1.0)
         return self.schedule.inverse(1.0 - fraction).clamp(0.0, 1.0)
 
     @staticmethod
     def num_movable(x: Tensor, movable: Tensor | None) -> Tensor:
-        """Positions of each row that may be masked, int64 ``[B]``."""
+        """Positions of each row that may be masked, int64 ``[B]``.
+
+        Raises:
+            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            ValueError: if ``x`` is not ``[B, L]``, or ``movable`` of another shape.
+        """
+        check_sequences(x, movable)
         if movable is None:
             return torch.full((x.shape[0],), x.shape[1], device=x.device, dtype=torch.long)
         return movable.sum(dim=1)
@@ -255,8 +283,12 @@ class MaskedDiffusion:
         """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask.
 
         Raises:
-            ValueError: if the mask is not in the vocabulary of the logits.
+            TypeError: if the logits are no floating-point numbers.
+            ValueError: if the mask is not in their vocabulary.
         """
+        check_floats("logits", logits)
+        if logits.dim() < 1:
+            raise ValueError("logits must be [..., V], got a single number")
         vocab_size = logits.shape[-1]
         if self.mask_token_id >= vocab_size:
             raise ValueError(
@@ -342,52 +374,11 @@ class MaskedDiffusion:
 def _ranks(x: Tensor, movable: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
     """Place of every position in a random order of its row, int64 ``[B, L]``: movable positions first; groups of
     consecutive rows share their random numbers."""
-    if group_size < 1 or x.shape[0] % group_size:
+    check_generator(generator)
+    if check_count("group_size", group_size) and x.shape[0] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} sequences")
     draw = torch.rand((x.shape[0] // group_size, x.shape[1]), device=x.device, generator=generator)
     order = draw.repeat_interleave(group_size, dim=0)
     if movable is not None:
         order = order.masked_fill(~movable, 2.0)
     return order.argsort(dim=1).argsort(dim=1)
-
-
-def check_sequences(x: Tensor, movable: Tensor | None) -> None:
-    """Refuse what is no batch of token ids, or a mask that does not fit it; by type and shape alone.
-
-    Raises:
-        TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
-        ValueError: if ``x`` is not ``[B, L]``, or ``movable`` of another shape.
-    """
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"token ids must be integers, got {x.dtype}; convert them by .long()")
-    if x.dim() != 2:
-        raise ValueError(f"token ids must be [batch, length], got shape {tuple(x.shape)}")
-    if movable is None:
-        return
-    if movable.dtype != torch.bool:
-        raise TypeError(f"movable must be bool, got {movable.dtype}; convert it by .bool()")
-    if movable.shape != x.shape:
-        raise ValueError(f"movable has shape {tuple(movable.shape)}, the tokens {tuple(x.shape)}; they must agree")
-
-
-def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: Tensor | float = 1.0) -> None:
-    """Refuse a time or a count for each row of ``x`` that is of another type, shape or range; the range is looked at on
-    a CPU alone, so that nothing waits for another device.
-
-    Raises:
-        TypeError: if it holds integers where real numbers are needed, or the other way round.
-        ValueError: if it is not ``[B]``, or a value is NaN, negative or above ``most``.
-    """
-    if not isinstance(value_B, Tensor):
-        raise TypeError(f"{name} must be a tensor, one value for each row, got {type(value_B).__name__}")
-    if value_B.dtype == torch.bool or value_B.is_complex() or value_B.is_floating_point() == integers:
-        raise TypeError(f"{name} must hold {'integers' if integers else 'floating-point numbers'}, got {value_B.dtype}")
-    if value_B.shape != x.shape[:1]:
-        raise ValueError(f"{name} must be one value for each row, [{len(x)}], got shape {tuple(value_B.shape)}")
-    if value_B.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = ~((value_B >= 0) & (value_B <= most))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        limit = most if isinstance(most, float) else int(most[row])
-        raise ValueError(f"{name} of row {row} is {value_B[row].item()}; it must lie in [0, {limit}]")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..checks import check_number
+from ..checks import check_count, check_floats, check_generator, check_number
 
 
 class TimeSample(NamedTuple):
@@ -53,15 +53,20 @@ class TimeLaw(ABC):
 
     def sample(self, n: int, *, device: torch.device | str = "cpu", generator: Generator | None = None) -> TimeSample:
         """Draw ``n`` times, fp32 ``[n]``, with their densities."""
-        if n < 1:
-            raise ValueError(f"the number of times must be at least 1, got {n}")
+        check_count("n", n)
+        check_generator(generator)
         width = self.high - self.low
         u = self._unit_sample(n, torch.device(device), generator)
         # The density is that of the draw itself: through t, rounding could push u = 1 outside of the law.
         return TimeSample((self.low + width * u).clamp(max=self.high), self._unit_density(u) / width)
 
     def density(self, t: Tensor) -> Tensor:
-        """``pi(t)``, per unit of time; 0 outside ``[low, high]``."""
+        """``pi(t)``, per unit of time; 0 outside ``[low, high]``.
+
+        Raises:
+            TypeError: if times are no floating-point numbers.
+        """
+        check_floats("t", t)
         width = self.high - self.low
         u = (t - self.low) / width
         inside = (t >= self.low) & (t <= self.high)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..checks import check_floats
 from .schedules import LogLinearSchedule, MaskingSchedule
 
 
@@ -34,6 +35,7 @@ class ConstantWeight(TimeWeight):
             raise ValueError(f"the weight must be positive and finite, got {self.value}")
 
     def __call__(self, t: Tensor) -> Tensor:
+        check_floats("t", t)
         return torch.full_like(t, self.value)
 
 
@@ -59,4 +61,5 @@ class ElboWeight(TimeWeight):
             raise ValueError(f"0 <= low <= high is needed, got low = {self.low}, high = {self.high}")
 
     def __call__(self, t: Tensor) -> Tensor:
+        check_floats("t", t)
         return self.schedule.elbo_weight(t).clamp(self.low, self.high)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..training import step_generator
-from .distill import Trainee
 from .results import write_results
+from .students import Trainee
 
 BudgetKind = Literal["seconds", "network_evaluations"]
 FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.

@@ -17,12 +17,13 @@ from ..training import LoopConfig, TrainingLoop, flat_settings
 from .autoregressive import AutoregressiveConfig, AutoregressiveSampler, AutoregressiveTraining, load_autoregressive
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
 from .comparison_settings import ComparisonConfig
-from .distill import Distillation, DistillConfig, Trainee, save_student, weights_digest
+from .distill import Distillation, DistillConfig
 from .evaluate import Contestant, Evaluation
 from .fingerprint import check_tokenizer, write_fingerprint
 from .pipeline import Pipeline
 from .sdtt import SDTTDistillation, SDTTStageConfig
 from .stream_settings import stream_settings
+from .students import Trainee, save_student, weights_digest
 
 MethodConfig = DistillConfig | SDTTStageConfig | AutoregressiveConfig
 

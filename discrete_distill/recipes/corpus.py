@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ..checks import check_count
 from .assets import BUNDLED
 from .documents import read_documents, source_files
-from .token_cache import cached_arrays, is_cut
+from .token_cache import cached_arrays, content_digest, is_cut
 from .tokenizer import TextTokenizer
 
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.
@@ -51,16 +51,32 @@ class DataConfig:
 
 @dataclass
 class TokenStream:
-    """Documents of one split, joined by end-of-text tokens: one flat array of ids."""
+    """Documents of one split, joined by end-of-text tokens.
+
+    Args:
+        ids: one flat array of token ids, ``[T]``.
+        length: of a sequence, in tokens.
+        digest: `content_digest` of the ids, where it is known; see `text_digest`.
+
+    Raises:
+        ValueError: if there are too few tokens for one sequence.
+    """
 
     ids: np.ndarray
     length: int
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if len(self.ids) < self.length + 1:
             raise ValueError(
                 f"a split of {len(self.ids)} tokens is too short for sequences of {self.length}; give more text"
             )
+
+    def text_digest(self) -> str:
+        """SHA-256 of all ids, in hexadecimal, whatever their integer type; taken once."""
+        if not self.digest:
+            self.digest = content_digest(self.ids)
+        return self.digest
 
     def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
         """``batch_size`` windows at uniform offsets, int64 ``[B, L]``."""
@@ -124,7 +140,7 @@ def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: 
         return tokens
 
     arrays = cached_arrays(cache_dir / _fingerprint(source, tokenizer), SPLITS, make)
-    return {name: TokenStream(ids, length) for name, ids in arrays.items()}
+    return {name: TokenStream(found.array, length, found.digest) for name, found in arrays.items()}
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +16,8 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
+from ..methods.parts import draw_part, tokens_per_part
+from ..methods.sample_credit import Credit
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
@@ -32,12 +32,12 @@ from ..training import (
     fold_seed,
     shard,
 )
-from ..training.checkpoint import file_digest
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
 from .results import write_results
 from .stream_settings import stream_settings
+from .students import save_student, weights_digest
 
 SETTINGS_FILE = "settings.json"
 
@@ -50,8 +50,8 @@ class DistillConfig:
         method: the method's own choices; ``--distill.method.*``.
         loop: how long (paper: 10 000 steps).
         batch_size: student paths per step, on each process.
-        accumulate: parts that a batch is worked off in, one after another, for less memory. Advantages are scaled
-            within a part, and a discriminator that gives the reward does so before its own update.
+        accumulate: parts that a batch is worked off in, one after another, for less memory. The gradient is that of the
+            whole batch (the MMD compares samples within a part); paths are evaluated twice.
         student: its optimiser (paper: rate 1e-6, EMA 0.999).
         ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
             updates that its network makes, see `planned_updates`.
@@ -116,21 +116,6 @@ class DistillConfig:
             "auxiliary": steps * method.ratio_updates,
             "discriminator": math.ceil(steps / self.discriminator_every),
         }
-
-
-class Trainee(Protocol):
-    """What the loop trains: a student, whatever else a checkpoint holds, and one training step."""
-
-    student: Learner
-    discriminator: Learner | None
-
-    def parts(self) -> Mapping[str, Any]: ...
-
-    def step(self, index: int, generator: Generator) -> dict[str, float]: ...
-
-    def networks(self) -> list[nn.Module]:
-        """All networks that a step calls."""
-        ...
 
 
 class Distillation:
@@ -209,17 +194,28 @@ class Distillation:
 
     def _accumulated_step(self, index: int, generator: Generator) -> dict[str, float]:
         """The same in parts: gradients of all parts add up, then every network makes its update."""
-        lines: list[dict[str, float]] = []
-        rollouts: list[Rollout] = []
-        for part in range(self.config.accumulate):
-            with self._accumulating(part):
-                rollout = self._rollout(index, part, generator)
-                judged, verdict = self._discriminate(index, rollout, generator)
-                lines.append(judged | self._teach(index, rollout, verdict, generator))
-            rollouts.append(self._slim(rollout))
-        metrics = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
-        metrics |= _update(self.discriminator, "discriminator") | _update(self.student, "student")
-        return metrics | self._fit_auxiliary(rollouts, generator)
+        method, every = self.config.method, range(self.config.accumulate)
+        keep_logits = method.credit == "vocabulary"
+        parts = [draw_part(partial(self._rollout, index, n), generator, keep_logits=keep_logits) for n in every]
+        rollouts = [part.rollout for part in parts]
+        tokens = tokens_per_part(rollouts)
+        lines, verdicts = [], []
+        for number, rollout in enumerate(rollouts):
+            with self._accumulating(number):
+                judged, verdict = self._discriminate(index, rollout, generator, tokens)
+            lines.append(judged)
+            verdicts.append(verdict if method.log_ratio != "mmd" else self._mmd_verdict(rollout, generator))
+        metrics = mean_of_lines(lines) | _update(self.discriminator, "discriminator")
+        if index >= method.ratio_warmup:
+            with self.accelerator.autocast():
+                credits = self.method.credits(rollouts, verdicts, [generator] * len(parts))
+            lines = []
+            for number, part in enumerate(parts):
+                credit = None if credits is None else credits[number]
+                with self._accumulating(number):
+                    lines.append(self._teach(index, part.again(), None, generator, tokens, credit))
+            metrics |= mean_of_lines(lines) | _update(self.student, "student")
+        return metrics | self._fit_auxiliary(rollouts, generator, tokens)
 
     def _accumulating(self, part: int) -> ExitStack:
         """Gradients wait for the last part before processes exchange them."""
@@ -229,14 +225,7 @@ class Distillation:
                 stack.enter_context(learner.accumulating())
         return stack
 
-    def _slim(self, rollout: Rollout) -> Rollout:
-        """Without the logits, unless the auxiliary is fitted to them."""
-        if self.config.method.credit == "vocabulary":
-            return rollout
-        steps = [replace(step, logits_NV=step.logits_NV.detach()[:0]) for step in rollout.steps]
-        return replace(rollout, steps=steps)
-
-    def _rollout(self, index: int, part: int, generator: Generator) -> Rollout:
+    def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> Rollout:
         config = self.config
         if self.accelerator.num_processes > 1:
             # All processes walk paths of one length: none waits for another, and sharded weights are gathered
@@ -250,16 +239,27 @@ class Distillation:
                 self.stream.length,
                 generator=generator,
                 device=self.accelerator.device,
+                tokens=tokens,
             )
 
-    def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, float]:
+    def _teach(
+        self,
+        index: int,
+        rollout: Rollout,
+        verdict: Verdict | None,
+        generator: Generator,
+        tokens: Tensor | None = None,
+        credit: Credit | None = None,
+    ) -> dict[str, float]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
             return {}
-        if self.config.method.log_ratio == "mmd":
+        if self.config.method.log_ratio == "mmd" and credit is None:
             verdict = self._mmd_verdict(rollout, generator)
         with self.accelerator.autocast():
-            out = self.method.student_loss(rollout, verdict=verdict, generator=generator)
+            out = self.method.student_loss(
+                rollout, verdict=verdict, credit=credit, generator=generator, num_tokens=tokens
+            )
         return self._backward(self.student, out)
 
     def _mmd_verdict(self, rollout: Rollout, generator: Generator) -> Verdict:
@@ -267,27 +267,29 @@ class Distillation:
         with self.accelerator.autocast():
             return self.method.mmd_verdict(rollout, reference)
 
-    def _fit_auxiliary(self, rollouts: list[Rollout], generator: Generator) -> dict[str, float]:
+    def _fit_auxiliary(
+        self, rollouts: list[Rollout], generator: Generator, tokens: Tensor | None = None
+    ) -> dict[str, float]:
         if self.auxiliary is None:
             return {}
         metrics: dict[str, float] = {}
         for _ in range(self.config.method.ratio_updates):
             for part, rollout in enumerate(rollouts):
                 with self._accumulating(part), self.accelerator.autocast():
-                    out = self.method.auxiliary_loss(rollout, generator=generator)
+                    out = self.method.auxiliary_loss(rollout, generator=generator, num_tokens=tokens)
                     metrics |= self._backward(self.auxiliary, out)
             metrics |= _update(self.auxiliary, "auxiliary")
         return metrics
 
     def _discriminate(
-        self, index: int, rollout: Rollout, generator: Generator
+        self, index: int, rollout: Rollout, generator: Generator, tokens: Tensor | None = None
     ) -> tuple[dict[str, float], Verdict | None]:
         """Gradient of the discriminator, where it is its turn; its metrics and verdict."""
         if self.discriminator is None or index % self.config.discriminator_every:
             return {}, None
         reference = self.reference(len(rollout.sequences), generator)
         with self.accelerator.autocast():
-            out = self.method.discriminator_loss(rollout, reference, generator=generator)
+            out = self.method.discriminator_loss(rollout, reference, generator=generator, num_tokens=tokens)
         return self._backward(self.discriminator, out), out.verdict
 
     def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
@@ -346,45 +348,17 @@ def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Set
     return {**settings, "teacher": weights_digest(teacher)}
 
 
-def save_student(distillation: Trainee, directory: Path) -> None:
-    """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
-    hand over what is sharded."""
-    student, discriminator = distillation.student, distillation.discriminator
-    weights = directory / "model.safetensors"
-    before = file_digest(weights) if weights.exists() else None
-    save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
-    if student.accelerator.is_main_process and before not in (None, file_digest(weights)):
-        # A discriminator that was fitted to the student before this one knows nothing of it.
-        shutil.rmtree(directory / "discriminator", ignore_errors=True)
-    if discriminator is not None:
-        network = discriminator.module
-        whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
-        save_network(whole, discriminator, directory / "discriminator")
-
-
-def save_network(whole: DiT | Discriminator, learner: Learner, directory: Path) -> None:
-    """The learner's averaged weights, gathered into ``whole``; all processes call it, the first one writes."""
-    weights = learner.averaged_weights()
-    if learner.accelerator.is_main_process:
-        whole.load_state_dict(weights)
-        whole.save_pretrained(directory)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name the weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Scalars as numbers, with one copy from the device for all of them."""
     if not metrics:
         return {}
     values = torch.stack([torch.as_tensor(value).detach().double() for value in metrics.values()])
     return dict(zip(metrics, values.tolist(), strict=True))
+
+
+def mean_of_lines(lines: list[dict[str, float]]) -> dict[str, float]:
+    """Means of metrics that all lines have."""
+    return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:

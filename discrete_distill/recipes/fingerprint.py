@@ -10,13 +10,9 @@ import json
 import warnings
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError
-
-from ..models.hub import find_file
-from .files import read_json_object, write_text
+from ..models.hub import FINGERPRINT_FILE, fingerprint_of, stored_fingerprint
+from .files import write_text
 from .tokenizer import TextTokenizer
-
-FINGERPRINT_FILE = "tokenizer_fingerprint.json"
 
 # Published MDLM, DUO, SDTT and DiDi-Instruct networks of text: GPT-2's 50257 tokens, then the mask.
 GPT2_CLASSES = 50258
@@ -30,8 +26,7 @@ def write_fingerprint(folder: Path, tokenizer: TextTokenizer) -> None:
         folder: that holds the weights.
         tokenizer: whose ids the network reads.
     """
-    stored = {"fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size}
-    write_text(folder / FINGERPRINT_FILE, json.dumps(stored, indent=1) + "\n")
+    write_text(folder / FINGERPRINT_FILE, json.dumps(fingerprint_of(tokenizer), indent=1) + "\n")
 
 
 def read_fingerprint(name_or_path: str | Path) -> str | None:
@@ -46,17 +41,16 @@ def read_fingerprint(name_or_path: str | Path) -> str | None:
     Raises:
         ValueError: if the stored file holds no fingerprint.
     """
-    path = Path(name_or_path)
-    try:
-        file = find_file(path.parent if path.is_file() else name_or_path, FINGERPRINT_FILE)
-    except (OSError, HfHubHTTPError):
+    stored = stored_fingerprint(name_or_path)
+    if stored is None:
         return None
-    if file is None:
-        return None
-    stored = read_json_object(file).get("fingerprint")
-    if not isinstance(stored, str):
-        raise ValueError(f"{file} holds no fingerprint of a tokenizer; write it again with write_fingerprint")
-    return stored
+    fingerprint = stored.get("fingerprint")
+    if not isinstance(fingerprint, str):
+        raise ValueError(
+            f"{FINGERPRINT_FILE} of {name_or_path} holds no fingerprint of a tokenizer; write it again with "
+            "write_fingerprint"
+        )
+    return fingerprint
 
 
 def check_tokenizer(name_or_path: str | Path, vocab_size: int, tokenizer: TextTokenizer, *, flag: str) -> None:

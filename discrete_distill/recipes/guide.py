@@ -21,8 +21,8 @@ from ..samplers import AncestralSampler
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
-from .distill import save_network, weights_digest
 from .stream_settings import stream_settings
+from .students import save_network, weights_digest
 
 GUIDE_FOLDER = "guide"
 

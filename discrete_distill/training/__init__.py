@@ -3,8 +3,8 @@
 from .checkpoint import CheckpointStore
 from .health import explain
 from .lock import FolderInUse, folder_lock
-from .loop import LoopConfig, TrainingDiverged, TrainingLoop
-from .metrics import read_metrics
+from .loop import LoopConfig, TrainingLoop
+from .metrics import TrainingDiverged, read_metrics
 from .optimization import Learner, OptimizerConfig
 from .parallel import ParallelConfig, replicate, shard
 from .processes import gather_in_order, my_share

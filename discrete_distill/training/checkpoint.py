@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from ..checks import check_count
+from ..digests import file_digest
 
 NAME = re.compile(r"step-(\d{8,})")
 STATE_FILE = "state.pt"
@@ -156,15 +157,6 @@ def _problem_with(folder: Path) -> str | None:
     except (OSError, ValueError, RecursionError) as error:
         return str(error)
     return None
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of the contents of a file, in hexadecimal; read in pieces, so that its size does not matter."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

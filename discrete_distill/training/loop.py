@@ -65,10 +65,6 @@ class LoopConfig:
         check_tracker(self.track)
 
 
-class TrainingDiverged(RuntimeError, FloatingPointError):
-    """Too many updates in a row had a loss or a gradient that was not finite."""
-
-
 class TrainingLoop:
     """Runs ``step_fn(step, generator) -> metrics`` from the last checkpoint to the end.
 
@@ -160,7 +156,7 @@ class TrainingLoop:
         """What follows on a step: the log, and a checkpoint where one is due."""
         if done % self.config.log_every == 0 or done == self.config.num_steps:
             self._log(done, seconds, self.window.flush(), bar)
-        self._check_divergence(done)
+        self.window.check_divergence(done, self.config.num_steps, self.config.skip_limit)
         if interrupted or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
             self._save(done, seconds)
         if interrupted:
@@ -228,12 +224,3 @@ class TrainingLoop:
                 continue
             self._told.add(name)
             bar.write(f"{self.label}, step {step}: {sentence}", file=LastingStream(sys.stdout))
-
-    def _check_divergence(self, step: int) -> None:
-        limit = min(self.config.skip_limit, max(5, self.config.num_steps // 4))
-        all_skipped = step == self.config.num_steps and self.window.consecutive_skips >= self.config.num_steps
-        if self.window.consecutive_skips >= limit or all_skipped:
-            raise TrainingDiverged(
-                f"{self.window.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
-                f"(step {step}); lower the learning rate, or use fp32"
-            )

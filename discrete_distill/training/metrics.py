@@ -12,6 +12,10 @@ from typing import Any
 METRICS_FILE = "metrics.jsonl"
 
 
+class TrainingDiverged(RuntimeError, FloatingPointError):
+    """Too many updates in a row had a loss or a gradient that was not finite."""
+
+
 class MetricWindow:
     """Means over the steps since the last flush; also counts skipped updates in a row."""
 
@@ -29,6 +33,24 @@ class MetricWindow:
         skipped = sum(value for name, value in metrics.items() if name.endswith("skipped_updates"))
         self.consecutive_skips = self.consecutive_skips + 1 if skipped > self._last_skipped else 0
         self._last_skipped = skipped
+
+    def check_divergence(self, step: int, num_steps: int, limit: int) -> None:
+        """End a run of which too many steps in a row were skipped.
+
+        Args:
+            step: steps done.
+            num_steps: of the whole run.
+            limit: skipped steps in a row; in short runs a quarter of the run, but 5 or more.
+
+        Raises:
+            TrainingDiverged: if there are as many, or if no step of the run was an update.
+        """
+        all_skipped = step == num_steps and self.consecutive_skips >= num_steps
+        if all_skipped or self.consecutive_skips >= min(limit, max(5, num_steps // 4)):
+            raise TrainingDiverged(
+                f"{self.consecutive_skips} updates in a row had a loss or a gradient that was not finite "
+                f"(step {step}); lower the learning rate, or use fp32"
+            )
 
     def flush(self) -> dict[str, float]:
         """The means, and a fresh start."""

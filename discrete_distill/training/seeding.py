@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Generator
 
+from ..checks import check_count
+
 
 def fold_seed(*numbers: int | str) -> int:
     """A 63-bit seed from any numbers and names; differs as soon as one of them does."""
@@ -15,5 +17,13 @@ def fold_seed(*numbers: int | str) -> int:
 
 
 def step_generator(seed: int, step: int, *, rank: int = 0, device: torch.device | str = "cpu") -> Generator:
-    """The generator of one training step on one rank."""
+    """The generator of one training step on one rank.
+
+    Raises:
+        TypeError: if a number is no integer.
+        ValueError: if step or rank is negative.
+    """
+    check_count("seed", seed, least=-(2**63))
+    check_count("step", step, least=0)
+    check_count("rank", rank, least=0)
     return Generator(device=device).manual_seed(fold_seed(seed, step, rank))

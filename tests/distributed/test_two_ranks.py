@@ -48,6 +48,12 @@ def test_loss_and_gradients_are_those_of_one_process_with_the_whole_batch(found:
     assert max(gaps.values()) < 1e-6
 
 
+def test_ragged_shares_have_the_gradient_of_the_batch(found: dict[str, Any]) -> None:
+    """Prompts of 0 to 7 tokens, of which both processes hold unlike many; in the recipe's loop and in the Trainer."""
+    assert len(found["ragged"]) == 8
+    assert max(found["ragged"].values()) < 1e-6
+
+
 def test_batch_statistics_are_those_of_all_ranks_and_groups_stay_on_theirs(found: dict[str, Any]) -> None:
     assert found["advantages"]["batch"] < 1e-12
     assert found["advantages"]["group"] < 1e-12

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ragged_batch import config_of, gradients_of_the_loop, gradients_of_the_trainer, greatest_gap
 from recipe_flags import FLAGS
 from torch import Generator, Tensor, nn
 from whole_batch import ACCELERATOR, BATCH, LENGTH, RANK, VOCAB, network, same_as_one_process
@@ -249,6 +250,20 @@ def trainer(folder: Path) -> dict[str, Any]:
     return {"alike": bool(torch.equal(*both)), "kinds": kinds}
 
 
+def ragged(folder: Path) -> dict[str, float]:
+    """Greatest gaps between the gradients of both shares, in micro-batches, and those of the whole batch."""
+    found = {}
+    for ratio in ("auxiliary", "discriminator"):
+        config = config_of(ratio)
+        whole = gradients_of_the_loop(config, 1)
+        for parts in (1, 2):
+            share = gradients_of_the_loop(config, parts, rank=RANK, processes=2)
+            found[f"loop {ratio} {parts}"] = greatest_gap(share, whole)
+            share = gradients_of_the_trainer(config, parts, folder, rank=RANK, processes=2)
+            found[f"trainer {ratio} {parts}"] = greatest_gap(share, whole)
+    return found
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     folder = Path(sys.argv[1])
@@ -267,6 +282,7 @@ def main() -> None:
         "example": example(),
         "half": half_precision() if can_shard() else {},
         "trainer": trainer(folder / "trainer"),
+        "ragged": ragged(folder / "ragged"),
     }
     if RANK == 0:
         (folder / "found.json").write_text(json.dumps(found))

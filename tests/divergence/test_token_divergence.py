@@ -131,7 +131,7 @@ def test_bad_arguments_are_refused() -> None:
     row = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="got 'cosine'"):
         token_divergence(row, row, kind="cosine")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"beta must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"beta must be .*1 or less.*got 1.5"):
         token_divergence(row, row, beta=1.5)
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
         token_divergence(row, row[0])

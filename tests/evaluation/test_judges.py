@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from discrete_distill.evaluation import CausalLMJudge, TextJudge, generative_perplexity
@@ -238,8 +244,47 @@ def test_a_pretrained_judge_is_loaded_once_and_prices_as_its_parts_do(
 
 def test_a_judge_in_half_precision_says_so(judge_folder: Path) -> None:
     judge = TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None, dtype=torch.bfloat16)
-    assert judge.name == f"{judge_folder} (bfloat16)"
+    assert judge.name.endswith(" (bfloat16)")
     assert judge.token_nats(random_ids(1, 4)).nats.dtype == torch.float32
+
+
+def test_a_judge_from_a_folder_is_named_by_its_weights(judge_folder: Path, tmp_path_factory: Any) -> None:
+    """By no path of one machine, and by other digits where other weights stand in the folder."""
+
+    def name(folder: Path) -> str:
+        return TextJudge.from_pretrained(str(folder), decode=spell, eos_token_id=None).name
+
+    first = name(judge_folder)
+    digest = hashlib.sha256((judge_folder / "model.safetensors").read_bytes()).hexdigest()
+    assert first == f"{judge_folder.name}@{digest[:8]}"
+    moved = tmp_path_factory.mktemp("other") / judge_folder.name
+    shutil.copytree(judge_folder, moved)
+    assert name(moved) == first
+    model = transformers.AutoModelForCausalLM.from_pretrained(moved)
+    model.save_pretrained(moved, max_shard_size="3KB")
+    (moved / "model.safetensors").unlink(missing_ok=True)
+    sharded = name(moved)
+    next(iter(model.parameters())).data += 0.01
+    model.save_pretrained(moved, max_shard_size="3KB")
+    assert len({first, sharded, name(moved)}) == 3
+
+
+def test_a_judge_in_the_older_layout_is_read_as_strictly(judge_folder: Path) -> None:
+    """From a pickle of tensors: the same prices, no code is run, and no size believed that its weights do not fill."""
+    expected = TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None)
+    weights, ids = load_file(judge_folder / "model.safetensors"), random_ids(2, 6).clamp(max=21)
+    (judge_folder / "model.safetensors").unlink()
+    torch.save(weights, judge_folder / "pytorch_model.bin")
+    judge = TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None)
+    assert torch.equal(judge.token_nats(ids).nats, expected.token_nats(ids).nats)
+    assert judge.name != expected.name
+    config = json.loads((judge_folder / "config.json").read_text())
+    (judge_folder / "config.json").write_text(json.dumps({**config, "n_layer": 10**6}))
+    with pytest.raises(ValueError, match="claims 1000000 layers"):
+        TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None)
+    torch.save({**weights, "code": print}, judge_folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="names code"):
+        TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None)
 
 
 def test_a_judge_that_is_not_there_is_named(tmp_path: Path) -> None:

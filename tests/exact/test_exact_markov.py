@@ -124,9 +124,9 @@ def test_bad_arguments_are_refused():
         markov.log_prob(torch.tensor([[0, 3]]))
     with pytest.raises(ValueError, match=r"\[2\]"):
         markov.log_prob(torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"\b0\b.*\b4\b"):
+    with pytest.raises(ValueError, match=r"n must be 1 or more, got 0"):
         markov.sample(0, 4)
-    with pytest.raises(ValueError, match=r"\b4\b.*\b0\b"):
+    with pytest.raises(ValueError, match=r"length must be 1 or more, got 0"):
         markov.sample(4, 0)
     with pytest.raises(ValueError, match="-1"):
         markov.window_law(-1, 2)

@@ -19,6 +19,7 @@ from transformers import (
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
 from discrete_distill.integrations import transformers as integration
 from discrete_distill.models import add_lora, load_denoiser
+from discrete_distill.training import TrainingDiverged
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +159,12 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).evaluate()
     with pytest.raises(ValueError, match="eval_strategy"):
         trainer(tmp_path, eval_strategy="steps")
-    for name, value in (("max_steps", -1), ("length", 0), ("discriminator_every", 0)):
+    for name, value in (("max_steps", -1), ("length", 0), ("discriminator_every", 0), ("ema_decay", 1.0)):
         with pytest.raises(ValueError, match=name):
             trainer(tmp_path, **{name: value})
+    for name, number in (("length", 8.0), ("discriminator_every", True), ("ratio_warmup_steps", 1.5)):
+        with pytest.raises(TypeError, match=name):
+            trainer(tmp_path, **{name: number})
     with pytest.raises(TypeError, match="as_denoiser"):
         trainer(tmp_path, "bert", student=denoiser("bert").model)
 
@@ -234,6 +238,72 @@ def test_in_the_warm_up_of_the_ratio_the_student_has_no_update(tmp_path: Path) -
     assert int(made.average.n_averaged) == steps - warmup
 
 
+class Broken(torch.autograd.Function):
+    """The value of a loss, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(_: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(what: str, parts: int, tmp_path: Path) -> None:
+    """Weights, moments, schedule and average stay as they are, also where only the second micro-batch is broken."""
+    bad, steps = 2, 5
+    made = trainer(
+        tmp_path,
+        "dit",
+        max_steps=steps,
+        gradient_accumulation_steps=parts,
+        weight_decay=0.5,
+        lr_scheduler_type="linear",
+    )
+    loss, calls = made.method.student_loss, []
+
+    def broken(*args: Any, **options: Any) -> Any:
+        out = loss(*args, **options)
+        calls.append(made.state.global_step)
+        if made.state.global_step != bad or calls.count(bad) < parts:
+            return out
+        return replace(out, loss=out.loss * torch.nan if what == "loss" else Broken.apply(out.loss))
+
+    made.method.student_loss = broken  # type: ignore[method-assign]
+    watch, states = Rates(), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            moments = copy.deepcopy(made.optimizer.state_dict()["state"])
+            states.append((moments, made.lr_scheduler.last_epoch, int(made.average.n_averaged)))
+
+    made.add_callback(watch)
+    made.add_callback(Watch())
+    made.train()
+    for name, value in watch.weights[bad].items():
+        assert torch.equal(value, watch.weights[bad - 1][name]), name
+        assert watch.weights[-1][name].isfinite().all()
+    assert any(not torch.equal(value, watch.weights[bad][name]) for name, value in watch.weights[bad + 1].items())
+    torch.testing.assert_close(states[bad][0], states[bad - 1][0], atol=0.0, rtol=0.0)
+    assert [state[1:] for state in states] == [(1, 1), (2, 2), (2, 2), (3, 3), (4, 4)]
+    assert watch.rates == pytest.approx([1e-2 * (1 - done / steps) for done in (0, 1, 2, 2, 3)])
+    counts = [line["student_skipped_updates"] for line in made.state.log_history if "student_skipped_updates" in line]
+    assert counts == [0.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_run_of_skipped_steps_ends(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "dit", max_steps=12)
+    loss = made.method.student_loss
+    made.method.student_loss = lambda *args, **options: replace(  # type: ignore[method-assign]
+        loss(*args, **options), loss=loss(*args, **options).loss * torch.inf
+    )
+    with pytest.raises(TrainingDiverged, match="5 updates in a row"):
+        made.train()
+
+
 @pytest.mark.parametrize("ratio", ["auxiliary", "discriminator"])
 def test_schedules_of_the_ratio_networks_end_with_their_updates(
     ratio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -252,7 +322,7 @@ def test_schedules_of_the_ratio_networks_end_with_their_updates(
     )
     made = trainer(tmp_path, "dit", config, Rows(), max_steps=5, gradient_accumulation_steps=2, discriminator_every=3)
     made.train()
-    updates = 5 * 2 * config.ratio_updates if ratio == "auxiliary" else 2 * 2
+    updates = 5 * config.ratio_updates if ratio == "auxiliary" else 2
     assert planned == [updates]
     assert made.learners[ratio].scheduler.last_epoch == updates
 

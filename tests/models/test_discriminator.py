@@ -208,7 +208,7 @@ def test_its_minimum_is_the_log_ratio_pulled_in_by_smoothing(smoothing) -> None:
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_label_smoothing_outside_its_range_is_refused(smoothing) -> None:
     logits, counted = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
-    with pytest.raises(ValueError, match=rf"label_smoothing must lie in \[0, 1\), got {smoothing}"):
+    with pytest.raises(ValueError, match=rf"label_smoothing must be .*below 1.*got {smoothing}"):
         discriminator_loss(logits, logits, counted, counted, label_smoothing=smoothing)
 
 

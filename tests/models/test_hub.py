@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from published import VOCABULARY, denoiser, network
 
+from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
 from discrete_distill.models import (
     Discriminator,
     DiT,
@@ -19,6 +20,7 @@ from discrete_distill.models import (
     push_distilled,
     save_distilled,
 )
+from discrete_distill.models.hub import find_file
 
 FACTS = ModelFacts(
     method="DiDi-Instruct with an auxiliary denoiser, arXiv 2509.25035",
@@ -136,6 +138,59 @@ def test_push_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert FACTS.data in (tmp_path / "README.md").read_text()
     assert torch.equal(load_denoiser(tmp_path)(*example()), student(*example()))
     assert torch.equal(load_discriminator(tmp_path)(*example()), judge(*example()))
+
+
+class Tokenizer:
+    """Of as many entries as the student has classes."""
+
+    vocab_size = VOCABULARY
+
+    def fingerprint(self) -> str:
+        return "0123abcd"
+
+
+def test_the_fingerprint_of_the_tokenizer_is_published_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given, or read beside the student; by its next copy and its next push too."""
+    (student, judge), stored = pair(), {"fingerprint": "0123abcd", "vocab_size": VOCABULARY}
+    for name, network_of, kwargs in (
+        ("given", lambda: student, {"tokenizer": Tokenizer()}),
+        ("class", lambda: DiT.from_pretrained(tmp_path / "given"), {}),
+        ("loaded", lambda: load_denoiser(tmp_path / "class"), {}),
+        ("file", lambda: load_denoiser(tmp_path / "loaded" / "model.safetensors"), {}),
+        ("student", lambda: DiDiInstruct.make_student(load_denoiser(tmp_path / "file"), DiDiInstructConfig()), {}),
+        ("told no step", lambda: SDTT.make_student(load_denoiser(tmp_path / "file"), SDTTConfig()), {}),
+    ):
+        (tmp_path / name).mkdir()
+        Hub(monkeypatch, tmp_path / name)
+        push_distilled("pair", network_of(), judge, **kwargs)
+        assert json.loads((tmp_path / name / "tokenizer_fingerprint.json").read_text()) == stored, name
+    Hub(monkeypatch, tmp_path)
+    load_denoiser(tmp_path / "file").push_to_hub("alone")
+    assert json.loads((tmp_path / "tokenizer_fingerprint.json").read_text()) == stored
+    other = Tokenizer()
+    other.vocab_size = VOCABULARY + 1
+    with pytest.raises(ValueError, match=f"{VOCABULARY} classes and the tokenizer {VOCABULARY + 1}"):
+        save_distilled(tmp_path / "other", student, tokenizer=other)
+    assert not (tmp_path / "other").exists()
+    save_distilled(tmp_path / "unknown", student)
+    assert not (tmp_path / "unknown" / "tokenizer_fingerprint.json").exists()
+
+
+def test_without_the_hub_a_file_is_known_not_to_be_there(tmp_path: Path) -> None:
+    """As the last answer of the hub had it; of a repository that was never asked for, nothing is known."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder, commit = tmp_path / "models--user--model", "0" * 40
+    for file in ("refs/main", f"snapshots/{commit}/config.json", f".no_exist/{commit}/denoiser.json"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(commit)
+    asked = {"cache_dir": tmp_path, "local_files_only": True}
+    assert find_file("user/model", "denoiser.json", **asked) is None
+    for name, file in (("user/model", "other.json"), ("user/other", "denoiser.json")):
+        with pytest.raises(LocalEntryNotFoundError):
+            find_file(name, file, **asked)
 
 
 def test_networks_of_others_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -226,3 +226,68 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
         index.write_text(json.dumps(wrong))
         with pytest.raises(error):
             load_denoiser(tmp_path / "parts")
+
+
+def pickled_bert(folder: Path, **changes: Any) -> torch.nn.Module:
+    """A folder of transformers' older layout; head and embedding are one tensor, as BERT's are."""
+    model = tiny_bert(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({**model.state_dict(), **changes}, folder / "pytorch_model.bin")
+    return model
+
+
+def test_weights_of_the_older_layout(tmp_path: Path) -> None:
+    """Read as a pickle of tensors, and as strictly as safetensors."""
+    model, (x, t) = pickled_bert(tmp_path), example()
+    torch.testing.assert_close(load_denoiser(tmp_path)(x, t), model(x).logits)
+    weights = {name: value.half() for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    loaded = load_denoiser(tmp_path)
+    assert {each.dtype for each in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded(x, t), model(x).logits, atol=1e-2, rtol=1e-2)
+    broken = "bert.encoder.layer.0.output.dense.bias"
+    missing = {name: value for name, value in model.state_dict().items() if name != broken}
+    claims = {**missing, broken: torch.zeros(1).expand(WIDTH)}
+    nan = {**missing, broken: torch.full((WIDTH,), torch.nan)}
+    for wrong, message in (
+        (missing, f"missing: {broken}"),
+        ({**missing, broken: torch.ones(3)}, "another shape"),
+        ({**missing, broken: "ones"}, "holds a str"),
+        (claims, "claims"),
+        (nan, "not finite"),
+        (list(missing.values()), "not a dictionary of tensors"),
+    ):
+        torch.save(wrong, tmp_path / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=message):
+            load_denoiser(tmp_path)
+
+
+class Code:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.file,))
+
+
+def test_nothing_in_the_older_layout_is_run_and_no_size_is_believed(tmp_path: Path) -> None:
+    pickled_bert(tmp_path, code=Code(tmp_path / "ran"))
+    with pytest.raises(CheckpointError):
+        load_denoiser(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    pickled_bert(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, value in (("vocab_size", 10**9), ("num_hidden_layers", 10**6)):
+        (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+        with pytest.raises(CheckpointError, match=r"asks for|num_hidden_layers"):
+            load_denoiser(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:1000])
+    with pytest.raises(CheckpointError):
+        load_denoiser(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model-00001-of-00002.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        load_denoiser(tmp_path)

@@ -1,6 +1,8 @@
 """Weights as others publish them: loaded strictly, the same logits, one wrong key refused by name."""
 
 import pickle
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,70 @@ def test_lightning_checkpoints_of_mdlm_and_duo(tmp_path: Path, compiled: bool, t
     options = {"time_conditioning": time_conditioning, "max_length": 16}
     assert_same(load_denoiser(tmp_path / "duo.ckpt", **options), shadows, **options)
     assert_same(load_denoiser(tmp_path / "duo.ckpt", averaging="raw", **options), raw, **options)
+
+
+class DictConfig:
+    """Pickles as OmegaConf's dictionary: what it holds lies in ``_content``."""
+
+
+class AnyNode:
+    """Likewise its leaf: its value is ``_val``."""
+
+
+@pytest.fixture
+def omegaconf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    for name, kind in (("omegaconf.dictconfig", DictConfig), ("omegaconf.nodes", AnyNode)):
+        module = types.ModuleType(name)
+        setattr(module, kind.__name__, kind)
+        monkeypatch.setattr(kind, "__module__", name)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def omegaconf_of(settings: Any) -> Any:
+    made = DictConfig() if isinstance(settings, dict) else AnyNode()
+    content = {name: omegaconf_of(each) for name, each in settings.items()} if isinstance(settings, dict) else settings
+    made.__dict__.update({"_content" if isinstance(settings, dict) else "_val": content, "_parent": None})
+    return made
+
+
+@pytest.mark.usefixtures("omegaconf")
+@pytest.mark.parametrize("stored", ["omegaconf", "plain"])
+@pytest.mark.parametrize(
+    ("said", "noise"),
+    [
+        ({"algo": {"name": "duo_base", "backbone": "dit"}}, "uniform"),
+        ({"algo": {"name": "duo"}}, "uniform"),
+        ({"diffusion": "uniform", "parameterization": "d3pm"}, "uniform"),
+        ({"algo": {"name": "udlm"}}, "uniform"),
+        ({"diffusion": "absorbing_state"}, "masked"),
+        ({"algo": {"name": "mdlm"}}, "masked"),
+        ({"algo": {"name": "distillation"}}, "unknown"),
+        ({"seed": 1}, "unknown"),
+    ],
+)
+def test_a_checkpoint_says_on_which_noise_it_was_trained(
+    stored: str, said: dict[str, Any], noise: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As DUO's, UDLM's and MDLM's Lightning modules store their configuration."""
+    settings = {"config": omegaconf_of(said) if stored == "omegaconf" else said}
+    file = tmp_path / "last.ckpt"
+    published.write_lightning(file, prefixed(network(0), "backbone."), network(1), hyper_parameters=settings)
+    if noise == "uniform":
+        with pytest.raises(ValueError, match="uniform-state model"):
+            load_denoiser(file)
+        return
+    assert_same(load_denoiser(file), network(1))
+    assert any("on which noise" in str(each.message) for each in recwarn) == (noise == "unknown")
+
+
+def test_a_checkpoint_without_settings_is_warned_of_and_a_config_file_beside_it_is_read(tmp_path: Path) -> None:
+    published.write_lightning(tmp_path / "last.ckpt", prefixed(network(0), "backbone."), network(1))
+    with pytest.warns(UserWarning, match="does not say on which noise"):
+        load_denoiser(tmp_path / "last.ckpt")
+    (tmp_path / "config.json").write_text('{"model_type": "duo"}')
+    with pytest.raises(ValueError, match="uniform-state model"):
+        load_denoiser(tmp_path / "last.ckpt")
 
 
 def test_settings_and_tokeniser_in_a_checkpoint_are_not_needed(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_an_untied_head_that_is_named_is_adapted_and_merged() -> None:
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     net = denoiser(network())
-    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rank must be 1 or more, got 0"):
         add_lora(net, rank=0)
     with pytest.raises(ValueError, match=r"no linear layer is named \['no'\]; there are sigma_map\.mlp\.0"):
         add_lora(net, targets=["no"])

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState
 from published_files import lines_of_text, write_gpt2, write_mdlm
 from tokenizers import Tokenizer
 
-from discrete_distill.recipes import compare, fingerprint, owt, protein
+from discrete_distill.models import hub
+from discrete_distill.recipes import compare, owt, protein
 from discrete_distill.recipes.assets import asset
 from discrete_distill.recipes.fasta import ResidueTokenizer
 from discrete_distill.recipes.fingerprint import (
@@ -102,7 +103,7 @@ def test_a_name_on_the_hub_that_cannot_be_reached_has_no_fingerprint(monkeypatch
     def unreachable(*_: object, **__: object) -> None:
         raise OSError
 
-    monkeypatch.setattr(fingerprint, "find_file", unreachable)
+    monkeypatch.setattr(hub, "find_file", unreachable)
     assert read_fingerprint("someone/model") is None
 
 

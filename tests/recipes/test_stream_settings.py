@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from discrete_distill import MaskedDiffusion
 from discrete_distill.methods import DiDiInstructConfig
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes import token_cache
 from discrete_distill.recipes.corpus import TokenStream
 from discrete_distill.recipes.distill import DistillConfig, distil
 from discrete_distill.recipes.guide import Guide, GuideConfig
 from discrete_distill.recipes.stream_settings import stream_settings
 from discrete_distill.recipes.teacher import TeacherConfig, train_teacher
+from discrete_distill.recipes.token_cache import cached_arrays
 from discrete_distill.training import LoopConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
@@ -25,6 +27,7 @@ OTHER = {
     "length": TokenStream(IDS, 8),
     "more text": TokenStream(np.tile(IDS, 2), 4),
 }
+LONG = np.arange(50_000, dtype=np.uint16) % 5
 
 
 def network() -> DiT:
@@ -55,6 +58,22 @@ def test_a_run_is_not_resumed_on_other_text(fit, other: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"text\."):
         fit(OTHER[other], tmp_path, 2)
     fit(TokenStream(IDS.astype(np.int64), 4), tmp_path, 2)
+
+
+@pytest.mark.parametrize("position", [0, 1, 7777, 49_998, 49_999])
+def test_one_other_token_is_another_text(position: int) -> None:
+    other = LONG.copy()
+    other[position] = (other[position] + 1) % 5
+    assert stream_settings(TokenStream(other, 4)) != stream_settings(TokenStream(LONG, 4))
+
+
+def test_a_text_from_the_cache_has_the_digest_of_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken when they are written, and not again at the next start."""
+    first = cached_arrays(tmp_path, ("train",), lambda: {"train": LONG})["train"]
+    monkeypatch.setattr(token_cache, "content_digest", None)
+    again = cached_arrays(tmp_path, ("train",), dict)["train"]
+    settings = [stream_settings(TokenStream(each.array, 4, each.digest)) for each in (first, again)]
+    assert settings == [stream_settings(TokenStream(LONG, 4))] * 2
 
 
 def test_settings_of_a_stream_do_not_depend_on_its_storage(tmp_path: Path) -> None:

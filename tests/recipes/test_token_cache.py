@@ -111,7 +111,7 @@ def _build(folder: Path, barrier: object, failures: object) -> None:
     try:
         for round_index in range(20):
             found = cached_arrays(folder / str(round_index), SPLITS, lambda: {n: np.arange(5000) for n in SPLITS})
-            assert all(np.array_equal(array, np.arange(5000)) for array in found.values())
+            assert all(np.array_equal(each.array, np.arange(5000)) for each in found.values())
     except BaseException as error:
         failures.put(repr(error))  # type: ignore[attr-defined]
 
@@ -156,4 +156,7 @@ def test_the_index_holds_a_hash_of_each_file(tmp_path: Path) -> None:
 
     cached_arrays(tmp_path, ("one",), lambda: {"one": np.arange(3)})
     index = json.loads((tmp_path / INDEX_FILE).read_text())
-    assert index == {"one": hashlib.sha256((tmp_path / "one.npy").read_bytes()).hexdigest()}
+    assert index == {
+        "one": hashlib.sha256((tmp_path / "one.npy").read_bytes()).hexdigest(),
+        "content of one": hashlib.sha256(np.arange(3, dtype="<i8").tobytes()).hexdigest(),
+    }

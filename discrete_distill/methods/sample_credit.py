@@ -1,0 +1,149 @@
+"""Credit to the samples that were drawn: the integral KL's score function, with the method's regularisers.
+
+Shape suffixes: B batch, L length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ..divergence import LogRatioEstimator, SampleScores, ScoreFunctionIntegralKL
+from ..process import BetaTime, ConstantWeight, Denoiser, ElboWeight, MaskedDiffusion
+from ..rewards import LogRatioReward
+from ..rollout import Rollout
+from .config import DiDiInstructConfig
+from .output import StepOutput, Verdict
+from .reward_metrics import reward_metrics
+from .step_losses import step_losses
+
+
+class Credit(NamedTuple):
+    """What one part of a batch is taught with; see `DiDiInstruct.credits`.
+
+    Attributes:
+        scores: log-ratios of its samples.
+        advantages: ``[B]``, or ``[B, L]`` with token credit, normalised over the whole batch.
+    """
+
+    scores: SampleScores
+    advantages: Tensor
+
+
+def time_law(config: DiDiInstructConfig) -> BetaTime:
+    """The law of random intermediate times, and of the times that samples are corrupted to."""
+    return BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
+
+
+def is_coupled(config: DiDiInstructConfig, rollout: Rollout) -> bool:
+    """Whether samples are corrupted to a time of their own path."""
+    # A path of one step has no intermediate time: corrupted to its tau, 1, nothing could be told apart.
+    return config.coupled_time and len(rollout.steps) > 1
+
+
+def make_estimator(
+    process: MaskedDiffusion, config: DiDiInstructConfig, log_ratio: LogRatioEstimator
+) -> ScoreFunctionIntegralKL:
+    """The estimator that a configuration describes.
+
+    Args:
+        process: corrupts the samples.
+        config: of the method.
+        log_ratio: the reward is its negative.
+    """
+    omega = ElboWeight(process.schedule, config.omega_low, config.omega_high)
+    return ScoreFunctionIntegralKL(
+        process,
+        log_ratio,
+        time_law=time_law(config),
+        weight=omega if config.omega == "elbo" else ConstantWeight(),
+        importance_weight=config.importance_weight,
+        credit="token" if config.credit == "token" else "sequence",
+        window=config.window,
+        corruptions=config.corruptions,
+        by=config.corruption_by,
+        shared_masks=config.branching,
+        reward=LogRatioReward(config.reward_clip),
+        baseline=config.baseline,
+        scale=config.scale,
+        advantage_clip=config.advantage_clip,
+    )
+
+
+@dataclass(frozen=True)
+class SampleCredit:
+    """The student's loss, in two halves: scores of its samples, and the gradient of their paths.
+
+    Args:
+        process: names the mask.
+        config: of the method.
+        teacher: frozen.
+        estimator: of the integral KL.
+    """
+
+    process: MaskedDiffusion
+    config: DiDiInstructConfig
+    teacher: Denoiser
+    estimator: ScoreFunctionIntegralKL
+
+    def score(self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None) -> SampleScores:
+        """Log-ratios of a rollout's samples; its logits are not read.
+
+        Args:
+            rollout: paths of the student.
+            verdict: log-ratios that are already there; estimated here if None.
+            generator: source of randomness.
+        """
+        given: dict[str, Any] = {"group_size": rollout.group_size, "movable": rollout.movable}
+        if verdict is not None:
+            return self.estimator.score_of(verdict.log_ratio, verdict.t, **given)
+        return self.estimator.score(
+            rollout.sequences,
+            t=rollout.tau if is_coupled(self.config, rollout) else None,
+            generator=generator,
+            s=rollout.last_time,
+            **given,
+            **rollout.denoiser_kwargs(),
+        )
+
+    def student_loss(
+        self,
+        rollout: Rollout,
+        credit: Credit | None,
+        verdict: Verdict | None,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
+    ) -> StepOutput:
+        """The surrogate, with the regularisers.
+
+        Args:
+            rollout: paths of the student, with their graph.
+            credit: of its samples; if None, the rollout is the whole batch and is scored here.
+            verdict: as for `score`.
+            generator: source of randomness.
+            num_tokens: what sums over generated tokens are divided by.
+
+        Raises:
+            ValueError: if a log-probability of the path, or a reward, is not finite.
+        """
+        steps = [(step, step_losses(self.process, self.config, self.teacher, rollout, step)) for step in rollout.steps]
+        token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
+        rollout.check_log_probs(token_log_probs.detach())
+        if credit is None:
+            scores = self.score(rollout, verdict, generator)
+            credit = Credit(scores, self.estimator.advantages([scores])[0])
+        out = self.estimator.surrogate(token_log_probs, *credit)
+        # The surrogate is a mean over sequences.
+        loss = out.loss * len(token_log_probs) / num_tokens
+        entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / num_tokens
+        metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
+        if self.config.kl_coefficient:
+            divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / num_tokens
+            loss = loss + self.config.kl_coefficient * divergence
+            metrics["teacher_divergence"] = divergence.detach()
+        if self.config.entropy_coefficient:
+            loss = loss - self.config.entropy_coefficient * entropy
+        return StepOutput(loss, metrics)
