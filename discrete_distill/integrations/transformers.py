@@ -33,9 +33,11 @@ from ..models import DiT, DiTConfig
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..training import Learner, OptimizerConfig, step_generator
-from ..training.metrics import MetricWindow
+from ..training.metrics import MetricWindow, on_the_host
+from ..training.processes import agree
 from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
+from .collapse_callback import CollapseCallback
 
 NO_EVALUATION = "there is no loss to evaluate a student by; sample from averaged_student and measure the samples"
 
@@ -50,6 +52,8 @@ class DiDiInstructTrainingArguments(TrainingArguments):
         ratio_warmup_steps: of that rate, in updates of theirs.
         discriminator_every: student steps between its updates.
         ema_decay: of the student's moving average; 0 for none.
+        stop_on_collapse: updates for which the samples of a batch may be alike before training stops, looked at with
+            every line of the log (see `mode_collapse`); a checkpoint is saved when they are first. 0 goes on.
     """
 
     length: int = field(default=128, metadata={"help": "tokens of a student path"})
@@ -57,6 +61,7 @@ class DiDiInstructTrainingArguments(TrainingArguments):
     ratio_warmup_steps: int = field(default=0, metadata={"help": "of that rate"})
     discriminator_every: int = field(default=1, metadata={"help": "student steps between its updates"})
     ema_decay: float = field(default=0.999, metadata={"help": "of the student's moving average; 0 for none"})
+    stop_on_collapse: int = field(default=100, metadata={"help": "updates of samples that are alike; 0 goes on"})
     # Rows reach the loss as they are; and processes may call a network unequally often, so buffers stay at home.
     remove_unused_columns: bool | None = False
     ddp_broadcast_buffers: bool | None = False
@@ -138,10 +143,12 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self._window = MetricWindow()
         self._rollout: Rollout | None = None
         self._place = (-1, 0)
+        watch = CollapseCallback(args.stop_on_collapse)
         kwargs.setdefault("data_collator", default_data_collator)
         if isinstance(model, DiT):
             model.config = _OpenConfig(**asdict(model.config))
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.add_callback(watch)
         self.model_accepts_loss_kwargs = False  # The loss is a mean, so micro-batches are averaged.
         if args.ema_decay:
             self.average = AveragedModel(
@@ -249,7 +256,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             if self.config.log_ratio == "mmd":
                 verdict = self.method.mmd_verdict(rollout, reference)
             out = self.method.student_loss(rollout, verdict=verdict, generator=self._generator)
-        self._window.add({name: float(value) for name, value in out.metrics.items()})
+        self._window.add(on_the_host([out.metrics])[0])
         return (out.loss, {"rollout": rollout}) if return_outputs else out.loss
 
     def _next_generator(self) -> Generator:
@@ -287,14 +294,18 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
 
     def _update(self, name: str, out: StepOutput) -> None:
-        figures = {key: float(value) for key, value in out.metrics.items()}
+        figures = on_the_host([out.metrics])[0]
         updated = self.learners[name].step(out.loss)
         self._window.add(figures | {f"{name}_{key}": value for key, value in updated.items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The method's metrics, averaged since the last line, go with the Trainer's own."""
+        """The method's metrics, averaged since the last line, go with the Trainer's own.
+
+        Raises:
+            TrainingCollapsed: see ``stop_on_collapse`` of `DiDiInstructTrainingArguments`.
+        """
         if "loss" in logs:
-            logs = {**logs, **self._window.flush()}
+            logs = {**logs, **agree(self._window.flush(), False, self.args.device)[0]}
         super().log(logs, start_time)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

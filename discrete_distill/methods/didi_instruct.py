@@ -35,6 +35,7 @@ from .config import DiDiInstructConfig
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput, Verdict
+from .path_metrics import path_metrics
 from .reward_metrics import reward_metrics
 from .step_losses import step_losses
 from .vocabulary_credit import VocabularyCredit
@@ -361,6 +362,7 @@ class DiDiInstruct:
         loss = out.loss * len(token_log_probs) / tokens
         entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / tokens
         metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
+        metrics |= path_metrics(self.config, rollout, [each.entropy for _, each in steps])
         if self.config.kl_coefficient:
             divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / tokens
             loss = loss + self.config.kl_coefficient * divergence

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
-from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
+from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict, agreement_metrics
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
@@ -33,6 +33,7 @@ from ..training import (
     shard,
 )
 from ..training.checkpoint import file_digest
+from ..training.metrics import on_the_host
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
@@ -255,7 +256,7 @@ class Distillation:
     def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, float]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
-            return {}
+            return on_the_host([agreement_metrics(self.config.method, rollout)])[0]
         if self.config.method.log_ratio == "mmd":
             verdict = self._mmd_verdict(rollout, generator)
         with self.accelerator.autocast():
@@ -292,7 +293,7 @@ class Distillation:
 
     def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
         learner.backward(out.loss / self.config.accumulate)
-        return on_the_host(out.metrics)
+        return on_the_host([out.metrics])[0]
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
@@ -377,14 +378,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, with one copy from the device for all of them."""
-    if not metrics:
-        return {}
-    values = torch.stack([torch.as_tensor(value).detach().double() for value in metrics.values()])
-    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:
