@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import get_logger
 
+from ..checks import check_count
 from ..training import mode_collapse
 from ..training.mode_collapse import stop_if_collapsed
 
@@ -25,8 +26,7 @@ class CollapseCallback(TrainerCallback):
     """
 
     def __init__(self, stop_after: int) -> None:
-        if stop_after < 0:
-            raise ValueError(f"stop_on_collapse must be 0 or more, got {stop_after}")
+        check_count("stop_on_collapse", stop_after, least=0)
         self.stop_after = stop_after
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
+from ..checks import check_count, check_number
 from .metrics import MetricWindow, on_the_host
+from .processes import agree
 
 Line = Mapping[str, float]
 
@@ -52,14 +55,10 @@ class CollapseRule:
     updates: int = 10
 
     def __post_init__(self) -> None:
-        if not 1.0 < self.agreement_factor < math.inf:
-            raise ValueError(f"agreement_factor must be above 1 and finite, got {self.agreement_factor}")
-        if not 0.0 < self.entropy_share < 1.0:
-            raise ValueError(f"entropy_share must be between 0 and 1, got {self.entropy_share}")
-        if not 0.0 <= self.errors < math.inf:
-            raise ValueError(f"errors must be 0 or more and finite, got {self.errors}")
-        if self.updates < 1:
-            raise ValueError(f"updates must be 1 or more, got {self.updates}")
+        check_number("agreement_factor", self.agreement_factor, above=1.0)
+        check_number("entropy_share", self.entropy_share, above=0.0, below=1.0)
+        check_number("errors", self.errors, least=0.0)
+        check_count("updates", self.updates)
 
     def is_met(self, name: str, first: float, last: float, error: float) -> bool:
         """Whether a figure has gone from ``first`` to ``last``, with a standard error of the difference, too far."""
@@ -155,6 +154,7 @@ def stop_if_collapsed(sign: ModeCollapse | None, limit: int) -> None:
 
 class CollapseWatch:
     """Mode collapse in a loop of your own: takes the metrics of each update as they are, and reads them now and then.
+    With several processes all of them add the metrics of all updates; what is looked at are means over processes.
 
     Args:
         every: updates between two looks, at which their metrics are read from the device, all at once.
@@ -172,10 +172,8 @@ class CollapseWatch:
     """
 
     def __init__(self, *, every: int = 10, stop_after: int = 100, rule: CollapseRule | None = None) -> None:
-        if every < 1:
-            raise ValueError(f"every must be 1 or more, got {every}")
-        if stop_after < 0:
-            raise ValueError(f"stop_after must be 0 or more, got {stop_after}")
+        check_count("every", every)
+        check_count("stop_after", stop_after, least=0)
         self.every, self.stop_after, self.rule = every, stop_after, rule
         self.history: list[dict[str, float]] = []
         self._kept: list[dict[str, Tensor]] = []
@@ -199,8 +197,10 @@ class CollapseWatch:
         window = MetricWindow()
         for line in on_the_host(self._kept):
             window.add(line)
+        devices = {value.device for line in self._kept for value in line.values()}
         self._kept = []
-        self.history.append({"step": float(step), **window.flush()})
+        means, _ = agree(window.flush(), False, next(iter(devices), torch.device("cpu")))
+        self.history.append({"step": float(step), **means})
         sign = mode_collapse(self.history, self.rule)
         stop_if_collapsed(sign, self.stop_after)
         return sign

@@ -12,13 +12,6 @@ from discrete_distill.training import CollapseWatch, TrainingCollapsed, mode_col
 LABORATORY = Laboratory(exact.modal_law(4, 3, concentration=0.3), length=4, hidden_size=16)
 
 
-def agreement_of(law: torch.Tensor) -> float:
-    """Probability that two samples have the same word at a position, mean over positions."""
-    places = range(law.dim())
-    marginals = [law.sum([other for other in places if other != place]) for place in places]
-    return float(torch.stack([(each**2).sum() for each in marginals]).mean())
-
-
 def distil(updates: int, paths: int, rate: float) -> CollapseWatch:
     """Own-token credit and an auxiliary that is updated once, as a hurried run has it."""
     config = DiDiInstructConfig(window=0, path_steps=(2,), group_size=paths, ratio_updates=1)
@@ -53,4 +46,4 @@ def test_the_same_run_at_a_smaller_rate_is_healthy_and_its_metrics_are_exact() -
     teacher = LookUpDenoiser(LABORATORY)
     law = exact.sampler_law(teacher, LABORATORY.process, exact.uniform_times(2), 4, 3, time_dependent=False)
     first = [line["sample_agreement"] for line in watch.history[:3]]
-    assert sum(first) / 3 == pytest.approx(agreement_of(law), abs=0.03)
+    assert sum(first) / 3 == pytest.approx(float(exact.agreement(law)), abs=0.03)
