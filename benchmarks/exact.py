@@ -34,7 +34,9 @@ from benchmarks.laboratory import (
     score_law,
 )
 from discrete_distill import exact
+from discrete_distill.evaluation import Estimate
 from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.recipes.diversity_columns import collapse_of
 from discrete_distill.samplers import AncestralSampler
 
 STEPS = (1, 2, 4, 8)
@@ -70,6 +72,8 @@ class Row(NamedTuple):
     forward_kl: float
     total_variation: float
     entropy: float
+    agreement: float
+    collision: float
     seconds: float
 
 
@@ -182,13 +186,46 @@ def median_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def closed(rows: list[Row], method: str, steps: int) -> float:
-    """Fraction of the distance from teacher to optimum that the median student has crossed, reverse KL."""
+def diversity_table(rows: list[Row], law: torch.Tensor) -> str:
+    """Agreement and collision of two samples, exact, medians over seeds, one line a method and one for the law;
+    an asterisk marks students that are less diverse than the law."""
+    own = f"{float(exact.agreement(law)):.1%} / {float(exact.collision(law)):.2%}"
+    lines = [f"{'':18}" + "".join(f"{f'{steps} steps':>24}" for steps in STEPS), f"{'law':18}{own:>24}"]
+    for name in dict.fromkeys(row.method for row in rows):
+        cells = []
+        for steps in STEPS:
+            own_rows = [row for row in rows if row.method == name and row.steps == steps]
+            if not own_rows:
+                cells.append("")
+                continue
+            mark = "* " if collapse_of_median(own_rows, law) else ""
+            agreement, collision = (median_of(own_rows, name) for name in ("agreement", "collision"))
+            cells.append(f"{mark}{agreement:.1%} / {collision:.2%}")
+        lines.append(f"{name:18}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
 
-    def median(name: str) -> float:
-        return statistics.median(row.reverse_kl for row in rows if row.method == name and row.steps == steps)
 
-    return (median("teacher") - median(method)) / (median("teacher") - median("optimal"))
+def median_of(rows: list[Row], figure: str) -> float:
+    """Median over seeds of a figure."""
+    return statistics.median(getattr(row, figure) for row in rows)
+
+
+def collapse_of_median(rows: list[Row], law: torch.Tensor) -> str:
+    """The word "collapsed" and the figures, where two samples of the median student agree too often; exact, without
+    error."""
+    reference = {"agreement": Estimate(float(exact.agreement(law)), 0.0)}
+    return collapse_of({"agreement": Estimate(median_of(rows, "agreement"), 0.0)}, reference)
+
+
+def closed(rows: list[Row], method: str, steps: int, law: torch.Tensor) -> float | str:
+    """Fraction of the distance from teacher to optimum that the median student has crossed, reverse KL; "collapsed" and
+    the figures for a student that is less diverse than the law."""
+
+    def rows_of(name: str) -> list[Row]:
+        return [row for row in rows if row.method == name and row.steps == steps]
+
+    teacher, student, optimum = (median_of(rows_of(name), "reverse_kl") for name in ("teacher", method, "optimal"))
+    return collapse_of_median(rows_of(method), law) or (teacher - student) / (teacher - optimum)
 
 
 def print_rows(rows: list[Any], *figures: str) -> None:
@@ -246,13 +283,21 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
     written = ["exact.json"]
     fractions = {}
     if measured:
-        law_entropy = exact.small_law().chain.entropy(exact.small_law().length)
+        chain, length = exact.small_law()
+        law, law_entropy = chain.law(length), chain.entropy(length)
         print(f"reverse KL / forward KL / entropy, nats; entropy of the law {law_entropy:.2f}; medians over seeds")
         print(median_table(measured))
-        fractions = {name: {steps: closed(measured, name, steps) for steps in (2, 4)} for name in arguments.methods}
+        print(
+            "two samples agree at a position / are one sequence, exact, medians over seeds; * less diverse than the law"
+        )
+        print(diversity_table(measured, law))
+        fractions = {
+            name: {steps: closed(measured, name, steps, law) for steps in (2, 4)} for name in arguments.methods
+        }
         print("closed of the distance from teacher to optimum at 2 and 4 steps:")
         for name, by_steps in fractions.items():
-            print(f"  {name:18}" + "".join(f"{value:8.0%}" for value in by_steps.values()))
+            shown = [f"{value:8.0%}" if isinstance(value, float) else f"  {value}" for value in by_steps.values()]
+            print(f"  {name:18}" + "".join(shown))
         plot_distances(measured, folder / "exact-distances.png")
         write_csv(folder / "exact.csv", measured)
         written += ["exact.csv", "exact-distances.png"]

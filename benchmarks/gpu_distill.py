@@ -27,6 +27,7 @@ from benchmarks.gpu_run import write_json
 from discrete_distill.methods import DiDiInstructConfig, SDTTConfig
 from discrete_distill.models import DiTConfig
 from discrete_distill.recipes.comparison import RESULTS_FILE, Comparison
+from discrete_distill.recipes.comparison_report import collapses
 from discrete_distill.recipes.comparison_settings import ComparisonConfig
 from discrete_distill.recipes.comparison_settings import demo as comparison_demo
 from discrete_distill.recipes.corpus import DataConfig
@@ -150,6 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     def evaluate() -> None:
         comparison.evaluate(late=lambda: late(0.9))
         summary["results"] = json.loads((comparison.directory / RESULTS_FILE).read_text())
+        said = collapses(summary["results"])
+        summary["collapsed"] = [f"{method}, {steps} steps: {why}" for (method, steps), why in said.items()]
+        print("\n".join(summary["collapsed"] or ["no method collapsed"]))
 
     def report() -> None:
         comparison.report()

@@ -214,13 +214,16 @@ def trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 class Score(NamedTuple):
-    """Of a sampler's law against the chain's, nats."""
+    """Of a sampler's law: distances from the chain's and entropy, nats; probabilities that two of its samples have the
+    same word at a position, and that they are one sequence."""
 
     steps: int
     reverse_kl: float
     forward_kl: float
     total_variation: float
     entropy: float
+    agreement: float
+    collision: float
 
 
 def score_law(law: Tensor, target: Tensor, steps: int) -> Score:
@@ -230,6 +233,8 @@ def score_law(law: Tensor, target: Tensor, steps: int) -> Score:
         lambda: exact.kl(target, law),
         lambda: exact.total_variation(law, target),
         lambda: exact.entropy(law),
+        lambda: exact.agreement(law),
+        lambda: exact.collision(law),
     )
     return Score(steps, *(float(measure()) for measure in measures))
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
-from discrete_distill.training import replicate, step_generator
+from discrete_distill.training import CollapseWatch, replicate, step_generator
 from examples.toy import LENGTH, PROCESS, report, train_teacher
 
 
@@ -30,19 +30,26 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
     ]
     student_optimizer, ratio_optimizer = map(accelerator.prepare_optimizer, optimizers)
 
+    watch = CollapseWatch(every=10)
     for micro_batch in range(steps * accumulate):
         # Seed, number and rank: another stream on every process, and none to save.
         g = step_generator(0, micro_batch, rank=accelerator.process_index, device=accelerator.device)
         with accelerator.accumulate(student, auxiliary), accelerator.autocast():
             rollout = method.rollout(64 // accumulate, LENGTH, generator=g)
             warm = micro_batch >= accumulate * config.ratio_warmup
-            accelerator.backward(float(warm) * method.student_loss(rollout, generator=g).loss)
+            out = method.student_loss(rollout, generator=g)
+            accelerator.backward(float(warm) * out.loss)
             accelerator.backward(method.auxiliary_loss(rollout, generator=g).loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(student.parameters(), 1.0)
             for optimizer in (student_optimizer, ratio_optimizer):
                 optimizer.step()
                 optimizer.zero_grad()
+        if warm and accelerator.sync_gradients:
+            # All processes look together; it raises TrainingCollapsed if samples stay alike.
+            sign = watch.add(micro_batch // accumulate, out.metrics)
+            if sign is not None and sign.is_new:
+                accelerator.print(sign)
     if accelerator.is_main_process:
         print(f"{accelerator.num_processes} processes, {accumulate} micro-batches of {64 // accumulate} paths each")
     return report(teacher, raw[0].eval())

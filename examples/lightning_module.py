@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
-from discrete_distill.training import step_generator
+from discrete_distill.training import CollapseWatch, step_generator
 from examples.toy import LENGTH, PROCESS, report, train_teacher
 
 
@@ -18,6 +18,7 @@ class Distillation(lightning.LightningModule):
     def __init__(self, teacher: nn.Module, config: DiDiInstructConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.watch = CollapseWatch(every=10)
         self.student = DiDiInstruct.make_student(teacher, config)
         self.auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
         self.method = DiDiInstruct(self.student, teacher, None, PROCESS, config, auxiliary=self.auxiliary)
@@ -37,6 +38,9 @@ class Distillation(lightning.LightningModule):
             student_optimizer.step()
             student_optimizer.zero_grad()
             self.log_dict(out.metrics)
+            sign = self.watch.add(index, out.metrics)  # raises TrainingCollapsed if samples stay alike
+            if sign is not None and sign.is_new:
+                print(sign)
         for _ in range(self.method.config.ratio_updates):
             self.manual_backward(self.method.auxiliary_loss(rollout, generator=g).loss)
             ratio_optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.training import CollapseWatch
 from examples.toy import LENGTH, PROCESS, report, train_teacher
 
 
@@ -18,7 +19,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     student_optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     ratio_optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=2e-3)
 
-    g = torch.Generator().manual_seed(0)
+    g, watch = torch.Generator().manual_seed(0), CollapseWatch(every=10)
     for step in range(steps):
         rollout = method.rollout(64, LENGTH, generator=g)
         if step >= config.ratio_warmup:
@@ -27,6 +28,9 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             student_optimizer.step()
             student_optimizer.zero_grad()
+            sign = watch.add(step, out.metrics)  # raises TrainingCollapsed if samples stay alike
+            if sign is not None and sign.is_new:
+                print(sign)
         for _ in range(config.ratio_updates):
             method.auxiliary_loss(rollout, generator=g).loss.backward()
             ratio_optimizer.step()

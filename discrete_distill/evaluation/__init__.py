@@ -3,6 +3,7 @@
 from .between_samples import (
     BetweenSampleDiversity,
     Estimate,
+    mean_figures,
     measure_between_samples,
     nearest_overlap,
     ngram_entropy,
@@ -10,7 +11,7 @@ from .between_samples import (
     sample_agreement,
 )
 from .bracket import measure_frontier_around
-from .collapse import CollapseTolerance, LostDiversity, lost_diversity
+from .collapse import CollapseTolerance, LostDiversity, lost_diversity, of_samples_alone
 from .comparison import FrontierComparison, compare_at_entropy
 from .diversity import (
     Diversity,
@@ -73,6 +74,7 @@ __all__ = [
     "likelihood_bound",
     "lost_diversity",
     "mauve",
+    "mean_figures",
     "measure_between_samples",
     "measure_diversity",
     "measure_frontier",
@@ -82,6 +84,7 @@ __all__ = [
     "measure_speeds",
     "nearest_overlap",
     "ngram_entropy",
+    "of_samples_alone",
     "overlap_n",
     "plot_frontier",
     "plot_perplexity_by_steps",

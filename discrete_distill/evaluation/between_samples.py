@@ -10,6 +10,7 @@ Shape suffixes: N samples, M sequences of data, L length.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +53,26 @@ class BetweenSampleDiversity:
         found = {"agreement": self.agreement, "nearest_overlap": self.nearest_overlap}
         found |= {f"entropy_{n}": estimate for n, estimate in self.entropies.items()}
         return found if self.reverse_nats is None else {**found, "reverse_nats": self.reverse_nats}
+
+
+def mean_figures(sets: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Mean over sets of samples of the figures that all of them have.
+
+    Args:
+        sets: figures by name, of independent sets of equal size.
+
+    Returns:
+        Figures by name; the standard error is that of the mean, None where a set has none.
+    """
+    found: dict[str, Estimate] = {}
+    for name in sets[0] if sets else ():
+        if not all(name in each for each in sets):
+            continue
+        errors = [each[name].standard_error for each in sets]
+        known = [error for error in errors if error is not None]
+        error = math.hypot(*known) / len(sets) if len(known) == len(sets) else None
+        found[name] = Estimate(math.fsum(each[name].value for each in sets) / len(sets), error)
+    return found
 
 
 def measure_between_samples(

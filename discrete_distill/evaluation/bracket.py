@@ -26,6 +26,8 @@ def measure_frontier_around(
     mask_token_id: int | None = None,
     batch_size: int = 16,
     data: Tensor | None = None,
+    groups_N: Tensor | None = None,
+    generation_mask_NL: Tensor | None = None,
 ) -> Frontier:
     """A frontier whose curves, for every seed, reach ``entropy`` from both sides, if ``limits`` let them.
 
@@ -62,6 +64,8 @@ def measure_frontier_around(
             mask_token_id=mask_token_id,
             batch_size=batch_size,
             data=data,
+            groups_N=groups_N,
+            generation_mask_NL=generation_mask_NL,
         )
 
     frontier = at(temperatures)

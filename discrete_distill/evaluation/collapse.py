@@ -104,5 +104,14 @@ def lost_diversity(
     return tuple(found)
 
 
+def of_samples_alone(figures: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The figures that samples are held against data by: all but the reverse perplexity, which bad text raises too.
+
+    Args:
+        figures: `BetweenSampleDiversity.figures`, of data or of samples.
+    """
+    return {name: figure for name, figure in figures.items() if name != "reverse_nats"}
+
+
 def _shown(name: str, value: float) -> str:
     return f"{math.exp(value):.0f}" if name == "reverse_nats" else f"{100 * value:.3g}%"

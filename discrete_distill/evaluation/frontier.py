@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .between_samples import Estimate, measure_between_samples
+from .between_samples import Estimate, mean_figures, measure_between_samples
 from .checks import check_token_ids, exponential
 from .diversity import corpus_entropy, sample_entropy
 from .judges import Judge
@@ -54,13 +54,15 @@ class FrontierPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierMean:
-    """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats."""
+    """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats; figures of
+    `FrontierPoint.diversity` with errors over samples."""
 
     temperature: float
     entropy: float
     entropy_error: float | None
     nats_per_token: float
     nats_error: float | None
+    diversity: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,8 @@ def measure_frontier(
     mask_token_id: int | None = None,
     batch_size: int = 16,
     data: Tensor | None = None,
+    groups_N: Tensor | None = None,
+    generation_mask_NL: Tensor | None = None,
     on_point: Callable[[FrontierPoint], None] | None = None,
 ) -> Frontier:
     """Sample and judge at every temperature with every seed.
@@ -219,6 +223,9 @@ def measure_frontier(
         mask_token_id: with it, samples that still hold masks are refused.
         batch_size: samples the judge sees at once.
         data: held-out data, int64 ``[M, L']``, for the reverse perplexity of each point; None to leave it out.
+        groups_N: int ``[N]``, number of the prompt of each sample, where samples continue prompts: only samples of one
+            prompt are compared with one another.
+        generation_mask_NL: bool ``[N, L]``, true at generated tokens; all by default.
         on_point: called after each point, for progress.
 
     Raises:
@@ -240,7 +247,12 @@ def measure_frontier(
         verdict = generative_perplexity(
             sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size
         )
-        points.append(_point(temperature, seed, sequences_NL, verdict, data))
+        diversity: dict[str, Estimate] = {}
+        if len(sequences_NL) > 1:
+            diversity = measure_between_samples(
+                sequences_NL, data, groups_N=groups_N, generation_mask_NL=generation_mask_NL
+            ).figures()
+        points.append(_point(temperature, seed, sequences_NL, verdict, diversity))
         if on_point is not None:
             on_point(points[-1])
     assert shape is not None
@@ -264,9 +276,12 @@ def _same_shape(shape: tuple[int, int] | None, sequences_NL: Tensor) -> tuple[in
 
 
 def _point(
-    temperature: float, seed: int, sequences_NL: Tensor, verdict: GenerativePerplexity, data: Tensor | None
+    temperature: float,
+    seed: int,
+    sequences_NL: Tensor,
+    verdict: GenerativePerplexity,
+    diversity: dict[str, Estimate],
 ) -> FrontierPoint:
-    single = len(sequences_NL) < 2
     return FrontierPoint(
         temperature=float(temperature),
         seed=int(seed),
@@ -274,7 +289,7 @@ def _point(
         corpus_entropy=corpus_entropy(sequences_NL),
         nats_per_token=verdict.nats_per_token,
         standard_error=verdict.standard_error,
-        diversity={} if single else measure_between_samples(sequences_NL, data).figures(),
+        diversity=diversity,
     )
 
 
@@ -328,4 +343,5 @@ def _mean_over_seeds(points: list[FrontierPoint]) -> FrontierMean:
         entropy_error=standard_error_of_mean(entropies),
         nats_per_token=statistics.fmean(nats),
         nats_error=standard_error_of_mean(nats),
+        diversity=mean_figures([p.diversity for p in points]),
     )

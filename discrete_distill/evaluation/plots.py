@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .between_samples import Estimate
 from .checks import exponential
+from .collapse import lost_diversity, of_samples_alone
 from .frontier import Frontier
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 INK, FAINT = "#222222", "#8A8A8A"
+LESS_DIVERSE = "less diverse than data"
 SIZE_INCHES, DOTS_PER_INCH = (7.2, 5.2), 160
 
 
@@ -30,14 +33,24 @@ class StepCurve:
         steps: student evaluations, in rising order.
         nats_per_token: at each; None where there is no reading.
         standard_errors: of those, in nats; None where unknown.
+        less_diverse: at each, whether samples are less diverse than data, by `lost_diversity`; empty where none is.
+
+    Raises:
+        ValueError: if they are not equally many.
     """
 
     label: str
     steps: tuple[int, ...]
     nats_per_token: tuple[float | None, ...]
     standard_errors: tuple[float | None, ...]
+    less_diverse: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.less_diverse and len(self.less_diverse) != len(self.steps):
+            raise ValueError(
+                f"{self.label!r}: {len(self.steps)} steps and {len(self.less_diverse)} marks of diversity; give one of "
+                "each for every step, or none"
+            )
         if not len(self.steps) == len(self.nats_per_token) == len(self.standard_errors):
             raise ValueError(
                 f"{self.label!r}: {len(self.steps)} steps, {len(self.nats_per_token)} log-perplexities and "
@@ -46,17 +59,25 @@ class StepCurve:
 
 
 def plot_frontier(
-    frontiers: Sequence[Frontier], path: Path, *, data_entropy: float | None = None, title: str = ""
+    frontiers: Sequence[Frontier],
+    path: Path,
+    *,
+    data_entropy: float | None = None,
+    data_diversity: Mapping[str, Estimate] | None = None,
+    title: str = "",
 ) -> Path:
     """Perplexity (log axis) against entropy, one curve a method, means over seeds with their standard errors.
 
     The numbers along the first curve are sampling temperatures. Where a curve crosses the entropy of data, a
-    ring marks the perplexity that is compared; the legend repeats it.
+    ring marks the perplexity that is compared; the legend repeats it, or says "collapsed". A cross over a point says
+    that its samples are less diverse than data, by the figures of `of_samples_alone`.
 
     Args:
         frontiers: of at least one method, under one judge.
         path: a PNG (or whatever its suffix says); its folder is made.
         data_entropy: mean unigram entropy of data of the same length, in nats.
+        data_diversity: figures between as many samples of data, of `measure_between_samples`; without them no point is
+            marked as less diverse.
         title: above the plot.
 
     Returns:
@@ -69,8 +90,11 @@ def plot_frontier(
     if len(judges) != 1:
         raise ValueError(f"a frontier plot needs curves under one judge, got {judges}")
     figure, axes = _canvas(title, title_gap=18.0)
+    kept = of_samples_alone(data_diversity or {})
     for index, frontier in enumerate(frontiers):
-        _draw_frontier(axes, frontier, index, data_entropy)
+        _draw_frontier(axes, frontier, index, data_entropy, kept)
+    means = [mean for frontier in frontiers for mean in frontier.means() if lost_diversity(mean.diversity, kept)]
+    _mark_less_diverse(axes, [(mean.entropy, mean.nats_per_token) for mean in means])
     if frontiers:
         _write_temperatures(axes, frontiers[0])
     if data_entropy is not None:
@@ -93,7 +117,8 @@ def plot_perplexity_by_steps(
     data_perplexity: float | None = None,
     note: str = "",
 ) -> Path:
-    """Perplexity against steps, both axes logarithmic, one curve a method, bars of one standard error.
+    """Perplexity against steps, both axes logarithmic, one curve a method, bars of one standard error; a cross over a
+    point says that its samples are less diverse than data.
 
     Args:
         curves: of at least one method; a point without a reading leaves a gap.
@@ -114,6 +139,15 @@ def plot_perplexity_by_steps(
     figure, axes = _canvas(title, title_gap=10.0)
     for index, curve in enumerate(curves):
         _draw_steps(axes, curve, index)
+    _mark_less_diverse(
+        axes,
+        [
+            (step, nats)
+            for curve in curves
+            for step, nats, marked in zip(curve.steps, curve.nats_per_token, curve.less_diverse, strict=False)
+            if marked and nats is not None
+        ],
+    )
     if data_perplexity is not None:
         _draw_data_perplexity(axes, data_perplexity)
     axes.set_xscale("log", base=2)
@@ -152,12 +186,16 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _draw_frontier(axes: Axes, frontier: Frontier, index: int, data_entropy: float | None) -> None:
+def _draw_frontier(
+    axes: Axes, frontier: Frontier, index: int, data_entropy: float | None, kept: Mapping[str, Estimate]
+) -> None:
     means = frontier.means()
     reading = None if data_entropy is None else frontier.read(data_entropy)
     value = None if reading is None else reading.perplexity
     label = frontier.method
-    if reading is not None:
+    if reading is not None and lost_diversity(reading.diversity, kept):
+        label, value = f"{label}  (collapsed at data entropy)", None
+    elif reading is not None:
         label += f"  ({value:.3g} at data entropy)" if value is not None else "  (does not reach data entropy)"
     entropies = [mean.entropy for mean in means]
     nats = [mean.nats_per_token for mean in means]
@@ -204,6 +242,13 @@ def _draw_curve(
     perplexities = [exponential(value) for value in nats]
     axes.plot(xs, perplexities, label=label, **_style(index), **_LINE)
     axes.errorbar(xs, perplexities, yerr=_perplexity_bars(nats, errors), ecolor=_style(index)["color"], **_BARS)
+
+
+def _mark_less_diverse(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """A cross over each point, given as its abscissa and its log-perplexity, and one entry in the legend."""
+    if points:
+        xs, perplexities = [x for x, _ in points], [exponential(nats) for _, nats in points]
+        axes.scatter(xs, perplexities, marker="x", s=70, color=INK, linewidths=1.6, zorder=5, label=LESS_DIVERSE)
 
 
 def _perplexity_bars(nats: Sequence[float], errors: Sequence[float | None]) -> list[list[float]]:

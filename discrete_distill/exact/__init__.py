@@ -2,7 +2,7 @@
 
 from .chain_denoiser import ChainDenoiser
 from .chains import StandardLaw, large_law, random_chain, small_law
-from .divergences import entropy, kl, position_marginals, total_correlation, total_variation
+from .divergences import agreement, collision, entropy, kl, position_marginals, total_correlation, total_variation
 from .enumeration import enumerate_sequences, look_up
 from .forward import LawDenoiser, forward_law, visible_marginals
 from .ikl import discriminator_logits, integral_kl, kl_at_time, log_ratio, subset_kl, token_log_ratio
@@ -22,6 +22,8 @@ __all__ = [
     "OptimalStudent",
     "StandardLaw",
     "TabularDenoiser",
+    "agreement",
+    "collision",
     "discriminator_logits",
     "entropy",
     "enumerate_sequences",

@@ -72,6 +72,16 @@ def position_marginals(law: Tensor) -> Tensor:
     return torch.stack([law.sum(axes) if axes else law for axes in others])
 
 
+def agreement(law: Tensor) -> Tensor:
+    """Probability that two samples have the same word at a position, mean over positions: ``mean_l sum_v p_l(v)^2``."""
+    return position_marginals(law).square().sum(1).mean()
+
+
+def collision(law: Tensor) -> Tensor:
+    """Probability that two samples are one sequence: ``sum_x p(x)^2``."""
+    return law.square().sum()
+
+
 def total_correlation(law: Tensor) -> Tensor:
     """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL."""
     return entropy(position_marginals(law)) - entropy(law)

@@ -14,6 +14,7 @@ from ..methods import DiDiInstruct, StepOutput, Verdict
 from ..methods.parts import DrawnPart, draw_part, tokens_per_part
 from ..rollout import Rollout
 from ..training import Learner
+from ..training.metrics import on_the_host
 
 
 class DistillationStep:
@@ -148,5 +149,5 @@ class DistillationStep:
         self._lines[f"{name}_skipped_updates"] = [figures["skipped_updates"]]
 
     def _note(self, metrics: Mapping[str, Tensor | float]) -> None:
-        for name, value in metrics.items():
-            self._lines.setdefault(name, []).append(float(value))
+        for name, value in on_the_host([metrics])[0].items():
+            self._lines.setdefault(name, []).append(value)

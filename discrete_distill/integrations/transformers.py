@@ -34,8 +34,10 @@ from ..models import DiT
 from ..process import MaskedDiffusion
 from ..training import Learner, LoopConfig, OptimizerConfig, step_generator
 from ..training.metrics import MetricWindow
+from ..training.processes import agree
 from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
+from .collapse_callback import CollapseCallback
 from .distillation_step import DistillationStep
 from .trainer_parts import NoData, OpenConfig, WrappedStudent
 
@@ -53,6 +55,8 @@ class DiDiInstructTrainingArguments(TrainingArguments):
         ratio_warmup_steps: of that rate, in updates of theirs.
         discriminator_every: student steps between its updates.
         ema_decay: of the student's moving average; 0 for none.
+        stop_on_collapse: updates for which the samples of a batch may be alike before training stops, looked at with
+            every line of the log (see `mode_collapse`); a checkpoint is saved when they are first. 0 goes on.
     """
 
     length: int = field(default=128, metadata={"help": "tokens of a student path"})
@@ -60,6 +64,7 @@ class DiDiInstructTrainingArguments(TrainingArguments):
     ratio_warmup_steps: int = field(default=0, metadata={"help": "of that rate"})
     discriminator_every: int = field(default=1, metadata={"help": "student steps between its updates"})
     ema_decay: float = field(default=0.999, metadata={"help": "of the student's moving average; 0 for none"})
+    stop_on_collapse: int = field(default=100, metadata={"help": "updates of samples that are alike; 0 goes on"})
     # Rows reach the loss as they are; and processes may call a network unequally often, so buffers stay at home.
     remove_unused_columns: bool | None = False
     ddp_broadcast_buffers: bool | None = False
@@ -147,10 +152,12 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self._step: DistillationStep | None = None
         self._batches: list[dict[str, Any]] = []
         self.skipped = 0
+        watch = CollapseCallback(args.stop_on_collapse)
         kwargs.setdefault("data_collator", default_data_collator)
         if isinstance(model, DiT):
             model.config = OpenConfig(**asdict(model.config))
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.add_callback(watch)
         self.model_accepts_loss_kwargs = False  # The loss is a mean, so micro-batches are averaged.
         if args.ema_decay:
             self.average = AveragedModel(
@@ -319,9 +326,13 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The method's metrics, averaged since the last line, go with the Trainer's own."""
+        """The method's metrics, averaged since the last line, go with the Trainer's own.
+
+        Raises:
+            TrainingCollapsed: see ``stop_on_collapse`` of `DiDiInstructTrainingArguments`.
+        """
         if "loss" in logs:
-            logs = {**logs, **self._window.flush()}
+            logs = {**logs, **agree(self._window.flush(), False, self.args.device)[0]}
         super().log(logs, start_time)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

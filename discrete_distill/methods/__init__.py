@@ -4,6 +4,7 @@ from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
 from .mmd import FrozenFeatures, MMDLogRatio
 from .output import StepOutput, Verdict
+from .path_metrics import agreement_metrics
 from .sdtt import SDTT, SDTTConfig
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "SDTTConfig",
     "StepOutput",
     "Verdict",
+    "agreement_metrics",
 ]

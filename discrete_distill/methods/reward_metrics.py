@@ -14,7 +14,9 @@ from .config import DiDiInstructConfig
 
 
 def reward_metrics(config: DiDiInstructConfig, rollout: Rollout, out: SurrogateOutput) -> dict[str, Tensor]:
-    """Mean and deviation of the log-ratio, and how much was clipped: of sequences, or tokens, that were generated.
+    """Mean, deviation and size of the log-ratio, and how much was clipped: of sequences, or tokens, that were
+    generated. Its size is the median of its absolute value, in nats, which grows where a ratio network loses the
+    student.
 
     Args:
         config: of the method.
@@ -28,10 +30,12 @@ def reward_metrics(config: DiDiInstructConfig, rollout: Rollout, out: SurrogateO
     counted = generated_B if out.advantages.dim() == 1 else rollout.movable
     mean = _mean(out.log_ratio, generated_B)
     square = torch.where(generated_B, (out.log_ratio - mean).square(), 0.0).sum()
+    size = torch.where(generated_B, out.log_ratio.abs(), torch.nan).nanmedian().nan_to_num()
     at_limit = out.advantages.abs() >= (math.inf if limit is None else limit)
     return {
         "log_ratio": mean,
         "log_ratio_std": (square / (generated_B.sum() - 1).clamp(min=1)).sqrt(),
+        "log_ratio_size": size,
         "clipped_rewards": _mean((out.log_ratio.abs() >= config.reward_clip).float(), generated_B),
         "clipped_advantages": _mean(at_limit.float(), counted),
     }

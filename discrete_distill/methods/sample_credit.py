@@ -17,6 +17,7 @@ from ..rewards import LogRatioReward
 from ..rollout import Rollout
 from .config import DiDiInstructConfig
 from .output import StepOutput, Verdict
+from .path_metrics import path_metrics
 from .reward_metrics import reward_metrics
 from .step_losses import step_losses
 
@@ -140,6 +141,7 @@ class SampleCredit:
         loss = out.loss * len(token_log_probs) / num_tokens
         entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / num_tokens
         metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
+        metrics |= path_metrics(self.config, rollout, [each.entropy for _, each in steps])
         if self.config.kl_coefficient:
             divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / num_tokens
             loss = loss + self.config.kl_coefficient * divergence

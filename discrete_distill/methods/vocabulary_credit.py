@@ -18,6 +18,7 @@ from ..process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
 from ..rollout import PathStep, Rollout
 from .config import DiDiInstructConfig
 from .output import StepOutput
+from .path_metrics import path_metrics
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class VocabularyCredit:
         kwargs, config = rollout.denoiser_kwargs(), self.config
         cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
         costs: list[tuple[Tensor, Tensor]] = []
+        entropies: list[Tensor] = []
         for step in rollout.steps:
             probe = self._probe(rollout, step, generator)
             student_NV = self.process.masked_log_probs(step.logits_NV[probe.index])
@@ -73,11 +75,13 @@ class VocabularyCredit:
             if config.kl_coefficient:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
                 divergence = divergence + (probe.weight * divergence_N).sum()
-            entropy = entropy + step.losses().entropy.sum()
+            entropies.append(step.losses().entropy)
+            entropy = entropy + entropies[-1].sum()
         _check_costs(costs, rollout.sequences.shape[1])
         cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
         loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
+        metrics |= path_metrics(config, rollout, entropies)
         if config.kl_coefficient:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)

@@ -36,7 +36,7 @@ from .comparison_settings import ComparisonConfig
 from .contestants import Entry, Training
 from .corpus import load_streams
 from .environment import describe_machine, make_folder
-from .evaluate import Evaluation
+from .evaluate import Evaluation, between_samples_of_data
 from .judge_loading import load_judge_for
 from .pipeline import Pipeline
 from .results import read_results, write_results
@@ -231,6 +231,7 @@ class Measurement:
                 for judge in self.judges
             },
             "entropy": self.entropy,
+            "between_samples": between_samples_of_data(self.real, self.other_real, self.config.evaluate.num_samples),
             "set": self._set_figures(self.other_real),
         }
 

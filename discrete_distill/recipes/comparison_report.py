@@ -6,9 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import Frontier, FrontierReading, StepCurve, plot_frontier, plot_perplexity_by_steps
+from ..evaluation import (
+    Frontier,
+    FrontierReading,
+    StepCurve,
+    lost_diversity,
+    of_samples_alone,
+    plot_frontier,
+    plot_perplexity_by_steps,
+)
 from ..evaluation.checks import exponential
 from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, variant_name
+from .diversity_columns import COLUMNS, between_cells, collapse_of, collapse_warning, figures_of, kept_by_teacher
 from .printing import quoted
 from .report import REPORT_FILE, flatten
 from .tokenizer import TextTokenizer
@@ -67,7 +76,8 @@ def comparison_tables(results: dict[str, Any]) -> str:
             f"Perplexity at {data['entropy']:.3f} nats, the entropy of held-out text, whose own perplexity is "
             f"{exponential(data['nats_per_token'][judge]):.1f}; ± one standard error over "
             f"{len(results['seeds'])} seeds. A dash: not measured; out of range: no temperature tried has "
-            "that entropy.\n\n" + perplexity_table(results, index)
+            "that entropy; collapsed: samples are more alike than the teacher's at as many steps or more.\n\n"
+            + perplexity_table(results, index)
         )
     if results["ablation"]:
         parts.append("## Which technique matters\n\n" + ablation_table(results))
@@ -79,6 +89,23 @@ def reading_of(line: Line, judge: int, entropy: float) -> FrontierReading:
     return Frontier.from_dict(line["frontiers"][judge]).read(entropy)
 
 
+def collapses(results: dict[str, Any], judge: int = 0) -> dict[tuple[str, int], str]:
+    """What is said of each student and number of steps whose samples are less diverse than the teacher's at as many
+    steps or more (than data, where the teacher's do not reach their entropy): "collapsed" and the figures."""
+    figures = {
+        (line["method"], line["steps"]): reading_of(line, judge, results["data"]["entropy"]).diversity
+        for line in results["lines"]
+    }
+    data = figures_of(results["data"].get("between_samples"))
+    of_teacher = {steps: each for (method, steps), each in figures.items() if method == "teacher"}
+    found = {
+        (method, steps): collapse_of(each, kept_by_teacher(of_teacher, steps, data))
+        for (method, steps), each in figures.items()
+        if method != "teacher"
+    }
+    return {key: said for key, said in found.items() if said}
+
+
 def perplexity_table(results: dict[str, Any], judge: int = 0) -> str:
     """One row a method, one column a number of steps."""
     columns = sorted({line["steps"] for line in results["lines"]})
@@ -86,7 +113,7 @@ def perplexity_table(results: dict[str, Any], judge: int = 0) -> str:
     cells = {
         (line["method"], line["steps"]): _shown(reading_of(line, judge, results["data"]["entropy"]))
         for line in results["lines"]
-    }
+    } | collapses(results, judge)
     table = ["| steps | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in names:
         table.append(f"| {name} | " + " | ".join(cells.get((name, steps), "-") for steps in columns) + " |")
@@ -101,10 +128,13 @@ def _shown(reading: FrontierReading) -> str:
 
 
 def readings_table(results: dict[str, Any]) -> str:
-    """With spread over seeds, network evaluations and the entropies that were reached."""
+    """With spread over seeds, network evaluations, diversity between samples and the entropies that were reached."""
+    data = results["data"]
     table = [
-        "| | steps | network evaluations | judge | perplexity | ± | spread over seeds | entropies measured |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | steps | network evaluations | judge | perplexity | ± | spread over seeds "
+        f"| {COLUMNS} | entropies measured |",
+        "|---" * 10 + "|",
+        f"| data | | | | | | | {between_cells(figures_of(data.get('between_samples')))} | {data['entropy']:.3f} |",
     ]
     for line in results["lines"]:
         for saved in line["frontiers"]:
@@ -117,7 +147,7 @@ def readings_table(results: dict[str, Any]) -> str:
             spread = "" if reading.spread is None else f"{100 * reading.spread:.1f}%"
             table.append(
                 f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {frontier.judge} | {value} "
-                f"| {error} | {spread} | {span} |"
+                f"| {error} | {spread} | {between_cells(reading.diversity)} | {span} |"
             )
     return "\n".join(table)
 
@@ -200,9 +230,14 @@ def likelihood_table(results: dict[str, Any]) -> str:
 
 def ablation_factors(results: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
     """Of each technique: log of the perplexity without it over that with it, at the entropy of data, and its standard
-    error; techniques whose curves do not reach that entropy are left out."""
+    error; techniques whose curves do not reach that entropy, or of which a side collapsed, are left out."""
     steps, entropy = results["frontier_steps"], results["data"]["entropy"]
-    readings = {line["method"]: reading_of(line, 0, entropy) for line in results["lines"] if line["steps"] == steps}
+    collapsed = collapses(results)
+    readings = {
+        line["method"]: reading_of(line, 0, entropy)
+        for line in results["lines"]
+        if line["steps"] == steps and (line["method"], steps) not in collapsed
+    }
     factors: dict[str, tuple[float, float | None]] = {}
     for technique in TECHNIQUES:
         with_it, without = readings.get(FULL), readings.get(variant_name(technique))
@@ -218,7 +253,7 @@ def ablation_factors(results: dict[str, Any]) -> dict[str, tuple[float, float | 
 
 def ablation_table(results: dict[str, Any]) -> str:
     """Ours beside the published: what leaving one technique out costs, and whether the order holds."""
-    factors = ablation_factors(results)
+    factors, collapsed, steps = ablation_factors(results), collapses(results), results["frontier_steps"]
     table = [
         f"Factor in perplexity at {results['frontier_steps']} steps and equal entropy when one technique is left out "
         "of the whole method. Published: the factor when it was added to those above it (arXiv 2509.25035, 8 steps, "
@@ -229,12 +264,12 @@ def ablation_table(results: dict[str, Any]) -> str:
     ]
     for technique in TECHNIQUES:
         factor, error = factors.get(technique.name, (None, None))
-        known = technique.published_factor
+        known, without = technique.published_factor, variant_name(technique) if technique.field else FULL
         cells = [
             technique.name,
             technique.field or "sampler",
             str(technique.without) if technique.field else "plain",
-            "-" if factor is None else f"{exponential(factor):.3f}",
+            collapsed.get((without, steps), "-") if factor is None else f"{exponential(factor):.3f}",
             "" if error is None else f"{100 * error:.1f}%",
             "-" if known is None else f"{known:.3f}",
         ]
@@ -256,6 +291,10 @@ def worries(results: dict[str, Any]) -> list[str]:
     """What a reader must know before believing a figure. Never empty."""
     entropy = results["data"]["entropy"]
     found = [reading.note for line in results["lines"] for reading in [reading_of(line, 0, entropy)] if reading.note]
+    found += [
+        collapse_warning(f"{method}, {steps} steps: {said}", "the teacher")
+        for (method, steps), said in collapses(results).items()
+    ]
     trainings = len(results["train_seeds"])
     if trainings < 3:
         found.append(
@@ -307,7 +346,7 @@ def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
 
 def step_curves(results: dict[str, Any], judge: int = 0) -> list[StepCurve]:
     """Log-perplexity at the entropy of data against steps, one curve a method."""
-    curves = []
+    curves, data = [], of_samples_alone(figures_of(results["data"].get("between_samples")))
     for name in dict.fromkeys(line["method"] for line in results["lines"]):
         lines = [line for line in results["lines"] if line["method"] == name]
         readings = [reading_of(line, judge, results["data"]["entropy"]) for line in lines]
@@ -317,6 +356,7 @@ def step_curves(results: dict[str, Any], judge: int = 0) -> list[StepCurve]:
                 steps=tuple(line["steps"] for line in lines),
                 nats_per_token=tuple(reading.nats_per_token for reading in readings),
                 standard_errors=tuple(reading.standard_error for reading in readings),
+                less_diverse=tuple(bool(lost_diversity(reading.diversity, data)) for reading in readings),
             )
         )
     return curves
@@ -331,7 +371,13 @@ def _draw_plots(results: dict[str, Any], directory: Path, title: str) -> None:
     entropy, judge = results["data"]["entropy"], results["judges"][0]
     # A curve far from the data's entropy would leave the others a corner of the plot; it is in the tables.
     reaching = [frontier for frontier in chosen if frontier.read(entropy).within_range]
-    plot_frontier(reaching or chosen, directory / "frontier.png", data_entropy=entropy, title=title)
+    plot_frontier(
+        reaching or chosen,
+        directory / "frontier.png",
+        data_entropy=entropy,
+        data_diversity=figures_of(results["data"].get("between_samples")),
+        title=title,
+    )
     plot_perplexity_by_steps(
         step_curves(results),
         directory / "steps.png",

@@ -91,7 +91,8 @@ class Training:
         shares = self.config.autoregressive_share if isinstance(method, AutoregressiveConfig) else 1.0
         plan = plan_steps(make, self.config.budget, shares * self.config.amount, plan_file, seed=seed)
         trainee, counter = make(plan.num_steps), EvaluationCounter()
-        loop: LoopConfig = replace(method.loop, num_steps=plan.num_steps, seed=seed)
+        # A method that collapses is measured like the others, and its lines say so.
+        loop: LoopConfig = replace(method.loop, num_steps=plan.num_steps, seed=seed, stop_on_collapse=0)
         accelerator = self.pipeline.accelerator
         history = TrainingLoop(
             loop,

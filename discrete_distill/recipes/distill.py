@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
-from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict
+from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict, agreement_metrics
 from ..methods.parts import draw_part, tokens_per_part
 from ..methods.sample_credit import Credit
 from ..models import Discriminator, DiT, guide_by_prior
@@ -32,6 +31,7 @@ from ..training import (
     fold_seed,
     shard,
 )
+from ..training.metrics import on_the_host
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
@@ -253,7 +253,7 @@ class Distillation:
     ) -> dict[str, float]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
-            return {}
+            return on_the_host([agreement_metrics(self.config.method, rollout)])[0]
         if self.config.method.log_ratio == "mmd" and credit is None:
             verdict = self._mmd_verdict(rollout, generator)
         with self.accelerator.autocast():
@@ -294,7 +294,7 @@ class Distillation:
 
     def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
         learner.backward(out.loss / self.config.accumulate)
-        return on_the_host(out.metrics)
+        return on_the_host([out.metrics])[0]
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
@@ -346,14 +346,6 @@ def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Set
     and how networks lie on processes."""
     settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
     return {**settings, "teacher": weights_digest(teacher)}
-
-
-def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, with one copy from the device for all of them."""
-    if not metrics:
-        return {}
-    values = torch.stack([torch.as_tensor(value).detach().double() for value in metrics.values()])
-    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def mean_of_lines(lines: list[dict[str, float]]) -> dict[str, float]:

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from ..checks import check_all_counts, check_count, check_number
 from ..evaluation import (
+    Estimate,
     Judge,
     generative_perplexity,
+    mean_figures,
     measure_between_samples,
     measure_diversity,
     measure_frontier,
@@ -188,6 +190,7 @@ class Evaluation:
             "standard_error": verdict.standard_error,
             "perplexity": verdict.perplexity,
             "diversity": asdict(measure_diversity(sequences)),
+            "between_samples": between_seeds([out.sequences for out in outputs]),
         }
 
     def frontier(self, contestant: Contestant, steps: int, temperatures: tuple[float, ...]) -> dict[str, Any]:
@@ -287,6 +290,21 @@ def evaluate(
     if accelerator.is_main_process:
         write_results(directory / RESULTS_FILE, results)
     return results
+
+
+def between_seeds(sets: list[Tensor], reference: Tensor | None = None) -> dict[str, Estimate]:
+    """Figures between the samples of a seed, mean over seeds: sets as large as those of data and of a frontier.
+
+    Args:
+        sets: token ids of each seed, int64 ``[N, L]``.
+        reference: data for the reverse perplexity, int64 ``[M, L]``; None to leave it out.
+
+    Returns:
+        Figures by name; empty where a seed has a single sample.
+    """
+    if min(len(each) for each in sets) < 2:
+        return {}
+    return mean_figures([measure_between_samples(each, reference).figures() for each in sets])
 
 
 def between_samples_of_data(data: Tensor, reference: Tensor, count: int) -> dict[str, Any]:

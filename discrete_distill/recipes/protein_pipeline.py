@@ -20,7 +20,7 @@ from .assets import BUNDLED, asset
 from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .dplm import load_dplm, sample_dplm
 from .environment import describe_machine, make_folder
-from .evaluate import RESULTS_FILE, Contestant, Evaluation
+from .evaluate import RESULTS_FILE, Contestant, Evaluation, between_seeds
 from .fasta import ResidueTokenizer
 from .folding import load_esmfold, mean_plddt
 from .pipeline import Pipeline
@@ -114,11 +114,13 @@ class ProteinPipeline(Pipeline):
         count = config.num_samples * len(config.seeds)
         self.reference = self.residues.proteins(heldout[1::2].tolist(), least=self.config.least_residues)
         self.folding = load_esmfold(self.config.fold, self.accelerator.device) if self.config.fold else None
-        lines = [{"method": "real proteins", "steps": None, **self._figures(heldout[0::2][:count], judge)}]
+        self.other_windows = heldout[1::2]
+        real = list(heldout[0::2][:count].split(config.num_samples))
+        lines = [{"method": "real proteins", "steps": None, **self._figures(real, judge)}]
         for contestant, every in contestants:
             for steps in every:
                 outputs = [run.sample(contestant, steps, 1.0, seed) for seed in config.seeds]
-                windows = torch.cat([out.sequences for out in outputs])
+                windows = [out.sequences for out in outputs]
                 cost = max(out.network_evaluations for out in outputs)
                 lines.append(
                     {
@@ -140,13 +142,17 @@ class ProteinPipeline(Pipeline):
         }
         write_results(make_folder(self.directory) / RESULTS_FILE, results)
 
-    def _figures(self, windows: torch.Tensor, judge: Judge) -> dict[str, Any]:
+    def _figures(self, sets: list[torch.Tensor], judge: Judge) -> dict[str, Any]:
+        """Of windows, in sets of equal size."""
+        windows = torch.cat(sets)
+        whole = [each for each in sets if len(each) == len(sets[0])]
         verdict = generative_perplexity(windows, judge, mask_token_id=self.residues.mask_token_id)
         diversity = measure_diversity(windows, orders=(1, 2, 3))
         return {
             "perplexity": verdict.perplexity,
             "standard_error": verdict.standard_error,
             "entropy": diversity.entropy,
+            "between_samples": between_seeds(whole, self.other_windows),
             **self._protein_figures(self.residues.proteins(windows.tolist(), least=self.config.least_residues)),
         }
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .diversity_columns import COLUMNS, between_cells, collapse_of, collapse_warning, figures_of, kept_by_teacher
 from .report import REPORT_FILE, flatten
 
 
@@ -47,6 +48,12 @@ def write_protein_report(
 
 LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.
 - entropy: of the residues of a window, nats.
+- two samples agree: probability that two windows have the same residue at a position; 1 where all are one sequence.
+- reverse perplexity: of a residue of other real proteins under a 3-gram model of the windows; high where these leave
+  out what proteins say.
+- collapsed, in place of a perplexity: two windows agree more than twice as often as the teacher's at as many steps or
+  more, a window shares a tenth more of its 4-grams with the nearest other, or the reverse perplexity is more than 10%
+  above theirs, each by more than three standard errors.
 - amino acids, dipeptides: Jensen-Shannon divergence of their frequencies from real proteins', in millinats.
 - identity: to the nearest training sequence, mean and greatest; 1 is a copy.
 - clusters: at identity 0.5, over sequences; 1 where no two are alike.
@@ -57,13 +64,17 @@ LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.
 def protein_table(results: dict[str, Any]) -> str:
     """One line for each way of sampling and number of steps; real proteins first."""
     table = [
-        "| | steps | network evaluations | perplexity | ± | entropy | amino acids | dipeptides | identity | greatest "
-        "| clusters | low complexity | pLDDT |",
-        "|---" * 13 + "|",
+        f"| | steps | network evaluations | perplexity | ± | entropy | {COLUMNS} | amino acids | dipeptides | identity "
+        "| greatest | clusters | low complexity | pLDDT |",
+        "|---" * 15 + "|",
     ]
+    collapsed = _collapses(results)
     for line in results["lines"]:
         error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
-        judged = [_number(line["perplexity"], 2), error, _number(line["entropy"], 3)]
+        between = between_cells(figures_of(line.get("between_samples")))
+        judged = [_number(line["perplexity"], 2), error, _number(line["entropy"], 3), between]
+        if (line["method"], line["steps"]) in collapsed:
+            judged[:2] = ["collapsed", ""]
         figures = line["figures"]
         cells = [line["method"], str(line["steps"] or ""), str(line.get("network_evaluations", "")), *judged]
         if figures is None:
@@ -82,6 +93,22 @@ def protein_table(results: dict[str, Any]) -> str:
     return "\n".join(table)
 
 
+def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
+    """What is said of each student's way of sampling whose windows are less diverse than the teacher's at as many steps
+    or more."""
+    figures = {
+        (line["method"], line["steps"]): figures_of(line.get("between_samples")) for line in results["lines"][1:]
+    }
+    real = figures_of(results["lines"][0].get("between_samples"))
+    of_teacher = {steps: each for (method, steps), each in figures.items() if method == "teacher"}
+    found = {
+        (method, steps): collapse_of(each, kept_by_teacher(of_teacher, steps, real))
+        for (method, steps), each in figures.items()
+        if method != "teacher"
+    }
+    return {key: said for key, said in found.items() if said}
+
+
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -91,6 +118,10 @@ def worries(results: dict[str, Any]) -> list[str]:
     found = [
         "Without a structure model these figures say how protein-like letters are, not whether they fold. "
         "`--fold facebook/esmfold_v1` adds pLDDT where the weights can be had.",
+    ]
+    found += [
+        collapse_warning(f"{method} at {steps} steps: {said}", "the teacher")
+        for (method, steps), said in _collapses(results).items()
     ]
     real = results["lines"][0]
     for line in results["lines"][1:]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import Estimate, Frontier, FrontierComparison, StepCurve, compare_at_entropy
+from ..evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy, lost_diversity, of_samples_alone
 from ..evaluation.checks import exponential
 from ..training import explain
+from .diversity_columns import COLUMNS, agreement_cell, between_cells, collapse_warning, figures_of
 from .printing import quoted
 from .tokenizer import TextTokenizer
 
@@ -108,12 +108,12 @@ def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
         f"Held-out text has an entropy of {_data_entropy(results):.3f} nats and, to this judge, a perplexity of "
         f"{exponential(data['nats_per_token']):.1f}.",
         "",
-        "| | perplexity at that entropy | ± | two samples agree | reverse perplexity | measured range of entropy |",
+        f"| | perplexity at that entropy | ± | {COLUMNS} | measured range of entropy |",
         "|---|---|---|---|---|---|",
     ]
-    between = {name: Estimate(*estimate) for name, estimate in data.get("between_samples", {}).items()}
+    between = figures_of(data.get("between_samples"))
     lines.append(
-        f"| held-out text | {exponential(data['nats_per_token']):.1f} | | {_between_cells(between)} "
+        f"| held-out text | {exponential(data['nats_per_token']):.1f} | | {between_cells(between)} "
         f"| {_data_entropy(results):.3f} |"
     )
     for frontier in frontiers:
@@ -125,27 +125,17 @@ def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
         else:
             error = reading.standard_error
             shown = "" if error is None else f"{100 * error:.1f}%"
-            cells = _between_cells(reading.diversity)
+            cells = between_cells(reading.diversity)
             lines.append(f"| {frontier.method} | {reading.perplexity:.1f} | {shown} | {cells} | {span} |")
     return "\n".join(lines)
-
-
-def _between_cells(figures: Mapping[str, Estimate]) -> str:
-    """Two cells, each a figure and its standard error; empty where it was not measured."""
-    agreement, reverse = figures.get("agreement"), figures.get("reverse_nats")
-    cells = ["", ""]
-    if agreement is not None:
-        cells[0] = f"{agreement.value:.2%} ± {agreement.standard_error or 0.0:.2%}"
-    if reverse is not None:
-        cells[1] = f"{exponential(reverse.value):.0f} ± {reverse.standard_error or 0.0:.1%}"
-    return " | ".join(cells)
 
 
 def steps_table(results: dict[str, Any]) -> str:
     """The table of `by_steps`, one line for each method and number of steps."""
     lines = [
-        "| | steps | network evaluations | perplexity | ± | entropy | corpus entropy | distinct-2 | repeated 3-grams |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | steps | network evaluations | perplexity | ± | entropy | corpus entropy | distinct-2 | repeated 3-grams "
+        "| two samples agree |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in results["by_steps"]:
         diversity = line["diversity"]
@@ -154,7 +144,7 @@ def steps_table(results: dict[str, Any]) -> str:
             f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {line['perplexity']:.1f} "
             f"| {_cell(line['standard_error'], '.1%')} | {diversity['entropy']:.3f} "
             f"| {diversity['corpus_entropy']:.3f} | {_cell(distinct.get(2), '.3f')} "
-            f"| {_cell(repetition.get(3), '.2%')} |"
+            f"| {_cell(repetition.get(3), '.2%')} | {agreement_cell(figures_of(line.get('between_samples')))} |"
         )
     return "\n".join(lines)
 
@@ -195,11 +185,7 @@ def worries(
     for comparison in comparisons(results, frontiers):
         found += [comparison.note] * bool(comparison.note)
         if comparison.collapsed:
-            found.append(
-                f"MODE COLLAPSE: {comparison}. Its samples resemble one another more than the teacher's do: the "
-                "perplexity means nothing. Lower the student's learning rate, draw more paths for an update, or stop "
-                "earlier."
-            )
+            found.append(collapse_warning(str(comparison), "its teacher"))
     return found or [
         "No sign of collapse: the entropies of samples and of the whole set stay within 2% of the teacher's, samples "
         "resemble one another no more than the teacher's, and no update was skipped.",
@@ -243,6 +229,7 @@ def _training_worries(history: list[dict[str, float]]) -> list[str]:
 def step_curves(results: dict[str, Any]) -> list[StepCurve]:
     """Log-perplexity against steps, one curve for each method."""
     methods = list(dict.fromkeys(line["method"] for line in results["by_steps"]))
+    between_data = of_samples_alone(figures_of(results["data"].get("between_samples")))
     curves = []
     for method in methods:
         lines = [line for line in results["by_steps"] if line["method"] == method]
@@ -252,6 +239,9 @@ def step_curves(results: dict[str, Any]) -> list[StepCurve]:
                 steps=tuple(line["steps"] for line in lines),
                 nats_per_token=tuple(line["nats_per_token"] for line in lines),
                 standard_errors=tuple(line["standard_error"] for line in lines),
+                less_diverse=tuple(
+                    bool(lost_diversity(figures_of(line.get("between_samples")), between_data)) for line in lines
+                ),
             )
         )
     return curves
@@ -260,7 +250,13 @@ def step_curves(results: dict[str, Any]) -> list[StepCurve]:
 def _draw_plots(results: dict[str, Any], frontiers: list[Frontier], directory: Path, title: str) -> None:
     from ..evaluation import plot_frontier, plot_perplexity_by_steps
 
-    plot_frontier(frontiers, directory / "frontier.png", data_entropy=_data_entropy(results), title=title)
+    plot_frontier(
+        frontiers,
+        directory / "frontier.png",
+        data_entropy=_data_entropy(results),
+        data_diversity=figures_of(results["data"].get("between_samples")),
+        title=title,
+    )
     plot_perplexity_by_steps(
         step_curves(results),
         directory / "steps.png",

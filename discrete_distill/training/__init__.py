@@ -5,6 +5,7 @@ from .health import explain
 from .lock import FolderInUse, folder_lock
 from .loop import LoopConfig, TrainingLoop
 from .metrics import TrainingDiverged, read_metrics
+from .mode_collapse import CollapseRule, CollapseWatch, ModeCollapse, TrainingCollapsed, mode_collapse
 from .optimization import Learner, OptimizerConfig
 from .parallel import ParallelConfig, replicate, shard
 from .processes import gather_in_order, my_share
@@ -13,11 +14,15 @@ from .stored_settings import flat_settings, refuse_changes
 
 __all__ = [
     "CheckpointStore",
+    "CollapseRule",
+    "CollapseWatch",
     "FolderInUse",
     "Learner",
     "LoopConfig",
+    "ModeCollapse",
     "OptimizerConfig",
     "ParallelConfig",
+    "TrainingCollapsed",
     "TrainingDiverged",
     "TrainingLoop",
     "explain",
@@ -25,6 +30,7 @@ __all__ = [
     "fold_seed",
     "folder_lock",
     "gather_in_order",
+    "mode_collapse",
     "my_share",
     "read_metrics",
     "refuse_changes",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .mode_collapse import mode_collapse
+
 ENTROPY_KEPT = 0.5
 CHANCE, CERTAIN = 0.55, 0.98
 OFTEN = 0.25
@@ -18,7 +20,8 @@ def explain(history: History) -> dict[str, str]:
     """
     if not history:
         return {}
-    return {**_skipped(history[-1]), **_entropy(history), **_discriminator(history[-1]), **_rewards(history[-1])}
+    last = history[-1]
+    return {**_skipped(last), **_collapse(history), **_entropy(history), **_discriminator(last), **_rewards(last)}
 
 
 def _skipped(last: dict[str, float]) -> dict[str, str]:
@@ -29,6 +32,11 @@ def _skipped(last: dict[str, float]) -> dict[str, str]:
         for name, count in counts.items()
         if count
     }
+
+
+def _collapse(history: History) -> dict[str, str]:
+    sign = mode_collapse(history)
+    return {} if sign is None else {"mode_collapse": f"{sign}; see stop_on_collapse."}
 
 
 def _entropy(history: History) -> dict[str, str]:

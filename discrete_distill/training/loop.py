@@ -21,6 +21,7 @@ from .checkpoint import CheckpointStore
 from .health import explain
 from .lock import folder_lock
 from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics, set_aside
+from .mode_collapse import mode_collapse, stop_if_collapsed
 from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
@@ -46,6 +47,8 @@ class LoopConfig:
         log_every: steps between lines of ``metrics.jsonl``, which hold means over those steps.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay on disk.
+        stop_on_collapse: updates for which the samples of a batch may be alike (see `mode_collapse`) before the run
+            stops; at most a quarter of the run, or 5; 0 for a run that goes on.
         skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
             the run, or 5.
         track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
@@ -56,11 +59,13 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    stop_on_collapse: int = 100
     skip_limit: int = 50
     track: TrackerName = "none"
 
     def __post_init__(self) -> None:
         check_all_counts(self, "num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit")
+        check_count("stop_on_collapse", self.stop_on_collapse, least=0)
         check_count("seed", self.seed, least=-(2**63))
         check_tracker(self.track)
 
@@ -122,6 +127,7 @@ class TrainingLoop:
 
         Raises:
             TrainingDiverged: see ``LoopConfig.skip_limit``.
+            TrainingCollapsed: see ``LoopConfig.stop_on_collapse``; a checkpoint was written when the sign appeared.
             KeyboardInterrupt: after an interruption was saved.
             OSError: if the folder cannot be written; checkpoints that were are as they were.
             FolderInUse: if another process trains in the folder.
@@ -154,11 +160,16 @@ class TrainingLoop:
 
     def _after(self, done: int, seconds: float, interrupted: bool, bar: tqdm) -> None:
         """What follows on a step: the log, and a checkpoint where one is due."""
-        if done % self.config.log_every == 0 or done == self.config.num_steps:
+        last, collapse = done == self.config.num_steps, None
+        if done % self.config.log_every == 0 or last:
             self._log(done, seconds, self.window.flush(), bar)
+            collapse = mode_collapse(self.history)
         self.window.check_divergence(done, self.config.num_steps, self.config.skip_limit)
-        if interrupted or done % self.config.checkpoint_every == 0 or done == self.config.num_steps:
+        appeared = collapse is not None and collapse.is_new
+        if interrupted or appeared or done % self.config.checkpoint_every == 0 or last:
             self._save(done, seconds)
+        if not last:  # A run that is over leaves its student, and a report that says what became of it.
+            stop_if_collapsed(collapse, min(self.config.stop_on_collapse, max(5, self.config.num_steps // 4)))
         if interrupted:
             raise KeyboardInterrupt(f"{self.label} stopped at step {done}; run again to resume")
 

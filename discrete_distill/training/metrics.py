@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -71,6 +74,19 @@ class MetricWindow:
         """Continue from `state_dict`."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
         self.consecutive_skips, self._last_skipped = state["consecutive_skips"], state["last_skipped"]
+
+
+def on_the_host(
+    lines: Sequence[Mapping[str, Tensor | float]] | Sequence[Mapping[str, Tensor]],
+) -> list[dict[str, float]]:
+    """Scalars of several steps as numbers, with one copy from the device for all of them.
+
+    Args:
+        lines: scalars by name, one mapping for each step.
+    """
+    scalars = [torch.as_tensor(value).detach().double() for line in lines for value in line.values()]
+    values = iter(torch.stack(scalars).tolist() if scalars else [])
+    return [{name: next(values) for name in line} for line in lines]
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

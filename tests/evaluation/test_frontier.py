@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from discrete_distill.evaluation import (
+    Estimate,
     Frontier,
     FrontierPoint,
     TokenNats,
     compare_at_entropy,
+    mean_figures,
     measure_frontier,
+    measure_frontier_around,
     sample_entropy,
 )
 from discrete_distill.evaluation.frontier import interpolate
@@ -252,3 +255,30 @@ def test_a_frontier_without_points_has_no_reading() -> None:
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
     reading = frontier_of({0: [(1.0, 800.0), (2.0, 800.0)]}).read(1.5)
     assert reading.perplexity == math.inf
+
+
+def test_samples_of_different_prompts_are_not_compared_and_prompts_are_left_out() -> None:
+    """Two prompts, each continued twice by the same token: within a prompt all that was generated agrees."""
+    samples = torch.tensor([[7, 0, 1], [7, 0, 1], [7, 2, 3], [7, 2, 3]])
+    prompts = {"groups_N": torch.tensor([0, 0, 1, 1]), "generation_mask_NL": torch.tensor([[False, True, True]] * 4)}
+    fixed = {"method": "m", "temperatures": (1.0,), "seeds": (0,)}
+    # Of six pairs two agree at all three positions, and four at the prompt's.
+    for more, expected in ((prompts, 1.0), ({}, 10 / 18)):
+        found = measure_frontier(lambda temperature, seed: samples, IdJudge(), **fixed, **more)
+        assert found.points[0].diversity["agreement"].value == pytest.approx(expected)
+    around = measure_frontier_around(
+        float(sample_entropy(samples).mean()),
+        lambda temperature, seed: samples,
+        IdJudge(),
+        method="m",
+        seeds=(0,),
+        **prompts,
+    )
+    assert around.points[0].diversity["agreement"].value == 1.0
+
+
+def test_means_of_figures_have_the_error_of_a_mean() -> None:
+    sets = [{"a": Estimate(1.0, 0.3), "b": Estimate(2.0, None)}, {"a": Estimate(2.0, 0.4), "b": Estimate(4.0, 0.1)}]
+    assert mean_figures(sets) == {"a": Estimate(1.5, pytest.approx(0.25)), "b": Estimate(3.0, None)}
+    assert mean_figures([*sets, {"a": Estimate(0.0, 0.0)}]).keys() == {"a"}
+    assert mean_figures([]) == {}

@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discrete_distill.evaluation import (
+    Estimate,
     Frontier,
     FrontierPoint,
     StepCurve,
@@ -131,6 +133,45 @@ def test_a_step_plot_is_logarithmic_both_ways_and_leaves_out_what_was_not_read(
 def test_a_curve_has_one_value_for_every_step() -> None:
     with pytest.raises(ValueError, match="2 steps, 1 log-perplexities and 2 standard errors"):
         StepCurve(label="x", steps=(1, 2), nats_per_token=(1.0,), standard_errors=(None, None))
+
+
+def crosses(axes: Any) -> list[tuple[float, float]]:
+    """The points that are marked as less diverse."""
+    found = [each for each in axes.collections if each.get_label() == "less diverse than data"]
+    return [tuple(point) for each in found for point in each.get_offsets()]
+
+
+def test_points_that_are_less_diverse_than_data_are_crossed_and_named(tmp_path: Path, drawn: list[Any]) -> None:
+    def with_agreement(method: str, level: float, agreements: tuple[float, float]) -> Frontier:
+        bare = frontier(method, level)
+        points = tuple(
+            replace(
+                point,
+                diversity={"agreement": Estimate(agreements[index // 2], 0.001), "reverse_nats": Estimate(2.0, 0.01)},
+            )
+            for index, point in enumerate(bare.points)
+        )
+        return replace(bare, points=points)
+
+    curves = [with_agreement("teacher", 4.0, (0.011, 0.01)), with_agreement("student", 3.0, (0.5, 0.012))]
+    data = {"agreement": Estimate(0.01, 0.001), "reverse_nats": Estimate(1.0, 0.01)}
+    plot_frontier(curves, tmp_path / "marked.png", data_entropy=3.5, data_diversity=data)
+    plot_frontier(curves[:1], tmp_path / "healthy.png", data_entropy=3.5, data_diversity=data)
+    plot_frontier(curves, tmp_path / "unknown.png", data_entropy=3.5)
+    assert crosses(drawn[0]) == [pytest.approx((3.0, math.exp(3.05)))]
+    assert legend(drawn[0])[1:] == ["student  (collapsed at data entropy)", "less diverse than data"]
+    for axes in drawn[1:]:
+        assert crosses(axes) == []
+        assert "less diverse than data" not in legend(axes)
+
+
+def test_steps_that_are_less_diverse_than_data_are_crossed(tmp_path: Path, drawn: list[Any]) -> None:
+    marked = replace(curve("student", 6.0, None, 4.0), less_diverse=(False, True, True))
+    plot_perplexity_by_steps([curve("teacher", 6.0, 5.0, 4.0), marked], tmp_path / "s.png", judge="j")
+    assert crosses(drawn[0]) == [pytest.approx((4.0, math.exp(4.0)))]
+    assert legend(drawn[0]) == ["teacher", "student", "less diverse than data"]
+    with pytest.raises(ValueError, match="3 steps and 2 marks"):
+        replace(marked, less_diverse=(True, False))
 
 
 def test_a_step_plot_of_nothing_is_refused(tmp_path: Path) -> None:

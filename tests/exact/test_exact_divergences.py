@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -42,3 +43,14 @@ def test_total_correlation_is_the_kl_to_the_product_of_marginals():
 def test_laws_over_different_sequences_are_refused(measure):
     with pytest.raises(ValueError, match=r"\[3, 3, 3\].*\[3, 3\]"):
         measure(P, random_law(3, 2, 0))
+
+
+def test_agreement_and_collision_are_those_of_pairs_of_sequences():
+    equal = same = 0.0
+    sequences = list(itertools.product(range(3), repeat=3))
+    for a, b in itertools.product(sequences, repeat=2):
+        weight = float(P[a] * P[b])
+        equal += weight * sum(x == y for x, y in zip(a, b, strict=True)) / 3
+        same += weight * (a == b)
+    assert float(exact.agreement(P)) == pytest.approx(equal)
+    assert float(exact.collision(P)) == pytest.approx(same)

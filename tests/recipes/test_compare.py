@@ -12,7 +12,15 @@ from accelerate.state import AcceleratorState
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.ablation import TECHNIQUES, published_order, rank_correlation, variants
 from discrete_distill.recipes.compare import main
-from discrete_distill.recipes.comparison_report import ablation_factors, perplexity_table, worries
+from discrete_distill.recipes.comparison_report import (
+    ablation_factors,
+    ablation_table,
+    collapses,
+    perplexity_table,
+    readings_table,
+    step_curves,
+    worries,
+)
 from discrete_distill.recipes.comparison_settings import PRESETS, ComparisonConfig
 from discrete_distill.recipes.fingerprint import write_fingerprint
 from discrete_distill.recipes.judge import JudgeConfig, save_judge
@@ -110,6 +118,8 @@ def test_every_method_is_trained_measured_and_reported(flags: list[str]) -> None
     assert by_name["didi + RGAS", 8]["network_evaluations"] == 8 * 5
     assert by_name["ar", 16]["nfe"] == 16
     assert all(0.0 < line["mauve"] <= 1.0 for line in results["lines"])
+    assert {"agreement", "reverse_nats"} <= set(results["data"]["between_samples"])
+    assert report.count("two samples agree | reverse perplexity") == 1
     assert {(line["method"], line["text"]) for line in results["likelihood"]} == {
         (name, text) for name in ("teacher", *COMPARED) for text in ("held-out", "speech.txt")
     }
@@ -179,6 +189,41 @@ def test_factors_are_ratios_at_equal_entropy_with_their_errors_and_orders_are_co
     assert rank_correlation(["a", "b", "c"], ["c", "b", "a"]) == -1.0
     assert rank_correlation(["a", "b", "c"], ["a", "b", "c"]) == 1.0
     assert rank_correlation(["a"], ["a"]) is None
+
+
+def with_agreement(saved: dict, agreement: float) -> dict:
+    """The line with figures between its samples at every point."""
+    for point in saved["frontiers"][0]["points"]:
+        point["diversity"] = {"agreement": [agreement, 0.001], "reverse_nats": [5.0, 0.01]}
+    return {**saved, "network_evaluations": 8}
+
+
+def test_a_method_whose_samples_resemble_one_another_has_no_figure_and_no_factor() -> None:
+    lines = [
+        with_agreement(line("teacher", 6.0), 0.01),
+        with_agreement(line("didi-paper", 5.0), 0.012),
+        with_agreement(line("without-coupled-time", 4.0), 0.6),
+        with_agreement(line("without-omega", 5.5), 0.013),
+    ]
+    data = {"entropy": 3.5, "between_samples": {"agreement": [0.01, 0.001]}}
+    results = {"frontier_steps": 8, "data": data, "lines": lines}
+    assert collapses(results) == {("without-coupled-time", 8): "collapsed, agreement of two samples 60% (reference 1%)"}
+    table = {row.split(" | ")[0]: row for row in perplexity_table(results).splitlines()}
+    assert table["| without-coupled-time"].endswith("| collapsed, agreement of two samples 60% (reference 1%) |")
+    assert "collapsed" not in table["| didi-paper"]
+    assert set(ablation_factors(results)) == {"omega"}
+    (row,) = (row for row in ablation_table(results).splitlines() if row.startswith("| coupled time"))
+    assert "collapsed, agreement of two samples 60%" in row
+    assert "| 1.20% ± 0.07% | 148 ± 0.7% |" in readings_table(results)
+    assert [curve.less_diverse for curve in step_curves(results)] == [(False,), (False,), (True,), (False,)]
+
+
+def test_a_comparison_that_was_written_without_figures_between_samples_is_still_read() -> None:
+    results = {"frontier_steps": 8, "data": {"entropy": 3.5}, "lines": [line("teacher", 6.0), line("didi-paper", 5.0)]}
+    results["lines"] = [{**each, "network_evaluations": 8} for each in results["lines"]]
+    assert collapses(results) == {}
+    assert "|  |  |" in readings_table(results).splitlines()[-1]
+    assert "collapsed" not in perplexity_table(results)
 
 
 @pytest.mark.parametrize(

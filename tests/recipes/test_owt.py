@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill.recipes.owt import default_preset, main
 from discrete_distill.recipes.teacher import load_teacher
+from discrete_distill.training import loop as loop_module
 
 TINY_MODEL = [
     "--teacher.model.hidden-size=32",
@@ -258,3 +259,28 @@ def test_the_paper_preset_is_the_default_only_with_cuda_and_the_data(
     assert default_preset() == "small"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert default_preset() == "demo"
+
+
+def test_a_student_that_collapses_ends_the_run_with_one_sentence(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, flags = trained
+    real = loop_module.MetricWindow.flush
+    flushed: list[float] = []
+
+    def flush(window: object) -> dict[str, float]:
+        means = real(window)  # type: ignore[arg-type]
+        # The warm-up logs it too.
+        assert 0.0 <= means["sample_agreement"] <= 1.0
+        flushed.append(means["sample_agreement"])
+        return {**means, "sample_agreement": 0.1 if len(flushed) < 16 else 0.9}
+
+    monkeypatch.setattr(loop_module.MetricWindow, "flush", flush)
+    more = ["--distill.loop.num-steps=40", "--distill.loop.log-every=1", "--distill.loop.checkpoint-every=1000"]
+    assert main(["distill", *flags, *more, "--distill.loop.stop-on-collapse=6", "--name=collapsed"]) == 2
+    shown = capsys.readouterr()
+    message = shown.err.strip().splitlines()[-1]
+    assert message.startswith("error: stopped at step ")
+    assert "lower the student's learning rate" in message
+    assert len(list((output / "collapsed" / "checkpoints").glob("step-*"))) == 1
+    assert not (output / "collapsed" / "student").exists()

@@ -14,7 +14,7 @@ from discrete_distill.recipes.dplm import CLS, EOS, MASK, esm_canvas, esm_letter
 from discrete_distill.recipes.fasta import ResidueTokenizer, is_fasta, read_fasta
 from discrete_distill.recipes.folding import load_strictly, mean_plddt, plddt
 from discrete_distill.recipes.protein import main
-from discrete_distill.recipes.protein_report import worries
+from discrete_distill.recipes.protein_report import protein_table, worries
 from discrete_distill.training import fold_seed
 
 TINY = [
@@ -58,6 +58,7 @@ def test_the_recipe_distils_measures_and_reports(sequences: Path, tmp_path: Path
         ("student", 8),
         ("student + RGAS", 4),
     ]
+    assert all({"agreement", "reverse_nats"} <= set(line["between_samples"]) for line in results["lines"])
     real = results["lines"][0]["figures"]
     assert real["greatest_identity"] < 0.9  # Held-out sequences are not training ones.
     report = (tmp_path / "tiny" / "report.md").read_text()
@@ -75,6 +76,29 @@ def test_collapse_and_copies_are_named() -> None:
     found = worries({"lines": lines})
     assert any(line.startswith("COLLAPSE: the entropy of student at 8 steps") for line in found)
     assert any("copies its training sequences" in line for line in found)
+
+
+def test_windows_that_are_one_sequence_have_no_perplexity() -> None:
+    def line(method: str, steps: int | None, **more: object) -> dict:
+        rest = {"perplexity": 17.0, "standard_error": 0.01, "entropy": 2.8, "figures": None, "plddt": None}
+        return {"method": method, "steps": steps, **rest, **more}
+
+    def agreeing(value: float) -> dict:
+        return {"between_samples": {"agreement": [value, 0.001], "reverse_nats": [2.9, 0.01]}}
+
+    lines = [
+        line("real proteins", None, **agreeing(0.06)),
+        line("teacher", 8, **agreeing(0.07)),
+        line("student", 8, **agreeing(0.9)),
+        line("DPLM", 8),
+    ]
+    table = protein_table({"lines": lines}).splitlines()[-3:]
+    assert table[0].startswith("| teacher | 8 |  | 17.00 | 1.0% | 2.800 | 7.00% ± 0.10% | 18 ± 1.0% | no protein |")
+    assert table[1].startswith("| student | 8 |  | collapsed |  | 2.800 | 90.00% ± 0.10% |")
+    assert table[2].startswith("| DPLM | 8 |  | 17.00 | 1.0% | 2.800 |  |  |")
+    assert len({row.count("|") for row in protein_table({"lines": lines}).splitlines()}) == 1
+    (found,) = (each for each in worries({"lines": lines}) if each.startswith("MODE COLLAPSE"))
+    assert "student at 8 steps: collapsed, agreement of two samples 90% (reference 7%)" in found
 
 
 def test_the_bundled_sequences_are_what_their_notice_says() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from discrete_distill.evaluation import Frontier
-from discrete_distill.recipes.report import headline, steps_table, worries
+from discrete_distill.recipes.report import frontier_table, headline, step_curves, steps_table, worries
 
 
 def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
@@ -108,10 +108,27 @@ def test_figures_that_a_set_does_not_have_are_empty_cells() -> None:
     figures = {"entropy": 0.5, "corpus_entropy": 0.6, "distinct": {"1": 1.0, "2": 1.0}, "repetition": {"1": 0.0}}
     one = {"method": "teacher", "steps": 1, "network_evaluations": 1, "perplexity": 2.0, "standard_error": None}
     table = steps_table({"by_steps": [{**one, "diversity": figures}]})
-    assert table.splitlines()[-1] == "| teacher | 1 | 1 | 2.0 |  | 0.500 | 0.600 | 1.000 |  |"
+    assert table.splitlines()[-1] == "| teacher | 1 | 1 | 2.0 |  | 0.500 | 0.600 | 1.000 |  |  |"
 
 
 def test_a_teacher_that_says_one_thing_only_is_named() -> None:
     degenerate = results(3.9)
     degenerate["by_steps"][0]["diversity"]["entropy"] = 0.0
     assert any("teacher at 8 steps is 0" in found for found in worries(degenerate, QUIET))
+
+
+def test_steps_whose_samples_resemble_one_another_are_marked_and_older_files_have_no_marks() -> None:
+    saved = results(3.88)
+    for line, agreement in zip(saved["by_steps"], (0.011, 0.6), strict=True):
+        line |= {"nats_per_token": 5.0, "standard_error": 0.1}
+        line["between_samples"] = {"agreement": [agreement, 0.001]}
+    assert [curve.less_diverse for curve in step_curves(saved)] == [(False,), (False,)]
+    saved["data"]["between_samples"] = {"agreement": [0.01, 0.001]}
+    assert [curve.less_diverse for curve in step_curves(saved)] == [(False,), (True,)]
+
+
+def test_a_file_without_figures_between_samples_has_empty_cells() -> None:
+    saved = results(3.88)
+    saved["data"]["nats_per_token"] = 4.0
+    table = frontier_table(saved, frontiers_of(saved)).splitlines()
+    assert table[-1] == "| student, 8 steps | 148.4 |  |  |  | 3.500 to 4.200 |"

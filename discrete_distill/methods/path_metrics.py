@@ -1,0 +1,66 @@
+"""Figures of student paths that show mode collapse: how alike the samples of a batch are, how sure the first draws.
+
+All are tensors: nothing here waits for the device, and no network is called.
+
+Shape suffixes: B batch, P compared rows, L length, R revealed rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..rollout import Rollout
+from .config import DiDiInstructConfig
+
+MOST_ROWS = 64  # compared with one another: P^2 L comparisons
+
+
+def path_metrics(config: DiDiInstructConfig, rollout: Rollout, entropies: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Agreement of two samples, and the entropy of the tokens that were revealed first.
+
+    Args:
+        config: of the method.
+        rollout: student paths.
+        entropies: of the student's predictions at the ``R`` positions that each step revealed, nats, one for each step.
+
+    Returns:
+        ``sample_agreement`` as in `agreement_metrics`, and ``first_entropy``, the mean over the tokens of the first
+        step that revealed any, in nats; detached scalars.
+    """
+    first_R = next((each for each in entropies if len(each)), entropies[0])
+    first = first_R.detach().sum() / max(len(first_R), 1)
+    return {**agreement_metrics(config, rollout), "first_entropy": first}
+
+
+@torch.no_grad()
+def agreement_metrics(config: DiDiInstructConfig, rollout: Rollout) -> dict[str, Tensor]:
+    """Probability that two samples of the batch have the same token where both were generated.
+
+    Of pairs of different rows that were drawn independently of each other given the prompt: rows with the same given
+    tokens. Where paths branch, rows of a group share theirs, so one row of each group is compared with those of the
+    others, whatever their prompts. At most 64 rows are compared.
+
+    Args:
+        config: of the method.
+        rollout: student paths.
+
+    Returns:
+        ``sample_agreement``, a scalar in ``[0, 1]``, 0 where no two rows share a generated position; nothing where the
+        batch has fewer than two rows that may be compared.
+    """
+    x_PL, generated_PL = rollout.sequences, rollout.movable
+    if config.branching:
+        x_PL, generated_PL = x_PL[:: rollout.group_size], generated_PL[:: rollout.group_size]
+    x_PL, generated_PL = x_PL[:MOST_ROWS], generated_PL[:MOST_ROWS]
+    if len(x_PL) < 2:
+        return {}
+    pairs_PP = ~torch.eye(len(x_PL), dtype=torch.bool, device=x_PL.device)
+    if not config.branching and rollout.group_size > 1:
+        given_PL = torch.where(generated_PL, -1, x_PL)
+        pairs_PP = pairs_PP & (given_PL[:, None] == given_PL).all(-1)
+    both_PPL = generated_PL[:, None] & generated_PL & pairs_PP[:, :, None]
+    equal_PPL = (x_PL[:, None] == x_PL) & both_PPL
+    return {"sample_agreement": equal_PPL.sum() / both_PPL.sum().clamp(min=1)}
