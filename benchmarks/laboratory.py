@@ -21,19 +21,20 @@ from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
 LEAST_LOG_PROBABILITY = -30.0  # of words that the chain forbids: a student may move them.
+Language = exact.MarkovChain | exact.MarkovMixture
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """A chain and what is asked of it.
+    """A language and what is asked of it.
 
     Args:
-        chain: the language.
+        chain: the language: a chain, or a mixture of chains.
         length: L.
         hidden_size: width of the networks, which have two blocks.
     """
 
-    chain: exact.MarkovChain
+    chain: Language
     length: int
     hidden_size: int = 48
 

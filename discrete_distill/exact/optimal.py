@@ -12,6 +12,7 @@ from discrete_distill.process import MaskedDiffusion
 
 from .divergences import kl
 from .markov import MarkovChain
+from .mixture import MarkovMixture
 from .sampler import checked_times, run_sampler, uniform_times
 from .tabular import TabularDenoiser
 
@@ -35,7 +36,7 @@ class OptimalStudent(NamedTuple):
 
 
 def optimal_student(
-    chain: MarkovChain,
+    chain: MarkovChain | MarkovMixture,
     num_steps: int,
     length: int,
     *,
@@ -53,7 +54,7 @@ def optimal_student(
     objective the answer is known, the total correlation of the chain.
 
     Args:
-        chain: the target.
+        chain: the target, a chain or a mixture of chains.
         num_steps: parallel steps.
         length: L.
         process: log-linear with the mask last by default.

@@ -1,0 +1,94 @@
+"""Modes under few-step samplers: why a reverse KL gives them up, and the figures of the benchmark."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from discrete_distill import MaskedDiffusion, exact
+
+ROOT = Path(__file__).parents[2]
+WORDS, LENGTH = 4, 3
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import modes
+
+    return modes
+
+
+def apart() -> exact.MarkovMixture:
+    """Two modes without a word in common."""
+    first = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)
+    chains = [exact.MarkovChain(initial, initial.expand(WORDS, WORDS)) for initial in (first, first.flip(0))]
+    return exact.MarkovMixture(torch.tensor([0.25, 0.75]), chains)
+
+
+def test_one_mode_costs_minus_the_logarithm_of_its_weight_in_reverse_kl_and_everything_in_forward_kl() -> None:
+    mixture = apart()
+    law = mixture.law(LENGTH)
+    for chain, weight in zip(mixture.chains, mixture.weights, strict=True):
+        assert float(exact.kl(chain.law(LENGTH), law)) == pytest.approx(-math.log(weight), abs=1e-12)
+        assert float(exact.kl(law, chain.law(LENGTH))) == math.inf
+
+
+def test_the_perfect_denoiser_loses_more_in_one_step_than_the_greatest_mode_costs() -> None:
+    mixture = apart()
+    times = exact.uniform_times(1)
+    process = MaskedDiffusion(WORDS)
+    teacher = exact.sampler_law(mixture.denoiser(WORDS, impossible="uniform"), process, times, LENGTH, WORDS)
+    # Total correlation: 3 H(x_1) - H(x).
+    total_correlation = (LENGTH - 1) * (-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    assert float(exact.kl(mixture.law(LENGTH), teacher)) == pytest.approx(total_correlation, abs=1e-9)
+    one_mode = float(exact.kl(mixture.chains[1].law(LENGTH), mixture.law(LENGTH)))
+    assert one_mode < float(exact.kl(teacher, mixture.law(LENGTH)))
+
+
+def test_the_best_student_in_reverse_kl_gives_up_modes_that_the_best_in_forward_kl_keeps() -> None:
+    mixture = exact.modal_law(4, WORDS, seed=3)
+    least = {}
+    for objective in ("reverse", "forward"):
+        best = exact.optimal_student(mixture, 1, LENGTH, objective=objective, iterations=150)
+        least[objective] = float((mixture.mode_mass(best.law) / mixture.weights).min())
+    assert least["reverse"] < 0.1
+    assert least["forward"] > 0.5
+
+
+def test_agreement_is_that_of_all_pairs_of_sequences(modes) -> None:
+    law = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    law = law / law.sum()
+    sequences = list(itertools.product(range(3), repeat=2))
+    brute = sum(
+        float(law[a] * law[b]) * sum(x == y for x, y in zip(a, b, strict=True)) / 2
+        for a in sequences
+        for b in sequences
+    )
+    assert modes.exact_agreement(law) == pytest.approx(brute)
+
+
+def test_table_and_plot_show_each_sampler(modes, tmp_path: Path) -> None:
+    language = modes.mixture()
+    weights = language.weights.tolist()
+    right = modes.row_of("teacher", 0, 2, language.law(modes.LENGTH))
+    assert right.reverse_kl == pytest.approx(0.0, abs=1e-9)
+    assert right.modes == pytest.approx([1.0] * len(weights), abs=1e-3)
+    one = modes.row_of("no anchor", 0, 8, language.chains[-1].law(modes.LENGTH))
+    assert one.modes[-1] == pytest.approx(1.0 / weights[-1], rel=0.02)
+    rows = [
+        right,
+        right._replace(name="optimal, reverse KL"),
+        right._replace(name="optimal, forward KL"),
+        one,
+        one._replace(name="no anchor", seed=1, modes=right.modes),
+        one._replace(name="anchor 0.5"),
+    ]
+    lines = modes.table(rows).splitlines()
+    assert len(lines) == 2 + 5
+    (collapsed,) = (line for line in lines if line.startswith("| no anchor"))
+    assert collapsed.endswith("| 0.00 | 5.32 |") or collapsed.endswith("| 0.00 | 5.33 |")
+    modes.plot_modes(modes.panels(rows, 0), weights, tmp_path / "modes.png")
+    assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
