@@ -195,7 +195,6 @@ class ScoreFunctionIntegralKL:
             ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
         """
         check_sequences(x, movable)
-        check_generator(generator)
         _check_groups(len(x), group_size)
         if t is not None:
             check_per_row("t", t, len(x))
@@ -279,6 +278,7 @@ class ScoreFunctionIntegralKL:
 
     def _levels(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """``[corruptions, B]`` on ``[0, 1)``: one in each of as many equal cells, shared by a group."""
+        check_generator(generator)
         shift = torch.rand(batch // group_size, device=device, generator=generator).repeat_interleave(group_size)
         cells = torch.arange(self.corruptions, device=device)[:, None]
         return (cells + shift) / self.corruptions
