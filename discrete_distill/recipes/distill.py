@@ -329,7 +329,7 @@ def distil(
         distillation.parts(),
         distillation.step,
         label="distil",
-        shown=("log_ratio", "entropy", "discriminator_accuracy"),
+        shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),
         rank=accelerator.process_index,
         device=accelerator.device,
         settings=made_with,

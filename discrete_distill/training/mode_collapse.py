@@ -35,8 +35,8 @@ class CollapseRule:
 
     Means over the last ``updates`` are compared with those over the first. The factor is on the odds ``a / (1 - a)`` of
     two samples' agreement ``a``, so that it can be reached from any teacher. The noise of a line is taken from the
-    differences of neighbouring lines, to which a slow trend adds little. Where no agreement is logged (one group of
-    paths that branch), the entropy of the first revealed tokens stands for it.
+    differences of neighbours, of the first and of the last twenty lines, to which a slow trend adds little. Where no
+    agreement is logged (one group of paths that branch), the entropy of the first revealed tokens stands for it.
 
     Args:
         agreement_factor: of the odds of agreement, over those of the first lines.
@@ -51,7 +51,7 @@ class CollapseRule:
 
     agreement_factor: float = 3.0
     entropy_share: float = 0.5
-    errors: float = 3.0
+    errors: float = 4.0
     updates: int = 10
 
     def __post_init__(self) -> None:
@@ -123,7 +123,9 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
         >>> mode_collapse(read_metrics("runs/demo"))
     """
     rule = CollapseRule() if rule is None else rule
-    name = AGREEMENT if any(AGREEMENT in line for line in history[-1:]) else FIRST_ENTROPY
+    name = next((each for each in (AGREEMENT, FIRST_ENTROPY) if history and each in history[-1]), None)
+    if name is None:
+        return None
     lines = [line for line in history if math.isfinite(line.get(name, math.nan))]
     end = len(lines)
     if not _collapsed(lines, end, name, rule):
@@ -212,7 +214,8 @@ def _collapsed(lines: Sequence[Line], end: int, name: str, rule: CollapseRule) -
     if windows is None:
         return False
     first, last = ([line[name] for line in window] for window in windows)
-    error = _noise(lines, end, name) * math.sqrt(1.0 / len(first) + 1.0 / len(last))
+    before, after = lines[: min(end, NOISE_LINES)], lines[max(0, end - NOISE_LINES) : end]
+    error = math.sqrt(_variance(before, name) / len(first) + _variance(after, name) / len(last))
     return rule.is_met(name, statistics.fmean(first), statistics.fmean(last), error)
 
 
@@ -229,14 +232,10 @@ def _windows(lines: Sequence[Line], end: int, rule: CollapseRule) -> tuple[Seque
     return None if first + last > end else (lines[:first], lines[end - last : end])
 
 
-def _noise(lines: Sequence[Line], end: int, name: str) -> float:
-    """Standard deviation of a line about its trend: the greater of those at both ends of the log."""
-    ends = (lines[: min(end, NOISE_LINES)], lines[max(0, end - NOISE_LINES) : end])
-    return math.sqrt(max(_mean_square_difference([line[name] for line in part]) for part in ends) / 2.0)
-
-
-def _mean_square_difference(values: Sequence[float]) -> float:
-    return statistics.fmean((b - a) ** 2 for a, b in pairwise(values))
+def _variance(lines: Sequence[Line], name: str) -> float:
+    """Of a line about its trend: half the mean square of the differences of neighbours."""
+    values = [line[name] for line in lines]
+    return statistics.fmean((b - a) ** 2 for a, b in pairwise(values)) / 2.0
 
 
 def _change(history: Sequence[Line], name: str, rule: CollapseRule) -> tuple[float, float] | None:
