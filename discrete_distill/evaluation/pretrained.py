@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 
 # Bytes of a safetensors header: more describe millions of tensors, and take minutes to parse.
 HEADER_LIMIT = 2**24
@@ -44,7 +45,7 @@ def load_causal_lm(
         )
     except (KeyboardInterrupt, SystemExit):
         raise
-    except OSError as error:
+    except (OSError, HFValidationError) as error:  # transformers before 5 passes on the hub's refusal of a path.
         raise OSError(
             f"judge {name_or_path!r} is neither on disk nor reachable; download it where there is a network and pass "
             "its folder"

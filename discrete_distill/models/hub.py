@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -67,13 +67,16 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         """Load strictly; see `PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            FileNotFoundError: if a file is missing.
+            FileNotFoundError: if a file is missing, or the name is neither a folder nor one that the hub could have.
             CheckpointError: if a file is damaged, hostile, or of another network.
         """
         config = Path(pretrained_model_name_or_path) / CONFIG_FILE
         if config.is_file():
             read_json(config)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except HFValidationError as error:
+            raise FileNotFoundError(nothing_at(pretrained_model_name_or_path)) from error
 
     @classmethod
     def _from_pretrained(
@@ -142,7 +145,8 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     """A file of a local folder, or of a repository on the hub, downloaded; None where there is none of that name.
 
     Raises:
-        OSError: if the hub, or a repository of that name, cannot be reached.
+        OSError: if the hub, or a repository of that name, cannot be reached; `FileNotFoundError` if the hub could have
+            no repository of that name.
     """
     if Path(name_or_path).is_dir():
         file = Path(name_or_path) / filename
@@ -153,6 +157,13 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
         raise
     except EntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise FileNotFoundError(nothing_at(name_or_path)) from error
+
+
+def nothing_at(name_or_path: str | Path) -> str:
+    """Message of the error where neither a file, nor a folder, nor a repository can have this name."""
+    return f"nothing at {name_or_path}: give a file, a folder, or a name on the hub such as user/model"
 
 
 def save_distilled(

@@ -85,17 +85,13 @@ def _stored_convention(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(auto: Any, name: str, trust_remote_code: bool, hub: Mapping[str, Any]) -> nn.Module:
-    import transformers
-
-    # Its name before transformers 5.
-    dtype = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
     try:
         model, found = auto.from_pretrained(
             name,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **{dtype: torch.float32},
+            dtype=torch.float32,
             **hub,
         )
     except (SafetensorError, RuntimeError) as error:

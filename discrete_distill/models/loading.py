@@ -12,7 +12,7 @@ from ..process import Denoiser
 from .adapters import AUTO, HUB_MDLM, Attention
 from .discriminator import Discriminator
 from .dit import DiT
-from .hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, STUDENT_FILE, find_file, network_from
+from .hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, STUDENT_FILE, find_file, network_from, nothing_at
 from .hugging_face import load_from_transformers
 from .layouts import Averaging, config_of, denoiser_weights, discriminator_weights
 from .weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, build, read_json, read_weights
@@ -151,7 +151,7 @@ def _check_exists(name_or_path: str | Path) -> None:
     path = Path(name_or_path)
     is_file_name = path.suffix in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
     if (path.is_absolute() or len(path.parts) > 2 or is_file_name) and not path.exists():
-        raise FileNotFoundError(f"nothing at {path}: give a file, a folder, or a name on the hub such as user/model")
+        raise FileNotFoundError(nothing_at(name_or_path))
 
 
 def _config(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 ESM-2 zeroes the embeddings of masks and scales the others by ``0.88 / (share of visible tokens)``: 0 / 0 where all are
 masks. Zero times any finite scale is zero, so the scale of such a row is of no consequence, and 1 is taken.
+Padding is no token here; transformers before 5 counts it among the visible ones, so that padded rows answer otherwise.
 
 Shape suffixes: B batch, L length, D width.
 """

@@ -10,7 +10,7 @@ import json
 import warnings
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..models.hub import find_file
 from .files import read_json_object, write_text
@@ -49,7 +49,7 @@ def read_fingerprint(name_or_path: str | Path) -> str | None:
     path = Path(name_or_path)
     try:
         file = find_file(path.parent if path.is_file() else name_or_path, FINGERPRINT_FILE)
-    except (OSError, HfHubHTTPError, HFValidationError):
+    except (OSError, HfHubHTTPError):
         return None
     if file is None:
         return None

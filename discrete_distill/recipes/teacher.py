@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
 from ..checks import check_count
@@ -148,7 +148,7 @@ def load_teacher(path: str) -> DiT:
         raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
         loaded = load_denoiser(teacher_location(path))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(missing) from error
     if not isinstance(loaded, DiT):
         raise ValueError(f"{path} is a {type(loaded).__name__}; give --teacher.path a network of MDLM's kind")

@@ -247,7 +247,8 @@ def module_to(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 @contextmanager
 def pretended_cuda() -> Iterator[None]:
     """Inside, ``device="cuda"`` works; the kernels' torch backend stands for Triton's."""
-    torch._C._ensureCUDADeviceGuardSet()
+    if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):  # PyTorch 2.6 has none and needs none.
+        torch._C._ensureCUDADeviceGuardSet()
     replaced: list[Any] = [
         mock.patch.object(torch.cuda, "_lazy_init", return_value=None),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),

@@ -42,10 +42,17 @@ def test_kmeans_finds_clusters_that_are_apart_and_stays_at_its_optimum(seeded) -
     centres = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
     label = torch.arange(200) % 4
     points = centres[label] + torch.randn(200, 2, generator=seeded(0))
-    cluster = kmeans(points, 4, generator=seeded(1))
-    assert len({(int(a), int(b)) for a, b in zip(label, cluster, strict=True)}) == 4
-    means = torch.stack([points[cluster == k].mean(0) for k in range(4)])
-    assert torch.equal(torch.cdist(points, means).argmin(1), cluster)
+    generator = seeded(1)
+    scatters = {}
+    for _ in range(10):
+        cluster = kmeans(points, 4, generator=generator)
+        means = torch.stack([points[cluster == k].mean(0) for k in range(4)])
+        assert torch.equal(torch.cdist(points, means).argmin(1), cluster)
+        found = len({(int(a), int(b)) for a, b in zip(label, cluster, strict=True)}) == 4
+        scatters.setdefault(found, []).append(float((points - means[cluster]).square().sum()))
+    # One start in 14 ends where two seeds share a cluster: six of ten do so once in 40 000 times.
+    assert len(scatters[True]) >= 5
+    assert max(scatters[True]) < min(scatters.get(False, [float("inf")]))
     assert kmeans(torch.zeros(5, 2), 3, generator=seeded(1)).shape == (5,)
     with pytest.raises(ValueError, match="3 points cannot be put in 4 clusters"):
         kmeans(torch.zeros(3, 1), 4)
