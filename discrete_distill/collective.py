@@ -27,7 +27,19 @@ def leaving_processes() -> Iterator[None]:
         return
     yield
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave_processes()
+
+
+def leave_processes() -> None:
+    """Leave the default process group; all processes may call it at times of their own."""
+    group = dist.group.WORLD
+    assert group is not None
+    # Held until the group is gone: a backend that is dropped by itself releases the interpreter's lock while it waits
+    # for its threads. In PyTorch 2.6 the group holds the lock, which a thread of gloo needs to free the last tensor.
+    backends = [group._get_backend(device) for device in group._device_types]
+    del group
+    dist.destroy_process_group()
+    del backends
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

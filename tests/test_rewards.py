@@ -19,6 +19,7 @@ from discrete_distill import (
     RunningMean,
     group_advantages,
 )
+from discrete_distill.collective import leave_processes
 
 group_sizes = st.sampled_from([2, 3, 4])
 baselines = st.sampled_from(["group", "leave_one_out", "batch"])
@@ -188,7 +189,7 @@ def one_of_two_processes(rank: int, folder: str) -> None:
         for scale in ("batch", "group", "none")
     }
     torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def test_two_processes_have_the_statistics_of_the_whole_batch(tmp_path: Path) -> None:

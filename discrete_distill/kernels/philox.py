@@ -93,7 +93,8 @@ def torch_philox_4x32(
 def _device(*values: Word) -> torch.device | None:
     """The device that the numbers belong on: that of the first tensor which is more than a CPU scalar."""
     devices = [value.device for value in values if isinstance(value, Tensor)]
-    return next((device for device in devices if device.type != "cpu"), devices[0] if devices else None)
+    chosen = [device for device in devices if device.type != "cpu"] or devices
+    return chosen[0] if chosen else None
 
 
 def philox_4x32(

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from whole_batch import ACCELERATOR, BATCH, LENGTH, RANK, VOCAB, network, same_as_one_process
 
 from discrete_distill import AncestralSampler, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, group_advantages
+from discrete_distill.collective import leave_processes
 from discrete_distill.evaluation import CausalLMJudge
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.recipes.sharded import SharedJudge, draw_in_shares
@@ -265,7 +266,7 @@ def main() -> None:
     if RANK == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ from typing import Any
 
 import machine_code
 import triton
+from ast_source import ast_source
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from discrete_distill.kernels import launch, triton_losses, triton_philox, triton_sampling
 from discrete_distill.kernels.reference_sampling import LANES
 
 POINTER = {2: "*bf16", 4: "*fp32"}
-ALIGNED = [["tt.divisibility", 16]]
 DEPTH = 64  # V = 50258
 
 
@@ -157,13 +156,9 @@ def resource_usage(
     kernel: Any, signature: dict, constants: dict, num_warps: int, capability: int, *, aligned_rows: bool = True
 ) -> dict[str, int]:
     """What a compiled kernel takes and does, see `machine_code.read`; with rows at multiples of 16, or anywhere."""
-    full = {**signature, **dict.fromkeys(constants, "constexpr")}
-    ordered = {name: full[name] for name in kernel.arg_names}
-    aligned = [n for n, kind in ordered.items() if kind.startswith("*") or (aligned_rows and n in STRIDES)]
-    attributes = {(kernel.arg_names.index(n),): ALIGNED for n in aligned}
-    source = ASTSource(fn=kernel, signature=ordered, constexprs=constants, attrs=attributes)
+    aligned = [n for n, kind in signature.items() if kind.startswith("*") or (aligned_rows and n in STRIDES)]
     compiled = triton.compile(
-        source,
+        ast_source(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": num_warps, "enable_fp_fusion": True},
     )
