@@ -27,7 +27,7 @@ class ParallelConfig:
 
     Args:
         strategy: "ddp", every process holds every network; or "fsdp", each holds a share of every weight, gradient and
-            optimiser state (FSDP2), and gathers a block's weights when it runs it.
+            optimiser state (FSDP2), and gathers a block's weights when it runs it; not under PyTorch 2.6.
         activation_checkpointing: keep the input of each block alone, and run the block again in the backward pass.
         compile_backend: of ``torch.compile``, which each block goes through ("inductor"); empty for none.
     """
@@ -69,6 +69,12 @@ def save_memory(network: nn.Module, config: ParallelConfig) -> None:
             block.compile(backend=config.compile_backend)
 
 
+def can_shard() -> bool:
+    """Whether the FSDP2 of this PyTorch trains the networks of this library: that of 2.6 runs on GPUs alone, and
+    changes gathered weights between two calls of a network whose backward passes need them."""
+    return bool(torch.__version__ >= "2.7")
+
+
 def shard(network: nn.Module, device: torch.device, mixed_precision: str | None = None) -> None:
     """FSDP2 in place: one group of weights for each block, one for the rest. All processes must then call the
     network equally often.
@@ -77,7 +83,12 @@ def shard(network: nn.Module, device: torch.device, mixed_precision: str | None 
         network: with equal weights on every process.
         device: of this process.
         mixed_precision: "bf16" gathers the blocks' weights in bf16 and reduces their gradients in fp32.
+
+    Raises:
+        ValueError: under PyTorch 2.6, see `can_shard`.
     """
+    if not can_shard():
+        raise ValueError(f"PyTorch {torch.__version__} cannot shard these networks; upgrade it, or take strategy 'ddp'")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 

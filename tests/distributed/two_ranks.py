@@ -32,7 +32,9 @@ from discrete_distill.training import (
     shard,
     step_generator,
 )
-from discrete_distill.training.parallel import gathered
+from discrete_distill.training.parallel import can_shard, gathered
+
+STRATEGIES = ("ddp", "fsdp") if can_shard() else ("ddp",)
 
 torch.set_num_threads(1)
 
@@ -87,9 +89,12 @@ def weights(learner: Learner) -> Tensor:
 
 def loops(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    straight = {name: weights(train(folder / name, name)) for name in ("ddp", "fsdp")}
-    found["ddp_against_fsdp"] = float((straight["ddp"] - straight["fsdp"]).abs().max())
-    for first, then in (("ddp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "ddp")):
+    straight = {name: weights(train(folder / name, name)) for name in STRATEGIES}
+    pairs = [("ddp", "ddp")]
+    if can_shard():
+        found["ddp_against_fsdp"] = float((straight["ddp"] - straight["fsdp"]).abs().max())
+        pairs += [("fsdp", "fsdp"), ("fsdp", "ddp")]
+    for first, then in pairs:
         cut = folder / f"{first}-{then}"
         try:
             train(cut, first, die_at=3)
@@ -100,7 +105,7 @@ def loops(folder: Path) -> dict[str, Any]:
     found["rank_in_log"] = [line["rank"] for line in read_metrics(folder / "ddp")]
     with_memory = {"activation_checkpointing": True, "compile_backend": "aot_eager"}
     found["memory_options"] = float(
-        (weights(train(folder / "memory", "fsdp", **with_memory)) - straight["fsdp"]).abs().max()
+        (weights(train(folder / "memory", STRATEGIES[-1], **with_memory)) - straight[STRATEGIES[-1]]).abs().max()
     )
     skipping = train(folder / "bad", "ddp", bad=4)
     found["skipped"] = [int(n) for n in gather_in_order([skipping.skipped])]
@@ -166,7 +171,7 @@ def sharding() -> dict[str, Any]:
 
 
 def recipe(folder: Path) -> dict[str, Any]:
-    """The whole recipe, sharded, in micro-batches."""
+    """The whole recipe, sharded where PyTorch can, in micro-batches."""
     from discrete_distill.recipes.owt import main as command_line
 
     text = folder / "text.txt"
@@ -177,7 +182,7 @@ def recipe(folder: Path) -> dict[str, Any]:
         DiT(config).save_pretrained(folder / "teacher")
     dist.barrier()
     paths = [f"--output={folder}", f"--data.source={text}", f"--teacher.path={folder}/teacher"]
-    flags = [*paths, "--name=run", "--distill.parallel.strategy=fsdp", *FLAGS]
+    flags = [*paths, "--name=run", f"--distill.parallel.strategy={STRATEGIES[-1]}", *FLAGS]
     return {"codes": gather_in_order([command_line(flags)])}
 
 
@@ -251,7 +256,7 @@ def main() -> None:
         "processes": ACCELERATOR.num_processes,
         "one": {
             f"{strategy} {ratio}": same_as_one_process(strategy, ratio)
-            for strategy in ("ddp", "fsdp")
+            for strategy in STRATEGIES
             for ratio in ("discriminator", "auxiliary")
         },
         "advantages": advantages(),
@@ -260,7 +265,7 @@ def main() -> None:
         "sharding": sharding(),
         "recipe": recipe(folder),
         "example": example(),
-        "half": half_precision(),
+        "half": half_precision() if can_shard() else {},
         "trainer": trainer(folder / "trainer"),
     }
     if RANK == 0:
