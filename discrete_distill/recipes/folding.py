@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 
 
 def load_esmfold(name_or_path: str, device: torch.device | str = "cpu") -> Any:
@@ -34,7 +35,7 @@ def load_strictly(model_class: Any, name_or_path: str, *, flag: str) -> Any:
     """
     try:
         model, found = model_class.from_pretrained(name_or_path, trust_remote_code=False, output_loading_info=True)
-    except OSError as error:
+    except (OSError, HFValidationError) as error:  # transformers before 5 passes on the hub's refusal of a path.
         raise FileNotFoundError(f"no model at {name_or_path}; give {flag} a local folder, or leave it out") from error
     except Exception as error:  # Damaged files raise errors of a dozen kinds.
         raise ValueError(f"the model at {name_or_path} cannot be loaded ({type(error).__name__})") from error

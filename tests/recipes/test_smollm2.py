@@ -17,7 +17,7 @@ def write_small_llama(file: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel
 
     width, heads, hidden = 32, 2, 32
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab", "AB"]
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -32,8 +32,9 @@ def write_small_llama(file: Path) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * 257)
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([3, 3, 3] + [1] * 258)
+    # Two: transformers before 5 reads a list of one as a string.
+    writer.add_token_merges(["a b", "A B"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     draw = np.random.default_rng(0)
