@@ -218,15 +218,19 @@ class ScoreFunctionIntegralKL:
     def _position_advantages(self, ratio_BL: Tensor, group_size: int, movable: Tensor) -> Tensor:
         """Advantages of every position, each compared within its group; one scale for all positions."""
         batch, length = ratio_BL.shape
-        wrong = movable & ~self.reward(ratio_BL).isfinite()
-        if bool(wrong.any()):
+        ratio, mask = (each.view(-1, group_size, length).transpose(1, 2) for each in (ratio_BL, movable))
+        try:
+            advantages = self._advantages(ratio.flatten(), group_size, mask.flatten())
+        except ValueError as error:
+            # Asked only now, since each question waits for the device.
+            wrong = movable & ~self.reward(ratio_BL).isfinite()
+            if not bool(wrong.any()):
+                raise
             sequence, position = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"sequence {sequence}, position {position}: the log-ratio is {ratio_BL[sequence, position].item()}; "
                 "look for NaN in the networks that give it, or clip it with a LogRatioReward"
-            )
-        ratio, mask = (each.view(-1, group_size, length).transpose(1, 2) for each in (ratio_BL, movable))
-        advantages = self._advantages(ratio.flatten(), group_size, mask.flatten())
+            ) from error
         return advantages.view(ratio.shape).transpose(1, 2).reshape(batch, length)
 
     @torch.no_grad()

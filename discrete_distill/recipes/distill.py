@@ -33,6 +33,7 @@ from ..training import (
     shard,
 )
 from ..training.checkpoint import file_digest
+from ..training.metrics import on_the_host
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .corpus import TokenStream
@@ -193,8 +194,10 @@ class Distillation:
         """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
         auxiliary denoiser follows the student: the reward is then read from a network that has not seen these samples,
         and its update does not need memory beside the graph of the paths."""
-        if self.config.accumulate > 1:
-            return self._accumulated_step(index, generator)
+        in_parts = self.config.accumulate > 1
+        return on_the_host((self._accumulated_step if in_parts else self._whole_step)(index, generator))
+
+    def _whole_step(self, index: int, generator: Generator) -> dict[str, Any]:
         rollout = self._rollout(index, 0, generator)
         if self.config.method.log_ratio == "discriminator":
             metrics, verdict = self._discriminate(index, rollout, generator)
@@ -207,9 +210,9 @@ class Distillation:
         metrics |= self._discriminate(index, rollout, generator)[0]
         return metrics | _update(self.discriminator, "discriminator")
 
-    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, float]:
+    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, Any]:
         """The same in parts: gradients of all parts add up, then every network makes its update."""
-        lines: list[dict[str, float]] = []
+        lines: list[dict[str, Any]] = []
         rollouts: list[Rollout] = []
         for part in range(self.config.accumulate):
             with self._accumulating(part):
@@ -252,7 +255,7 @@ class Distillation:
                 device=self.accelerator.device,
             )
 
-    def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, float]:
+    def _teach(self, index: int, rollout: Rollout, verdict: Verdict | None, generator: Generator) -> dict[str, Any]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
             return {}
@@ -267,10 +270,10 @@ class Distillation:
         with self.accelerator.autocast():
             return self.method.mmd_verdict(rollout, reference)
 
-    def _fit_auxiliary(self, rollouts: list[Rollout], generator: Generator) -> dict[str, float]:
+    def _fit_auxiliary(self, rollouts: list[Rollout], generator: Generator) -> dict[str, Any]:
         if self.auxiliary is None:
             return {}
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         for _ in range(self.config.method.ratio_updates):
             for part, rollout in enumerate(rollouts):
                 with self._accumulating(part), self.accelerator.autocast():
@@ -281,7 +284,7 @@ class Distillation:
 
     def _discriminate(
         self, index: int, rollout: Rollout, generator: Generator
-    ) -> tuple[dict[str, float], Verdict | None]:
+    ) -> tuple[dict[str, Any], Verdict | None]:
         """Gradient of the discriminator, where it is its turn; its metrics and verdict."""
         if self.discriminator is None or index % self.config.discriminator_every:
             return {}, None
@@ -290,9 +293,9 @@ class Distillation:
             out = self.method.discriminator_loss(rollout, reference, generator=generator)
         return self._backward(self.discriminator, out), out.verdict
 
-    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
+    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, Tensor]:
         learner.backward(out.loss / self.config.accumulate)
-        return on_the_host(out.metrics)
+        return {name: torch.as_tensor(value).detach().double() for name, value in out.metrics.items()}
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
@@ -377,14 +380,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def on_the_host(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, with one copy from the device for all of them."""
-    if not metrics:
-        return {}
-    values = torch.stack([torch.as_tensor(value).detach().double() for value in metrics.values()])
-    return dict(zip(metrics, values.tolist(), strict=True))
 
 
 def _update(learner: Learner | None, name: str) -> dict[str, float]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -49,6 +52,14 @@ class MetricWindow:
         """Continue from `state_dict`."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
         self.consecutive_skips, self._last_skipped = state["consecutive_skips"], state["last_skipped"]
+
+
+def on_the_host(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as numbers, in their order; one copy from the device for all tensors, which have one dtype."""
+    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    values = torch.stack([*tensors.values()]).tolist() if tensors else []
+    copied = dict(zip(tensors, values, strict=True))
+    return {name: copied[name] if isinstance(value, Tensor) else value for name, value in metrics.items()}
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
