@@ -48,7 +48,8 @@ LOSSES_FORWARD: dict[int, dict[int, Launch]] = {
     4: _by_capability(Launch(unroll=2, num_warps=8, width=4, max_registers=64)),
 }
 LOSSES_BACKWARD: dict[int, dict[int, Launch]] = {
-    2: _by_capability(Launch(unroll=2, num_warps=4, width=8, max_registers=96)),
+    # 96 but for 10.0, where rows that start anywhere and a forbidden class take 113.
+    2: _by_capability(Launch(unroll=2, num_warps=4, width=8, max_registers=120)),
     4: _by_capability(Launch(unroll=2, num_warps=8, width=4, max_registers=64)),
 }
 
