@@ -100,6 +100,7 @@ class Canvas:
             self.movable &= attention_mask
         if writable is not None:
             self.movable &= writable
+        self.untouched = True
         self.log_probs = torch.zeros(self.z.shape, dtype=torch.float32, device=self.z.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
         self.seed = torch.randint(
@@ -154,16 +155,22 @@ class Canvas:
         draw = uniform(self.seed, row=self.row_numbers, step=step, stream=stream, dtype=torch.float32)
         return draw.view_as(self.z)
 
-    def logits(self, denoiser: Denoiser, rows: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
-        """Raw logits ``[N, V]`` at flattened positions ``rows``, asking only for the sequences that hold them.
+    def logits(
+        self, denoiser: Denoiser, rows: Tensor, t: Tensor, s: Tensor, *, sequences: Tensor | None = None, **cond: Any
+    ) -> Tensor:
+        """Raw logits ``[N, V]`` at flattened positions ``rows``, asking only for the sequences that hold them: those in
+        ``sequences``, int64 ``[b]`` ascending, where they are known already.
 
-        In an unconditional batch the all-mask states are equal, and one stands for all.
+        In an unconditional batch the all-mask states are equal, and one stands for all, unless ``sequences`` are given.
         """
         length = self.z.shape[1]
-        if self.one_row_stands_for_all(t, s, cond):
+        if sequences is None and self.one_row_stands_for_all(t, s, cond):
             return self._ask(denoiser, self.z[:1], t[:1], rows % length, s[:1], {})
         owner = rows // length
-        needed, place = torch.unique(owner, return_inverse=True)
+        if sequences is None:
+            needed, place = torch.unique(owner, return_inverse=True)
+        else:
+            needed, place = sequences, torch.searchsorted(sequences, owner)
         if self.attention_mask is not None:
             cond = {"attention_mask": self.attention_mask, **cond}
         cond = {name: take_rows(value, needed, self.batch) for name, value in cond.items()}
@@ -176,17 +183,26 @@ class Canvas:
 
     def one_row_stands_for_all(self, t: Tensor, s: Tensor, cond: dict[str, Any]) -> bool:
         """Whether every row is all mask, in the same step, with nothing else that could tell rows apart."""
-        alike = self.unconditional and self.attention_mask is None and not cond
-        return alike and bool(((t >= 1.0) & (s == s[0])).all())
+        return self.rows_are_equal(cond) and bool(is_first_step_of_all(t, s))
+
+    def rows_are_equal(self, cond: dict[str, Any]) -> bool:
+        """Whether every row is all mask, and nothing but its times could tell it apart; known on the host."""
+        return self.unconditional and self.untouched and self.attention_mask is None and not cond
 
     def write(self, rows: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Put tokens ``[N]`` and their log-probabilities at flattened positions; earlier states stay as they were.
 
         A token of -1 (there was nothing to draw from) leaves the mask where it is.
         """
+        self.untouched = False
         tokens = torch.where(tokens < 0, self.process.mask_token_id, tokens)
         self.z = self.z.flatten().index_copy(0, rows, tokens).view_as(self.z)
         self.log_probs = self.log_probs.flatten().index_copy(0, rows, log_probs).view_as(self.log_probs)
+
+
+def is_first_step_of_all(t: Tensor, s: Tensor) -> Tensor:
+    """Bool ``[...]``: whether all sequences take the same step from time 1; of times ``[..., B]``."""
+    return ((t >= 1.0) & (s == s[..., :1])).all(-1)
 
 
 def check_rows(cond: dict[str, Any], batch: int) -> None:

@@ -12,18 +12,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from .canvas import Canvas
+from .canvas import Canvas, is_first_step_of_all
 from .kernels import sample_rows, token_losses
 from .process import Denoiser, MaskedDiffusion, TimeLaw, evaluation_mode, logits_at
 from .process.conditions import check_conditions
 from .process.denoiser import check_ids
 from .process.modes import differentiable_evaluation_mode
 from .rollout import PathStep, Rollout, repeated_rows
+
+
+class PlannedStep(NamedTuple):
+    """Positions of a step of a path, known before any token is drawn."""
+
+    rows: Tensor
+    """Flattened positions whose logits the step keeps, int64 ``[N]``, ascending."""
+    revealed: Tensor
+    """Bool ``[N]``: those that it reveals."""
+    place: Tensor | None
+    """Where these stand in ``rows``, int64 ``[R]``; None where nobody has looked."""
+    sequences: Tensor
+    """Sequences that hold ``rows``, int64 ``[b]``, ascending."""
+    is_first_of_all: bool
+    """Whether all sequences take the same step from time 1."""
+
+
+def true_places(flags_N: Tensor, count: int) -> Tensor:
+    """``nonzero`` of flags of which ``count`` are known to be true, int64 ``[count]``: the device is not waited for."""
+    return flags_N.logical_not().to(torch.uint8).sort(stable=True).indices[:count]
 
 
 @dataclass(frozen=True)
@@ -137,8 +157,9 @@ class IntermediateStateMatcher:
         cond: dict[str, Any],
     ) -> list[PathStep]:
         weights = self._gradient_weights(len(times_KB) - 1, generator)
+        plan = self._plan(canvas, times_KB)
         return [
-            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, tokens, cond)
+            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, plan[index], tokens, cond)
             for index, weight in enumerate(weights)
         ]
 
@@ -158,20 +179,24 @@ class IntermediateStateMatcher:
         shared_cond = {name: _rows_of(value, times_KB.shape[1], copies) for name, value in cond.items()}
         trunk_times = times_KB[:, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
+        plan = self._plan(trunk, trunk_times[: branch + 2])
         steps = []
         for index in range(branch):
             t, s = trunk_times[index], trunk_times[index + 1]
-            step = self._step(trunk, student, index, t, s, 0.0, trunk_tokens, shared_cond)
+            step = self._step(trunk, student, index, t, s, 0.0, plan[index], trunk_tokens, shared_cond)
             steps.append(step.repeated(copies))
         canvas = trunk.repeated(copies)
         t, s = times_KB[branch], times_KB[branch + 1]
-        rows, revealed = self._rows(trunk, branch, t[::copies], s[::copies])
-        logits_NV = self._logits(trunk, student, rows, t[::copies], s[::copies], float(num_steps), shared_cond)
+        rows, revealed = plan[branch].rows, plan[branch].revealed
+        logits_NV = self._logits(trunk, student, plan[branch], t[::copies], s[::copies], float(num_steps), shared_cond)
         rows, place = repeated_rows(rows, trunk.z.shape[1], copies)
-        steps.append(self._draw(canvas, branch, t, s, rows, revealed[place], logits_NV[place], tokens))
-        for index in range(branch + 1, num_steps):
+        every = torch.arange(len(rows), device=rows.device) if self.rows == "revealed" else None
+        planned = PlannedStep(rows, revealed[place], every, rows[:0], plan[branch].is_first_of_all)
+        steps.append(self._draw(canvas, branch, t, s, planned, logits_NV[place], tokens))
+        plan = self._plan(canvas, times_KB[branch + 1 :], first=branch + 1)
+        for index, planned in enumerate(plan, start=branch + 1):
             t, s = times_KB[index], times_KB[index + 1]
-            steps.append(self._step(canvas, student, index, t, s, 0.0, tokens, cond))
+            steps.append(self._step(canvas, student, index, t, s, 0.0, planned, tokens, cond))
         return steps, canvas
 
     def times(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
@@ -211,26 +236,43 @@ class IntermediateStateMatcher:
         t: Tensor,
         s: Tensor,
         gradient_weight: float,
+        planned: PlannedStep,
         tokens: Tensor | None,
         cond: dict[str, Any],
     ) -> PathStep:
-        rows, revealed = self._rows(canvas, index, t, s)
-        logits_NV = self._logits(canvas, student, rows, t, s, gradient_weight, cond)
-        return self._draw(canvas, index, t, s, rows, revealed, logits_NV, tokens)
+        logits_NV = self._logits(canvas, student, planned, t, s, gradient_weight, cond)
+        return self._draw(canvas, index, t, s, planned, logits_NV, tokens)
 
-    def _rows(self, canvas: Canvas, index: int, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions whose logits the step keeps, and which of them it reveals."""
+    def _plan(self, canvas: Canvas, times_KB: Tensor, first: int = 0) -> list[PlannedStep]:
+        """Positions of all steps from number ``first`` on: they depend on coins and not on tokens, so that the host
+        waits for the device once, for their numbers."""
         masked = canvas.masked()
-        reveals = canvas.coins(index, self.process.unmask_probability(t, s)) & masked
-        kept = masked if self.rows == "masked" else reveals
-        rows = kept.flatten().nonzero().squeeze(1)
-        return rows, reveals.flatten()[rows]
+        kept: list[Tensor] = []
+        reveals: list[Tensor] = []
+        for index in range(len(times_KB) - 1):
+            probability = self.process.unmask_probability(times_KB[index], times_KB[index + 1])
+            reveals.append(canvas.coins(first + index, probability) & masked)
+            kept.append(masked if self.rows == "masked" else reveals[-1])
+            masked = masked & ~reveals[-1]
+        if not kept:
+            return []
+        counts_KB = torch.stack(kept).sum(2)
+        alike = is_first_step_of_all(times_KB[:-1], times_KB[1:])
+        revealed_K = torch.stack(reveals).sum((1, 2))
+        numbers = torch.stack((counts_KB.sum(1), revealed_K, (counts_KB > 0).sum(1), alike.long())).tolist()
+        plan = []
+        for index, (num_kept, num_revealed, num_sequences, is_alike) in enumerate(zip(*numbers, strict=True)):
+            rows = true_places(kept[index].flatten(), num_kept)
+            revealed = reveals[index].flatten()[rows]
+            sequences = true_places(counts_KB[index] > 0, num_sequences)
+            plan.append(PlannedStep(rows, revealed, true_places(revealed, num_revealed), sequences, bool(is_alike)))
+        return plan
 
     def _logits(
         self,
         canvas: Canvas,
         student: Denoiser,
-        rows: Tensor,
+        planned: PlannedStep,
         t: Tensor,
         s: Tensor,
         gradient_weight: float,
@@ -238,10 +280,10 @@ class IntermediateStateMatcher:
     ) -> Tensor:
         keeps_graph = torch.is_grad_enabled() and gradient_weight > 0.0
         with torch.set_grad_enabled(keeps_graph), differentiable_evaluation_mode(student):
-            if canvas.one_row_stands_for_all(t, s, cond):
-                logits_NV = shared_state_logits(student, canvas.z, t, rows, s=s[:1])
+            if planned.is_first_of_all and canvas.rows_are_equal(cond):
+                logits_NV = shared_state_logits(student, canvas.z, t, planned.rows, s=s[:1])
             else:
-                logits_NV = canvas.logits(student, rows, t, s, **cond)
+                logits_NV = canvas.logits(student, planned.rows, t, s, sequences=planned.sequences, **cond)
         if logits_NV.requires_grad and gradient_weight != 1.0:
             logits_NV.register_hook(lambda gradient: gradient_weight * gradient)
         return logits_NV
@@ -252,12 +294,14 @@ class IntermediateStateMatcher:
         index: int,
         t: Tensor,
         s: Tensor,
-        rows: Tensor,
-        revealed: Tensor,
+        planned: PlannedStep,
         logits_NV: Tensor,
         tokens: Tensor | None,
     ) -> PathStep:
-        step = PathStep(canvas.z, canvas.z, t, s, rows, revealed, logits_NV, self.process.mask_token_id)
+        step = PathStep(
+            canvas.z, canvas.z, t, s, planned.rows, planned.revealed, logits_NV, self.process.mask_token_id,
+            planned.place, has_all_masked=self.rows == "masked",
+        )  # fmt: skip
         logits_RV = step.revealed_logits().detach()
         if tokens is None:
             drawn = sample_rows(

@@ -29,6 +29,9 @@ class PathStep:
         revealed: bool ``[N]``: those that this step revealed.
         logits_NV: the student's raw logits there, with their graph if the step keeps one.
         mask_token_id: the class that is never predicted.
+        place: where the revealed positions stand in ``rows``, int64 ``[R]``; found, at the price of a wait for the
+            device, where it is not given.
+        has_all_masked: whether ``rows`` is known to hold all positions that were masked before.
     """
 
     z: Tensor
@@ -39,11 +42,16 @@ class PathStep:
     revealed: Tensor
     logits_NV: Tensor
     mask_token_id: int
+    place: Tensor | None = None
+    has_all_masked: bool = False
 
     @cached_property
     def _revealed_index(self) -> Tensor:
-        """Where the revealed positions stand in ``rows``, int64 ``[R]``; waits for the device, once."""
-        return self.revealed.nonzero().squeeze(1)
+        return self.revealed.nonzero().squeeze(1) if self.place is None else self.place
+
+    @cached_property
+    def _revealed_rows(self) -> Tensor:
+        return self.rows[self._revealed_index]
 
     def losses(self, teacher_logits_RV: Tensor | None = None) -> TokenLosses:
         """Log-probability of the drawn token, entropy, and KL divergences from and to a teacher, at the ``R`` revealed
@@ -54,7 +62,7 @@ class PathStep:
 
     def revealed_rows(self) -> Tensor:
         """Flattened positions that this step revealed, int64 ``[R]``."""
-        return self.rows[self._revealed_index]
+        return self._revealed_rows
 
     def revealed_tokens(self) -> Tensor:
         """What was drawn there, int64 ``[R]``."""
@@ -74,7 +82,11 @@ class PathStep:
         """The same step of ``copies`` equal sequences in place of each."""
         rows, place = repeated_rows(self.rows, self.z.shape[1], copies)
         z, z_next, t, s = (each.repeat_interleave(copies, dim=0) for each in (self.z, self.z_next, self.t, self.s))
-        return PathStep(z, z_next, t, s, rows, self.revealed[place], self.logits_NV[place], self.mask_token_id)
+        all_revealed = len(self._revealed_index) == len(self.revealed)
+        return PathStep(
+            z, z_next, t, s, rows, self.revealed[place], self.logits_NV[place], self.mask_token_id,
+            torch.arange(len(rows), device=rows.device) if all_revealed else None, self.has_all_masked,
+        )  # fmt: skip
 
     def token_log_probs(self) -> Tensor:
         """``log p(x_i | z)`` at the revealed positions, 0 elsewhere; ``[B, L]``, differentiable."""

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact, group_advantages
+from discrete_distill.matching import true_places
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.probe import draw_probe
 from discrete_distill.process import CosineSchedule, LogLinearSchedule, MaskedDiffusion, PolynomialSchedule
@@ -63,6 +64,30 @@ def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, rows) -> No
     torch.testing.assert_close(rollout.token_log_probs().sum(1), rollout.log_prob())
     assert bool((rollout.sequences != MASK).all())
     assert bool((rollout.token_log_probs() < 0).all())
+
+
+@pytest.mark.parametrize("choices", [{}, {"tau_law": UniformTime(), "tau_per": "sample"}, {"branching": True}], ids=str)
+@pytest.mark.parametrize("rows", ["revealed", "masked"])
+def test_the_positions_planned_for_a_step_are_those_that_its_states_show(rows, choices) -> None:
+    """Positions of all steps are found before the first: coins do not depend on tokens."""
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(4,), rows=rows, **choices)
+    x_init = torch.full((6, 4), MASK)
+    x_init[:, 1] = 2
+    for prompt in ({"shape": (6, 4)}, {"x_init": x_init}):
+        rollout = matcher(TimedTable(4), generator=seeded(5), group_size=3, **prompt)
+        for step in rollout.steps:
+            masked = step.z.flatten() == MASK
+            revealed = masked & (step.z_next.flatten() != MASK)
+            assert torch.equal(step.rows, (masked if rows == "masked" else revealed).nonzero()[:, 0])
+            assert torch.equal(step.revealed_rows(), revealed.nonzero()[:, 0])
+            assert torch.equal(step.rows[step.revealed], step.revealed_rows())
+            assert step.has_all_masked == (rows == "masked")
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_places_of_flags_whose_number_is_known(flags) -> None:
+    tensor = torch.tensor(flags, dtype=torch.bool)
+    assert torch.equal(true_places(tensor, sum(flags)), tensor.nonzero()[:, 0])
 
 
 def test_every_position_is_revealed_once_and_stays() -> None:

@@ -238,14 +238,19 @@ class ScoreFunctionIntegralKL:
         else:
             ratios = [grouped(self._windowed(each), each.group_size) for each in scores]
             masks = [grouped(each.movable, each.group_size) for each in scores]
-        flat = group_advantages(
-            self.reward(torch.cat(ratios)),
-            sizes[0],
-            scale=self.scale,
-            baseline=self.baseline,
-            clip=self.advantage_clip,
-            loss_mask=torch.cat(masks),
-        )
+        try:
+            flat = group_advantages(
+                self.reward(torch.cat(ratios)),
+                sizes[0],
+                scale=self.scale,
+                baseline=self.baseline,
+                clip=self.advantage_clip,
+                loss_mask=torch.cat(masks),
+            )
+        except ValueError:
+            if self.credit == "token":
+                self._check_finite(scores)  # Asked only now, since each question waits for the device.
+            raise
         parts = flat.split([len(each) for each in ratios])
         if self.credit == "sequence":
             return list(parts)
@@ -285,15 +290,20 @@ class ScoreFunctionIntegralKL:
 
     def _windowed(self, scores: SampleScores) -> Tensor:
         """Sums of the log-ratio around every position, ``[B, L]``."""
-        ratio_BL = windowed_sum(torch.where(scores.movable, scores.per_position, 0.0), self.window)
-        wrong = scores.movable & ~self.reward(ratio_BL).isfinite()
-        if bool(wrong.any()):
-            sequence, position = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"sequence {sequence}, position {position}: the log-ratio is {ratio_BL[sequence, position].item()}; "
-                "look for NaN in the networks that give it, or clip it with a LogRatioReward"
-            )
-        return ratio_BL
+        return windowed_sum(torch.where(scores.movable, scores.per_position, 0.0), self.window)
+
+    def _check_finite(self, scores: Sequence[SampleScores]) -> None:
+        """Raise ValueError with the place of a log-ratio of token credit that is not finite."""
+        for each in scores:
+            ratio_BL = self._windowed(each)
+            wrong = each.movable & ~self.reward(ratio_BL).isfinite()
+            if bool(wrong.any()):
+                sequence, position = wrong.nonzero()[0].tolist()
+                raise ValueError(
+                    f"sequence {sequence}, position {position}: the log-ratio is "
+                    f"{ratio_BL[sequence, position].item()}; look for NaN in the networks that give it, or clip it "
+                    "with a LogRatioReward"
+                )
 
     @torch.no_grad()
     def _score(

@@ -92,9 +92,30 @@ def torch_philox_4x32(
 
 def _device(*values: Word) -> torch.device | None:
     """The device that the numbers belong on: that of the first tensor which is more than a CPU scalar."""
-    devices = [value.device for value in values if isinstance(value, Tensor)]
-    chosen = [device for device in devices if device.type != "cpu"] or devices
-    return chosen[0] if chosen else None
+    first: torch.device | None = None
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.device.type != "cpu":
+                return value.device
+            first = value.device if first is None else first
+    return first
+
+
+# The backend is chosen inside, where tensors have values: tracing with fake CUDA tensors launches nothing.
+@torch.library.custom_op("discrete_distill::philox_4x32", mutates_args=())
+def _philox_op(seed: Tensor, candidate: Tensor, row: Tensor, step: Tensor, stream: Tensor, backend: str) -> Tensor:
+    """Words `[4, ...]` of int64 counters below 2**32 on one device."""
+    if resolve_backend(backend, seed.device) == "triton":
+        from discrete_distill.kernels.triton_philox import triton_philox_4x32
+
+        return triton_philox_4x32(seed, [candidate, row, step, stream])
+    return torch.stack(torch_philox_4x32(seed, candidate, row, step, stream))
+
+
+@_philox_op.register_fake
+def _(seed: Tensor, candidate: Tensor, row: Tensor, step: Tensor, stream: Tensor, backend: str) -> Tensor:
+    shape = torch.broadcast_shapes(candidate.shape, row.shape, step.shape, stream.shape)
+    return seed.new_empty((4, *shape), dtype=torch.int64)
 
 
 def philox_4x32(
@@ -121,16 +142,12 @@ def philox_4x32(
         ValueError: the seed has more than one element.
     """
     device = _device(candidate, row, step, stream, seed)
-    eager_on_cuda = device is not None and device.type == "cuda" and not torch.compiler.is_compiling()
-    if device is not None and eager_on_cuda and resolve_backend("auto", device) == "triton":
-        from discrete_distill.kernels.triton_philox import triton_philox_4x32
-
-        counters = {"candidate": candidate, "row": row, "step": step, "stream": stream}
-        return triton_philox_4x32(
-            scalar_tensor("seed", seed, device),
-            [_counter_tensor(name, value, device) for name, value in counters.items()],
-        )
-    return torch_philox_4x32(seed, candidate, row, step, stream)
+    if device is None or device.type != "cuda" or torch.compiler.is_compiling():
+        return torch_philox_4x32(seed, candidate, row, step, stream)
+    counters = {"candidate": candidate, "row": row, "step": step, "stream": stream}
+    tensors = [_counter_tensor(name, value, device) for name, value in counters.items()]
+    w0, w1, w2, w3 = _philox_op(scalar_tensor("seed", seed, device), *tensors, "auto").unbind(0)
+    return w0, w1, w2, w3
 
 
 def _counter_tensor(name: str, value: Word, device: torch.device) -> Tensor:

@@ -1,10 +1,12 @@
 """`token_losses` in Triton: forward one read, backward one read and one write. Importing this module imports
 triton.
 
-The formulas are in `reference_losses`. Forward: one program a row, a tile is `[G, W]`: `W` logits are one
-16-byte load, `G` is the number of threads, so that a thread owns a group and keeps one set of running sums
-for it (in registers, with nothing exchanged before the loop ends); the loop is unrolled `U` times. Sums are
-of logits less the group's maximum so far, and are moved when that moves.
+The formulas are in `reference_losses`. Forward: one program a row, a tile has `G * W` logits, `G` is the number of
+threads, and a thread keeps one set of running sums of the `W` logits that it loads (in registers, with nothing
+exchanged before the loop ends); the loop is unrolled `U` times. Where rows start at multiples of 16 bytes (`ALIGNED`),
+the tile is `[G, W]` and the logits of a thread are one 16-byte load; elsewhere it is `[W, G]`, so that a thread still
+sums what it loaded itself, one element at a time. Sums are of logits less the group's maximum so far, and are moved
+when that moves.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from discrete_distill.kernels.launch import LOSSES_BACKWARD, LOSSES_FORWARD, choose, device_major, unit_stride
+from discrete_distill.kernels.launch import (
+    LOSSES_BACKWARD,
+    LOSSES_FORWARD,
+    aligned_rows,
+    choose,
+    device_major,
+    unit_stride,
+)
 from discrete_distill.kernels.padding import empty_rows
 from discrete_distill.kernels.reference_losses import LOGIT_FLOOR, STATISTICS
 from discrete_distill.kernels.reference_sampling import LANES
@@ -38,16 +47,11 @@ def _load(base, offset, last, forbidden, FORBIDDEN: tl.constexpr, TAIL: tl.const
 
 
 @triton.jit
-def _total(x):
-    """Sum of a tile [G, W] over what a thread owns: [G]."""
-    return tl.sum(x, axis=1)
-
-
-@triton.jit
-def _rescale(x, top):
-    """New maximum of the groups, distances to it, exponentials, its move and the factor for old sums."""
-    new_top = tl.maximum(tl.max(x, axis=1), top)
-    distance = x - new_top[:, None]
+def _rescale(x, top, OWN: tl.constexpr):
+    """New maximum of the groups, distances to it, exponentials, its move and the factor for old sums; `OWN` is the
+    axis of what a thread owns."""
+    new_top = tl.maximum(tl.max(x, axis=OWN), top)
+    distance = x - tl.expand_dims(new_top, OWN)
     shift = top - new_top
     return new_top, distance, exp2_fast(distance * LOG2E), shift, exp2_fast(shift * LOG2E)
 
@@ -55,26 +59,26 @@ def _rescale(x, top):
 @triton.jit
 def _update(
     student, teacher, start, last, forbidden, top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile,
-    HAS_TEACHER: tl.constexpr, FORBIDDEN: tl.constexpr, TAIL: tl.constexpr,
+    OWN: tl.constexpr, HAS_TEACHER: tl.constexpr, FORBIDDEN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Fold one tile into the groups. own: sum e^a a; cross_s: sum e^a (a - b); cross_t: sum e^b (a - b)."""
     offset = start + tile
     x = _load(student, offset, last, forbidden, FORBIDDEN, TAIL)
-    top_s, a, e, shift_s, decay_s = _rescale(x, top_s)
+    top_s, a, e, shift_s, decay_s = _rescale(x, top_s, OWN)
     if TAIL:
         e = tl.where(offset < last, e, 0.0)
-    own = (own + mass_s * shift_s) * decay_s + _total(e * a)
+    own = (own + mass_s * shift_s) * decay_s + tl.sum(e * a, axis=OWN)
     if HAS_TEACHER:
         z = _load(teacher, offset, last, forbidden, FORBIDDEN, TAIL)
-        top_t, b, f, shift_t, decay_t = _rescale(z, top_t)
+        top_t, b, f, shift_t, decay_t = _rescale(z, top_t, OWN)
         if TAIL:
             f = tl.where(offset < last, f, 0.0)
         difference = a - b
         moved = shift_s - shift_t
-        cross_s = (cross_s + mass_s * moved) * decay_s + _total(e * difference)
-        cross_t = (cross_t + mass_t * moved) * decay_t + _total(f * difference)
-        mass_t = mass_t * decay_t + _total(f)
-    mass_s = mass_s * decay_s + _total(e)
+        cross_s = (cross_s + mass_s * moved) * decay_s + tl.sum(e * difference, axis=OWN)
+        cross_t = (cross_t + mass_t * moved) * decay_t + tl.sum(f * difference, axis=OWN)
+        mass_t = mass_t * decay_t + tl.sum(f, axis=OWN)
+    mass_s = mass_s * decay_s + tl.sum(e, axis=OWN)
     return top_s, mass_s, own, top_t, mass_t, cross_s, cross_t
 
 
@@ -82,7 +86,7 @@ def _update(
 def token_losses_kernel(
     student, teacher, tokens, active, statistics, count, student_stride, teacher_stride,
     last, classes, mask_token, forbidden,
-    U: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
+    U: tl.constexpr, G: tl.constexpr, W: tl.constexpr, ALIGNED: tl.constexpr,
     HAS_ACTIVE: tl.constexpr, HAS_TEACHER: tl.constexpr, FORBIDDEN: tl.constexpr,
 ):  # fmt: skip
     """Grid: (R,). Writes the eight rows of statistics of `reference_losses`."""
@@ -96,7 +100,11 @@ def token_losses_kernel(
         s = student + row * student_stride
         t = teacher + row * teacher_stride
         # Without the axis U: compilers differ in how they spread three axes over the threads of a warp.
-        tile = tl.arange(0, G)[:, None] * W + tl.arange(0, W)[None, :]
+        OWN: tl.constexpr = 1 if ALIGNED else 0
+        if ALIGNED:
+            tile = tl.arange(0, G)[:, None] * W + tl.arange(0, W)[None, :]
+        else:
+            tile = tl.arange(0, W)[:, None] * G + tl.arange(0, G)[None, :]
         top_s = tl.full((G,), _FLOOR, tl.float32)
         top_t = top_s
         mass_s = tl.zeros((G,), tl.float32)
@@ -109,12 +117,12 @@ def token_losses_kernel(
             for u in tl.static_range(U):
                 top_s, mass_s, own, top_t, mass_t, cross_s, cross_t = _update(
                     s, t, start + u * G * W, last, forbidden,
-                    top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, HAS_TEACHER, FORBIDDEN, False,
+                    top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, OWN, HAS_TEACHER, FORBIDDEN, False,
                 )  # fmt: skip
         for u in tl.static_range(U):
             top_s, mass_s, own, top_t, mass_t, cross_s, cross_t = _update(
                 s, t, full + u * G * W, last, forbidden,
-                top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, HAS_TEACHER, FORBIDDEN, True,
+                top_s, mass_s, own, top_t, mass_t, cross_s, cross_t, tile, OWN, HAS_TEACHER, FORBIDDEN, True,
             )  # fmt: skip
         highest_s = tl.max(top_s, axis=0)
         shift_s = top_s - highest_s
@@ -263,7 +271,7 @@ def triton_token_losses(
     token_losses_kernel[(count,)](
         student, other, tokens, _flags(active, tokens), statistics, count, student.stride(0), other.stride(0),
         last, num_classes, mask_token_id, mask_token_id,
-        U=line.unroll, G=32 * line.num_warps, W=line.width,
+        U=line.unroll, G=32 * line.num_warps, W=line.width, ALIGNED=aligned_rows(student) and aligned_rows(other),
         HAS_ACTIVE=active is not None, HAS_TEACHER=teacher is not None, FORBIDDEN=forbidden,
         num_warps=line.num_warps,
         enable_fp_fusion=True,

@@ -31,8 +31,8 @@ def philox_kernel(
     tl.store(words + 3 * wide + i, w3.to(tl.int64), mask=inside)
 
 
-def triton_philox_4x32(seed: Tensor, counters: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`philox_4x32` of int64 tensors on one device; no host synchronisation."""
+def triton_philox_4x32(seed: Tensor, counters: list[Tensor]) -> Tensor:
+    """Words `[4, ...]` of `philox_4x32` for int64 tensors on one device; no host synchronisation."""
     shape = torch.broadcast_shapes(*(counter.shape for counter in counters))
     count = shape.numel()
     words = torch.empty((4, *shape), dtype=torch.int64, device=seed.device)
@@ -42,5 +42,4 @@ def triton_philox_4x32(seed: Tensor, counters: list[Tensor]) -> tuple[Tensor, Te
         philox_kernel[(triton.cdiv(count, _BLOCK),)](
             seed, *flat, words, count, S0=s0, S1=s1, S2=s2, S3=s3, BLOCK=_BLOCK, num_warps=4
         )
-    w0, w1, w2, w3 = words.unbind(0)
-    return w0, w1, w2, w3
+    return words

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -178,8 +179,10 @@ class Distillation:
         """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
         auxiliary denoiser follows the student: the reward is then read from a network that has not seen these samples,
         and its update does not need memory beside the graph of the paths."""
-        if self.config.accumulate > 1:
-            return self._accumulated_step(index, generator)
+        in_parts = self.config.accumulate > 1
+        return on_the_host([(self._accumulated_step if in_parts else self._whole_step)(index, generator)])[0]
+
+    def _whole_step(self, index: int, generator: Generator) -> dict[str, Any]:
         rollout = self._rollout(index, 0, generator)
         if self.config.method.log_ratio == "discriminator":
             metrics, verdict = self._discriminate(index, rollout, generator)
@@ -192,7 +195,7 @@ class Distillation:
         metrics |= self._discriminate(index, rollout, generator)[0]
         return metrics | _update(self.discriminator, "discriminator")
 
-    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, float]:
+    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, Any]:
         """The same in parts: gradients of all parts add up, then every network makes its update."""
         method, every = self.config.method, range(self.config.accumulate)
         keep_logits = method.credit == "vocabulary"
@@ -250,10 +253,10 @@ class Distillation:
         generator: Generator,
         tokens: Tensor | None = None,
         credit: Credit | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Gradient of the student; its metrics."""
         if index < self.config.method.ratio_warmup:
-            return on_the_host([agreement_metrics(self.config.method, rollout)])[0]
+            return dict(agreement_metrics(self.config.method, rollout))
         if self.config.method.log_ratio == "mmd" and credit is None:
             verdict = self._mmd_verdict(rollout, generator)
         with self.accelerator.autocast():
@@ -269,10 +272,10 @@ class Distillation:
 
     def _fit_auxiliary(
         self, rollouts: list[Rollout], generator: Generator, tokens: Tensor | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         if self.auxiliary is None:
             return {}
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         for _ in range(self.config.method.ratio_updates):
             for part, rollout in enumerate(rollouts):
                 with self._accumulating(part), self.accelerator.autocast():
@@ -283,7 +286,7 @@ class Distillation:
 
     def _discriminate(
         self, index: int, rollout: Rollout, generator: Generator, tokens: Tensor | None = None
-    ) -> tuple[dict[str, float], Verdict | None]:
+    ) -> tuple[dict[str, Any], Verdict | None]:
         """Gradient of the discriminator, where it is its turn; its metrics and verdict."""
         if self.discriminator is None or index % self.config.discriminator_every:
             return {}, None
@@ -292,9 +295,9 @@ class Distillation:
             out = self.method.discriminator_loss(rollout, reference, generator=generator, num_tokens=tokens)
         return self._backward(self.discriminator, out), out.verdict
 
-    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, float]:
+    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, Tensor]:
         learner.backward(out.loss / self.config.accumulate)
-        return on_the_host([out.metrics])[0]
+        return {name: value.detach() for name, value in out.metrics.items()}
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What the discriminator calls real: crops of the text, or samples of the teacher."""
@@ -348,7 +351,7 @@ def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Set
     return {**settings, "teacher": weights_digest(teacher)}
 
 
-def mean_of_lines(lines: list[dict[str, float]]) -> dict[str, float]:
+def mean_of_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Means of metrics that all lines have."""
     return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
 

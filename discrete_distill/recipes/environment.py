@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from ..collective import num_processes
 
 Precision = Literal["auto", "fp32", "bf16"]
+Matmul = Literal["exact", "tf32"]
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
@@ -43,6 +46,18 @@ def resolve_precision(precision: Precision) -> str:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if native() else "fp32"
+
+
+@contextmanager
+def matmul_precision(matmul: Matmul) -> Iterator[None]:
+    """Inside, fp32 matrix products are exact, or may be taken in TF32 (10 bits of mantissa) on GPUs that have it; the
+    setting of before is in force again afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if matmul == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def describe_machine(accelerator: Accelerator) -> str:

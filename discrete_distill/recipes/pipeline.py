@@ -15,13 +15,14 @@ from rich.markdown import Markdown
 from ..evaluation import Judge
 from ..models import Discriminator, DiT, DiTConfig, guide_by_prior, load_discriminator
 from ..process import MaskedDiffusion
-from ..training import flat_settings, folder_lock, read_metrics
+from ..training import ParallelConfig, flat_settings, folder_lock, read_metrics
+from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .assets import BUNDLED, asset
 from .command_line import run_stages
 from .corpus import TokenStream, load_streams, read_documents, split_documents
 from .distill import SETTINGS_FILE, distil
-from .environment import describe_machine, make_accelerator, make_folder
+from .environment import describe_machine, make_accelerator, make_folder, matmul_precision
 from .evaluate import RESULTS, RESULTS_FILE, evaluate
 from .files import read_json_object
 from .fingerprint import check_tokenizer, write_fingerprint
@@ -34,6 +35,9 @@ from .sample import sample_text
 from .settings import RecipeConfig
 from .teacher import initial_network, load_teacher, teacher_location, train_teacher
 from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
+
+MAY_ROUND = ("teacher", "distill", "guide")
+"""Stages that train, in which ``--matmul tf32`` is in force; the figures of a judge must not depend on it."""
 
 
 class Pipeline:
@@ -123,8 +127,15 @@ class Pipeline:
                 model=None if names == ("teacher",) else self.teacher_shape(),
             )
 
+        def in_its_precision(name: str) -> Callable[[], None]:
+            def run() -> None:
+                with matmul_precision(self.config.matmul if name in MAY_ROUND else "exact"):
+                    stages[name]()
+
+            return run
+
         run_stages(
-            stages,
+            {name: in_its_precision(name) for name in stages},
             names,
             check=lambda: self.check(names),
             description=description if self.config.dry_run else None,
@@ -255,6 +266,7 @@ class Pipeline:
         if not self.accelerator.is_main_process:
             return
         student, discriminator = self.load_student()
+        self._compile(student)
         sample_text(
             self.config.sample,
             self.config.evaluate,
@@ -271,6 +283,7 @@ class Pipeline:
         """Measure teacher and student; figures go to ``evaluation.json``."""
         teacher, judge = self.load_teacher(), self.load_judge()
         student, discriminator = self.load_student()
+        self._compile(teacher, student)
         settings = self._settings_used()
         guidance = float(settings["distill.prior_guidance"] or 0.0)
         evaluate(
@@ -290,6 +303,11 @@ class Pipeline:
                 "settings": settings,
             },
         )
+
+    def _compile(self, *networks: DiT) -> None:
+        """Compile the blocks, as in training; the names of weights do not change."""
+        for network in networks:
+            save_memory(network, ParallelConfig(compile_backend=self.config.distill.parallel.compile_backend))
 
     def _settings_used(self) -> dict[str, Setting]:
         """This command's settings, and those that the student was really made with."""

@@ -12,7 +12,7 @@ from ..models import DiTConfig
 from ..training import LoopConfig, OptimizerConfig, ParallelConfig
 from .corpus import DataConfig
 from .distill import DistillConfig
-from .environment import Precision
+from .environment import Matmul, Precision
 from .evaluate import EvaluateConfig
 from .guide import GuideConfig
 from .judge import JudgeConfig
@@ -31,6 +31,8 @@ class RecipeConfig:
         output: where runs go.
         seed: of the distillation; the same seed gives the same student, bit for bit, on a CPU.
         precision: of the networks: fp32, bf16 autocast, or auto (bf16 where the device has it).
+        matmul: fp32 matrix products in training of teacher, student and guide: exact, or tf32 where the GPU has it.
+            Judges, samples and figures are exact whatever is chosen.
         threads: of the CPU; 0 leaves PyTorch's choice.
         dry_run: only print what would run, the memory that each device needs, and the time expected.
         data: text and tokens.
@@ -46,6 +48,7 @@ class RecipeConfig:
     output: Path = Path("runs")
     seed: int = 0
     precision: Precision = "auto"
+    matmul: Matmul = "exact"
     threads: int = 0
     dry_run: bool = False
     data: DataConfig = field(default_factory=DataConfig)

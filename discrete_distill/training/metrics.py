@@ -76,17 +76,18 @@ class MetricWindow:
         self.consecutive_skips, self._last_skipped = state["consecutive_skips"], state["last_skipped"]
 
 
-def on_the_host(
-    lines: Sequence[Mapping[str, Tensor | float]] | Sequence[Mapping[str, Tensor]],
-) -> list[dict[str, float]]:
-    """Scalars of several steps as numbers, with one copy from the device for all of them.
+def on_the_host(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Scalars of several steps as numbers, with one copy from the device for all tensors among them.
 
     Args:
-        lines: scalars by name, one mapping for each step.
+        lines: scalars by name, tensors of one device or numbers, one mapping for each step.
     """
-    scalars = [torch.as_tensor(value).detach().double() for line in lines for value in line.values()]
-    values = iter(torch.stack(scalars).tolist() if scalars else [])
-    return [{name: next(values) for name in line} for line in lines]
+    tensors = [value.detach().double() for line in lines for value in line.values() if isinstance(value, Tensor)]
+    copied = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [
+        {name: next(copied) if isinstance(value, Tensor) else float(value) for name, value in line.items()}
+        for line in lines
+    ]
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

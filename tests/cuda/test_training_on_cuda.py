@@ -22,15 +22,15 @@ VOCAB, LENGTH, BATCH = 67, 8, 4
 SMALL = {"group_size": 2, "ratio_warmup": 0}
 # The configuration of the method, whether there is a discriminator, and how often the host may wait in a step.
 CONFIGURATIONS = {
-    "paper": (DiDiInstructConfig.paper(**SMALL), True, 26),
-    "default": (DiDiInstructConfig(**SMALL), False, 64),
-    "vocabulary": (DiDiInstructConfig(**SMALL, credit="vocabulary", window=0, kl_coefficient=0.1), False, 140),
-    "path": (DiDiInstructConfig(**SMALL, log_ratio="path", credit="vocabulary"), False, 70),
-    "branching": (DiDiInstructConfig(**SMALL, branching=True), False, 66),
-    "gradient steps": (DiDiInstructConfig(**SMALL, gradient_steps=2, kl_coefficient=0.1), False, 74),
-    "idlm": (DiDiInstructConfig.idlm(**SMALL), False, 62),
-    "mmd": (DiDiInstructConfig.mmd(**SMALL), False, 52),
-    "teacher reference": (DiDiInstructConfig.paper(**SMALL, reference="teacher"), True, 28),
+    "paper": (DiDiInstructConfig.paper(**SMALL), True, 12),
+    "default": (DiDiInstructConfig(**SMALL), False, 19),
+    "vocabulary": (DiDiInstructConfig(**SMALL, credit="vocabulary", window=0, kl_coefficient=0.1), False, 58),
+    "path": (DiDiInstructConfig(**SMALL, log_ratio="path", credit="vocabulary"), False, 22),
+    "branching": (DiDiInstructConfig(**SMALL, branching=True), False, 21),
+    "gradient steps": (DiDiInstructConfig(**SMALL, gradient_steps=2, kl_coefficient=0.1), False, 29),
+    "idlm": (DiDiInstructConfig.idlm(**SMALL), False, 17),
+    "mmd": (DiDiInstructConfig.mmd(**SMALL), False, 11),
+    "teacher reference": (DiDiInstructConfig.paper(**SMALL, reference="teacher"), True, 13),
 }
 
 

@@ -2,8 +2,7 @@
 it takes.
 
 Run as a script it prints one JSON line a kernel: `python tests/kernels/aot.py [--any-stride]
-[compute capability ...]`. It
-must run in a process that is not interpreting Triton.
+[compute capability ...]`. It must run in a process that is not interpreting Triton.
 """
 
 from __future__ import annotations
@@ -74,6 +73,7 @@ def losses(major: int, itemsize: int, name: str, **flags: Any) -> tuple[str, Any
         "U": line.unroll,
         "G": 32 * line.num_warps,
         "W": line.width,
+        "ALIGNED": True,
         "HAS_ACTIVE": True,
         "HAS_TEACHER": True,
         "FORBIDDEN": False,
@@ -170,9 +170,11 @@ def main(capabilities: list[int], *, aligned_rows: bool) -> None:
         for name, kernel, signature, constants, warps, limit in shipped(capability // 10):
             if not aligned_rows and ("tilt" in name or "M=" in name or name == "philox"):
                 continue
+            if "ALIGNED" in constants:
+                constants = {**constants, "ALIGNED": aligned_rows}
             usage = resource_usage(kernel, signature, constants, warps, capability, aligned_rows=aligned_rows)
             print(
-                json.dumps({"kernel": name, "sm": capability, "limit": limit, "warps": warps, **usage}),
+                json.dumps({"kernel": name, "triton": triton.__version__, "sm": capability, "limit": limit, **usage}),
                 flush=True,
             )
 

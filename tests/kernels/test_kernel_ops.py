@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from discrete_distill.kernels import STREAM_COIN, sample_rows, token_losses, uniform
 from discrete_distill.kernels.dispatch import ENVIRONMENT_VARIABLE, resolve_backend
 from discrete_distill.kernels.losses import _token_losses_backward_op, _token_losses_op
+from discrete_distill.kernels.philox import _philox_op, torch_philox_4x32
 from discrete_distill.kernels.sampling import _sample_rows_op
 
 CPU = torch.device("cpu")
@@ -48,6 +51,34 @@ def test_opcheck_token_losses(teacher):
     statistics = _token_losses_op(student.detach(), other, tokens, active, 8, 9, "torch")
     arguments = (torch.randn(4, 4), student.detach(), other, tokens, active, statistics, 8, 9, "torch")
     torch.library.opcheck(_token_losses_backward_op, arguments)
+
+
+@pytest.mark.parametrize(
+    "row", [torch.arange(5), torch.arange(6).view(3, 2), torch.tensor(2)], ids=lambda t: str(t.shape)
+)
+def test_opcheck_philox(row):
+    counters = torch.tensor(1), row, torch.tensor(2), torch.tensor(2**32 - 1)
+    torch.library.opcheck(_philox_op, (torch.tensor(-3), *counters, "torch"))
+    expected = torch.stack(torch_philox_4x32(-3, 1, row, 2, 2**32 - 1))
+    assert torch.equal(_philox_op(torch.tensor(-3), *counters, "torch"), expected)
+
+
+def test_tracing_with_fake_cuda_tensors_launches_nothing(monkeypatch):
+    """On a machine without a GPU a launch, or a question to the device, would raise."""
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    with FakeTensorMode():
+        positions = torch.arange(6, device="cuda")
+        draws = uniform(0, row=positions, candidate=torch.ones((2, 1), dtype=torch.int64, device="cuda"), step=3)
+        assert draws.shape == (2, 6)
+        assert draws.device.type == "cuda"
+        graph = make_fx(lambda row: uniform(0, row=row))(positions).graph
+    assert torch.ops.discrete_distill.philox_4x32.default in {node.target for node in graph.nodes}
+
+
+def test_uniform_numbers_compile_without_a_break_and_stay_the_same():
+    compiled = torch.compile(lambda seed, row: uniform(seed, row=row, step=3), fullgraph=True, backend="aot_eager")
+    seed, row = torch.tensor(2**40 + 7), torch.arange(20)
+    assert torch.equal(compiled(seed, row), uniform(seed, row=row, step=3))
 
 
 def test_a_sampler_step_compiles_without_a_break_and_replays_with_tensor_scalars():
