@@ -9,6 +9,7 @@ it with tiny shapes; its times mean nothing.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import platform
 import statistics
@@ -28,6 +29,8 @@ from benchmarks.gpu_run import write_json, write_table
 from benchmarks.sampler_baselines import Sample, other_packages, published_chain
 from discrete_distill import AncestralSampler, MaskedDiffusion, StaticSampler
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.training import ParallelConfig
+from discrete_distill.training.parallel import save_memory
 
 PACKAGES = ("torch", "numpy", "bionemo-moco", "flow_matching")
 VOCAB, LENGTH = 50258, 256
@@ -201,7 +204,8 @@ def growth(results: Results) -> None:
 
 
 def on_a_gpu(results: Results) -> None:
-    """Batches of 1024 tokens from the same transformer in bf16: eager, as one graph, and the published chain."""
+    """Batches of 1024 tokens from the same transformer in bf16: eager, with compiled blocks, as one graph, and the
+    published chain."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not results.dry:
         print("no CUDA device here: its part is left out", flush=True)
@@ -210,12 +214,15 @@ def on_a_gpu(results: Results) -> None:
     length = 16 if results.dry else 1024
     config = DiTConfig(**(tiny if results.dry else {"vocab_size": VOCAB}), max_length=length)
     network, mask = random_transformer(config).to(device, torch.bfloat16), config.vocab_size - 1
+    compiled = copy.deepcopy(network)
+    save_memory(compiled, ParallelConfig(compile_backend="eager" if results.dry else "inductor"))
     for batch in (1, 2) if results.dry else (1, 16, 64, 256):
         for steps in (8, 16):
             shape = (batch, length)
             static = StaticSampler(AncestralSampler(MaskedDiffusion(mask), steps), network, shape, device=device)
             samples: dict[str, Sample] = {
                 OURS: our_sampler(network, shape, mask, steps, device=device),
+                "discrete_distill, compiled blocks": our_sampler(compiled, shape, mask, steps, device=device),
                 "discrete_distill, one graph": static,
                 CHAIN: published_chain(network, shape, mask, steps, device=device),
             }

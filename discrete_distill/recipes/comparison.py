@@ -35,7 +35,7 @@ from .comparison_report import comparison_tables, write_comparison
 from .comparison_settings import ComparisonConfig
 from .contestants import Entry, Training
 from .corpus import load_streams
-from .environment import describe_machine, make_folder
+from .environment import describe_machine, make_folder, matmul_precision
 from .evaluate import Evaluation, between_samples_of_data
 from .judge_loading import load_judge_for
 from .pipeline import Pipeline
@@ -107,7 +107,8 @@ class Comparison(Pipeline):
             if late():
                 self.config.methods = tuple(each for each in self.config.methods if each != name)
                 continue
-            trained = [self.training.train(name, method, teacher, seed) for seed in self.config.train_seeds]
+            with matmul_precision(self.config.matmul):
+                trained = [self.training.train(name, method, teacher, seed) for seed in self.config.train_seeds]
             costs[name] = [asdict(cost) for cost in trained]
             write_results(folder / COSTS_FILE, costs)
 

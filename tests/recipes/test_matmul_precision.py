@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from discrete_distill.recipes.comparison import Comparison
+from discrete_distill.recipes.comparison_settings import ComparisonConfig
+from discrete_distill.recipes.contestants import Cost
 from discrete_distill.recipes.environment import matmul_precision
 from discrete_distill.recipes.pipeline import Pipeline
 from discrete_distill.recipes.settings import RecipeConfig
@@ -44,4 +47,21 @@ def test_the_setting_of_before_returns_after_an_error() -> None:
     before = torch.get_float32_matmul_precision()
     with pytest.raises(ZeroDivisionError), matmul_precision("tf32"):
         raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_methods_that_are_compared_round_while_they_are_trained(monkeypatch, tmp_path) -> None:
+    seen = []
+    config = ComparisonConfig(output=tmp_path, precision="fp32", matmul="tf32", methods=("didi",))
+    comparison = Comparison(config, "command")
+
+    def train(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return Cost(steps=0, seconds=0.0, network_evaluations=0.0)
+
+    monkeypatch.setattr(comparison.training, "train", train)
+    monkeypatch.setattr(Comparison, "load_teacher", lambda self: torch.nn.Linear(1, 1))
+    before = torch.get_float32_matmul_precision()
+    comparison.train()
+    assert seen == ["high"]
     assert torch.get_float32_matmul_precision() == before

@@ -1,4 +1,4 @@
-"""Samplers of a network whose blocks are compiled draw what they draw from the network as it was."""
+"""Samplers of a network that is compiled, whole or by its blocks, draw what they draw from the network as it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import copy
 import pytest
 import torch
 
-from discrete_distill import AncestralSampler, BlockwiseSampler, ConfidenceSampler, FirstHittingSampler, MaskedDiffusion
+from discrete_distill import (
+    AnalyticSampler,
+    AncestralSampler,
+    BlockwiseSampler,
+    ConfidenceSampler,
+    EntropyBoundedSampler,
+    FirstHittingSampler,
+    MaskedDiffusion,
+    PathPlanningSampler,
+    ReMaskingSampler,
+    RGASampler,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import ParallelConfig
 from discrete_distill.training.parallel import save_memory
@@ -15,29 +26,42 @@ from discrete_distill.training.parallel import save_memory
 VOCAB, LENGTH = 11, 8
 PROCESS = MaskedDiffusion(VOCAB - 1)
 SAMPLERS = [
+    AnalyticSampler(PROCESS, 3),
     AncestralSampler(PROCESS, 3),
     ConfidenceSampler(PROCESS, 3),
+    EntropyBoundedSampler(PROCESS, 0.5),
     FirstHittingSampler(PROCESS),
+    PathPlanningSampler(PROCESS, 3),
+    ReMaskingSampler(PROCESS, 3, eta=0.5),
     BlockwiseSampler(AncestralSampler(PROCESS, 2), 4),
+    RGASampler(PROCESS, 3, num_candidates=2),
 ]
 
 
 @pytest.fixture(scope="module")
-def networks() -> tuple[DiT, DiT]:
+def network() -> DiT:
     torch.manual_seed(0)
     config = DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
     made = DiT(config).eval()
     torch.nn.init.normal_(made.output_layer.linear.weight, std=0.5)
-    compiled = copy.deepcopy(made)
-    save_memory(compiled, ParallelConfig(compile_backend="aot_eager"))
-    return made, compiled
+    return made
+
+
+@pytest.fixture(scope="module", params=["blocks", "whole"])
+def compiled(request: pytest.FixtureRequest, network: DiT) -> torch.nn.Module:
+    made = copy.deepcopy(network)
+    if request.param == "blocks":
+        save_memory(made, ParallelConfig(compile_backend="aot_eager"))
+        assert list(made.state_dict()) == list(network.state_dict())
+        return made
+    return torch.compile(made, backend="eager")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_compiled_blocks_draw_the_same_tokens(sampler, networks) -> None:
-    made, compiled = networks
-    assert list(made.state_dict()) == list(compiled.state_dict())
+def test_compiled_networks_draw_the_same_tokens(sampler, network, compiled) -> None:
+    reward = [lambda z, t, **_: (z % 3).float()] if isinstance(sampler, RGASampler) else []
     plain, ours = (
-        sampler(network, (3, LENGTH), generator=torch.Generator().manual_seed(7)).sequences for network in networks
+        sampler(each, *reward, (3, LENGTH), generator=torch.Generator().manual_seed(7)).sequences
+        for each in (network, compiled)
     )
     assert torch.equal(plain, ours)
