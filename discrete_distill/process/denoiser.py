@@ -125,6 +125,11 @@ def logits_at(
         ValueError: if its logits are not ``[B, L, V]``, ``t`` is not ``[B]``, or a row is beyond the positions (looked
             at on a CPU alone).
     """
+    _check_rows(rows)
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and len(rows):
+        least, most = int(rows.min()), int(rows.max())
+        if not 0 <= least <= most < x_t.numel():
+            raise ValueError(f"rows from {least} to {most} do not all lie in the {x_t.numel()} positions")
     return logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond)(slice(None))
 
 
@@ -154,11 +159,12 @@ def logits_in_parts(
 
     Raises:
         TypeError: as `logits_at`.
-        ValueError: as `logits_at`; or if the vocabulary does not hold ``largest_id``.
+        ValueError: as `logits_at`, but for the values of ``rows``, which are not looked at; or if the vocabulary does
+            not hold ``largest_id``.
     """
     check_ids(denoiser, largest_id)
     check_per_row("t", t, len(x_t))
-    _check_rows(rows, x_t.numel())
+    _check_rows(rows)
     cond = {**(cond or {}), **step_kwargs(denoiser, s)}
     parts = feature_parts(denoiser)
     if parts is None:
@@ -187,18 +193,12 @@ def logits_in_parts(
     return projected
 
 
-def _check_rows(rows: Tensor, positions: int) -> None:
+def _check_rows(rows: Tensor) -> None:
     if not isinstance(rows, Tensor) or rows.dtype != torch.long:
         found = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"rows must be int64 positions of the flattened batch, got {found}")
     if rows.dim() != 1:
         raise ValueError(f"rows must be [N], got shape {list(rows.shape)}")
-    if rows.device.type != "cpu" or torch.compiler.is_compiling() or not len(rows):
-        return
-    if not 0 <= int(rows.min()) <= int(rows.max()) < positions:
-        raise ValueError(
-            f"rows from {int(rows.min())} to {int(rows.max())} do not all lie in the {positions} positions"
-        )
 
 
 def _checked(denoiser: Denoiser, kind: str, values: Any, x_t: Tensor, last: str) -> Tensor:

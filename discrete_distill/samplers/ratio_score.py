@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import token_losses
-from ..process import Denoiser, MaskedDiffusion, logits_at
+from ..process import Denoiser, MaskedDiffusion, logits_in_parts
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class TeacherRatio:
         t = self.process.time_of_count(masked.sum(1), self.process.num_movable(z, candidate.movable))
         log_probs = [
             token_losses(
-                logits_at(network, z, t, rows, s=torch.zeros_like(t), **candidate.cond),
+                logits_in_parts(network, z, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
                 None,
                 tokens,
                 weight_R=hidden.float(),
