@@ -53,7 +53,10 @@ for _ in range(10):
     sys.setswitchinterval(0.005)
 """
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the fault was that of machines without a GPU")
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the fault was that of machines without a GPU"),
+]
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:

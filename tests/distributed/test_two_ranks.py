@@ -17,6 +17,7 @@ from discrete_distill.training.parallel import can_shard
 
 WORKER = Path(__file__).parent / "two_ranks.py"
 SHARDED = pytest.mark.skipif(not can_shard(), reason="PyTorch 2.6 cannot shard these networks")
+pytestmark = pytest.mark.distributed
 PAIRS = [
     *("ddp discriminator", "ddp auxiliary"),
     *(pytest.param(f"fsdp {ratio}", marks=SHARDED) for ratio in ("discriminator", "auxiliary")),

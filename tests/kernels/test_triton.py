@@ -17,6 +17,8 @@ from discrete_distill.kernels.launch import CAPABILITIES
 pytest.importorskip("triton", reason="triton is not installed; pip install triton to test the GPU kernels")
 OLD_ASSEMBLER = importlib.metadata.version("triton").startswith("3.2.")  # that of CUDA 12.4
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 SUPPORTED = [10 * major + minor for major, minor in CAPABILITIES]

@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,8 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill.recipes.owt import main
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.group-size=2",
     "--distill.method.ratio-warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
