@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -30,9 +31,10 @@ class Recorder:
             "mem_bus_width": 1,
         }
 
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
         self.kernels.append((name, binary))
-        return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads
+        known = 1, 1, 32, 0, 1024  # module, function, registers, spills, threads
+        return known[:4] if triton.__version__.startswith("3.2.") else known
 
     def unload_module(self, module: int) -> None:
         pass

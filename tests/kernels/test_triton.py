@@ -97,7 +97,15 @@ def test_rows_that_start_anywhere_cost_no_local_memory_and_no_exchange_between_t
     check_rows_anywhere(compiled("--any-stride", str(capability), cache=tmp_path))
 
 
-@pytest.mark.skipif(not OTHER_TRITON.is_dir(), reason=f"no {OTHER_TRITON.name} here; run make other-triton")
+def made_for_this_python(folder: pathlib.Path) -> bool:
+    """Whether a package stands in a folder, in a wheel of the Python that runs."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
+    return any(tag in file.read_text() for file in folder.glob("triton-*.dist-info/WHEEL"))
+
+
+@pytest.mark.skipif(
+    not made_for_this_python(OTHER_TRITON), reason=f"no {OTHER_TRITON.name} for this Python; run make other-triton"
+)
 def test_another_version_of_triton_compiles_the_same_loops(tmp_path):
     """PyTorch on a GPU machine brings a Triton of its own, and compilers differ in how they spread a tile."""
     here = {"triton_at": str(OTHER_TRITON), "cache": tmp_path}
