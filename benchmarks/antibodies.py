@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with (options.output / "antibodies.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, fp32"
     write({"settings": settings, "versions": versions, "machine": machine, "samples": SAMPLES})
