@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 INK, FAINT = "#222222", "#8A8A8A"
+LETTERS_OF_HALF_A_LINE = 45  # of the legend
 LESS_DIVERSE = "less diverse than data"
 SIZE_INCHES, DOTS_PER_INCH = (7.2, 5.2), 160
 
@@ -328,8 +329,15 @@ def _footnote(figure: Figure, text: str) -> None:
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> Path:
     # Below the axes: with five curves there is no free corner.
-    place = (0.5, -0.13)
-    axes.legend(fontsize=9.5, labelcolor=INK, edgecolor="none", loc="upper center", bbox_to_anchor=place, ncols=2)
+    longest = max((len(label) for label in axes.get_legend_handles_labels()[1]), default=0)
+    axes.legend(
+        fontsize=9.5,
+        labelcolor=INK,
+        edgecolor="none",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=1 if longest > LETTERS_OF_HALF_A_LINE else 2,
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -197,3 +197,18 @@ def test_a_perplexity_beyond_all_numbers_is_drawn_outside_the_plot(tmp_path: Pat
     curve = StepCurve(label="broken", steps=(1, 2), nats_per_token=(900.0, 3.0), standard_errors=(0.1, 0.1))
     plot_perplexity_by_steps([curve], tmp_path / "steps.png", judge="j")
     assert (tmp_path / "steps.png").stat().st_size > 0
+
+
+def named_curve(label: str) -> StepCurve:
+    return StepCurve(label=label, steps=(2, 4), nats_per_token=(3.0, 2.0), standard_errors=(0.1, 0.1))
+
+
+def test_the_legend_of_long_names_stays_inside_the_picture(tmp_path: Path, drawn: list[Any]) -> None:
+    for word in ("a", "a name of a method that hardly fits into half of the width of a picture"):
+        curves = [named_curve(f"{word} {number}") for number in range(3)]
+        plot_perplexity_by_steps(curves, tmp_path / "steps.png", judge="judge")
+    assert len(drawn) == 2
+    for axes in drawn:
+        extent = axes.get_legend().get_window_extent()
+        assert extent.x0 >= 0.0
+        assert extent.x1 <= axes.figure.bbox.width
