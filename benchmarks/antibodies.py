@@ -75,9 +75,9 @@ def load(kind: Any, folder: Path) -> nn.Module:
 
 def blank(count: int) -> Tensor:
     """Start, masks, end."""
-    canvas = torch.full((count, RESIDUES + 2), MASK)
-    canvas[:, 0], canvas[:, -1] = START, END
-    return canvas
+    sequences = torch.full((count, RESIDUES + 2), MASK)
+    sequences[:, 0], sequences[:, -1] = START, END
+    return sequences
 
 
 def sample(denoiser: nn.Module, steps: int, temperature: float, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import argparse
 import platform
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -64,20 +64,9 @@ def row_of(name: str, seed: int, steps: int, law: Tensor) -> Row:
         float(exact.kl(law, target)),
         float(exact.kl(target, law)),
         float(exact.entropy(law)),
-        exact_agreement(law),
+        float(exact.agreement(law)),
         tuple(round(mode, 4) for mode in modes),
     )
-
-
-def exact_agreement(law: Tensor) -> float:
-    """Probability that two independent samples have the same token at a position, averaged over positions.
-
-    Args:
-        law: probabilities of all sequences, ``[K] * L``.
-    """
-    positions = range(law.dim())
-    marginals = [law.sum([other for other in positions if other != position]) for position in positions]
-    return statistics.fmean(float(marginal.square().sum()) for marginal in marginals)
 
 
 def optimal(objective: Literal["reverse", "forward"], steps: int) -> list[Row]:
@@ -146,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    training = Training(**{**asdict(FEW_PATHS), "updates": options.updates})
+    training = replace(FEW_PATHS, updates=options.updates)
     jobs: list[Any] = [(teacher, ())]
     jobs += [(optimal, (objective, steps)) for steps in OPTIMAL_STEPS for objective in ("reverse", "forward")]
     jobs += [(trained, (name, seed, training)) for name in ANCHORS for seed in options.seeds]
@@ -156,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     target = language.law(LENGTH)
     print(
         f"entropy of the language {float(exact.entropy(target)):.2f} nats, two sequences agree at "
-        f"{exact_agreement(target):.1%}; modes are masses over weights: 1 is right"
+        f"{float(exact.agreement(target)):.1%}; modes are masses over weights: 1 is right"
     )
     print(table(rows))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,6 @@ class ScoreFunctionIntegralKL:
             ValueError: if the batch is empty, shapes do not fit, the group size does not divide the batch, or a reward
                 is not finite.
         """
-        check_sequences(x, movable)
         _check_batch(token_log_probs, group_size, movable)
         scores = self.score(x, group_size=group_size, t=t, movable=movable, generator=generator, **cond)
         return self.surrogate(token_log_probs, scores, self.advantages([scores])[0])

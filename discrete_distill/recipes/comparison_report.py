@@ -17,7 +17,7 @@ from ..evaluation import (
 )
 from ..evaluation.checks import exponential
 from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, variant_name
-from .diversity_columns import COLUMNS, between_cells, collapse_of, collapse_warning, figures_of, kept_by_teacher
+from .diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
 from .printing import quoted
 from .report import REPORT_FILE, flatten
 from .tokenizer import TextTokenizer
@@ -96,14 +96,7 @@ def collapses(results: dict[str, Any], judge: int = 0) -> dict[tuple[str, int], 
         (line["method"], line["steps"]): reading_of(line, judge, results["data"]["entropy"]).diversity
         for line in results["lines"]
     }
-    data = figures_of(results["data"].get("between_samples"))
-    of_teacher = {steps: each for (method, steps), each in figures.items() if method == "teacher"}
-    found = {
-        (method, steps): collapse_of(each, kept_by_teacher(of_teacher, steps, data))
-        for (method, steps), each in figures.items()
-        if method != "teacher"
-    }
-    return {key: said for key, said in found.items() if said}
+    return collapses_of(figures, figures_of(results["data"].get("between_samples")))
 
 
 def perplexity_table(results: dict[str, Any], judge: int = 0) -> str:

@@ -86,3 +86,20 @@ def kept_by_teacher(by_steps: Mapping[int, Figures], steps: int, data: Figures) 
     return {
         name: max((figures[name] for figures in kept if name in figures), key=lambda each: each.value) for name in names
     }
+
+
+def collapses_of(figures: Mapping[tuple[str, int], Figures], data: Figures) -> dict[tuple[str, int], str]:
+    """What is said of each student whose samples are less diverse than the teacher's at as many steps or more:
+    "collapsed" and the figures.
+
+    Args:
+        figures: of each method and number of steps, those of "teacher" among them.
+        data: see `kept_by_teacher`.
+    """
+    of_teacher = {steps: each for (method, steps), each in figures.items() if method == "teacher"}
+    found = {
+        (method, steps): collapse_of(each, kept_by_teacher(of_teacher, steps, data))
+        for (method, steps), each in figures.items()
+        if method != "teacher"
+    }
+    return {key: said for key, said in found.items() if said}

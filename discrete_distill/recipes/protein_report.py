@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .diversity_columns import COLUMNS, between_cells, collapse_of, collapse_warning, figures_of, kept_by_teacher
+from .diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
 from .report import REPORT_FILE, flatten
 
 
@@ -99,14 +99,7 @@ def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
     figures = {
         (line["method"], line["steps"]): figures_of(line.get("between_samples")) for line in results["lines"][1:]
     }
-    real = figures_of(results["lines"][0].get("between_samples"))
-    of_teacher = {steps: each for (method, steps), each in figures.items() if method == "teacher"}
-    found = {
-        (method, steps): collapse_of(each, kept_by_teacher(of_teacher, steps, real))
-        for (method, steps), each in figures.items()
-        if method != "teacher"
-    }
-    return {key: said for key, said in found.items() if said}
+    return collapses_of(figures, figures_of(results["lines"][0].get("between_samples")))
 
 
 def _number(value: float, digits: int) -> str:
