@@ -169,6 +169,21 @@ class Rollout:
             "look at what the student answers to this state"
         )
 
+    def check_reference(self, reference: Tensor) -> None:
+        """Refuse reference sequences that are not as many and as long as the samples.
+
+        Args:
+            reference: clean tokens.
+
+        Raises:
+            ValueError: if their shape is not that of the samples.
+        """
+        if reference.shape != self.sequences.shape:
+            raise ValueError(
+                f"reference has shape {tuple(reference.shape)}, the rollout {tuple(self.sequences.shape)}; "
+                "give as many reference sequences as student ones"
+            )
+
     def denoiser_kwargs(self) -> dict[str, Any]:
         """What a denoiser is called with beside state and time."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}

@@ -91,6 +91,7 @@ class DistillationStep:
         """
         verdicts: list[Verdict | None] = [None] * len(self.parts)
         each = list(zip(self._rollouts, references, self._generators, strict=True))
+        self._references = list(references)
         if "discriminator" in self.learners and train_discriminator:
             for number, (rollout, reference, generator) in enumerate(each):
                 with self._accumulating("discriminator", number):
@@ -114,7 +115,11 @@ class DistillationStep:
         credit = None if self._credits is None else self._credits[number]
         with self.accelerator.autocast():
             out = self.method.student_loss(
-                rollout, credit=credit, generator=self._generators[number], num_tokens=self._tokens
+                rollout,
+                credit=credit,
+                reference=self._references[number],
+                generator=self._generators[number],
+                num_tokens=self._tokens,
             )
         self._note(out.metrics)
         return rollout, out.loss

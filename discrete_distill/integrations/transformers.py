@@ -131,8 +131,9 @@ class DiDiInstructTrainer(CheckpointingTrainer):
                 "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take "
                 "DDP, or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
             )
-        if (discriminator is not None or self.config.log_ratio == "mmd") and train_dataset is None:
-            raise ValueError("the log-ratio compares with data; give train_dataset with rows of input_ids")
+        reads_data = self.config.log_ratio == "mmd" or self.config.data_kl_coefficient > 0.0
+        if (discriminator is not None or reads_data) and train_dataset is None:
+            raise ValueError("the method compares with data; give train_dataset with rows of input_ids")
         check_all_counts(args, "length", "discriminator_every")
         check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
         check_number("ema_decay", args.ema_decay, least=0.0, below=1.0)
@@ -340,7 +341,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if self.args.should_save:
             state = {name: learner.state_dict() for name, learner in self.learners.items()}
             average = None if self.average is None else self.average.state_dict()
-            more = {"skipped": self.skipped, "window": self._window.state_dict()}
+            more = {"skipped": self.skipped, "window": self._window.state_dict(), "method": self.method.state_dict()}
             torch.save({"learners": state, "average": average, **more}, Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -355,6 +356,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             learner.load_state_dict(saved["learners"][name])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
+        self.method.load_state_dict(saved["method"])
         self.skipped = saved["skipped"]
         self._window.load_state_dict(saved["window"])
 

@@ -49,9 +49,14 @@ class DiDiInstructConfig:
         kl_coefficient: weight of the KL between student and teacher (paper: 0.02); 0 for none.
         kl_kind: forward, reverse, jeffreys, js or tv (paper: jeffreys).
         kl_beta: mixes the two directions (paper: 0.5).
+        data_kl_coefficient: weight of the forward KL from the teacher in states of reference sequences, corrupted to
+            the times of the paths (paper: 0); it keeps the modes of the data. See `data_divergence`.
+        diversity_tolerance: excess of the agreement of two samples at which that weight is full; it is 0 where samples
+            are as diverse as those of the undistilled student, which the first ``ratio_warmup`` rollouts (at least
+            one) show. None: it is always full. See `DiversityControl`.
         entropy_coefficient: weight of the student's entropy, a bonus (paper: 5e-4); 0 for none.
         label_smoothing: of the discriminator (paper: 0.1).
-        reference: what the discriminator calls real: "data" (the authors' code) or "teacher" samples (their
+        reference: where reference sequences come from: "data" (the authors' code) or "teacher" samples (their
             Algorithm 1).
         discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
             themselves, which is what re-ranking in a sampler meets. A discriminator that gives the reward is asked
@@ -96,6 +101,8 @@ class DiDiInstructConfig:
     kl_coefficient: float = 0.0
     kl_kind: DivergenceKind = "jeffreys"
     kl_beta: float = 0.5
+    data_kl_coefficient: float = 0.0
+    diversity_tolerance: float | None = None
     entropy_coefficient: float = 0.0
     label_smoothing: float = 0.0
     reference: Literal["data", "teacher"] = "data"
@@ -148,8 +155,15 @@ class DiDiInstructConfig:
             check_count("path_steps", steps)
         if not self.path_steps:
             raise ValueError("path_steps needs one or more numbers of steps, got none")
-        for name in ("kl_coefficient", "entropy_coefficient", "omega_low"):
+        for name in ("kl_coefficient", "data_kl_coefficient", "entropy_coefficient", "omega_low"):
             check_number(name, getattr(self, name), least=0.0)
+        if self.diversity_tolerance is not None:
+            check_number("diversity_tolerance", self.diversity_tolerance, above=0.0)
+            if not self.data_kl_coefficient:
+                raise ValueError(
+                    f"diversity_tolerance = {self.diversity_tolerance} controls the weight of data_kl_coefficient, "
+                    "which is 0; raise it, or leave diversity_tolerance out"
+                )
         check_number("omega_high", self.omega_high, above=self.omega_low)
         check_number("tau_low", self.tau_low, least=0.0)
         check_number("tau_high", self.tau_high, above=self.tau_low, most=1.0)
@@ -159,6 +173,17 @@ class DiDiInstructConfig:
         check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
         check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
         check_advantages(self.scale, self.baseline, self.advantage_clip)
+
+    @classmethod
+    def recommended(cls, **changes: Any) -> DiDiInstructConfig:
+        """What the recipes use, with ``changes``: the defaults, and a control of diversity.
+
+        A reverse KL is lower on one mode of the teacher than on all, wherever parallel draws cost more than that mode's
+        surprise. Where two samples of the student agree more often than its teacher's, this adds the forward KL in
+        states of data, up to a weight of 1; elsewhere it changes nothing. Student paths then need reference sequences.
+        """
+        controlled: dict[str, Any] = {"data_kl_coefficient": 1.0, "diversity_tolerance": 0.05}
+        return cls(**{**controlled, **changes})
 
     @classmethod
     def paper(cls, **changes: Any) -> DiDiInstructConfig:

@@ -25,15 +25,17 @@ from ..divergence import (
     LogRatio,
     LogRatioEstimator,
 )
-from ..matching import IntermediateStateMatcher
 from ..models import DiT, discriminator_accuracy, discriminator_loss, masked_mean
 from ..process import Denoiser, MaskedDiffusion, evaluation_mode
 from ..rollout import Rollout
+from .assembly import is_coupled, make_diversity_control, make_estimator, make_matcher, time_law
 from .config import DiDiInstructConfig
+from .data_divergence import data_divergence
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput, Verdict
-from .sample_credit import Credit, SampleCredit, is_coupled, make_estimator, time_law
+from .path_metrics import agreement_metrics
+from .sample_credit import Credit, SampleCredit
 from .vocabulary_credit import VocabularyCredit
 
 
@@ -87,7 +89,8 @@ class DiDiInstruct:
         self.auxiliary = auxiliary
         self.features = features
         self.process = process
-        self.matcher = self._make_matcher()
+        self.matcher = make_matcher(process, config)
+        self.diversity = make_diversity_control(config)
         self.estimator = None if config.credit == "vocabulary" else make_estimator(process, config, self._log_ratio())
 
     @staticmethod
@@ -104,28 +107,25 @@ class DiDiInstruct:
         return trainable_copy(teacher, step_conditioning=told)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside its networks: the estimator's `RunningMean`, where it has one."""
-        return {} if self.estimator is None else self.estimator.state_dict()
+        """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
+        where it has them."""
+        state = {} if self.estimator is None else self.estimator.state_dict()
+        return state if self.diversity is None else {**state, "diversity": self.diversity.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Continue from `state_dict`.
 
         Raises:
-            ValueError: if it is of another baseline.
+            ValueError: if it is of another baseline, or lacks the state of the `DiversityControl`.
         """
+        state = dict(state)
+        diversity = state.pop("diversity", None)
+        if (diversity is None) != (self.diversity is None):
+            raise ValueError("the state is of another diversity_tolerance; set it as it was")
+        if self.diversity is not None and diversity is not None:
+            self.diversity.load_state_dict(diversity)
         if self.estimator is not None:
             self.estimator.load_state_dict(state)
-
-    def _make_matcher(self) -> IntermediateStateMatcher:
-        config = self.config
-        return IntermediateStateMatcher(
-            self.process,
-            num_steps=config.path_steps if config.score_decomposition else (1,),
-            tau_law=time_law(config) if config.path_times == "random" else None,
-            rows="masked" if config.credit == "vocabulary" else "revealed",
-            gradient_steps=config.gradient_steps,
-            branching=config.branching,
-        )
 
     def _log_ratio(self) -> LogRatioEstimator:
         if self.config.log_ratio == "discriminator":
@@ -160,7 +160,7 @@ class DiDiInstruct:
             if batch_size is None or length is None:
                 raise ValueError("give batch_size and length, or x_init")
             shape = (batch_size, length)
-        return self.matcher(
+        rollout = self.matcher(
             self.student,
             shape,
             group_size=self.config.group_size,
@@ -171,6 +171,10 @@ class DiDiInstruct:
             tokens=tokens,
             **cond,
         )
+        if self.diversity is not None and tokens is None:
+            for agreement in agreement_metrics(self.config, rollout).values():
+                self.diversity.add(agreement)
+        return rollout
 
     def discriminator_loss(
         self,
@@ -195,11 +199,7 @@ class DiDiInstruct:
         """
         if self.discriminator is None:
             raise ValueError("this method was made without a discriminator")
-        if reference.shape != rollout.sequences.shape:
-            raise ValueError(
-                f"reference has shape {tuple(reference.shape)}, the rollout {tuple(rollout.sequences.shape)}; "
-                "give as many reference sequences as student ones"
-            )
+        rollout.check_reference(reference)
         z, t = self._judged_states(rollout, generator)
         z_reference = self.process.corrupt(reference, t, movable=rollout.movable, generator=generator)
         counted, counted_reference = rollout.movable, rollout.movable
@@ -336,6 +336,7 @@ class DiDiInstruct:
         *,
         verdict: Verdict | None = None,
         credit: Credit | None = None,
+        reference: Tensor | None = None,
         generator: Generator | None = None,
         num_tokens: Tensor | float | None = None,
     ) -> StepOutput:
@@ -345,17 +346,47 @@ class DiDiInstruct:
             rollout: of this step.
             verdict: of `discriminator_loss` in this step, which is then not asked again; or of `mmd_verdict`.
             credit: of `credits`, where the rollout is a part of the batch; ``verdict`` is then not read.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient``; given
+                positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
 
         Raises:
-            ValueError: if a log-probability of the path, or a reward, is not finite.
+            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
+                another shape than the samples.
         """
         tokens = _num_tokens(rollout, num_tokens)
+        if self.config.data_kl_coefficient and reference is None:
+            raise ValueError(
+                f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
+                "student_loss(rollout, reference=...): data, or samples of the teacher at many steps"
+            )
         if self.config.credit == "vocabulary":
-            return self._vocabulary_credit().student_loss(rollout, generator, tokens)
-        return self._sample_credit().student_loss(rollout, credit, verdict, generator, tokens)
+            out = self._vocabulary_credit().student_loss(rollout, generator, tokens)
+        else:
+            out = self._sample_credit().student_loss(rollout, credit, verdict, generator, tokens)
+        return out if reference is None else self._with_data_divergence(out, rollout, reference, generator, tokens)
+
+    def _with_data_divergence(
+        self,
+        out: StepOutput,
+        rollout: Rollout,
+        reference: Tensor,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
+    ) -> StepOutput:
+        """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
+        weight = self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
+        metrics = dict(out.metrics)
+        if self.diversity is not None:
+            metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
+        if not weight:
+            return StepOutput(out.loss, metrics)
+        divergence = data_divergence(
+            self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator
+        )
+        return StepOutput(out.loss + weight * divergence, {**metrics, "data_divergence": divergence.detach()})
 
 
 def _num_tokens(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..divergence import LogRatioEstimator, SampleScores, ScoreFunctionIntegralKL
-from ..process import BetaTime, ConstantWeight, Denoiser, ElboWeight, MaskedDiffusion
-from ..rewards import LogRatioReward
+from ..divergence import SampleScores, ScoreFunctionIntegralKL
+from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
+from .assembly import is_coupled
 from .config import DiDiInstructConfig
 from .output import StepOutput, Verdict
 from .path_metrics import path_metrics
@@ -32,46 +32,6 @@ class Credit(NamedTuple):
 
     scores: SampleScores
     advantages: Tensor
-
-
-def time_law(config: DiDiInstructConfig) -> BetaTime:
-    """The law of random intermediate times, and of the times that samples are corrupted to."""
-    return BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
-
-
-def is_coupled(config: DiDiInstructConfig, rollout: Rollout) -> bool:
-    """Whether samples are corrupted to a time of their own path."""
-    # A path of one step has no intermediate time: corrupted to its tau, 1, nothing could be told apart.
-    return config.coupled_time and len(rollout.steps) > 1
-
-
-def make_estimator(
-    process: MaskedDiffusion, config: DiDiInstructConfig, log_ratio: LogRatioEstimator
-) -> ScoreFunctionIntegralKL:
-    """The estimator that a configuration describes.
-
-    Args:
-        process: corrupts the samples.
-        config: of the method.
-        log_ratio: the reward is its negative.
-    """
-    omega = ElboWeight(process.schedule, config.omega_low, config.omega_high)
-    return ScoreFunctionIntegralKL(
-        process,
-        log_ratio,
-        time_law=time_law(config),
-        weight=omega if config.omega == "elbo" else ConstantWeight(),
-        importance_weight=config.importance_weight,
-        credit="token" if config.credit == "token" else "sequence",
-        window=config.window,
-        corruptions=config.corruptions,
-        by=config.corruption_by,
-        shared_masks=config.branching,
-        reward=LogRatioReward(config.reward_clip),
-        baseline=config.baseline,
-        scale=config.scale,
-        advantage_clip=config.advantage_clip,
-    )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ..training import (
     fold_seed,
     shard,
 )
+from ..training.loop import Stateful
 from ..training.metrics import on_the_host
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
@@ -167,9 +168,13 @@ class Distillation:
         return frozen
 
     def parts(self) -> dict[str, Learner]:
-        """What a checkpoint holds."""
+        """What is trained."""
         learners = {"student": self.student, "auxiliary": self.auxiliary, "discriminator": self.discriminator}
         return {name: learner for name, learner in learners.items() if learner is not None}
+
+    def saved(self) -> dict[str, Stateful]:
+        """What a checkpoint holds: the parts, and what the method remembers."""
+        return {**self.parts(), "method": self.method}
 
     def networks(self) -> list[nn.Module]:
         """All networks that a step calls."""
@@ -259,9 +264,17 @@ class Distillation:
             return dict(agreement_metrics(self.config.method, rollout))
         if self.config.method.log_ratio == "mmd" and credit is None:
             verdict = self._mmd_verdict(rollout, generator)
+        reference = None
+        if self.config.method.data_kl_coefficient:
+            reference = self.reference(len(rollout.sequences), generator)
         with self.accelerator.autocast():
             out = self.method.student_loss(
-                rollout, verdict=verdict, credit=credit, generator=generator, num_tokens=tokens
+                rollout,
+                verdict=verdict,
+                credit=credit,
+                reference=reference,
+                generator=generator,
+                num_tokens=tokens,
             )
         return self._backward(self.student, out)
 
@@ -300,7 +313,7 @@ class Distillation:
         return {name: value.detach() for name, value in out.metrics.items()}
 
     def reference(self, size: int, generator: Generator) -> Tensor:
-        """What the discriminator calls real: crops of the text, or samples of the teacher."""
+        """What student and discriminator are held against: crops of the text, or samples of the teacher."""
         if self.config.method.reference == "data":
             crops = self.stream.crops(size, generator=generator)
             return crops.to(self.accelerator.device)
@@ -329,7 +342,7 @@ def distil(
     history = TrainingLoop(
         config.loop,
         directory,
-        distillation.parts(),
+        distillation.saved(),
         distillation.step,
         label="distil",
         shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),

@@ -57,6 +57,8 @@ def step_cost(config: DistillConfig) -> StepCost:
     forward, backward = states, graph
     if method.kl_coefficient:
         forward += states
+    if method.data_kl_coefficient:
+        forward, backward = forward + 2.0 * batch, backward + batch
     if method.credit == "vocabulary":
         networks = 1.0 if method.log_ratio == "path" else 2.0
         forward += networks * steps * batch

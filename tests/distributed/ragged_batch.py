@@ -88,6 +88,7 @@ def config_of(ratio: str, baseline: Any = "leave_one_out") -> DiDiInstructConfig
         "scale": "batch",
         "advantage_clip": 1.2,
         "kl_coefficient": 0.3,
+        "data_kl_coefficient": 0.4,
         "entropy_coefficient": 0.2,
         "step_conditioning": False,
         "ratio_conditioning": False,

@@ -85,6 +85,7 @@ def trainer(folder: Path, config: DiDiInstructConfig, data: Any = None, **settin
 CONFIGS = {
     "auxiliary": DiDiInstructConfig(group_size=4, path_steps=(2,), ratio_warmup=1),
     "discriminator": DiDiInstructConfig.paper(),
+    "controlled": DiDiInstructConfig.recommended(group_size=4, path_steps=(2,), ratio_warmup=1),
 }
 
 
@@ -101,9 +102,9 @@ def flat(network: Any) -> Tensor:
 @pytest.mark.parametrize("ratio", CONFIGS)
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(ratio: str, tmp_path: Path) -> None:
     """Student, average, ratio network: bit for bit; the log too."""
-    data = Rows() if ratio == "discriminator" else None
+    data = None if ratio == "auxiliary" else Rows()
     whole = trainer(tmp_path / "whole", CONFIGS[ratio], data)
-    before = {name: flat(net) for name, net in {"student": whole.model, ratio: whole.ratio_networks[ratio]}.items()}
+    before = {name: flat(net) for name, net in {"student": whole.model, **whole.ratio_networks}.items() if net}
     whole.train()
     after = state_of(whole)
     for name, weights in before.items():
