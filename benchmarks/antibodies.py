@@ -7,8 +7,9 @@ The teacher is AntiBERTy (arXiv 2112.07782; 26M parameters, a masked language mo
     # --teacher antiberty/trained_models/AntiBERTy_md_smooth --judge iglm/trained_models/IgLM
 
 A student of 118 residues is trained with few paths an update, and measured between updates: perplexity under the judge,
-entropy of a sample, agreement of two samples. With `--updates 0` only the teacher is measured. Appends JSON lines to
-`antibodies.jsonl` in `--output`.
+entropy of a sample, agreement of two samples. With `--updates 0` only the teacher is measured. With `--data-kl` the
+student pays the forward KL in states of 96 samples that the teacher drew in 64 steps, and with `--tolerance` as much of
+it as the diversity of its paths asks for. Appends JSON lines to `antibodies.jsonl` in `--output`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from discrete_distill.methods import DiDiInstruct, DiDiInstructConfig
 START, END, MASK, FIRST_RESIDUE = 2, 3, 4, 5
 HEAVY_CHAIN, HUMAN = 31, 26
 RESIDUES, SAMPLES, CHUNK = 118, 64, 32
+REFERENCE_STEPS, REFERENCE_CHUNKS = 64, 3
 PROCESS = MaskedDiffusion(MASK)
 SETTINGS = {
     "path_steps": (4, 8),
@@ -41,6 +43,7 @@ SETTINGS = {
     "window": 0,
     "corruptions": 2,
     "kl_kind": "forward",
+    "ratio_warmup": 8,
     "step_conditioning": False,
     "ratio_conditioning": False,
 }
@@ -130,12 +133,22 @@ def step(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> 
     optimizer.zero_grad()
 
 
+def reference_pool(teacher: nn.Module) -> Tensor:
+    """Samples of the teacher at many steps, in the place of data."""
+    sampler = AncestralSampler(PROCESS, num_steps=REFERENCE_STEPS)
+    seeds = range(100, 100 + REFERENCE_CHUNKS)
+    drawn = [sampler(teacher, x_init=blank(CHUNK), generator=Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat([each.sequences for each in drawn])
+
+
 def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace, write: Any) -> None:
     """Distil, measuring the moving average of the student every so often."""
     config = DiDiInstructConfig(
         **SETTINGS,  # type: ignore[arg-type]
         group_size=options.paths,
         kl_coefficient=options.anchor,
+        data_kl_coefficient=options.data_kl,
+        diversity_tolerance=options.tolerance,
         ratio_updates=options.ratio_updates,
     )
     student, auxiliary, average = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(3))
@@ -144,12 +157,18 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
     fit_auxiliary(auxiliary, teacher, options, generator)
     student_optimizer = torch.optim.AdamW(student.parameters(), lr=options.rate, weight_decay=0.0)
     auxiliary_optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=options.auxiliary_rate, weight_decay=0.0)
+    pool = reference_pool(teacher) if options.data_kl else None
+    for _ in range(config.ratio_warmup if options.tolerance else 0):
+        method.rollout(x_init=blank(options.paths), generator=generator)
     for update in range(options.updates):
         rollout = method.rollout(x_init=blank(options.paths), generator=generator)
+        reference = None
+        if pool is not None:
+            reference = pool[torch.randperm(len(pool), generator=generator)[: options.paths]]
         cosine = 0.5 * (1.0 + math.cos(math.pi * update / options.updates)) * min(1.0, (update + 1) / 5)
         for group in student_optimizer.param_groups:
             group["lr"] = options.rate * cosine
-        out = method.student_loss(rollout, generator=generator)
+        out = method.student_loss(rollout, reference=reference, generator=generator)
         step(student_optimizer, student, out.loss)
         decay = min(0.9, (update + 1) / (update + 10))
         with torch.no_grad():
@@ -181,7 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--auxiliary-rate", type=float, default=2e-4)
     parser.add_argument("--auxiliary-updates", type=int, default=60, help="before the student moves")
     parser.add_argument("--ratio-updates", type=int, default=3)
-    parser.add_argument("--anchor", type=float, default=0.0, help="coefficient of the forward KL from the teacher")
+    parser.add_argument("--anchor", type=float, default=0.0, help="coefficient of the forward KL along the path")
+    parser.add_argument("--data-kl", type=float, default=0.0, help="coefficient of the forward KL in states of data")
+    parser.add_argument("--tolerance", type=float, help="diversity_tolerance")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     teacher_model = load(transformers.BertForMaskedLM, options.teacher)

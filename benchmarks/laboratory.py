@@ -159,6 +159,7 @@ def distil(
         for steps in config.path_steps
     ]
     g = Generator().manual_seed(seed)
+    reads_data = config.data_kl_coefficient > 0.0
 
     def update_ratio(rollouts: list) -> None:
         for _ in range(config.ratio_updates):
@@ -180,7 +181,9 @@ def distil(
             update_ratio(rollouts)
         if index >= training.warmup:
             for method, rollout in zip(methods, rollouts, strict=True):
-                (method.student_loss(rollout, generator=g).loss / len(methods)).backward()
+                reference = laboratory.chain.sample(share, laboratory.length, generator=g) if reads_data else None
+                out = method.student_loss(rollout, reference=reference, generator=g)
+                (out.loss / len(methods)).backward()
             student.step(index - training.warmup)
         if config.log_ratio == "auxiliary":
             update_ratio(rollouts)

@@ -31,7 +31,12 @@ STEPS = (2, 4, 8)
 OPTIMAL_STEPS = (1, 2, 4)
 OPTIMAL_ITERATIONS = 150
 FEW_PATHS = Training(updates=200, batch=24, rate=1e-2, ratio_rate=1e-2)
-ANCHORS = {"no anchor": 0.0, "anchor 0.1": 0.1, "anchor 0.5": 0.5}
+METHODS: dict[str, dict[str, Any]] = {
+    "no control": {},
+    "KL along the path 0.1": {"kl_kind": "forward", "kl_coefficient": 0.1},
+    "KL on data 1": {"data_kl_coefficient": 1.0},
+    "recommended": {"data_kl_coefficient": 1.0, "diversity_tolerance": 0.05},
+}
 
 
 class Row(NamedTuple):
@@ -89,9 +94,7 @@ def teacher() -> list[Row]:
 def trained(name: str, seed: int, training: Training) -> list[Row]:
     """A student with own-token credit."""
     laboratory = Laboratory(mixture(), LENGTH)
-    config = DiDiInstructConfig(
-        path_steps=(4, 8), group_size=12, window=0, kl_coefficient=ANCHORS[name], kl_kind="forward"
-    )
+    config = DiDiInstructConfig(path_steps=(4, 8), group_size=12, window=0, **METHODS[name])
     student = distil(laboratory, LookUpDenoiser(laboratory), config, training, seed=seed)
     with torch.no_grad():
         return [row_of(name, seed, steps, law_of(laboratory, student, steps)) for steps in STEPS]
@@ -138,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     training = replace(FEW_PATHS, updates=options.updates)
     jobs: list[Any] = [(teacher, ())]
     jobs += [(optimal, (objective, steps)) for steps in OPTIMAL_STEPS for objective in ("reverse", "forward")]
-    jobs += [(trained, (name, seed, training)) for name in ANCHORS for seed in options.seeds]
+    jobs += [(trained, (name, seed, training)) for name in METHODS for seed in options.seeds]
     rows: list[Row] = run_all(jobs, options.workers)
     seconds = time.perf_counter() - started
     language = mixture()

@@ -12,14 +12,14 @@ from accelerate import Accelerator
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.training import CollapseWatch, replicate, step_generator
-from examples.toy import LENGTH, PROCESS, report, train_teacher
+from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
 
 def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dict[str, float]:
     """Distil the toy teacher; every process draws its own groups, in micro-batches."""
     accelerator = Accelerator(gradient_accumulation_steps=accumulate)
     teacher = train_teacher(teacher_steps).to(accelerator.device)
-    config = DiDiInstructConfig(group_size=16, path_steps=(2,))
+    config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
     raw = [make(teacher, config) for make in (DiDiInstruct.make_student, DiDiInstruct.make_auxiliary)]
     many = accelerator.num_processes > 1
     student, auxiliary = (replicate(net, accelerator.device) if many else net for net in raw)
@@ -37,7 +37,8 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
         with accelerator.accumulate(student, auxiliary), accelerator.autocast():
             rollout = method.rollout(64 // accumulate, LENGTH, generator=g)
             warm = micro_batch >= accumulate * config.ratio_warmup
-            out = method.student_loss(rollout, generator=g)
+            reference = CHAIN.sample(64 // accumulate, LENGTH, generator=g)
+            out = method.student_loss(rollout, reference=reference, generator=g)
             accelerator.backward(float(warm) * out.loss)
             accelerator.backward(method.auxiliary_loss(rollout, generator=g).loss)
             if accelerator.sync_gradients:

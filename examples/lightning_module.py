@@ -9,7 +9,7 @@ from torch import nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.training import CollapseWatch, step_generator
-from examples.toy import LENGTH, PROCESS, report, train_teacher
+from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
 
 class Distillation(lightning.LightningModule):
@@ -32,7 +32,8 @@ class Distillation(lightning.LightningModule):
         student_optimizer, ratio_optimizer = self.optimizers()
         rollout = self.method.rollout(64, LENGTH, generator=g, device=self.device)
         if index >= self.method.config.ratio_warmup:
-            out = self.method.student_loss(rollout, generator=g)
+            reference = CHAIN.sample(64, LENGTH, generator=g)
+            out = self.method.student_loss(rollout, reference=reference, generator=g)
             self.manual_backward(out.loss)
             self.clip_gradients(student_optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
             student_optimizer.step()
@@ -50,7 +51,7 @@ class Distillation(lightning.LightningModule):
 def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher under Lightning's Trainer."""
     teacher = train_teacher(teacher_steps)
-    module = Distillation(teacher, DiDiInstructConfig(group_size=16, path_steps=(2,)))
+    module = Distillation(teacher, DiDiInstructConfig.recommended(group_size=16, path_steps=(2,)))
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

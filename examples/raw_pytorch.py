@@ -6,13 +6,13 @@ import torch
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.training import CollapseWatch
-from examples.toy import LENGTH, PROCESS, report, train_teacher
+from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
 
 def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher into a student of two steps."""
     teacher = train_teacher(teacher_steps)
-    config = DiDiInstructConfig(group_size=16, path_steps=(2,))
+    config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
     student = DiDiInstruct.make_student(teacher, config)
     auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
@@ -23,7 +23,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     for step in range(steps):
         rollout = method.rollout(64, LENGTH, generator=g)
         if step >= config.ratio_warmup:
-            out = method.student_loss(rollout, generator=g)
+            out = method.student_loss(rollout, reference=CHAIN.sample(64, LENGTH, generator=g), generator=g)
             out.loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             student_optimizer.step()

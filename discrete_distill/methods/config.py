@@ -52,8 +52,8 @@ class DiDiInstructConfig:
         data_kl_coefficient: weight of the forward KL from the teacher in states of reference sequences, corrupted to
             the times of the paths (paper: 0); it keeps the modes of the data. See `data_divergence`.
         diversity_tolerance: excess of the agreement of two samples at which that weight is full; it is 0 where samples
-            are as diverse as those of the undistilled student, which the first ``ratio_warmup`` rollouts (at least
-            one) show. None: it is always full. See `DiversityControl`.
+            are as diverse as the reference, or as those of the undistilled student, which the first
+            ``ratio_warmup`` rollouts (at least one) show. None: it is always full. See `DiversityControl`.
         entropy_coefficient: weight of the student's entropy, a bonus (paper: 5e-4); 0 for none.
         label_smoothing: of the discriminator (paper: 0.1).
         reference: where reference sequences come from: "data" (the authors' code) or "teacher" samples (their

@@ -34,7 +34,7 @@ from .data_divergence import data_divergence
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput, Verdict
-from .path_metrics import agreement_metrics
+from .path_metrics import agreement_metrics, reference_agreement
 from .sample_credit import Credit, SampleCredit
 from .vocabulary_credit import VocabularyCredit
 
@@ -377,6 +377,8 @@ class DiDiInstruct:
         num_tokens: Tensor | float,
     ) -> StepOutput:
         """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
+        if self.diversity is not None:
+            self.diversity.add_reference(reference_agreement(rollout, reference))
         weight = self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
         metrics = dict(out.metrics)
         if self.diversity is not None:

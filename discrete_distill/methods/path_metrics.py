@@ -64,3 +64,25 @@ def agreement_metrics(config: DiDiInstructConfig, rollout: Rollout) -> dict[str,
     both_PPL = generated_PL[:, None] & generated_PL & pairs_PP[:, :, None]
     equal_PPL = (x_PL[:, None] == x_PL) & both_PPL
     return {"sample_agreement": equal_PPL.sum() / both_PPL.sum().clamp(min=1)}
+
+
+@torch.no_grad()
+def reference_agreement(rollout: Rollout, reference: Tensor) -> Tensor:
+    """Probability that two reference sequences have the same token at a position; at most 64 are compared.
+
+    Args:
+        rollout: that they go with.
+        reference: clean tokens, int64 ``[B, L]``.
+
+    Returns:
+        A scalar in ``[0, 1]``; NaN where a position is given, for the references of a group then stand for one another,
+        or where there are fewer than two.
+
+    Raises:
+        ValueError: if the reference has another shape than the samples.
+    """
+    rollout.check_reference(reference)
+    x_PL = reference[:MOST_ROWS]
+    pairs = len(x_PL) * (len(x_PL) - 1) * x_PL.shape[1]
+    equal = (x_PL[:, None] == x_PL).sum() - x_PL.numel()
+    return torch.where(rollout.movable.all(), equal.double() / max(pairs, 1), torch.nan) if pairs else equal * torch.nan

@@ -174,7 +174,7 @@ def scaled(preset: str) -> ComparisonConfig:
         data=base.data,
         teacher=base.teacher,
         judge=base.judge,
-        distill=distilled(DiDiInstructConfig(), discriminator=False),
+        distill=distilled(DiDiInstructConfig.recommended(), discriminator=False),
         guide=GuideConfig(updates=2000),
         didi_paper=base.distill,
         idlm=distilled(DiDiInstructConfig.idlm(), discriminator=False),

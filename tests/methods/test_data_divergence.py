@@ -1,6 +1,7 @@
 """Forward KL in states of reference sequences: its value by enumeration, where it is zero, and who pays it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def by_enumeration(made: DiDiInstruct, reference: Tensor, generated: Tensor) -> 
     grid = [1.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]
     for x, writable in zip(reference, generated, strict=True):
         places = writable.nonzero().flatten().tolist()
-        for t, s in zip(grid, grid[1:], strict=False):
+        for t, s in pairwise(grid):
             for chosen in exact.enumerate_sequences(2, len(places)).bool():
                 weight = float(t ** int(chosen.sum()) * (1.0 - t) ** int((~chosen).sum()))
                 if not weight or not bool(chosen.any()):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.methods.diversity_control import DiversityControl
+from discrete_distill.methods.path_metrics import reference_agreement
 from tests.methods.chain_networks import LENGTH, seeded, small_method
 
 CONFIG = DiDiInstructConfig.recommended(path_steps=(2,), group_size=4, ratio_warmup=2, data_kl_coefficient=0.5)
@@ -35,7 +36,7 @@ def test_the_weight_is_a_share_and_rises_with_agreement(values: list[float], fir
 @given(st.lists(AGREEMENTS, min_size=1, max_size=20), st.floats(0.0, 0.9))
 def test_equal_rollouts_have_no_weight_and_lower_agreement_none_either(values: list[float], decay: float) -> None:
     assert after([0.3] * 12, decay=decay).weight == pytest.approx(0.0, abs=1e-9)
-    assert after([max(values), *values], first=1, decay=decay).weight == 0.0
+    assert after([max(values), *values], first=1, decay=decay).weight == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_tolerance_is_where_the_weight_is_full() -> None:
@@ -66,6 +67,47 @@ def test_a_control_goes_on_from_its_state(before: list[float], later: list[float
 def test_what_means_nothing_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DiversityControl(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_student_may_be_as_alike_as_the_data() -> None:
+    """Agreement of 0.3 after 0.2: too much beside data of 0.1, nothing beside data of 0.3."""
+    for data, weight in ((0.1, 1.0), (0.3, 0.0), (float("nan"), 1.0)):
+        control = DiversityControl(first=1, decay=0.0)
+        control.add(torch.tensor(0.2))
+        control.add_reference(torch.tensor(data))
+        control.add(torch.tensor(0.3))
+        assert control.weight == weight
+
+
+def test_batches_of_data_are_averaged() -> None:
+    control = DiversityControl(first=1, decay=0.0)
+    for value in (0.1, float("nan"), 0.5):
+        control.add_reference(torch.tensor(value))
+    control.add(torch.tensor(0.01))
+    control.add(torch.tensor(0.301))
+    assert 0.0 < control.weight < 0.2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 70])
+def test_agreement_of_reference_sequences_is_that_of_all_pairs(rows: int) -> None:
+    made = small_method(replace(CONFIG, group_size=1))
+    rollout = made.rollout(rows, LENGTH, generator=seeded(3))
+    reference = torch.randint(5, (rows, LENGTH), generator=seeded(2))
+    found = float(reference_agreement(rollout, reference))
+    if rows == 1:
+        assert found != found
+        return
+    first = reference[:64]
+    pairs = [(first[i] == first[j]).float().mean() for i in range(len(first)) for j in range(i)]
+    assert found == pytest.approx(float(torch.stack(pairs).mean()))
+
+
+def test_reference_sequences_of_prompts_are_not_compared() -> None:
+    made = small_method(CONFIG)
+    x_init = torch.full((8, LENGTH), 5)
+    x_init[:, 0] = 1
+    rollout = made.rollout(x_init=x_init, generator=seeded(3))
+    assert reference_agreement(rollout, torch.ones(8, LENGTH, dtype=torch.long)).isnan()
 
 
 def collapse(made: DiDiInstruct) -> None:
