@@ -119,7 +119,7 @@ def table(rows: list[Row]) -> str:
 
 
 def panels(rows: list[Row], seed: int) -> list[tuple[str, Row]]:
-    """What the plot shows, with titles: the teacher, the two optima, and a student with and without control of diversity."""
+    """What the plot shows, with titles: the teacher, the two optima, and students with and without control."""
     by_key = {(row.name, row.seed, row.steps): row for row in rows}
     return [
         ("teacher, 2 steps", by_key["teacher", 0, 2]),
