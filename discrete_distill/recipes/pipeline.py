@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from ..evaluation import Judge
 from ..models import Discriminator, DiT, DiTConfig, guide_by_prior, load_discriminator
 from ..process import MaskedDiffusion
-from ..training import ParallelConfig, flat_settings, folder_lock, read_metrics
+from ..training import ParallelConfig, TrainingCollapsed, flat_settings, folder_lock, read_metrics
 from ..training.parallel import save_memory
 from ..training.stored_settings import Setting
 from .assets import BUNDLED, asset
@@ -33,6 +33,7 @@ from .report import Frontier, frontier_table, headline, steps_table, write_repor
 from .results import read_results
 from .sample import sample_text
 from .settings import RecipeConfig
+from .stopped_report import write_report_of_stopped_run
 from .teacher import initial_network, load_teacher, teacher_location, train_teacher
 from .tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
 
@@ -209,8 +210,24 @@ class Pipeline:
         teacher = self.load_teacher()
         folder = make_folder(self.directory)
         self.config.distill.loop.seed = self.config.seed
-        distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+        try:
+            distil(self.config.distill, teacher, self.streams["train"], self.process, self.accelerator, folder)
+        except TrainingCollapsed as error:
+            if self.accelerator.is_main_process:
+                self._report_stop(error)
+            raise
         self._write_fingerprint(folder / "student")
+
+    def _report_stop(self, error: TrainingCollapsed) -> None:
+        write_report_of_stopped_run(
+            error,
+            read_metrics(self.directory),
+            self.directory,
+            title=f"Distillation: {self.config.name}",
+            command=self.command,
+            machine=describe_machine(self.accelerator),
+            settings=flat_settings(self.config),
+        )
 
     def guide(self) -> None:
         """Fit the discriminator that guides sampling to the finished student; it goes to ``student/discriminator``."""

@@ -24,8 +24,8 @@ Line = Mapping[str, float]
 AGREEMENT, FIRST_ENTROPY = "sample_agreement", "first_entropy"
 NOISE_LINES = 20
 REMEDY = (
-    "lower the student's learning rate, draw more paths for an update, anchor the student to its teacher "
-    "(kl_coefficient above 0), or fit the auxiliary more often (ratio_updates)"
+    "take DiDiInstructConfig.recommended() (data_kl_coefficient with diversity_tolerance), lower the student's "
+    "learning rate, draw more paths for an update, or fit the auxiliary more often (ratio_updates)"
 )
 
 

@@ -284,3 +284,7 @@ def test_a_student_that_collapses_ends_the_run_with_one_sentence(
     assert "lower the student's learning rate" in message
     assert len(list((output / "collapsed" / "checkpoints").glob("step-*"))) == 1
     assert not (output / "collapsed" / "student").exists()
+    report = (output / "collapsed" / "report.md").read_text()
+    assert message.removeprefix("error: ") in report
+    assert "| 16 | " in report
+    assert "distill.loop.stop_on_collapse = 6" in report
