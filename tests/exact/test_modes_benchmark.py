@@ -76,19 +76,19 @@ def test_table_and_plot_show_each_sampler(modes, tmp_path: Path) -> None:
     right = modes.row_of("teacher", 0, 2, language.law(modes.LENGTH))
     assert right.reverse_kl == pytest.approx(0.0, abs=1e-9)
     assert right.modes == pytest.approx([1.0] * len(weights), abs=1e-3)
-    one = modes.row_of("no anchor", 0, 8, language.chains[-1].law(modes.LENGTH))
+    one = modes.row_of("no control", 0, 8, language.chains[-1].law(modes.LENGTH))
     assert one.modes[-1] == pytest.approx(1.0 / weights[-1], rel=0.02)
     rows = [
         right,
         right._replace(name="optimal, reverse KL"),
         right._replace(name="optimal, forward KL"),
         one,
-        one._replace(name="no anchor", seed=1, modes=right.modes),
-        one._replace(name="anchor 0.5"),
+        one._replace(name="no control", seed=1, modes=right.modes),
+        one._replace(name="recommended"),
     ]
     lines = modes.table(rows).splitlines()
     assert len(lines) == 2 + 5
-    (collapsed,) = (line for line in lines if line.startswith("| no anchor"))
+    (collapsed,) = (line for line in lines if line.startswith("| no control"))
     assert collapsed.endswith("| 0.00 | 5.32 |") or collapsed.endswith("| 0.00 | 5.33 |")
     modes.plot_modes(modes.panels(rows, 0), weights, tmp_path / "modes.png")
     assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
