@@ -195,7 +195,7 @@ def render(a: Assumptions) -> str:
     """The page."""
     sizes = {name: count(name, a.length) for name in SHAPES}
     gb = lambda value: f"{value / GB:.1f}"  # noqa: E731
-    counted = [
+    parameters = [
         [
             name,
             f"{c.config.hidden_size} x {c.config.num_layers}",
@@ -235,7 +235,9 @@ def render(a: Assumptions) -> str:
         memory=a.gpu_memory / GB,
         inside=a.bandwidth_inside / GB,
         between=a.bandwidth_between / GB,
-        counted=table(["", "width x blocks", "denoiser", "discriminator (trained)", *states(sizes["169M"])], counted),
+        parameters=table(
+            ["", "width x blocks", "denoiser", "discriminator (trained)", *states(sizes["169M"])], parameters
+        ),
         graphs=table(["", "elements per token and block", "graph", "graph, checkpointed", "of it logits"], graphs),
         shares=table(
             ["", "8 GPUs, discriminator", "8 GPUs, auxiliary", "64 GPUs, discriminator", "64 GPUs, auxiliary"], shares
@@ -292,7 +294,7 @@ timed; the flags of the script change every assumption. How to launch is in [tra
 ## Parameters, and what stays in memory, GB
 Without sharding, on every GPU.
 
-{counted}
+{parameters}
 
 ## The student's graph, GB per GPU
 Elements are those that autograd keeps of one block, counted on the block. The all-mask state is one row for the
