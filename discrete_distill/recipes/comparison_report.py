@@ -20,6 +20,7 @@ from .ablation import FULL, TECHNIQUES, published_order, rank_correlation, varia
 from .diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
 from .printing import quoted
 from .report import REPORT_FILE, flatten
+from .tables import markdown_table, number, span
 from .tokenizer import TextTokenizer
 
 Line = dict[str, Any]
@@ -107,118 +108,131 @@ def perplexity_table(results: dict[str, Any], judge: int = 0) -> str:
         (line["method"], line["steps"]): _shown(reading_of(line, judge, results["data"]["entropy"]))
         for line in results["lines"]
     } | collapses(results, judge)
-    table = ["| steps | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in names:
-        table.append(f"| {name} | " + " | ".join(cells.get((name, steps), "-") for steps in columns) + " |")
-    return "\n".join(table)
+    rows = [[name, *(cells.get((name, steps), "-") for steps in columns)] for name in names]
+    return markdown_table(["steps", *map(str, columns)], rows)
 
 
 def _shown(reading: FrontierReading) -> str:
     if reading.perplexity is None:
         return "out of range"
-    error = reading.standard_error
-    return f"{reading.perplexity:.1f}" + ("" if error is None else f" ± {100 * error:.1f}%")
+    error = number(reading.standard_error, ".1%")
+    return f"{reading.perplexity:.1f}" + (f" ± {error}" if error else "")
 
 
 def readings_table(results: dict[str, Any]) -> str:
     """With spread over seeds, network evaluations, diversity between samples and the entropies that were reached."""
     data = results["data"]
-    table = [
-        "| | steps | network evaluations | judge | perplexity | ± | spread over seeds "
-        f"| {COLUMNS} | entropies measured |",
-        "|---" * 10 + "|",
-        f"| data | | | | | | | {between_cells(figures_of(data.get('between_samples')))} | {data['entropy']:.3f} |",
-    ]
+    between = between_cells(figures_of(data.get("between_samples")))
+    rows = [["data", *[""] * 6, *between, f"{data['entropy']:.3f}"]]
     for line in results["lines"]:
         for saved in line["frontiers"]:
             frontier = Frontier.from_dict(saved)
-            reading = frontier.read(results["data"]["entropy"])
-            means = frontier.means()
-            span = f"{min(m.entropy for m in means):.3f} to {max(m.entropy for m in means):.3f}"
-            value = "out of range" if reading.perplexity is None else f"{reading.perplexity:.1f}"
-            error = "" if reading.standard_error is None else f"{100 * reading.standard_error:.1f}%"
-            spread = "" if reading.spread is None else f"{100 * reading.spread:.1f}%"
-            table.append(
-                f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {frontier.judge} | {value} "
-                f"| {error} | {spread} | {between_cells(reading.diversity)} | {span} |"
+            reading = frontier.read(data["entropy"])
+            rows.append(
+                [
+                    line["method"],
+                    str(line["steps"]),
+                    str(line["network_evaluations"]),
+                    frontier.judge,
+                    number(reading.perplexity, ".1f", "out of range"),
+                    number(reading.standard_error, ".1%"),
+                    number(reading.spread, ".1%"),
+                    *between_cells(reading.diversity),
+                    span(mean.entropy for mean in frontier.means()),
+                ]
             )
-    return "\n".join(table)
+    header = ["", "steps", "network evaluations", "judge", "perplexity", "±", "spread over seeds"]
+    return markdown_table([*header, *COLUMNS, "entropies measured"], rows)
 
 
 def diversity_table(results: dict[str, Any]) -> str:
     """At the temperature whose entropy is nearest to the data's; data beside it."""
     count = results["num_samples"] * len(results["seeds"])
-    table = [
+    rows = [["data", "", "", *_set_cells(results["data"]["set"])]]
+    rows += [
+        [line["method"], str(line["steps"]), f"{line['temperature']:g}", *_set_cells(line)] for line in results["lines"]
+    ]
+    header = ["", "steps", "temperature", "entropy", "corpus entropy", "distinct-2", "repeated 3-grams"]
+    return (
         f"Sets of {count} samples of {results['length']} tokens, at the measured temperature whose entropy is nearest "
         "to that of the text. MAUVE is against held-out text, in the features of the first judge; data is other "
-        "held-out text, the most that these sets can reach.",
-        "",
-        "| | steps | temperature | entropy | corpus entropy | distinct-2 | repeated 3-grams | shared 4-grams "
-        "| self-BLEU | MAUVE |",
-        "|---" * 10 + "|",
-        "| data | | | " + _set_cells(results["data"]["set"]),
-    ]
-    for line in results["lines"]:
-        table.append(f"| {line['method']} | {line['steps']} | {line['temperature']:g} | " + _set_cells(line))
-    return "\n".join(table)
+        "held-out text, the most that these sets can reach.\n\n"
+        + markdown_table([*header, "shared 4-grams", "self-BLEU", "MAUVE"], rows)
+    )
 
 
-def _set_cells(line: Line) -> str:
+def _set_cells(line: Line) -> list[str]:
     diversity = line["diversity"]
     distinct, repeated, shared = (
         {int(order): value for order, value in diversity[name].items()}
         for name in ("distinct", "repetition", "overlap")
     )
-    mauve = "-" if line["mauve"] is None else f"{line['mauve']:.3f}"
-    return (
-        f"{diversity['entropy']:.3f} | {diversity['corpus_entropy']:.3f} | {distinct[2]:.3f} "
-        f"| {100 * repeated[3]:.2f}% | {100 * shared[4]:.2f}% | {line['self_bleu']:.3f} | {mauve} |"
-    )
+    return [
+        f"{diversity['entropy']:.3f}",
+        f"{diversity['corpus_entropy']:.3f}",
+        f"{distinct[2]:.3f}",
+        f"{repeated[3]:.2%}",
+        f"{shared[4]:.2%}",
+        f"{line['self_bleu']:.3f}",
+        number(line["mauve"], ".3f", "-"),
+    ]
 
 
 def training_table(results: dict[str, Any]) -> str:
     """Steps, seconds and network evaluations of each method, averaged over its trainings."""
-    table = [
-        f"Budget: {results['amount']:g} {results['budget'].replace('_', ' ')} for each method, planned from a few "
-        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two. "
-        "A guide for RGAS is fitted to the finished student, on top.",
-        "",
-        "| | trainings | steps | seconds | guide, seconds | network evaluations | parameters |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, costs in results["training"].items():
         mean = {key: sum(cost[key] for cost in costs) / len(costs) for key in costs[0]}
         size = results["parameters"].get(name)
-        guide = f"{mean['guide_seconds']:.0f}" if mean["guide_seconds"] else ""
-        table.append(
-            f"| {name} | {len(costs)} | {mean['steps']:.0f} | {mean['seconds']:.0f} "
-            f"| {guide} | {mean['network_evaluations']:.0f} | {'' if size is None else f'{size / 1e6:.2f}M'} |"
+        rows.append(
+            [
+                name,
+                str(len(costs)),
+                f"{mean['steps']:.0f}",
+                f"{mean['seconds']:.0f}",
+                number(mean["guide_seconds"] or None, ".0f"),
+                f"{mean['network_evaluations']:.0f}",
+                "" if size is None else f"{size / 1e6:.2f}M",
+            ]
         )
-    return "\n".join(table)
+    return (
+        f"Budget: {results['amount']:g} {results['budget'].replace('_', ' ')} for each method, planned from a few "
+        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two. "
+        "A guide for RGAS is fitted to the finished student, on top.\n\n"
+        + markdown_table(
+            ["", "trainings", "steps", "seconds", "guide, seconds", "network evaluations", "parameters"], rows
+        )
+    )
 
 
 def speed_table(results: dict[str, Any]) -> str:
     """Tokens per second of a batch, and seconds that a single sequence takes."""
-    table = ["| | tokens per second | quartiles | batch | latency at batch 1 |", "|---|---|---|---|---|"]
-    for line in results["speed"]:
-        low, high = line["spread"]
-        table.append(
-            f"| {line['method']} | {line['tokens_per_second']:.0f} | {low:.0f} to {high:.0f} | {line['batch']} "
-            f"| {1000 * line['latency']:.0f} ms |"
-        )
-    return "\n".join(table)
+    rows = [
+        [
+            line["method"],
+            f"{line['tokens_per_second']:.0f}",
+            span(line["spread"], ".0f"),
+            str(line["batch"]),
+            f"{1000 * line['latency']:.0f} ms",
+        ]
+        for line in results["speed"]
+    ]
+    return markdown_table(["", "tokens per second", "quartiles", "batch", "latency at batch 1"], rows)
 
 
 def likelihood_table(results: dict[str, Any]) -> str:
     """Upper bounds for denoisers, values for autoregressive models."""
-    table = ["| | text | perplexity | ± | |", "|---|---|---|---|---|"]
-    for line in results["likelihood"]:
-        error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
-        kind = "upper bound" if line["bound"] else "exact"
-        table.append(
-            f"| {line['method']} | {line['text']} | {exponential(line['nats_per_token']):.1f} | {error} | {kind} |"
-        )
-    return "\n".join(table)
+    rows = [
+        [
+            line["method"],
+            line["text"],
+            f"{exponential(line['nats_per_token']):.1f}",
+            number(line["standard_error"], ".1%"),
+            "upper bound" if line["bound"] else "exact",
+        ]
+        for line in results["likelihood"]
+    ]
+    return markdown_table(["", "text", "perplexity", "±", ""], rows)
 
 
 def ablation_factors(results: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
@@ -247,37 +261,36 @@ def ablation_factors(results: dict[str, Any]) -> dict[str, tuple[float, float | 
 def ablation_table(results: dict[str, Any]) -> str:
     """Ours beside the published: what leaving one technique out costs, and whether the order holds."""
     factors, collapsed, steps = ablation_factors(results), collapses(results), results["frontier_steps"]
-    table = [
-        f"Factor in perplexity at {results['frontier_steps']} steps and equal entropy when one technique is left out "
-        "of the whole method. Published: the factor when it was added to those above it (arXiv 2509.25035, 8 steps, "
-        "perplexity not at equal entropy).",
-        "",
-        "| technique | field | without it | factor | ± | published |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for technique in TECHNIQUES:
         factor, error = factors.get(technique.name, (None, None))
-        known, without = technique.published_factor, variant_name(technique) if technique.field else FULL
-        cells = [
-            technique.name,
-            technique.field or "sampler",
-            str(technique.without) if technique.field else "plain",
-            collapsed.get((without, steps), "-") if factor is None else f"{exponential(factor):.3f}",
-            "" if error is None else f"{100 * error:.1f}%",
-            "-" if known is None else f"{known:.3f}",
-        ]
-        table.append(f"| {' | '.join(cells)} |")
+        without = variant_name(technique) if technique.field else FULL
+        rows.append(
+            [
+                technique.name,
+                technique.field or "sampler",
+                str(technique.without) if technique.field else "plain",
+                collapsed.get((without, steps), "-") if factor is None else f"{exponential(factor):.3f}",
+                number(error, ".1%"),
+                number(technique.published_factor, ".3f", "-"),
+            ]
+        )
+    table = (
+        f"Factor in perplexity at {steps} steps and equal entropy when one technique is left out "
+        "of the whole method. Published: the factor when it was added to those above it (arXiv 2509.25035, 8 steps, "
+        "perplexity not at equal entropy).\n\n"
+        + markdown_table(["technique", "field", "without it", "factor", "±", "published"], rows)
+    )
     ours = sorted((name for name in published_order() if name in factors), key=lambda name: -factors[name][0])
     theirs = [name for name in published_order() if name in factors]
     correlation = rank_correlation(ours, theirs)
     if correlation is not None:
-        table += [
-            "",
-            f"Ours by importance: {', '.join(ours)}. Published: {', '.join(theirs)}. "
+        table += (
+            f"\n\nOurs by importance: {', '.join(ours)}. Published: {', '.join(theirs)}. "
             f"Rank correlation {correlation:+.2f}; techniques whose factors differ by less than their errors have no "
-            "order.",
-        ]
-    return "\n".join(table)
+            "order."
+        )
+    return table
 
 
 def worries(results: dict[str, Any]) -> list[str]:

@@ -10,8 +10,11 @@ from ..evaluation.checks import exponential
 
 Figures = Mapping[str, Estimate]
 
-COLUMNS = "two samples agree | reverse perplexity"
-REMEDY = "Lower the student's learning rate, draw more paths for an update, or stop earlier."
+COLUMNS = ("two samples agree", "reverse perplexity")
+REMEDY = (
+    "Take DiDiInstructConfig.recommended(), lower the student's learning rate, draw more paths for an update, or stop "
+    "earlier."
+)
 
 
 def figures_of(saved: Mapping[str, Any] | None) -> dict[str, Estimate]:
@@ -23,9 +26,9 @@ def figures_of(saved: Mapping[str, Any] | None) -> dict[str, Estimate]:
     return {name: Estimate(*estimate) for name, estimate in (saved or {}).items()}
 
 
-def between_cells(figures: Figures) -> str:
+def between_cells(figures: Figures) -> list[str]:
     """The cells of `COLUMNS`, each a figure and its standard error; empty where it was not measured."""
-    return f"{agreement_cell(figures)} | {reverse_cell(figures)}"
+    return [agreement_cell(figures), reverse_cell(figures)]
 
 
 def agreement_cell(figures: Figures) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
 from .report import REPORT_FILE, flatten
+from .tables import markdown_table, number
 
 
 def write_protein_report(
@@ -63,34 +64,38 @@ LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.
 
 def protein_table(results: dict[str, Any]) -> str:
     """One line for each way of sampling and number of steps; real proteins first."""
-    table = [
-        f"| | steps | network evaluations | perplexity | ± | entropy | {COLUMNS} | amino acids | dipeptides | identity "
-        "| greatest | clusters | low complexity | pLDDT |",
-        "|---" * 15 + "|",
-    ]
-    collapsed = _collapses(results)
+    collapsed, rows = _collapses(results), []
     for line in results["lines"]:
-        error = "" if line["standard_error"] is None else f"{100 * line['standard_error']:.1f}%"
-        between = between_cells(figures_of(line.get("between_samples")))
-        judged = [_number(line["perplexity"], 2), error, _number(line["entropy"], 3), between]
+        judged = [number(line["perplexity"], ".2f", "-"), number(line["standard_error"], ".1%")]
         if (line["method"], line["steps"]) in collapsed:
-            judged[:2] = ["collapsed", ""]
-        figures = line["figures"]
-        cells = [line["method"], str(line["steps"] or ""), str(line.get("network_evaluations", "")), *judged]
-        if figures is None:
-            cells += ["no protein"] + [""] * 5
-        else:
-            cells += [
-                f"{1000 * figures['amino_acid_divergence']:.2f}",
-                f"{1000 * figures['dipeptide_divergence']:.2f}",
-                f"{figures['identity']:.3f}",
-                f"{figures['greatest_identity']:.3f}",
-                f"{figures['clusters']:.3f}",
-                f"{100 * figures['low_complexity']:.1f}%",
+            judged = ["collapsed", ""]
+        rows.append(
+            [
+                line["method"],
+                str(line["steps"] or ""),
+                str(line.get("network_evaluations", "")),
+                *judged,
+                number(line["entropy"], ".3f", "-"),
+                *between_cells(figures_of(line.get("between_samples"))),
+                *_figure_cells(line["figures"]),
+                number(line["plddt"], ".1f", "-"),
             ]
-        cells.append("-" if line["plddt"] is None else f"{line['plddt']:.1f}")
-        table.append(f"| {' | '.join(cells)} |")
-    return "\n".join(table)
+        )
+    header = ["", "steps", "network evaluations", "perplexity", "±", "entropy", *COLUMNS, "amino acids", "dipeptides"]
+    return markdown_table([*header, "identity", "greatest", "clusters", "low complexity", "pLDDT"], rows)
+
+
+def _figure_cells(figures: dict[str, float] | None) -> list[str]:
+    if figures is None:
+        return ["no protein", *[""] * 5]
+    return [
+        f"{1000 * figures['amino_acid_divergence']:.2f}",
+        f"{1000 * figures['dipeptide_divergence']:.2f}",
+        f"{figures['identity']:.3f}",
+        f"{figures['greatest_identity']:.3f}",
+        f"{figures['clusters']:.3f}",
+        f"{figures['low_complexity']:.1%}",
+    ]
 
 
 def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
@@ -100,10 +105,6 @@ def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
         (line["method"], line["steps"]): figures_of(line.get("between_samples")) for line in results["lines"][1:]
     }
     return collapses_of(figures, figures_of(results["lines"][0].get("between_samples")))
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def worries(results: dict[str, Any]) -> list[str]:

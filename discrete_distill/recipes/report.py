@@ -11,6 +11,7 @@ from ..evaluation.checks import exponential
 from ..training import explain
 from .diversity_columns import COLUMNS, agreement_cell, between_cells, collapse_warning, figures_of
 from .printing import quoted
+from .tables import markdown_table, number, span
 from .tokenizer import TextTokenizer
 
 REPORT_FILE = "report.md"
@@ -103,55 +104,48 @@ def headline(results: dict[str, Any], frontiers: list[Frontier]) -> list[str]:
 
 def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
     """Each curve read at the entropy of held-out text."""
-    data = results["data"]
-    lines = [
-        f"Held-out text has an entropy of {_data_entropy(results):.3f} nats and, to this judge, a perplexity of "
-        f"{exponential(data['nats_per_token']):.1f}.",
-        "",
-        f"| | perplexity at that entropy | ± | {COLUMNS} | measured range of entropy |",
-        "|---|---|---|---|---|---|",
-    ]
-    between = figures_of(data.get("between_samples"))
-    lines.append(
-        f"| held-out text | {exponential(data['nats_per_token']):.1f} | | {between_cells(between)} "
-        f"| {_data_entropy(results):.3f} |"
-    )
+    data, entropy = results["data"], _data_entropy(results)
+    text = f"{exponential(data['nats_per_token']):.1f}"
+    rows = [["held-out text", text, "", *between_cells(figures_of(data.get("between_samples"))), f"{entropy:.3f}"]]
     for frontier in frontiers:
-        reading = frontier.read(_data_entropy(results))
-        means = frontier.means()
-        span = f"{min(m.entropy for m in means):.3f} to {max(m.entropy for m in means):.3f}"
+        reading = frontier.read(entropy)
+        measured = span(mean.entropy for mean in frontier.means())
         if reading.perplexity is None:
-            lines.append(f"| {frontier.method} | out of range | | | | {span} |")
+            rows.append([frontier.method, "out of range", "", "", "", measured])
         else:
-            error = reading.standard_error
-            shown = "" if error is None else f"{100 * error:.1f}%"
+            error = number(reading.standard_error, ".1%")
             cells = between_cells(reading.diversity)
-            lines.append(f"| {frontier.method} | {reading.perplexity:.1f} | {shown} | {cells} | {span} |")
-    return "\n".join(lines)
+            rows.append([frontier.method, f"{reading.perplexity:.1f}", error, *cells, measured])
+    header = ["", "perplexity at that entropy", "±", *COLUMNS, "measured range of entropy"]
+    return (
+        f"Held-out text has an entropy of {entropy:.3f} nats and, to this judge, a perplexity of {text}.\n\n"
+        + markdown_table(header, rows)
+    )
 
 
 def steps_table(results: dict[str, Any]) -> str:
-    """The table of `by_steps`, one line for each method and number of steps."""
-    lines = [
-        "| | steps | network evaluations | perplexity | ± | entropy | corpus entropy | distinct-2 | repeated 3-grams "
-        "| two samples agree |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """The table of `by_steps`, one line for each method and number of steps. A figure that a single sample, or a
+    sequence shorter than the n-gram, does not have is left empty."""
+    rows = []
     for line in results["by_steps"]:
         diversity = line["diversity"]
         distinct, repetition = _by_order(diversity["distinct"]), _by_order(diversity["repetition"])
-        lines.append(
-            f"| {line['method']} | {line['steps']} | {line['network_evaluations']} | {line['perplexity']:.1f} "
-            f"| {_cell(line['standard_error'], '.1%')} | {diversity['entropy']:.3f} "
-            f"| {diversity['corpus_entropy']:.3f} | {_cell(distinct.get(2), '.3f')} "
-            f"| {_cell(repetition.get(3), '.2%')} | {agreement_cell(figures_of(line.get('between_samples')))} |"
+        rows.append(
+            [
+                line["method"],
+                str(line["steps"]),
+                str(line["network_evaluations"]),
+                f"{line['perplexity']:.1f}",
+                number(line["standard_error"], ".1%"),
+                f"{diversity['entropy']:.3f}",
+                f"{diversity['corpus_entropy']:.3f}",
+                number(distinct.get(2), ".3f"),
+                number(repetition.get(3), ".2%"),
+                agreement_cell(figures_of(line.get("between_samples"))),
+            ]
         )
-    return "\n".join(lines)
-
-
-def _cell(value: float | None, form: str) -> str:
-    """A figure that a single sample, or a sequence shorter than the n-gram, does not have is left empty."""
-    return "" if value is None else format(value, form)
+    header = ["", "steps", "network evaluations", "perplexity", "±", "entropy", "corpus entropy", "distinct-2"]
+    return markdown_table([*header, "repeated 3-grams", "two samples agree"], rows)
 
 
 def _by_order(figures: dict[Any, float]) -> dict[int, float]:
@@ -159,13 +153,11 @@ def _by_order(figures: dict[Any, float]) -> dict[int, float]:
 
 
 def _speed_table(results: dict[str, Any]) -> str:
-    lines = ["| | tokens per second | quartiles | batch |", "|---|---|---|---|"]
-    for line in results["speed"]:
-        low, high = line["spread"]
-        lines.append(
-            f"| {line['method']} | {line['tokens_per_second']:.0f} | {low:.0f} to {high:.0f} | {line['batch']} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [line["method"], f"{line['tokens_per_second']:.0f}", span(line["spread"], ".0f"), str(line["batch"])]
+        for line in results["speed"]
+    ]
+    return markdown_table(["", "tokens per second", "quartiles", "batch"], rows)
 
 
 def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:

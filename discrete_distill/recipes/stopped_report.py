@@ -8,6 +8,7 @@ from typing import Any
 from ..training import TrainingCollapsed
 from ..training.mode_collapse import DESCRIPTIONS
 from .report import REPORT_FILE, flatten
+from .tables import markdown_table, number
 
 
 def write_report_of_stopped_run(
@@ -32,22 +33,14 @@ def write_report_of_stopped_run(
         settings: every field, to be reproduced from.
     """
     columns = [name for name in DESCRIPTIONS if any(name in line for line in history)]
-    rows = [
-        f"| {line['step']:.0f} | " + " | ".join(f"{line[name]:.3g}" if name in line else "" for name in columns) + " |"
-        for line in history
-    ]
+    rows = [[f"{line['step']:.0f}", *(number(line.get(name), ".3g") for name in columns)] for line in history]
     parts = [
         f"# {title}: stopped",
         f"- Command: `{command}`\n- Machine: {machine}",
         f"The run has no student: it was {error}.",
         "The checkpoint of the step at which this was first seen is kept; give a run with other settings another name. "
         "Perplexity would not show it: one text with variations has the entropy of data and a better perplexity.",
-        "## Student paths, by step\n\n| step | "
-        + " | ".join(columns)
-        + " |\n|"
-        + "---|" * (len(columns) + 1)
-        + "\n"
-        + "\n".join(rows),
+        "## Student paths, by step\n\n" + markdown_table(["step", *columns], rows),
         "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
     ]
     path = directory / REPORT_FILE

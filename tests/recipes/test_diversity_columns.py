@@ -9,9 +9,9 @@ def figures(agreement: float, reverse: float) -> dict[str, Estimate]:
 
 
 def test_cells_show_figures_with_errors_and_are_empty_without_them() -> None:
-    assert between_cells(figures(0.012, 6.0)) == "1.20% ± 0.10% | 403 ± 1.0%"
-    assert between_cells({"agreement": Estimate(0.5, None)}) == "50.00% ± 0.00% | "
-    assert between_cells(figures_of(None)) == " | "
+    assert between_cells(figures(0.012, 6.0)) == ["1.20% ± 0.10%", "403 ± 1.0%"]
+    assert between_cells({"agreement": Estimate(0.5, None)}) == ["50.00% ± 0.00%", ""]
+    assert between_cells(figures_of(None)) == ["", ""]
     assert figures_of({"agreement": [0.5, None]}) == {"agreement": Estimate(0.5, None)}
 
 
