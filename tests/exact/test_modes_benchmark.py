@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from discrete_distill import MaskedDiffusion, exact
+from discrete_distill import DiDiInstructConfig, MaskedDiffusion, exact
 
 ROOT = Path(__file__).parents[2]
 WORDS, LENGTH = 4, 3
@@ -92,3 +92,24 @@ def test_table_and_plot_show_each_sampler(modes, tmp_path: Path) -> None:
     assert collapsed.endswith("| 0.00 | 5.32 |") or collapsed.endswith("| 0.00 | 5.33 |")
     modes.plot_modes(modes.panels(rows, 0), weights, tmp_path / "modes.png")
     assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_student_of_few_paths_gives_up_modes_without_the_recommended_control_and_keeps_them_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four modes, 24 paths an update at a high rate: exact masses of the modes, over their weights, after 60 updates."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, law_of
+
+    laboratory = Laboratory(exact.modal_law(4, WORDS, seed=3), LENGTH, hidden_size=16)
+    training = Training(updates=60, batch=24, rate=3e-2, ratio_rate=1e-2, warmup=10)
+    paths = {"path_steps": (2, 3), "group_size": 12, "window": 0}
+    masses = {}
+    for name, config in (("plain", DiDiInstructConfig(**paths)), ("kept", DiDiInstructConfig.recommended(**paths))):
+        student = distil(laboratory, LookUpDenoiser(laboratory), config, training, seed=1)
+        with torch.no_grad():
+            law = law_of(laboratory, student, LENGTH)
+        masses[name] = laboratory.chain.mode_mass(law) / laboratory.chain.weights
+    assert float(masses["plain"].min()) < 0.3
+    assert 0.5 < float(masses["kept"].min()) <= float(masses["kept"].max()) < 2.0
