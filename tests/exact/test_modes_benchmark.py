@@ -98,7 +98,7 @@ def test_table_and_plot_show_each_sampler(modes, tmp_path: Path) -> None:
 def test_a_student_of_few_paths_gives_up_modes_without_the_recommended_control_and_keeps_them_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Four modes, 24 paths an update at a high rate: exact masses of the modes, over their weights, after 60 updates."""
+    """Four modes, 24 paths an update at a high rate: exact masses of modes over their weights, after 60 updates."""
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, law_of
 
