@@ -125,6 +125,11 @@ class IntermediateStateMatcher:
             TypeError: if ``tokens`` does not hold int64, or as in the samplers.
             ValueError: if ``group_size`` does not divide the batch, the batch is empty, ``tokens`` has another shape,
                 or the student's logits leave nothing to draw from: names step, sequence and position.
+
+        Example:
+            >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
+            >>> rollout = matcher(student, (64, 1024), group_size=4, generator=torch.Generator().manual_seed(0))
+            >>> rollout.log_prob().sum().backward()
         """
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
@@ -142,24 +147,15 @@ class IntermediateStateMatcher:
         )
         _check_tokens(tokens, (batch, start.tokens.shape[1]))
         times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator)
-        walk = self._branching_path if self.branching else self._path
-        steps, state = walk(start, times_KB, generator, tokens, dict(model_kwargs or {}))
-        rollout = Rollout(
-            steps, state.generation_mask, group_size, attention_mask, dict(model_kwargs or {}), drawn_time
-        )
+        conditions = dict(model_kwargs or {})
+        if self.branching:
+            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions)
+        else:
+            weights = self._gradient_weights(len(times_KB) - 1, generator)
+            steps, state = self._walk(start, times_KB, tokens, weights), start
+        rollout = Rollout(steps, state.generation_mask, group_size, attention_mask, conditions, drawn_time)
         rollout.check_log_probs(state.log_probs)
         return rollout
-
-    def _path(
-        self,
-        state: SamplerState,
-        times_KB: Tensor,
-        generator: Generator | None,
-        tokens: Tensor | None,
-        _model_kwargs: Mapping[str, Any],
-    ) -> tuple[list[PathStep], SamplerState]:
-        weights = self._gradient_weights(len(times_KB) - 1, generator)
-        return self._walk(state, times_KB, tokens, weights), state
 
     def _branching_path(
         self,

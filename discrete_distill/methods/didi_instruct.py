@@ -150,7 +150,8 @@ class DiDiInstruct:
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`).
+        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
+        ``model_kwargs`` by keyword.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.

@@ -48,8 +48,9 @@ class CudaGraphSampler(Sampler):
 
     Raises:
         TypeError: if the sampler is no `AncestralSampler`.
-        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``) or for
-            guidance; when called, if a graph is to be captured without CUDA, or an argument is not honoured.
+        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``), for shapes
+            that depend on data, or for guidance; when called, if a graph is to be captured without CUDA, or an argument
+            is not honoured.
 
     Example:
         >>> fast = CudaGraphSampler(AncestralSampler(process, num_steps=16))
@@ -76,6 +77,8 @@ class CudaGraphSampler(Sampler):
             raise ValueError("progress=True shows single steps, and a graph is replayed as a whole; leave it out")
         if self.sampler.check:
             raise ValueError("check=True looks at logits in every step, which waits for the device; leave it out")
+        if self.sampler.static is False:
+            raise ValueError("static=False asks for shapes that depend on data, which no graph has; leave it out")
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
         _refuse_arguments(call)

@@ -222,7 +222,7 @@ def test_what_needs_the_host_is_refused() -> None:
         CudaGraphSampler(AncestralSampler(PROCESS), capture=True)(small_network(), (1, LENGTH))
 
 
-@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}])
+@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}, {"static": False}])
 def test_options_that_it_cannot_honour_are_refused(options) -> None:
     (value,) = options.values()
     with pytest.raises(ValueError, match=str(value)):
