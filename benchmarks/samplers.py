@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from benchmarks import sampler_plots
 from benchmarks.gpu_baselines import eager_step
 from benchmarks.gpu_run import write_json, write_table
 from benchmarks.sampler_baselines import Sample, other_packages, published_chain
-from discrete_distill import AncestralSampler, MaskedDiffusion, StaticSampler
+from discrete_distill import AncestralSampler, CudaGraphSampler, MaskedDiffusion
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import ParallelConfig
 from discrete_distill.training.parallel import save_memory
@@ -108,7 +109,7 @@ def peak_megabytes(sample: Sample) -> float:
 
 def our_sampler(denoiser: Any, shape: tuple[int, int], mask: int, num_steps: int, **options: Any) -> Sample:
     """Ancestral sampling by this library, another seed in every call."""
-    sampler, generator = AncestralSampler(MaskedDiffusion(mask), num_steps), Generator().manual_seed(0)
+    sampler, generator = AncestralSampler(MaskedDiffusion(mask), num_steps=num_steps), Generator().manual_seed(0)
     return lambda: sampler(denoiser, shape, generator=generator, **options)
 
 
@@ -219,11 +220,11 @@ def on_a_gpu(results: Results) -> None:
     for batch in (1, 2) if results.dry else (1, 16, 64, 256):
         for steps in (8, 16):
             shape = (batch, length)
-            static = StaticSampler(AncestralSampler(MaskedDiffusion(mask), steps), network, shape, device=device)
+            graph = CudaGraphSampler(AncestralSampler(MaskedDiffusion(mask), num_steps=steps))
             samples: dict[str, Sample] = {
                 OURS: our_sampler(network, shape, mask, steps, device=device),
                 "discrete_distill, compiled blocks": our_sampler(compiled, shape, mask, steps, device=device),
-                "discrete_distill, one graph": static,
+                "discrete_distill, one graph": partial(graph, network, shape, device=device),
                 CHAIN: published_chain(network, shape, mask, steps, device=device),
             }
             for name in list(samples):

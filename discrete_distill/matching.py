@@ -10,35 +10,34 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, K steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from .canvas import Canvas, is_first_step_of_all
-from .kernels import sample_rows, token_losses
-from .process import Denoiser, MaskedDiffusion, TimeLaw, evaluation_mode, logits_at
-from .process.conditions import check_conditions
-from .process.denoiser import check_ids
+from .kernels import token_losses
+from .process import Denoiser, MaskedDiffusion, TimeLaw
 from .process.modes import differentiable_evaluation_mode
 from .rollout import PathStep, Rollout, repeated_rows
+from .samplers.grid import coin_flags
+from .samplers.inputs import has_rows
+from .samplers.rows import Rows
+from .samplers.state import SamplerState
 
 
 class PlannedStep(NamedTuple):
     """Positions of a step of a path, known before any token is drawn."""
 
-    rows: Tensor
-    """Flattened positions whose logits the step keeps, int64 ``[N]``, ascending."""
+    rows: Rows
+    """Positions whose logits the step keeps, ascending."""
     revealed: Tensor
     """Bool ``[N]``: those that it reveals."""
     place: Tensor | None
     """Where these stand in ``rows``, int64 ``[R]``; None where nobody has looked."""
-    sequences: Tensor
-    """Sequences that hold ``rows``, int64 ``[b]``, ascending."""
-    is_first_of_all: bool
-    """Whether all sequences take the same step from time 1."""
+    one_time: bool
+    """Whether all sequences take the step between the same times."""
 
 
 def true_places(flags_N: Tensor, count: int) -> Tensor:
@@ -106,7 +105,7 @@ class IntermediateStateMatcher:
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Draw one path for every row; each state is evaluated once, with a graph if gradients are enabled.
 
@@ -114,90 +113,90 @@ class IntermediateStateMatcher:
             student: any `Denoiser`.
             shape: ``(B, L)``, or give ``x_init``, as in the samplers.
             group_size: consecutive rows in a group; must divide ``B``.
+            x_init: int64 ``[B, L]``, as in the samplers.
+            attention_mask: bool ``[B, L]``, as in the samplers.
             generator: source of randomness.
+            device: of unconditional paths.
             tokens: samples of an earlier call, int64 ``[B, L]``. Given them and a generator in the state of that call,
                 the same path is walked again, whatever the student now makes probable; drawn if None.
+            model_kwargs: passed to all networks by keyword.
 
         Raises:
-            TypeError: if ``tokens`` does not hold int64.
+            TypeError: if ``tokens`` does not hold int64, or as in the samplers.
             ValueError: if ``group_size`` does not divide the batch, the batch is empty, ``tokens`` has another shape,
                 or the student's logits leave nothing to draw from: names step, sequence and position.
+
+        Example:
+            >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
+            >>> rollout = matcher(student, (64, 1024), group_size=4, generator=torch.Generator().manual_seed(0))
+            >>> rollout.log_prob().sum().backward()
         """
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
             raise ValueError(f"group_size {group_size} does not divide the batch of {batch} sequences")
         copies = group_size if self.branching else 1
-        canvas = Canvas(
+        start = SamplerState(
             self.process,
+            student,
             shape if shape is None else (batch // copies, shape[1]),
             x_init=first_of_each(x_init, copies),
             attention_mask=first_of_each(attention_mask, copies),
+            model_kwargs=_first_of_each(model_kwargs, batch, copies),
             generator=generator,
             device=device,
         )
-        check_conditions(cond, student)
-        check_ids(student, canvas.largest_id)
-        _check_tokens(tokens, (batch, canvas.z.shape[1]))
-        times_KB, drawn_time = self._draw_times(batch, group_size, canvas.z.device, generator)
+        _check_tokens(tokens, (batch, start.tokens.shape[1]))
+        times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator)
+        conditions = dict(model_kwargs or {})
         if self.branching:
-            steps, canvas = self._branching_path(canvas, student, times_KB, copies, generator, tokens, cond)
+            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions)
         else:
-            steps = self._path(canvas, student, times_KB, generator, tokens, cond)
-        rollout = Rollout(steps, canvas.movable, group_size, attention_mask, cond, drawn_time)
-        rollout.check_log_probs(canvas.log_probs)
+            weights = self._gradient_weights(len(times_KB) - 1, generator)
+            steps, state = self._walk(start, times_KB, tokens, weights), start
+        rollout = Rollout(steps, state.generation_mask, group_size, attention_mask, conditions, drawn_time)
+        rollout.check_log_probs(state.log_probs)
         return rollout
-
-    def _path(
-        self,
-        canvas: Canvas,
-        student: Denoiser,
-        times_KB: Tensor,
-        generator: Generator | None,
-        tokens: Tensor | None,
-        cond: dict[str, Any],
-    ) -> list[PathStep]:
-        weights = self._gradient_weights(len(times_KB) - 1, generator)
-        plan = self._plan(canvas, times_KB)
-        return [
-            self._step(canvas, student, index, times_KB[index], times_KB[index + 1], weight, plan[index], tokens, cond)
-            for index, weight in enumerate(weights)
-        ]
 
     def _branching_path(
         self,
-        trunk: Canvas,
-        student: Denoiser,
+        trunk: SamplerState,
         times_KB: Tensor,
-        copies: int,
         generator: Generator | None,
         tokens: Tensor | None,
-        cond: dict[str, Any],
-    ) -> tuple[list[PathStep], Canvas]:
-        """The steps of all rows, and their canvas; before the branch a step is taken once for its group."""
+        model_kwargs: Mapping[str, Any],
+    ) -> tuple[list[PathStep], SamplerState]:
+        """The steps of all rows, and their state; before the branch a step is taken once for its group."""
+        copies = times_KB.shape[1] // trunk.batch
         num_steps = len(times_KB) - 1
         branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
-        shared_cond = {name: _rows_of(value, times_KB.shape[1], copies) for name, value in cond.items()}
-        trunk_times = times_KB[:, ::copies]
+        trunk_times = times_KB[: branch + 2, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
-        plan = self._plan(trunk, trunk_times[: branch + 2])
+        plan = self._plan(trunk, trunk_times)
         steps = []
         for index in range(branch):
-            t, s = trunk_times[index], trunk_times[index + 1]
-            step = self._step(trunk, student, index, t, s, 0.0, plan[index], trunk_tokens, shared_cond)
+            step = self._step(trunk, index, trunk_times[index], trunk_times[index + 1], 0.0, plan[index], trunk_tokens)
             steps.append(step.repeated(copies))
-        canvas = trunk.repeated(copies)
-        t, s = times_KB[branch], times_KB[branch + 1]
-        rows, revealed = plan[branch].rows, plan[branch].revealed
-        logits_NV = self._logits(trunk, student, plan[branch], t[::copies], s[::copies], float(num_steps), shared_cond)
-        rows, place = repeated_rows(rows, trunk.z.shape[1], copies)
+        state = trunk.repeated(copies, model_kwargs)
+        shared = plan[branch]
+        logits_NV = self._logits(trunk, shared, trunk_times[branch], trunk_times[branch + 1], float(num_steps))
+        rows, place = repeated_rows(shared.rows.index, trunk.tokens.shape[1], copies)
         every = torch.arange(len(rows), device=rows.device) if self.rows == "revealed" else None
-        planned = PlannedStep(rows, revealed[place], every, rows[:0], plan[branch].is_first_of_all)
-        steps.append(self._draw(canvas, branch, t, s, planned, logits_NV[place], tokens))
-        plan = self._plan(canvas, times_KB[branch + 1 :], first=branch + 1)
-        for index, planned in enumerate(plan, start=branch + 1):
-            t, s = times_KB[index], times_KB[index + 1]
-            steps.append(self._step(canvas, student, index, t, s, 0.0, planned, tokens, cond))
-        return steps, canvas
+        planned = PlannedStep(Rows(rows, None, rows), shared.revealed[place], every, shared.one_time)
+        steps.append(
+            self._draw(state, branch, times_KB[branch], times_KB[branch + 1], planned, logits_NV[place], tokens)
+        )
+        weights = [0.0] * (num_steps - branch - 1)
+        return [*steps, *self._walk(state, times_KB[branch + 1 :], tokens, weights, first=branch + 1)], state
+
+    def _walk(
+        self, state: SamplerState, times_KB: Tensor, tokens: Tensor | None, weights: list[float], first: int = 0
+    ) -> list[PathStep]:
+        """Take all steps between the times, from number ``first`` on."""
+        plan = self._plan(state, times_KB, first)
+        return [
+            self._step(state, first + index, times_KB[index], times_KB[index + 1], weight, plan[index], tokens)
+            for index, weight in enumerate(weights)
+        ]
 
     def times(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """Times from 1 to 0, ``[K + 1, B]``, with the number of steps drawn."""
@@ -230,67 +229,57 @@ class IntermediateStateMatcher:
 
     def _step(
         self,
-        canvas: Canvas,
-        student: Denoiser,
+        state: SamplerState,
         index: int,
         t: Tensor,
         s: Tensor,
         gradient_weight: float,
         planned: PlannedStep,
         tokens: Tensor | None,
-        cond: dict[str, Any],
     ) -> PathStep:
-        logits_NV = self._logits(canvas, student, planned, t, s, gradient_weight, cond)
-        return self._draw(canvas, index, t, s, planned, logits_NV, tokens)
+        logits_NV = self._logits(state, planned, t, s, gradient_weight)
+        return self._draw(state, index, t, s, planned, logits_NV, tokens)
 
-    def _plan(self, canvas: Canvas, times_KB: Tensor, first: int = 0) -> list[PlannedStep]:
+    def _plan(self, state: SamplerState, times_KB: Tensor, first: int = 0) -> list[PlannedStep]:
         """Positions of all steps from number ``first`` on: they depend on coins and not on tokens, so that the host
         waits for the device once, for their numbers."""
-        masked = canvas.masked()
-        kept: list[Tensor] = []
-        reveals: list[Tensor] = []
-        for index in range(len(times_KB) - 1):
-            probability = self.process.unmask_probability(times_KB[index], times_KB[index + 1])
-            reveals.append(canvas.coins(first + index, probability) & masked)
-            kept.append(masked if self.rows == "masked" else reveals[-1])
-            masked = masked & ~reveals[-1]
-        if not kept:
+        if len(times_KB) < 2:
             return []
+        masked, length = state.masked(), state.tokens.shape[1]
+        reveals, _ = coin_flags(state, times_KB, first=first)
+        kept: list[Tensor] = []
+        for flags in reveals:
+            kept.append(masked if self.rows == "masked" else flags)
+            masked = masked & ~flags
         counts_KB = torch.stack(kept).sum(2)
-        alike = is_first_step_of_all(times_KB[:-1], times_KB[1:])
+        t, s = times_KB[:-1], times_KB[1:]
+        one_time_K = ((t == t[:, :1]) & (s == s[:, :1])).all(1)
         revealed_K = torch.stack(reveals).sum((1, 2))
-        numbers = torch.stack((counts_KB.sum(1), revealed_K, (counts_KB > 0).sum(1), alike.long())).tolist()
+        numbers = torch.stack((counts_KB.sum(1), revealed_K, (counts_KB > 0).sum(1), one_time_K.long())).tolist()
         plan = []
-        for index, (num_kept, num_revealed, num_sequences, is_alike) in enumerate(zip(*numbers, strict=True)):
-            rows = true_places(kept[index].flatten(), num_kept)
-            revealed = reveals[index].flatten()[rows]
+        for index, (num_kept, num_revealed, num_sequences, one_time) in enumerate(zip(*numbers, strict=True)):
+            chosen = true_places(kept[index].flatten(), num_kept)
             sequences = true_places(counts_KB[index] > 0, num_sequences)
-            plan.append(PlannedStep(rows, revealed, true_places(revealed, num_revealed), sequences, bool(is_alike)))
+            compact = torch.searchsorted(sequences, chosen // length) * length + chosen % length
+            revealed = reveals[index].flatten()[chosen]
+            rows = Rows(chosen, sequences, compact)
+            plan.append(PlannedStep(rows, revealed, true_places(revealed, num_revealed), bool(one_time)))
         return plan
 
     def _logits(
-        self,
-        canvas: Canvas,
-        student: Denoiser,
-        planned: PlannedStep,
-        t: Tensor,
-        s: Tensor,
-        gradient_weight: float,
-        cond: dict[str, Any],
+        self, state: SamplerState, planned: PlannedStep, t: Tensor, s: Tensor, gradient_weight: float
     ) -> Tensor:
         keeps_graph = torch.is_grad_enabled() and gradient_weight > 0.0
-        with torch.set_grad_enabled(keeps_graph), differentiable_evaluation_mode(student):
-            if planned.is_first_of_all and canvas.rows_are_equal(cond):
-                logits_NV = shared_state_logits(student, canvas.z, t, planned.rows, s=s[:1])
-            else:
-                logits_NV = canvas.logits(student, planned.rows, t, s, sequences=planned.sequences, **cond)
+        with torch.set_grad_enabled(keeps_graph), differentiable_evaluation_mode(state.denoiser):
+            logits_of = state.logits(planned.rows, t, s, one_time=planned.one_time, share_head=True)
+            logits_NV = logits_of(slice(None))
         if logits_NV.requires_grad and gradient_weight != 1.0:
             logits_NV.register_hook(lambda gradient: gradient_weight * gradient)
         return logits_NV
 
     def _draw(
         self,
-        canvas: Canvas,
+        state: SamplerState,
         index: int,
         t: Tensor,
         s: Tensor,
@@ -299,24 +288,18 @@ class IntermediateStateMatcher:
         tokens: Tensor | None,
     ) -> PathStep:
         step = PathStep(
-            canvas.z, canvas.z, t, s, planned.rows, planned.revealed, logits_NV, self.process.mask_token_id,
-            planned.place, has_all_masked=self.rows == "masked",
+            state.tokens, state.tokens, t, s, planned.rows.index, planned.revealed, logits_NV,
+            self.process.mask_token_id, planned.place, has_all_masked=self.rows == "masked",
         )  # fmt: skip
-        logits_RV = step.revealed_logits().detach()
+        positions, logits_RV = step.revealed_rows(), step.revealed_logits().detach()
         if tokens is None:
-            drawn = sample_rows(
-                logits_RV,
-                seed=canvas.seed,
-                rows_R=step.revealed_rows(),
-                step=index,
-                mask_token_id=self.process.mask_token_id,
-            )
+            drawn = state.draw_tokens(logits_RV, positions, index)
             tokens_R, log_probs_R = drawn.tokens[:, 0], drawn.log_probs[:, 0]
         else:
-            tokens_R = tokens.flatten()[step.revealed_rows()]
+            tokens_R = tokens.flatten()[positions]
             log_probs_R = token_losses(logits_RV, None, tokens_R, mask_token_id=self.process.mask_token_id).log_prob
-        canvas.write(step.revealed_rows(), tokens_R, log_probs_R.to(canvas.log_probs.dtype))
-        step.z_next = canvas.z
+        state.write(positions, tokens_R, log_probs_R.to(state.log_probs.dtype))
+        step.z_next = state.tokens
         return step
 
 
@@ -346,33 +329,12 @@ def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:
     return first
 
 
-def _rows_of(value: Any, batch: int, copies: int) -> Any:
-    is_per_row = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-    return first_of_each(value, copies) if is_per_row else value
-
-
-def shared_state_logits(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None) -> Tensor:
-    """Raw logits ``[N, V]`` at flattened positions where all sequences are in one state: evaluated once for all.
-
-    Args:
-        denoiser: any `Denoiser`.
-        z: int64 ``[B, L]``, all rows equal.
-        t: ``[B]``, all equal.
-        rows: int64 ``[N]``.
-        s: ``[1]``, for denoisers that are told where the step ends.
-    """
-    length = z.shape[1]
-    every = torch.arange(length, device=z.device)
-    return logits_at(denoiser, z[:1], t[:1], every, s=s)[rows % length]
-
-
-def logits_at_states(denoiser: Denoiser, z: Tensor, t: Tensor, rows: Tensor, **cond: Any) -> Tensor:
-    """Raw logits ``[N, V]`` at flattened positions, in evaluation mode; evaluated once where all sequences are in one
-    state."""
-    with evaluation_mode(denoiser):
-        if not cond and bool((z == z[:1]).all()) and bool((t == t[0]).all()):
-            return shared_state_logits(denoiser, z, t, rows)
-        return logits_at(denoiser, z, t, rows, **cond)
+def _first_of_each(model_kwargs: Mapping[str, Any] | None, batch: int, copies: int) -> Mapping[str, Any] | None:
+    if not isinstance(model_kwargs, Mapping):
+        return model_kwargs
+    return {
+        name: first_of_each(value, copies) if has_rows(value, batch) else value for name, value in model_kwargs.items()
+    }
 
 
 def _place(generator: Generator | None) -> torch.device:

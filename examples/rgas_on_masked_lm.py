@@ -37,9 +37,9 @@ def main(steps: int = 300) -> dict[str, float]:
         optimizer.zero_grad()
 
     denoiser = as_denoiser(bert.eval())
-    plain, guided = AncestralSampler(PROCESS, num_steps=8), RGASampler(PROCESS, num_steps=8, tilt_fraction=0.0)
+    plain, guided = AncestralSampler(PROCESS, num_steps=8), RGASampler(PROCESS, reward=WantsFewOnes(), num_steps=8)
     free = plain(denoiser, (64, LENGTH), generator=torch.Generator().manual_seed(1))
-    steered = guided(denoiser, WantsFewOnes(), (64, LENGTH), generator=torch.Generator().manual_seed(1))
+    steered = guided(denoiser, (64, LENGTH), generator=torch.Generator().manual_seed(1))
     shares = {name: float((out.sequences == 1).float().mean()) for name, out in (("plain", free), ("RGAS", steered))}
     print("share of word 1:", ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
     print(f"network evaluations: plain {free.network_evaluations}, RGAS {steered.network_evaluations}")

@@ -349,7 +349,9 @@ SEEDED = {
     "corrupt": lambda x: PROCESS.corrupt(x, TIMES, generator=seeded()),
     "nelbo": lambda x: PROCESS.nelbo(network, x, generator=seeded()),
     "path": lambda x_init: IntermediateStateMatcher(PROCESS)(network, x_init=x_init, generator=seeded()).sequences,
-    "sample": lambda x_init: AncestralSampler(PROCESS, 3)(network, x_init=x_init, generator=seeded()).sequences,
+    "sample": lambda x_init: (
+        AncestralSampler(PROCESS, num_steps=3)(network, x_init=x_init, generator=seeded()).sequences
+    ),
     "perplexity": lambda sequences: torch.tensor(
         generative_perplexity(sequences, NGramJudge(TOKENS, vocab_size=V, order=2)).perplexity
     ),

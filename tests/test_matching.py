@@ -246,7 +246,9 @@ def test_conditions_reach_the_student_and_are_kept() -> None:
         return topic.float()[:, None, None] * torch.ones(*x_t.shape, 4)
 
     topic = torch.tensor([1, 2])
-    rollout = IntermediateStateMatcher(PROCESS, num_steps=(1,))(student, (2, 3), generator=seeded(0), topic=topic)
+    rollout = IntermediateStateMatcher(PROCESS, num_steps=(1,))(
+        student, (2, 3), generator=seeded(0), model_kwargs={"topic": topic}
+    )
     assert seen[0].tolist() == [1, 2]
     assert rollout.denoiser_kwargs() == {"topic": topic}
 

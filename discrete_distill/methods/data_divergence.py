@@ -9,10 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from ..kernels import token_losses
-from ..matching import logits_at_states
 from ..process import Denoiser, MaskedDiffusion, logits_at
 from ..process.modes import differentiable_evaluation_mode
 from ..rollout import Rollout
+from ..samplers.logits import read_logits
 
 
 def data_divergence(
@@ -63,8 +63,7 @@ def data_divergence(
     kwargs = rollout.denoiser_kwargs()
     with differentiable_evaluation_mode(student):
         student_NV = logits_at(student, x_t, t, positions_N, s=s, **kwargs)
-    with torch.no_grad():
-        teacher_NV = logits_at_states(teacher, x_t, t, positions_N, **kwargs)
+    teacher_NV = read_logits(teacher, x_t, t, positions_N, kwargs)
     tokens_N = reference.flatten()[positions_N]
     kl_N = token_losses(student_NV, teacher_NV, tokens_N, mask_token_id=process.mask_token_id).forward_kl
     assert kl_N is not None

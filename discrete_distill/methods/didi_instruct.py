@@ -12,7 +12,7 @@ with an optimiser of the caller's after each. The object holds networks and conf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -147,10 +147,11 @@ class DiDiInstruct:
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`).
+        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
+        ``model_kwargs`` by keyword.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -169,7 +170,7 @@ class DiDiInstruct:
             generator=generator,
             device=device,
             tokens=tokens,
-            **cond,
+            model_kwargs=model_kwargs,
         )
         if self.diversity is not None and tokens is None:
             for agreement in agreement_metrics(self.config, rollout).values():

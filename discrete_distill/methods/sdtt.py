@@ -24,13 +24,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..canvas import Canvas, take_rows
 from ..checks import check_all_counts
 from ..collective import mean_over_processes
 from ..divergence import token_divergence
-from ..kernels import sample_rows
 from ..models import DiT
 from ..process import Denoiser, MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
+from ..samplers.rows import Rows, rows_at
+from ..samplers.state import SamplerState
 from .networks import check_accepts_step, trainable_copy
 from .output import StepOutput
 
@@ -251,47 +251,45 @@ class SDTT:
             generator: source of randomness.
             **cond: passed to the teacher.
         """
-        canvas = Canvas(
-            self.process, None, x_init=z_t, attention_mask=attention_mask, generator=generator, writable=movable
+        state = SamplerState(
+            self.process,
+            self.teacher,
+            x_init=z_t,
+            attention_mask=attention_mask,
+            generation_mask=movable,
+            model_kwargs=cond,
+            generator=generator,
         )
-        wanted = canvas.masked().flatten().nonzero().squeeze(1)
+        wanted = rows_at(state.masked()).index
         said: list[tuple[Tensor, Tensor]] = []
         times = self.teacher_times(t, s)
         for step in range(self.config.factor):
-            masked = canvas.masked()
-            reveals = canvas.coins(step, self.process.unmask_probability(times[step], times[step + 1])) & masked
-            kept = masked if step + 1 == self.config.factor else reveals
-            rows = kept.flatten().nonzero().squeeze(1)
-            if not len(rows):
+            masked = state.masked()
+            reveals = state.coins(step, self.process.unmask_probability(times[step], times[step + 1])) & masked
+            rows = rows_at(masked if step + 1 == self.config.factor else reveals)
+            if not rows:
                 continue
-            with evaluation_mode(self.teacher):
-                logits_RV = canvas.logits(self.teacher, rows, times[step], times[step + 1], **cond)
-            said.append((rows, self.process.masked_log_probs(logits_RV)))
-            shown = reveals.flatten()[rows]
-            drawn = sample_rows(
-                logits_RV[shown],
-                seed=canvas.seed,
-                rows_R=rows[shown],
-                step=step,
-                mask_token_id=self.process.mask_token_id,
-            )
-            canvas.write(rows[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
+            logits_RV = self._read_teacher(state, rows, times[step], times[step + 1])
+            said.append((rows.index, self.process.masked_log_probs(logits_RV)))
+            shown = reveals.flatten()[rows.index]
+            drawn = state.draw_tokens(logits_RV[shown], rows.index[shown], step)
+            state.write(rows.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
         if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
-            kwargs = cond if attention_mask is None else {**cond, "attention_mask": attention_mask}
-            first = torch.zeros(1, dtype=torch.long, device=z_t.device)
-            kwargs = {name: take_rows(value, first, len(z_t)) for name, value in kwargs.items()}
-            with evaluation_mode(self.teacher):
-                empty_RV = logits_at(self.teacher, z_t[:1], t[:1], wanted, s=s[:1], **kwargs)
-            said.append((wanted, self.process.masked_log_probs(empty_RV)))
-        wrong = canvas.log_probs.isnan()
+            no_rows = Rows(wanted, torch.zeros(1, dtype=torch.long, device=z_t.device), wanted)
+            said.append((wanted, self.process.masked_log_probs(self._read_teacher(state, no_rows, t, s))))
+        wrong = state.log_probs.isnan()
         if bool(wrong.any()):
             sequence, position = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
                 "possible, so there is no token to draw"
             )
-        rows, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
-        return Targets(wanted, log_probs_NV[rows.argsort()], canvas.z)
+        index, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
+        return Targets(wanted, log_probs_NV[index.argsort()], state.tokens)
+
+    def _read_teacher(self, state: SamplerState, rows: Rows, t: Tensor, s: Tensor) -> Tensor:
+        with evaluation_mode(self.teacher):
+            return state.logits(rows, t, s, one_time=False)(slice(None))
 
     def _divergence(self, student_NV: Tensor, target_NV: Tensor) -> Tensor:
         if self.config.target in ("forward", "reverse"):

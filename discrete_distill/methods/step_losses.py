@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..divergence import token_divergence
-from ..matching import logits_at_states
 from ..process import Denoiser, MaskedDiffusion
 from ..rollout import PathStep, Rollout
+from ..samplers.logits import read_logits
 from .config import DiDiInstructConfig
 
 
@@ -40,8 +40,7 @@ def step_losses(
     if not config.kl_coefficient:
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
-    with torch.no_grad():
-        teacher_RV = logits_at_states(teacher, step.z, step.t, step.revealed_rows(), **rollout.denoiser_kwargs())
+    teacher_RV = read_logits(teacher, step.z, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
     out = step.losses(teacher_RV)
     assert out.forward_kl is not None
     assert out.reverse_kl is not None

@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor
 
 from ..divergence import difference_of_logs, token_divergence, vocabulary_cost
-from ..matching import logits_at_states
 from ..probe import Probe, draw_probe
 from ..process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
 from ..rollout import PathStep, Rollout
+from ..samplers.logits import read_logits
 from .config import DiDiInstructConfig
 from .output import StepOutput
 from .path_metrics import path_metrics
@@ -63,7 +63,7 @@ class VocabularyCredit:
             probe = self._probe(rollout, step, generator)
             student_NV = self.process.masked_log_probs(step.logits_NV[probe.index])
             with torch.no_grad():
-                teacher_logits_NV = logits_at_states(self.teacher, probe.z, probe.t, probe.rows, **kwargs)
+                teacher_logits_NV = read_logits(self.teacher, probe.z, probe.t, probe.rows, kwargs)
                 teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
                 own_law = config.log_ratio == "path"
                 with evaluation_mode(self.auxiliary):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-RESERVED = frozenset({"x", "x_t", "z", "z_t", "t", "s", "rows", "denoiser", "cond", "movable", "writable", "x_init"})
+RESERVED = frozenset(
+    {"x", "x_t", "z", "z_t", "t", "s", "rows", "denoiser", "cond", "movable", "generation_mask", "x_init"}
+)
 """Names that the library passes itself, and no condition may have."""
 
 
@@ -48,26 +50,30 @@ def check_keywords(network: Any, function: Callable[..., Any], names: Collection
         raise TypeError(f"{name_of(network)} takes no keyword {missing[0]!r}: {reason}")
 
 
-def check_conditions(cond: Mapping[str, Any], denoiser: Any, options: Collection[str] = ()) -> None:
+def check_conditions(cond: Mapping[str, Any] | None, denoiser: Any, arguments: Collection[str] = ()) -> None:
     """Refuse conditions that have a name of the library's own, or a misspelt one.
 
     Args:
         cond: what the denoiser is to be passed by keyword.
         denoiser: a name that its signature states is not taken for a misspelt one.
-        options: further names that are taken, such as the options of a sampler.
+        arguments: further names that are taken, because they are arguments of the call.
 
     Raises:
-        TypeError: if a name is taken, or nearly one that is.
+        TypeError: if this is no mapping from names, or a name is taken, or nearly one that is.
     """
+    if cond is None:
+        return
+    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
+        raise TypeError(f"model_kwargs is a mapping from names to values, got {cond!r}")
     for name in cond:
-        if name in RESERVED or name in options:
+        if name in RESERVED or name in arguments:
             raise TypeError(
                 f"{name!r} cannot be the name of a condition, for the library uses it: rename the denoiser's argument; "
-                "or, if an option of the sampler is meant, pass it to the constructor"
+                "or, if an argument of the call is meant, pass it there"
             )
     stated = _parameters(denoiser) or {}
     for name in cond:
-        close = get_close_matches(name, {*options, "attention_mask"}, n=1, cutoff=0.85)
+        close = get_close_matches(name, {"attention_mask"}, n=1, cutoff=0.85)
         if close and name != "attention_mask" and name not in stated:
             raise TypeError(f"{name!r} is no argument that is known here; is {close[0]!r} meant?")
 

@@ -44,15 +44,21 @@ class StepCost:
         return self.forward + 2.0 * self.backward
 
 
-def step_cost(config: DistillConfig) -> StepCost:
-    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence."""
+def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
+    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence.
+
+    Args:
+        config: of the distillation.
+        model: shape of the teacher.
+    """
     method, batch = config.method, config.batch_size
     steps = statistics.fmean(method.path_steps) if method.score_decomposition else 1.0
     kept = steps if method.gradient_steps is None else min(float(method.gradient_steps), steps)
     if method.branching:
         kept = 1.0
-    # In a batch that shares its first time, all-mask states are evaluated as one.
-    states = (1.0 if method.path_times == "sampler" or steps == 1.0 else batch) + (steps - 1.0) * batch
+    # All-mask states are evaluated as one where the first step has one end for all, or the student is told no times.
+    is_told = model.time_conditioning or method.step_conditioning
+    states = (batch if is_told and method.path_times != "sampler" and steps > 1.0 else 1.0) + (steps - 1.0) * batch
     graph = kept / steps * states
     forward, backward = states, graph
     if method.kl_coefficient:
@@ -104,7 +110,7 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
     if config.discriminator:
         share = min(config.discriminator_blocks, model.num_layers) / model.num_layers
         needed["discriminator"] = (4.0 + share * (trained - 4 + (4 if config.ratio.ema_decay else 0))) * parameters
-    cost = step_cost(config)
+    cost = step_cost(config, model)
     per_sequence = length * model.hidden_size * model.num_layers * ACTIVATION_BYTES * unit / 2
     # Every token is revealed once along a path: its logits, and their gradient in fp32.
     logits = config.batch_size * length * model.vocab_size * (unit + 4.0)
@@ -116,7 +122,7 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
 def seconds_per_step(config: DistillConfig, model: DiTConfig, length: int, flops_per_second: float) -> float:
     """Operations of the step's passes (2 a parameter and token forwards, twice that backwards) over the achieved."""
     parameters = count_parameters(model) - model.vocab_size * model.hidden_size
-    return 2.0 * parameters * length * step_cost(config).evaluations / (ACHIEVED * flops_per_second)
+    return 2.0 * parameters * length * step_cost(config, model).evaluations / (ACHIEVED * flops_per_second)
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.3) -> float:
@@ -196,7 +202,7 @@ def _describe_method(
     needed = memory_needed(distill, model, length, half=half)
     per_step, steps = seconds_per_step(distill, model, length, speed), distill.loop.num_steps
     return [
-        f"{name}: {steps} steps of {distill.batch_size} sequences, {step_cost(distill).evaluations:.0f} network "
+        f"{name}: {steps} steps of {distill.batch_size} sequences, {step_cost(distill, model).evaluations:.0f} network "
         f"evaluations a step",
         f"  time expected: {per_step:.2f} s a step, {_duration(per_step * steps)} in all",
         f"  memory on each device: {sum(needed.values()) / GIGABYTE:.2f} GB "

@@ -90,10 +90,13 @@ class EvaluateConfig:
         check_number("--evaluate.rerank-scale", self.rerank_scale, least=0.0)
         check_number("--evaluate.tilt-fraction", self.tilt_fraction, least=0.0, most=1.0)
 
-    def guided_sampler(self, process: MaskedDiffusion, steps: int, temperature: float) -> RGASampler:
+    def guided_sampler(
+        self, process: MaskedDiffusion, discriminator: Discriminator, steps: int, temperature: float
+    ) -> RGASampler:
         """RGAS as it is measured."""
         return RGASampler(
             process,
+            reward=discriminator,
             num_steps=steps,
             num_candidates=self.num_candidates,
             rerank_scale=self.rerank_scale,
@@ -154,8 +157,8 @@ class Evaluation:
         """RGAS."""
 
         def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
-            sampler = self.config.guided_sampler(self.process, steps, temperature)
-            return sampler(denoiser, discriminator, shape, generator=generator, device=self.accelerator.device)
+            sampler = self.config.guided_sampler(self.process, discriminator, steps, temperature)
+            return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 
         return Contestant(name, draw)
 

@@ -73,8 +73,8 @@ def sample_text(
     with accelerator.autocast():
         if config.guided:
             assert discriminator is not None
-            guided = evaluated.guided_sampler(process, config.steps, config.temperature)
-            out = guided(student, discriminator, x_init=x_init, generator=generator, return_history=True)
+            guided = evaluated.guided_sampler(process, discriminator, config.steps, config.temperature)
+            out = guided(student, x_init=x_init, generator=generator, return_history=True)
         else:
             plain = AncestralSampler(process, num_steps=config.steps, temperature=config.temperature)
             out = plain(student, x_init=x_init, generator=generator, return_history=True)

@@ -1,20 +1,21 @@
 """Samplers: one file each, one signature."""
 
-from ..canvas import Canvas, time_grid
 from .analytic import AnalyticSampler
 from .ancestral import AncestralSampler
 from .blockwise import BlockwiseSampler
+from .call import Sampler
 from .confidence import ConfidenceSampler
+from .cuda_graph import CudaGraphSampler
 from .entropy_bounded import EntropyBoundedSampler
 from .first_hitting import FirstHittingSampler
-from .options import GridOptions, Sampler, SamplerOptions
+from .options import GridOptions, SamplerOptions
 from .output import SamplerOutput
 from .path_planning import PathPlanningSampler
 from .prompts import prompted
 from .ratio_score import Candidate, CandidateScorer, TeacherRatio
 from .remasking import ReMaskingSampler
 from .rga import RGASampler
-from .static import StaticSampler
+from .state import SamplerState
 
 __all__ = [
     "AnalyticSampler",
@@ -22,8 +23,8 @@ __all__ = [
     "BlockwiseSampler",
     "Candidate",
     "CandidateScorer",
-    "Canvas",
     "ConfidenceSampler",
+    "CudaGraphSampler",
     "EntropyBoundedSampler",
     "FirstHittingSampler",
     "GridOptions",
@@ -33,8 +34,7 @@ __all__ = [
     "Sampler",
     "SamplerOptions",
     "SamplerOutput",
-    "StaticSampler",
+    "SamplerState",
     "TeacherRatio",
     "prompted",
-    "time_grid",
 ]

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..kernels import STREAM_COIN, SampledRows
-from .grid import GridSampler, coin_rows, walk_grid
+from .call import StepCallback
+from .grid import coin_rows, walk_grid
+from .options import GridOptions
 from .output import SamplerOutput
-from .run import Run
-from .trajectory import StepCallback
+from .state import SamplerState
 
 
-@dataclass(frozen=True)
-class AnalyticSampler(GridSampler):
+@dataclass(frozen=True, kw_only=True)
+class AnalyticSampler(GridOptions):
     r"""Tweedie tau-leaping of SEDD (arXiv 2310.16834), all positions of a step at once.
 
     With concrete scores ``s_v = p_t(z with v at i) / p_t(z)`` of a masked position ``i`` and ``sigma = -log alpha``,
@@ -54,23 +55,25 @@ class AnalyticSampler(GridSampler):
                 "that the network was trained with, such as GeometricSchedule"
             )
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.outputs == "logits":
-            rows = coin_rows(run, self.times)
+            rows = coin_rows(state, self.times)
 
             def ancestral_step(step: int, t: Tensor, s: Tensor) -> None:
-                run.reveal(rows[step], t, s, step)
+                state.reveal(rows[step], t, s, step)
 
-            return walk_grid(self, run, ancestral_step, return_history=return_history, callback=callback, left=rows[-1])
+            return walk_grid(
+                self, state, ancestral_step, return_history=return_history, callback=callback, left=rows[-1]
+            )
 
         def score_step(step: int, t: Tensor, s: Tensor) -> None:
-            self._score_step(run, step, t, s)
+            self._score_step(state, step, t, s)
 
-        return walk_grid(self, run, score_step, return_history=return_history, callback=callback)
+        return walk_grid(self, state, score_step, return_history=return_history, callback=callback)
 
-    def _score_step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
-        canvas, mask = run.canvas, self.process.mask_token_id
-        rows = run.select(canvas.masked())
+    def _score_step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
+        mask = self.process.mask_token_id
+        rows = state.select(state.masked())
         if not rows:
             return
 
@@ -78,11 +81,11 @@ class AnalyticSampler(GridSampler):
             words = torch.arange(log_scores_nV.shape[1], device=log_scores_nV.device) != mask
             return log_scores_nV.float().masked_fill(~words, float("-inf")).logsumexp(1)
 
-        drawn = run.draw(rows, t, s, step, statistic=total_score)
+        drawn = state.draw(rows, t, s, step, statistic=total_score)
         assert drawn.statistic is not None
-        log_total_BL = run.on_canvas(rows, drawn.statistic, float("-inf"))
+        log_total_BL = state.scatter(rows, drawn.statistic, float("-inf"))
         probability_BL = torch.expm1(self.process.schedule.sigma(t) - self.process.schedule.sigma(s))[:, None]
         probability_BL = (probability_BL * log_total_BL.exp()).clamp(max=1.0)
         probability_BL = torch.where((s <= 0.0)[:, None], torch.ones_like(probability_BL), probability_BL)
-        revealed = (canvas.uniform(step, STREAM_COIN) < probability_BL) & canvas.masked()
-        run.write_where(revealed, rows, drawn)
+        revealed = (state.uniform(step, STREAM_COIN) < probability_BL) & state.masked()
+        state.write_where(revealed, rows, drawn)

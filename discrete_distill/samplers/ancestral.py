@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .grid import GridSampler, coin_rows, walk_grid
+from .call import StepCallback
+from .grid import coin_rows, walk_grid
+from .options import GridOptions
 from .output import SamplerOutput
-from .run import Run
-from .trajectory import StepCallback
+from .state import SamplerState
 
 
-@dataclass(frozen=True)
-class AncestralSampler(GridSampler):
+@dataclass(frozen=True, kw_only=True)
+class AncestralSampler(GridOptions):
     """The reverse process of MDLM (arXiv 2406.07524).
 
     In the step from ``t`` to ``s`` each masked token is revealed with probability
@@ -28,10 +29,10 @@ class AncestralSampler(GridSampler):
     The other options are those of `GridOptions` and `SamplerOptions`.
     """
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        rows = coin_rows(run, self.times)
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        rows = coin_rows(state, self.times)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            run.reveal(rows[step], t, s, step)
+            state.reveal(rows[step], t, s, step)
 
-        return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback, left=rows[-1])
+        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback, left=rows[-1])

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_number
+from .call import StepCallback
 from .counts import dealt_out, hidden_shares
-from .grid import GridSampler, walk_grid
+from .grid import walk_grid
+from .options import GridOptions
 from .order import Order, certainty, check_order, order_noise, rank_of
 from .output import SamplerOutput
-from .run import Run
-from .trajectory import StepCallback
+from .state import SamplerState
 
 
-@dataclass(frozen=True)
-class ConfidenceSampler(GridSampler):
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceSampler(GridOptions):
     """Low-confidence remasking of LLaDA (arXiv 2502.09992), MaskGIT (2202.04200) and Dream (2508.15487).
 
     A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. Of a sequence's
@@ -41,7 +42,6 @@ class ConfidenceSampler(GridSampler):
         ValueError: if the order is unknown, or its temperature negative.
     """
 
-    _: KW_ONLY
     order: Order = "confidence"
     order_temperature: float = 0.0
     greedy: bool = False
@@ -52,39 +52,37 @@ class ConfidenceSampler(GridSampler):
         check_flag("greedy", self.greedy)
         check_number("order_temperature", self.order_temperature, least=0.0)
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        counts_KB = self._counts(run)
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        counts_KB = self._counts(state)
         capacities = counts_KB.sum(1).tolist()
-        on_device = counts_KB.to(run.canvas.z.device)
+        on_device = counts_KB.to(state.tokens.device)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             if capacities[step] > capacities[step + 1]:
-                self._step(run, step, t, s, on_device[step], on_device[step + 1], capacities[step])
+                self._step(state, step, t, s, on_device[step], on_device[step + 1], capacities[step])
 
-        return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
+        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback)
 
-    def _counts(self, run: Run) -> Tensor:
+    def _counts(self, state: SamplerState) -> Tensor:
         """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``, on the host."""
-        masks = run.canvas.masked().sum(1).tolist()
+        masks = state.masked().sum(1).tolist()
         shares = hidden_shares(self.process, self.times)
         left_of = {count: dealt_out(shares, count) for count in set(masks)}
         return torch.tensor([left_of[count] for count in masks]).T
 
     def _step(
-        self, run: Run, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int
+        self, state: SamplerState, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int
     ) -> None:
         moving_B1 = (after_B < before_B)[:, None]
-        rows = run.select(run.canvas.masked() & (moving_B1 | run.static), capacity)
+        rows = state.select(state.masked() & (moving_B1 | state.static), capacity)
         options: dict[str, Any] = {"greedy": self.greedy, "return_entropy": self.order == "entropy"}
-        drawn = run.draw(rows, t, s, step, statistic=certainty(self.order, run.law), **options)
+        drawn = state.draw(rows, t, s, step, statistic=certainty(self.order, state.token_law), **options)
         assert drawn.statistic is not None
-        scores_BL = run.on_canvas(rows, drawn.statistic, float("-inf"))
-        noise_BL = order_noise(run, step, self.order_temperature)
+        scores_BL = state.scatter(rows, drawn.statistic, float("-inf"))
+        noise_BL = order_noise(state, step, self.order_temperature)
         if noise_BL is not None:
             scores_BL = scores_BL + noise_BL
         # Positions that are not asked about score -inf; a bad row does too, and must not come after them.
-        scores_BL = torch.where(
-            run.canvas.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf")
-        )
-        chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & run.canvas.masked()
-        run.write_where(chosen_BL, rows, drawn)
+        scores_BL = torch.where(state.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf"))
+        chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & state.masked()
+        state.write_where(chosen_BL, rows, drawn)

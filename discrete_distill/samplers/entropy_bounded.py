@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_number
 from ..kernels import SampledRows
-from .options import Sampler
+from .call import StepCallback
+from .options import SamplerOptions
 from .order import Order, certainty, check_order, rank_of
 from .output import SamplerOutput
-from .run import Run
-from .trajectory import Recorder, StepCallback
+from .state import SamplerState
+from .trajectory import Recorder
 
 
-@dataclass(frozen=True)
-class EntropyBoundedSampler(Sampler):
+@dataclass(frozen=True, kw_only=True)
+class EntropyBoundedSampler(SamplerOptions):
     r"""EB-Sampler (arXiv 2505.24857).
 
     A step draws a token for every mask, orders them by certainty and keeps the longest prefix ``U`` with
@@ -43,7 +44,6 @@ class EntropyBoundedSampler(Sampler):
     """
 
     gamma: float = 0.1
-    _: KW_ONLY
     order: Order = "entropy"
     greedy: bool = False
 
@@ -53,38 +53,37 @@ class EntropyBoundedSampler(Sampler):
         check_flag("greedy", self.greedy)
         check_number("gamma", self.gamma, least=0.0)
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        canvas = run.canvas
-        size_B = canvas.movable.sum(1)
-        recorder = Recorder(run, return_history=return_history, callback=callback, progress=self.progress)
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        size_B = state.generation_mask.sum(1)
+        recorder = Recorder(state, return_history=return_history, callback=callback, progress=self.progress)
         # A step keeps one token at least, so that there are no more steps than masks.
         for step in range(int(size_B.max()) if len(size_B) else 0):
-            masked = canvas.masked()
+            masked = state.masked()
             if not bool(masked.any()):
                 break
             count_B = masked.sum(1)
             t, s = (self.process.time_of_count((count_B - less).clamp(min=0), size_B) for less in (0, 1))
-            self._step(run, step, t, s)
+            self._step(state, step, t, s)
             recorder.after_step()
         recorder.close()
-        return run.finish(recorder.history)
+        return state.finish(recorder.history)
 
-    def _step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
-        masked = run.canvas.masked()
-        rows = run.select(masked)
-        scores = certainty(self.order, run.law)
+    def _step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
+        masked = state.masked()
+        rows = state.select(masked)
+        scores = certainty(self.order, state.token_law)
 
         def score_and_entropy(logits_nV: Tensor, drawn: SampledRows, part: slice) -> Tensor:
             assert drawn.entropy is not None
             return torch.stack((scores(logits_nV, drawn, part), drawn.entropy), dim=1)
 
-        drawn = run.draw(
+        drawn = state.draw(
             rows, t, s, step, statistic=score_and_entropy, greedy=self.greedy, return_entropy=True, one_time=step == 0
         )
         assert drawn.statistic is not None
-        score_BL, entropy_BL = (run.on_canvas(rows, each, 0.0) for each in drawn.statistic.unbind(1))
+        score_BL, entropy_BL = (state.scatter(rows, each, 0.0) for each in drawn.statistic.unbind(1))
         score_BL = torch.where(masked, torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30), float("-inf"))
-        run.write_where(kept_under(self.gamma, score_BL, entropy_BL, masked), rows, drawn)
+        state.write_where(kept_under(self.gamma, score_BL, entropy_BL, masked), rows, drawn)
 
 
 def kept_under(gamma: float, score_BL: Tensor, entropy_BL: Tensor, masked_BL: Tensor) -> Tensor:

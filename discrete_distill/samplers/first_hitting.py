@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
 from ..kernels import STREAM_TIME, uniform
-from .options import Sampler
+from .call import StepCallback
+from .options import SamplerOptions
 from .output import SamplerOutput
 from .rows import Rows, moved_rows
-from .run import Run
-from .trajectory import Recorder, StepCallback, walk
+from .state import SamplerState
+from .trajectory import Recorder, walk
 
 
-@dataclass(frozen=True)
-class FirstHittingSampler(Sampler):
+@dataclass(frozen=True, kw_only=True)
+class FirstHittingSampler(SamplerOptions):
     """The first-hitting sampler (arXiv 2409.02908): the limit of ancestral sampling in infinitely many steps, exactly.
 
     Each masked position is revealed at its own time ``tau`` with ``P(tau <= t) = 1 - alpha_t``, whatever the denoiser
@@ -32,30 +32,31 @@ class FirstHittingSampler(Sampler):
     The other options are those of `SamplerOptions`; there is no grid and no number of steps.
     """
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        canvas = run.canvas
-        draw_BL = uniform(canvas.seed, row=canvas.row_numbers, stream=STREAM_TIME).view_as(canvas.z)
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        draw_BL = uniform(state.seed, row=state.row_numbers, stream=STREAM_TIME).view_as(state.tokens)
         # Times at the ends of the schedule, or equal in fp32, keep the random order of what they were made of.
-        order_BL = draw_BL.masked_fill(~canvas.movable, -1.0).argsort(dim=1, descending=True, stable=True)
-        times_BL = self._event_times(canvas, draw_BL).gather(1, order_BL)
-        counts_B = canvas.movable.sum(1).cpu()
+        order_BL = draw_BL.masked_fill(~state.generation_mask, -1.0).argsort(dim=1, descending=True, stable=True)
+        times_BL = self._event_times(state, draw_BL).gather(1, order_BL)
+        counts_B = state.generation_mask.sum(1).cpu()
         steps = int(counts_B.max()) if len(counts_B) else 0
-        rows = moved_rows(event_rows(order_BL.cpu(), counts_B, steps), canvas.z.device)
+        rows = moved_rows(event_rows(order_BL.cpu(), counts_B, steps), state.tokens.device)
         # The step of a token ends where the next one is revealed; finished sequences stand at 0.
         times_BL = torch.cat((times_BL.clamp(min=0.0), torch.zeros_like(times_BL[:, :1])), dim=1)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            run.reveal(rows[step], t, s, step, one_time=False)
+            state.reveal(rows[step], t, s, step, one_time=False)
 
-        recorder = Recorder(run, return_history=return_history, callback=callback, total=steps, progress=self.progress)
+        recorder = Recorder(
+            state, return_history=return_history, callback=callback, total=steps, progress=self.progress
+        )
         walk(recorder, ((times_BL[:, k], times_BL[:, k + 1]) for k in range(steps)), reverse_step)
         recorder.close()
-        return run.finish(recorder.history)
+        return state.finish(recorder.history)
 
-    def _event_times(self, canvas: Canvas, draw_BL: Tensor) -> Tensor:
+    def _event_times(self, state: SamplerState, draw_BL: Tensor) -> Tensor:
         """When each position is revealed, fp32 ``[B, L]``, in ``[0, 1]``; -1 where nothing is."""
         times = self.process.schedule.inverse(1.0 - draw_BL).clamp(0.0, 1.0)
-        return times.float().masked_fill(~canvas.movable, -1.0)
+        return times.float().masked_fill(~state.generation_mask, -1.0)
 
 
 def event_rows(order_BL: Tensor, counts_B: Tensor, steps: int) -> list[Rows]:

@@ -8,22 +8,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .options import GridOptions, Sampler
+from .call import StepCallback
+from .options import GridOptions
 from .output import SamplerOutput
 from .rows import Rows, planned_rows
-from .run import Run
-from .trajectory import Recorder, ReverseStep, StepCallback, walk
+from .state import SamplerState
+from .trajectory import Recorder, ReverseStep, walk
 
 COINS_PER_CALL = 2**16
 
 
-class GridSampler(GridOptions, Sampler):
-    """A sampler on a grid that needs a denoiser and nothing else."""
-
-
 def walk_grid(
     options: GridOptions,
-    run: Run,
+    state: SamplerState,
     reverse_step: ReverseStep,
     *,
     return_history: bool,
@@ -34,48 +31,52 @@ def walk_grid(
 
     Args:
         options: of the sampler.
-        run: of this call.
+        state: of this call.
         reverse_step: ``reverse_step(step, t, s)``, times ``[B]``.
         return_history: keep every state.
         callback: called after each step, that of noise removal included.
         left: rows that the grid leaves masked, where the sampler knows them; looked up if None.
     """
-    times, canvas = options.times, run.canvas
+    times = options.times
     removes = times[-1] > 0.0 and options.noise_removal != "none"
     recorder = Recorder(
-        run,
+        state,
         return_history=return_history,
         callback=callback,
         total=len(times) - 1 + removes,
         progress=options.progress,
     )
-    ends = torch.tensor([*times, 0.0], device=canvas.z.device)[:, None].expand(-1, canvas.batch)
+    ends = torch.tensor([*times, 0.0], device=state.tokens.device)[:, None].expand(-1, state.batch)
     walk(recorder, pairwise(ends[:-1]), reverse_step)
     if removes:
-        left = run.select(canvas.masked()) if left is None else left
-        run.reveal(left, ends[-2], ends[-1], recorder.steps, greedy=options.noise_removal == "greedy")
+        left = state.select(state.masked()) if left is None else left
+        state.reveal(left, ends[-2], ends[-1], recorder.steps, greedy=options.noise_removal == "greedy")
         recorder.after_step()
     recorder.close()
-    return run.finish(recorder.history)
+    return state.finish(recorder.history)
 
 
-def coin_flags(run: Run, times: Sequence[float]) -> tuple[list[Tensor], Tensor]:
-    """Bool ``[B, L]`` for each step: what its coins reveal; and what no step reveals."""
-    canvas, process = run.canvas, run.canvas.process
-    ends = torch.tensor(times, device=canvas.z.device)
-    masked, flags = canvas.masked(), []
+def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
+    """Bool ``[B, L]`` for each step: what its coins reveal; and what no step reveals.
+
+    Args:
+        state: before the first step.
+        ends: times of the steps, ``[K + 1]`` or ``[K + 1, B]``.
+        first: number of the first step.
+    """
+    masked, flags = state.masked(), []
     # Counters are many small operations, so that the coins of several steps are tossed in one call.
-    together = max(1, COINS_PER_CALL // max(1, canvas.z.numel()))
-    for start in range(0, len(times) - 1, together):
+    together = max(1, COINS_PER_CALL // max(1, state.tokens.numel()))
+    for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]
-        heads = canvas.coins_of_steps(start, process.unmask_probability(t, s))
+        heads = state.coins_of_steps(first + start, state.process.unmask_probability(t, s))
         for coins in heads:
             flags.append(coins & masked)
             masked = masked & ~coins
     return flags, masked
 
 
-def coin_rows(run: Run, times: Sequence[float]) -> list[Rows]:
+def coin_rows(state: SamplerState, times: Sequence[float]) -> list[Rows]:
     """The rows that each step reveals, and at last those that are left."""
-    flags, left = coin_flags(run, times)
+    flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
     return planned_rows([*flags, left])

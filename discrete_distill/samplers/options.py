@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..canvas import Canvas
 from ..checks import check_choice, check_count, check_flag, check_number
-from ..process import Denoiser, MaskedDiffusion
-from ..process.conditions import check_conditions
+from ..process import MaskedDiffusion
+from .call import Sampler, SamplerCall, StepCallback
 from .filtering import TokenLaw
 from .output import SamplerOutput
-from .run import Run
-from .trajectory import StepCallback
-
-CALL_OPTIONS = ("attention_mask", "first_row", "generator", "device", "return_history", "callback", "shape")
+from .state import SamplerState
 
 Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
-class SamplerOptions:
+class SamplerOptions(Sampler):
     """What every sampler can be told.
 
     Args:
@@ -83,54 +79,46 @@ class SamplerOptions:
         """How a token is drawn from a row of logits."""
         return TokenLaw(self.process.mask_token_id, self.temperature, self.top_k, self.top_p, self.precision)
 
-    def begin(
-        self,
-        denoiser: Denoiser,
-        shape: tuple[int, int] | None,
-        *,
-        x_init: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        writable: Tensor | None = None,
-        first_row: int = 0,
-        generator: Generator | None = None,
-        device: torch.device | str | None = None,
-        cond: dict[str, Any] | None = None,
-    ) -> Run:
-        """The canvas and the denoiser of one call.
+    def begin(self, call: SamplerCall) -> SamplerState:
+        """The state before the first step.
 
         Raises:
-            TypeError: if a condition has the name of an option.
-            ValueError: if ``check`` and no sequence has a mask to fill in, or guidance has nothing to guide by.
+            TypeError: as `SamplerState`.
+            ValueError: as `SamplerState`; or if ``check`` and no sequence has a mask to fill in.
         """
-        check_conditions(cond or {}, denoiser, {*CALL_OPTIONS, *(each.name for each in fields(self))})
-        canvas = Canvas(
+        state = SamplerState(
             self.process,
-            shape,
-            x_init=x_init,
-            attention_mask=attention_mask,
-            writable=writable,
-            first_row=first_row,
-            generator=generator,
-            device=device,
+            call.denoiser,
+            call.shape,
+            x_init=call.x_init,
+            attention_mask=call.attention_mask,
+            generation_mask=call.generation_mask,
+            model_kwargs=call.model_kwargs,
+            generator=call.generator,
+            device=call.device,
+            first_row=call.first_row,
+            token_law=self.token_law,
+            cfg_scale=self.cfg_scale,
+            chunk_rows=self.chunk_rows,
+            check=self.check,
         )
-        if self.check and not bool(canvas.movable.any()):
+        state.static = state.tokens.device.type != "cpu" if self.static is None else self.static
+        if self.check and not bool(state.generation_mask.any()):
             raise ValueError(
                 f"no sequence holds the mask token {self.process.mask_token_id} at a real position, so there is "
                 "nothing to draw; is it the process's mask_token_id?"
             )
-        return Run(
-            canvas,
-            denoiser,
-            self.token_law,
-            cond or {},
-            cfg_scale=self.cfg_scale,
-            chunk_rows=self.chunk_rows,
-            check=self.check,
-            static=canvas.z.device.type != "cpu" if self.static is None else self.static,
-        )
+        return state
+
+    def draw(self, call: SamplerCall) -> SamplerOutput:
+        return self.fill(self.begin(call), return_history=call.return_history, callback=call.callback)
+
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+        """Take the steps of the sampler from a state."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GridOptions(SamplerOptions):
     """Options of samplers that take steps between given times.
 
@@ -148,7 +136,6 @@ class GridOptions(SamplerOptions):
     """
 
     num_steps: int = 16
-    _: KW_ONLY
     grid: Grid = "uniform"
     end: float = 0.0
     noise_removal: Literal["sample", "greedy", "none"] = "sample"
@@ -220,60 +207,3 @@ def checked_grid(grid: Sequence[float] | Tensor, end: float) -> list[float]:
     if end != 0.0:
         raise ValueError(f"a grid of given times ends where they end; leave out end = {end}")
     return times
-
-
-class Sampler(SamplerOptions):
-    """A sampler that needs a denoiser and nothing else."""
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        shape: tuple[int, int] | None = None,
-        *,
-        x_init: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        writable: Tensor | None = None,
-        first_row: int = 0,
-        generator: Generator | None = None,
-        device: torch.device | str | None = None,
-        return_history: bool = False,
-        callback: StepCallback | None = None,
-        **cond: Any,
-    ) -> SamplerOutput:
-        """Draw sequences.
-
-        Args:
-            denoiser: any `Denoiser`.
-            shape: ``(B, L)``, or give ``x_init``.
-            x_init: int64 ``[B, L]``: prompt, suffix or infill tokens, and masks where tokens are wanted.
-            attention_mask: bool ``[B, L]``, true at real tokens; padding is never written, and passed on.
-            writable: bool ``[B, L]``; masks elsewhere stay.
-            first_row: number of the first sequence, when a batch is drawn in parts.
-            generator: one draw of it seeds the whole trajectory.
-            device: of an unconditional sample.
-            return_history: keep every state.
-            callback: called with the step's number and the state ``[B, L]`` after each step.
-            **cond: passed to the denoiser.
-
-        Raises:
-            TypeError: if an argument has a wrong type, a condition has the name of an option, or the denoiser does not
-                take a condition.
-            ValueError: if shapes do not fit, or logits were NaN or all -inf somewhere (the row is named).
-        """
-        run = self.begin(
-            denoiser,
-            shape,
-            x_init=x_init,
-            attention_mask=attention_mask,
-            writable=writable,
-            first_row=first_row,
-            generator=generator,
-            device=device,
-            cond=cond,
-        )
-        return self.fill(run, return_history=return_history, callback=callback)
-
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        """Fill in the canvas of ``run``."""
-        raise NotImplementedError

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import check_choice
 from ..kernels import STREAM_ORDER, SampledRows
 from .filtering import TokenLaw
-from .run import Run, Statistic
+from .state import SamplerState, Statistic
 
 Order = Literal["confidence", "margin", "entropy"]
 ORDERS = ("confidence", "margin", "entropy")
@@ -45,14 +45,14 @@ def certainty(order: Order, law: TokenLaw) -> Statistic:
     return {"confidence": confidence, "margin": margin, "entropy": entropy}[order]
 
 
-def order_noise(run: Run, step: int, temperature: float) -> Tensor | None:
+def order_noise(state: SamplerState, step: int, temperature: float) -> Tensor | None:
     """Gumbel noise ``[B, L]`` times ``temperature``; None at 0.
 
     The ``k`` greatest of scores plus Gumbel noise are ``k`` draws without replacement from the softmax of the scores.
     """
     if temperature == 0.0:
         return None
-    return -temperature * torch.log(-torch.log(run.canvas.uniform(step, STREAM_ORDER)))
+    return -temperature * torch.log(-torch.log(state.uniform(step, STREAM_ORDER)))
 
 
 def rank_of(scores_BL: Tensor) -> Tensor:

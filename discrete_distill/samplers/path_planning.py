@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,19 +11,20 @@ from torch import Tensor
 from ..checks import check_flag, check_number
 from ..kernels import SampledRows
 from ..process.conditions import call_network, check_keywords
+from .call import StepCallback
 from .counts import hidden_shares, masks_left
-from .grid import GridSampler, walk_grid
+from .grid import walk_grid
+from .options import GridOptions
 from .order import rank_of
 from .output import SamplerOutput
 from .rows import Rows, planned_rows
-from .run import Drawn, Run
-from .trajectory import StepCallback
+from .state import Drawn, SamplerState
 
 Planner = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class PathPlanningSampler(GridSampler):
+@dataclass(frozen=True, kw_only=True)
+class PathPlanningSampler(GridOptions):
     """P2 sampling (arXiv 2502.03540).
 
     A step draws a token for every mask, scores all positions, and masks those of the ``n`` movable ones of a sequence
@@ -49,7 +50,6 @@ class PathPlanningSampler(GridSampler):
         ValueError: if ``eta`` is negative, or 0 with a planner that would not be asked.
     """
 
-    _: KW_ONLY
     eta: float = 1.0
     planner: Planner | None = None
     greedy: bool = False
@@ -63,56 +63,57 @@ class PathPlanningSampler(GridSampler):
         if self.planner is not None and self.eta == 0.0:
             raise ValueError("eta=0 never masks a written token again, so it asks no planner; leave the planner out")
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        canvas = run.canvas
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.planner is not None:
-            check_keywords(self.planner, self.planner, run.conditions())
+            check_keywords(self.planner, self.planner, state.conditions())
         # All movable rows in every step: which they are is known before the first.
-        (rows,) = planned_rows([canvas.movable])
-        left_KB = self._masks_left(run)
+        (rows,) = planned_rows([state.generation_mask])
+        left_KB = self._masks_left(state)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             if not rows:
                 return
-            tokens_N = canvas.z.flatten()[rows.index]
+            tokens_N = state.tokens.flatten()[rows.index]
 
             def log_prob_of_current(logits_nV: Tensor, _drawn: SampledRows, part: slice) -> Tensor:
-                log_probs_nV = run.law.probabilities(logits_nV).log()
+                log_probs_nV = state.token_law.probabilities(logits_nV).log()
                 return log_probs_nV.gather(1, tokens_N[part, None])[:, 0].float()
 
-            drawn = run.draw(rows, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)
+            drawn = state.draw(rows, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)
             assert drawn.statistic is not None
-            masked = canvas.masked()
-            fresh_BL = run.on_canvas(rows, drawn.log_probs[:, 0], 0.0)
-            score_BL = torch.where(masked, fresh_BL, self._score_written(run, rows, drawn, s, step))
+            masked = state.masked()
+            fresh_BL = state.scatter(rows, drawn.log_probs[:, 0], 0.0)
+            score_BL = torch.where(masked, fresh_BL, self._score_written(state, rows, drawn, s, step))
             kept_B = left_KB[0] - left_KB[step + 1]
-            score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(~canvas.movable, float("-inf"))
+            score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(
+                ~state.generation_mask, float("-inf")
+            )
             kept_BL = rank_of(score_BL) < kept_B[:, None]
-            run.write_where(kept_BL & masked, rows, drawn)
-            run.mask_again(canvas.movable & ~masked & ~kept_BL)
+            state.write_where(kept_BL & masked, rows, drawn)
+            state.mask_again(state.generation_mask & ~masked & ~kept_BL)
 
-        return walk_grid(self, run, reverse_step, return_history=return_history, callback=callback)
+        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback)
 
-    def _masks_left(self, run: Run) -> Tensor:
+    def _masks_left(self, state: SamplerState) -> Tensor:
         """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``."""
-        sizes = run.canvas.movable.sum(1).tolist()
+        sizes = state.generation_mask.sum(1).tolist()
         shares = hidden_shares(self.process, self.times)
         left_of = {size: masks_left(shares, size) for size in set(sizes)}
-        return torch.tensor([left_of[size] for size in sizes], device=run.canvas.z.device).T
+        return torch.tensor([left_of[size] for size in sizes], device=state.tokens.device).T
 
-    def _score_written(self, run: Run, rows: Rows, drawn: Drawn, s: Tensor, step: int) -> Tensor:
+    def _score_written(self, state: SamplerState, rows: Rows, drawn: Drawn, s: Tensor, step: int) -> Tensor:
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
         assert drawn.statistic is not None
         if self.eta == 0.0:
-            return torch.full_like(run.canvas.log_probs, float("inf"))
+            return torch.full_like(state.log_probs, float("inf"))
         if self.planner is None:
-            return self.eta * run.on_canvas(rows, drawn.statistic, 0.0)
-        run.other_calls += 1
-        filled = torch.where(run.canvas.masked(), run.on_canvas(rows, drawn.tokens[:, 0], 0), run.canvas.z)
-        scores_BL = call_network(self.planner, self.planner, filled, s, cond=run.conditions())
+            return self.eta * state.scatter(rows, drawn.statistic, 0.0)
+        state.other_calls += 1
+        filled = torch.where(state.masked(), state.scatter(rows, drawn.tokens[:, 0], 0), state.tokens)
+        scores_BL = call_network(self.planner, self.planner, filled, s, cond=state.conditions())
         if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
             got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
             raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")
-        written = run.canvas.movable & ~run.canvas.masked()
-        run.note_bad_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
+        written = state.generation_mask & ~state.masked()
+        state.note_bad_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
         return self.eta * scores_BL.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -12,17 +12,18 @@ from torch import Tensor
 
 from ..checks import check_choice, check_number
 from ..kernels import STREAM_COIN, STREAM_REMASK
-from .grid import GridSampler, walk_grid
+from .call import StepCallback
+from .grid import walk_grid
+from .options import GridOptions
 from .output import SamplerOutput
 from .rows import planned_rows
-from .run import Run
-from .trajectory import StepCallback
+from .state import SamplerState
 
 DEFAULT_ETA = {"cap": 0.02, "rescale": 0.05, "conf": 1.0}
 
 
-@dataclass(frozen=True)
-class ReMaskingSampler(GridSampler):
+@dataclass(frozen=True, kw_only=True)
+class ReMaskingSampler(GridOptions):
     r"""ReMDM (arXiv 2503.00307): written tokens are masked again with probability ``sigma``, and drawn anew later.
 
     .. math::
@@ -52,7 +53,6 @@ class ReMaskingSampler(GridSampler):
         ValueError: if the strategy is unknown or ``eta`` out of range.
     """
 
-    _: KW_ONLY
     strategy: Literal["cap", "rescale", "conf"] = "cap"
     eta: float | None = None
 
@@ -78,42 +78,40 @@ class ReMaskingSampler(GridSampler):
         extra = sigma * alpha_t / (1.0 - alpha_t).clamp(min=1e-12)
         return (self.process.unmask_probability(t, s) + extra).clamp(0.0, 1.0)
 
-    def fill(self, run: Run, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.strategy == "conf":
 
             def confident_step(step: int, t: Tensor, s: Tensor) -> None:
-                self._confident_step(run, step, t, s)
+                self._confident_step(state, step, t, s)
 
-            return walk_grid(self, run, confident_step, return_history=return_history, callback=callback)
-        revealed, hidden = self._coins(run, self.times)
+            return walk_grid(self, state, confident_step, return_history=return_history, callback=callback)
+        revealed, hidden = self._coins(state, self.times)
         rows = planned_rows(revealed)
 
         def planned_step(step: int, t: Tensor, s: Tensor) -> None:
-            run.reveal(rows[step], t, s, step)
-            run.mask_again(hidden[step])
+            state.reveal(rows[step], t, s, step)
+            state.mask_again(hidden[step])
 
-        return walk_grid(self, run, planned_step, return_history=return_history, callback=callback, left=rows[-1])
+        return walk_grid(self, state, planned_step, return_history=return_history, callback=callback, left=rows[-1])
 
-    def _coins(self, run: Run, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
+    def _coins(self, state: SamplerState, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
         """What each step reveals, with what is left at last, and what it hides: bool ``[B, L]``."""
-        canvas = run.canvas
-        ends = torch.tensor(times, device=canvas.z.device)
-        masked, revealed, hidden = canvas.masked(), [], []
+        ends = torch.tensor(times, device=state.tokens.device)
+        masked, revealed, hidden = state.masked(), [], []
         for step, (t, s) in enumerate(pairwise(ends)):
             sigma = self.sigma(t, s)
-            probability = self.reveal_probability(t, s, sigma).expand(canvas.batch)
-            revealed.append(canvas.coins(step, probability) & masked)
-            hidden.append((canvas.uniform(step, STREAM_REMASK) < sigma) & canvas.movable & ~masked)
+            probability = self.reveal_probability(t, s, sigma).expand(state.batch)
+            revealed.append(state.coins(step, probability) & masked)
+            hidden.append((state.uniform(step, STREAM_REMASK) < sigma) & state.generation_mask & ~masked)
             masked = (masked & ~revealed[-1]) | hidden[-1]
         return [*revealed, masked], hidden
 
-    def _confident_step(self, run: Run, step: int, t: Tensor, s: Tensor) -> None:
-        canvas = run.canvas
-        masked = canvas.masked()
-        written = canvas.movable & ~masked
-        doubt_BL = (-canvas.log_probs.exp()).masked_fill(~written, float("-inf"))
+    def _confident_step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
+        masked = state.masked()
+        written = state.generation_mask & ~masked
+        doubt_BL = (-state.log_probs.exp()).masked_fill(~written, float("-inf"))
         share_BL = torch.where(written, doubt_BL.softmax(1), 0.0)
-        hidden = (canvas.uniform(step, STREAM_REMASK) < self.sigma(t, s)[:, None] * share_BL) & written
+        hidden = (state.uniform(step, STREAM_REMASK) < self.sigma(t, s)[:, None] * share_BL) & written
         probability = self.process.unmask_probability(t, s)[:, None]
-        run.reveal(run.select((canvas.uniform(step, STREAM_COIN) < probability) & masked), t, s, step)
-        run.mask_again(hidden)
+        state.reveal(state.select((state.uniform(step, STREAM_COIN) < probability) & masked), t, s, step)
+        state.mask_again(hidden)

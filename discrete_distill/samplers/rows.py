@@ -1,4 +1,4 @@
-"""Which rows of a canvas a step asks about.
+"""Which rows of a batch a step asks about.
 
 Coins and event times do not depend on logits, so the samplers that toss them plan all their rows before the first step:
 in the loop nothing waits for the device. Where rows do depend on logits, they are either looked up (which waits) or
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a canvas.
+    """Rows of a batch of sequences.
 
     Attributes:
         index: flattened positions, int64 ``[N]``, each at most once.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .grid import coin_flags
 from .rows import Rows, moved_rows, moved_together, rows_at
-from .run import Run
+from .state import SamplerState
 
 
 class TiltGroup(NamedTuple):
@@ -35,7 +35,7 @@ class TiltPlan:
     """Rows of every step.
 
     Args:
-        run: of this call.
+        state: of this call.
         times: of the grid.
         tilted_steps: how many of the first steps tilt.
         group_rows: masked rows in a group, unless a single sequence has more.
@@ -46,8 +46,8 @@ class TiltPlan:
         groups: of each tilted step, the same in groups of whole sequences.
     """
 
-    def __init__(self, run: Run, times: list[float], tilted_steps: int, group_rows: int) -> None:
-        flags, left = coin_flags(run, times)
+    def __init__(self, state: SamplerState, times: list[float], tilted_steps: int, group_rows: int) -> None:
+        flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
         device = left.device
         flags_KBL = torch.stack([*flags, left]).cpu()
         still_BL = flags_KBL.any(0)

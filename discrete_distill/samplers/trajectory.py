@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from .run import Run
+from .call import StepCallback
+from .state import SamplerState
 
-StepCallback = Callable[[int, Tensor], None]
 ReverseStep = Callable[[int, Tensor, Tensor], None]
 
 
@@ -27,7 +27,7 @@ class Recorder:
     """Notes the state after each step.
 
     Args:
-        run: whose states.
+        state: whose tokens.
         return_history: keep every state.
         callback: called with the step's number and the state ``[B, L]``.
         total: steps to expect, for the progress bar; None if nobody knows.
@@ -36,15 +36,15 @@ class Recorder:
 
     def __init__(
         self,
-        run: Run,
+        state: SamplerState,
         *,
         return_history: bool,
         callback: StepCallback | None,
         total: int | None = None,
         progress: bool = False,
     ) -> None:
-        self.run, self.callback = run, checked_callback(callback)
-        self.history = [run.canvas.z] if return_history else None
+        self.state, self.callback = state, checked_callback(callback)
+        self.history = [state.tokens] if return_history else None
         self.steps = 0
         self.bar = None
         if progress:
@@ -54,11 +54,11 @@ class Recorder:
 
     def after_step(self) -> None:
         """Note the state as it is now."""
-        state = self.run.canvas.z
+        tokens = self.state.tokens
         if self.history is not None:
-            self.history.append(state)
+            self.history.append(tokens)
         if self.callback is not None:
-            self.callback(self.steps, state)
+            self.callback(self.steps, tokens)
         self.steps += 1
         if self.bar is not None:
             self.bar.update()

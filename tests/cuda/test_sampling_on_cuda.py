@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pretended_cuda as pretended
 import pytest
 import torch
@@ -12,38 +14,20 @@ from discrete_distill import (
     AncestralSampler,
     BlockwiseSampler,
     ConfidenceSampler,
+    CudaGraphSampler,
     EntropyBoundedSampler,
     FirstHittingSampler,
     MaskedDiffusion,
     PathPlanningSampler,
     ReMaskingSampler,
     RGASampler,
-    StaticSampler,
     TeacherRatio,
 )
 from discrete_distill.models import Discriminator, DiT, DiTConfig
+from discrete_distill.samplers.call import SamplerCall
 
 VOCAB, LENGTH, BATCH, STEPS = 67, 8, 3, 3
 PROCESS = MaskedDiffusion(VOCAB - 1)
-SAMPLERS = [
-    AncestralSampler(PROCESS, STEPS),
-    AncestralSampler(PROCESS, STEPS, end=0.1),
-    AncestralSampler(PROCESS, STEPS, end=0.1, noise_removal="greedy"),
-    AncestralSampler(PROCESS, STEPS, top_k=20, top_p=0.9),
-    AncestralSampler(PROCESS, STEPS, precision=torch.float64),
-    AnalyticSampler(PROCESS, STEPS),
-    ConfidenceSampler(PROCESS, STEPS, order="margin", order_temperature=0.5),
-    FirstHittingSampler(PROCESS),
-    PathPlanningSampler(PROCESS, STEPS),
-    ReMaskingSampler(PROCESS, STEPS, strategy="conf"),
-    RGASampler(PROCESS, STEPS),
-    RGASampler(PROCESS, STEPS, tilt_fraction=0.5),
-]
-WAITS_EACH_STEP = [
-    EntropyBoundedSampler(PROCESS, gamma=0.5),
-    BlockwiseSampler(AncestralSampler(PROCESS, STEPS), 4),
-    BlockwiseSampler(ConfidenceSampler(PROCESS, STEPS), 4),
-]
 
 
 def network(**options) -> DiT:
@@ -63,10 +47,36 @@ def network(**options) -> DiT:
     return made
 
 
-def scorers(sampler, denoiser) -> list:
+def judge() -> Discriminator:
+    return Discriminator.from_denoiser(network(), 1).eval()
+
+
+SAMPLERS = [
+    AncestralSampler(PROCESS, num_steps=STEPS),
+    AncestralSampler(PROCESS, num_steps=STEPS, end=0.1),
+    AncestralSampler(PROCESS, num_steps=STEPS, end=0.1, noise_removal="greedy"),
+    AncestralSampler(PROCESS, num_steps=STEPS, top_k=20, top_p=0.9),
+    AncestralSampler(PROCESS, num_steps=STEPS, precision=torch.float64),
+    AnalyticSampler(PROCESS, num_steps=STEPS),
+    ConfidenceSampler(PROCESS, num_steps=STEPS, order="margin", order_temperature=0.5),
+    FirstHittingSampler(PROCESS),
+    PathPlanningSampler(PROCESS, num_steps=STEPS),
+    ReMaskingSampler(PROCESS, num_steps=STEPS, strategy="conf"),
+    RGASampler(PROCESS, reward=judge(), num_steps=STEPS),
+    RGASampler(PROCESS, reward=judge(), num_steps=STEPS, tilt_fraction=0.5),
+]
+WAITS_EACH_STEP = [
+    EntropyBoundedSampler(PROCESS, gamma=0.5),
+    BlockwiseSampler(AncestralSampler(PROCESS, num_steps=STEPS), block_length=4),
+    BlockwiseSampler(ConfidenceSampler(PROCESS, num_steps=STEPS), block_length=4),
+]
+
+
+def on_device(sampler):
+    """The sampler, with a judge on the device where it has one."""
     if not isinstance(sampler, RGASampler):
-        return []
-    return [pretended.to_cuda(Discriminator.from_denoiser(network(), 1).eval())]
+        return sampler
+    return replace(sampler, reward=pretended.to_cuda(judge()))
 
 
 def name_of(sampler) -> str:
@@ -79,25 +89,19 @@ def test_everything_a_sampler_touches_is_on_the_device(sampler, generator) -> No
     with pretended.pretended_cuda():
         denoiser = pretended.to_cuda(network())
         source = None if generator is None else PretendedGenerator(generator).manual_seed(0)
-        out = sampler(denoiser, *scorers(sampler, denoiser), (BATCH, LENGTH), generator=source, device=CUDA)
+        there = on_device(sampler)
+        out = there(denoiser, (BATCH, LENGTH), generator=source, device=CUDA)
         x_init = torch.full((BATCH, LENGTH), VOCAB - 1, device=CUDA)
         x_init[:, :3] = 5
         real = torch.ones(BATCH, LENGTH, dtype=torch.bool, device=CUDA)
         real[1, -2:] = False
-        prompted = sampler(
-            denoiser, *scorers(sampler, denoiser), x_init=x_init, attention_mask=real, generator=source
-        ).sequences
+        prompted = there(denoiser, x_init=x_init, attention_mask=real, generator=source).sequences
         assert isinstance(out.sequences, PretendedCuda)
         assert isinstance(prompted, PretendedCuda)
         assert isinstance(out.log_probs, PretendedCuda)
         if generator != "cpu":
             return
-    here = sampler(
-        network(),
-        *([] if not isinstance(sampler, RGASampler) else [Discriminator.from_denoiser(network(), 1).eval()]),
-        (BATCH, LENGTH),
-        generator=torch.Generator().manual_seed(0),
-    )
+    here = sampler(network(), (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     assert torch.equal(out.sequences.inner, here.sequences)
 
 
@@ -106,9 +110,9 @@ def test_the_host_waits_twice_in_a_call(sampler) -> None:
     """Once for the rows of all steps, before the first; once at the end."""
     with pretended.pretended_cuda():
         denoiser = pretended.to_cuda(network())
-        others = scorers(sampler, denoiser)
+        there = on_device(sampler)
         pretended.waits.clear()
-        sampler(denoiser, *others, (BATCH, LENGTH), generator=PretendedGenerator("cuda"), device=CUDA)
+        there(denoiser, (BATCH, LENGTH), generator=PretendedGenerator("cuda"), device=CUDA)
         # Event times, plans and guided first steps are read apart.
         budget = 3 if isinstance(sampler, (FirstHittingSampler, PathPlanningSampler, RGASampler)) else 2
         assert pretended.waits.total() <= budget, pretended.waits
@@ -118,7 +122,7 @@ def test_a_ratio_of_two_networks_scores_on_the_device() -> None:
     with pretended.pretended_cuda():
         denoiser, other = pretended.to_cuda(network()), pretended.to_cuda(network())
         ratio = TeacherRatio(denoiser, other, PROCESS)
-        out = RGASampler(PROCESS, STEPS)(denoiser, ratio, (BATCH, LENGTH), device=CUDA)
+        out = RGASampler(PROCESS, reward=ratio, num_steps=STEPS)(denoiser, (BATCH, LENGTH), device=CUDA)
         assert isinstance(out.sequences, PretendedCuda)
 
 
@@ -129,15 +133,17 @@ def test_a_ratio_of_two_networks_scores_on_the_device() -> None:
     ids=str,
 )
 def test_a_static_trajectory_never_waits(options, bf16_blocks) -> None:
-    sampler = AncestralSampler(PROCESS, STEPS, **options)
+    sampler = AncestralSampler(PROCESS, num_steps=STEPS, **options)
     with pretended.pretended_cuda():
         denoiser = pretended.to_cuda(network(bf16_blocks=bf16_blocks))
-        static = StaticSampler(sampler, denoiser, (BATCH, LENGTH), device=CUDA, capture=False)
+        static = CudaGraphSampler(sampler, capture=False)
+        trajectory = static.trajectory(SamplerCall(denoiser, (BATCH, LENGTH), device=CUDA))
         pretended.waits.clear()
         with torch.no_grad():
-            static.trajectory()
+            trajectory.run()
         assert not pretended.waits
-        fixed = static(PretendedGenerator("cuda").manual_seed(3)).sequences
+        generator = PretendedGenerator("cuda").manual_seed(3)
+        fixed = static(denoiser, (BATCH, LENGTH), device=CUDA, generator=generator).sequences
         plain = sampler(denoiser, (BATCH, LENGTH), device=CUDA, generator=PretendedGenerator("cuda").manual_seed(3))
         assert torch.equal(fixed.inner, plain.sequences.inner)
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from discrete_distill import exact, matching
-from discrete_distill.canvas import Canvas
+from discrete_distill import exact
 from discrete_distill.kernels import SampledRows
 from discrete_distill.matching import IntermediateStateMatcher
 from discrete_distill.probe import Probe, draw_probe
 from discrete_distill.process import MaskedDiffusion, TimeLaw
 from discrete_distill.rollout import PathStep, Rollout
+from discrete_distill.samplers import SamplerState
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -86,14 +86,17 @@ def enumerate_paths(
         rows=rows,  # type: ignore[arg-type]
     )
 
-    def dictated_coins(canvas: Canvas, step: int, probability: Tensor) -> Tensor:
-        return step_of == step
+    def dictated_coins(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
+        return torch.stack([step_of == first + k for k in range(len(probabilities))])
 
-    def dictated_tokens(logits: Tensor, *, rows_R: Tensor, **_: object) -> SampledRows:
-        tokens = token_of.flatten()[rows_R]
+    def dictated_tokens(state: SamplerState, logits: Tensor, index: Tensor, step: int) -> SampledRows:
+        tokens = token_of.flatten()[index]
         return SampledRows(tokens[:, None], torch.zeros(len(tokens), 1), None)
 
-    with patch.object(Canvas, "coins", dictated_coins), patch.object(matching, "sample_rows", dictated_tokens):
+    with (
+        patch.object(SamplerState, "coins_of_steps", dictated_coins),
+        patch.object(SamplerState, "draw_tokens", dictated_tokens),
+    ):
         rollout = matcher(student, options.shape, generator=seeded(0))
     assert bool((rollout.sequences == token_of).all())
 

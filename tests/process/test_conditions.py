@@ -66,11 +66,23 @@ def test_names_of_the_library_are_refused_as_conditions(name) -> None:
         check_conditions({name: 1}, willing)
 
 
-@pytest.mark.parametrize("name", ["s", "t", "temperature", "num_steps", "top_k", "atention_mask", "firstrow"])
-def test_a_sampler_swallows_no_option_and_no_misspelt_one(name) -> None:
+@pytest.mark.parametrize("name", ["s", "t", "attention_mask", "atention_mask"])
+def test_a_sampler_passes_no_name_of_its_own_and_no_misspelt_one(name) -> None:
     """A denoiser with ``**kwargs`` would take them all."""
     with pytest.raises(TypeError, match=repr(name)):
+        AncestralSampler(MaskedDiffusion(4))(willing, (2, 3), model_kwargs={name: 1})
+
+
+@pytest.mark.parametrize("name", ["temperature", "num_steps", "firstrow", "topic"])
+def test_a_sampler_takes_conditions_in_one_argument_alone(name) -> None:
+    with pytest.raises(TypeError, match=repr(name)):
         AncestralSampler(MaskedDiffusion(4))(willing, (2, 3), **{name: 1})
+
+
+@pytest.mark.parametrize("value", ["topic", {1: 2}, torch.ones(2)])
+def test_keyword_arguments_are_a_mapping_from_names(value) -> None:
+    with pytest.raises(TypeError, match="model_kwargs is a mapping"):
+        AncestralSampler(MaskedDiffusion(4))(willing, (2, 3), model_kwargs=value)
 
 
 def test_conditions_of_other_names_pass_and_so_does_a_near_one_that_the_denoiser_states() -> None:
@@ -80,7 +92,7 @@ def test_conditions_of_other_names_pass_and_so_does_a_near_one_that_the_denoiser
         heard.append((topic, attention_masks))
         return plain(x_t, t)
 
-    AncestralSampler(MaskedDiffusion(4), num_steps=1)(denoiser, (2, 3), topic=3, attention_masks=5)
+    AncestralSampler(MaskedDiffusion(4), num_steps=1)(denoiser, (2, 3), model_kwargs={"topic": 3, "attention_masks": 5})
     assert heard == [(3, 5)]
 
 
@@ -92,4 +104,4 @@ def test_paths_and_bounds_refuse_them_too(name) -> None:
     with pytest.raises(TypeError, match=repr(name)):
         process.nelbo(willing, X, **{name: 1})
     with pytest.raises(TypeError, match=repr(name)):
-        IntermediateStateMatcher(process, (2,))(willing, (2, 3), **{name: 1})
+        IntermediateStateMatcher(process, (2,))(willing, (2, 3), model_kwargs={name: 1})

@@ -41,6 +41,7 @@ def test_parameters_are_counted_without_making_the_network() -> None:
     assert count_parameters(SHAPE) == sum(parameter.numel() for parameter in DiT(SHAPE).parameters())
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize(
     "method",
     [
@@ -52,16 +53,17 @@ def test_parameters_are_counted_without_making_the_network() -> None:
     ],
     ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
 )
-def test_the_evaluations_of_a_step_are_those_that_are_counted(method) -> None:
+def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
+    shape = replace(SHAPE, time_conditioning=told)
     config = DistillConfig(method=replace(method, ratio_warmup=0), batch_size=8, discriminator_blocks=2)
     torch.manual_seed(0)
     stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
-    trainee = Distillation(config, DiT(SHAPE), stream, MaskedDiffusion(11), Accelerator(cpu=True))
+    trainee = Distillation(config, DiT(shape), stream, MaskedDiffusion(11), Accelerator(cpu=True))
     counter = EvaluationCounter()
     counter.watch(trainee.networks())
     for index in range(3):
         trainee.step(index, torch.Generator().manual_seed(index))
-    assert counter.take() / 3 == pytest.approx(step_cost(config).evaluations, rel=0.1)
+    assert counter.take() / 3 == pytest.approx(step_cost(config, shape).evaluations, rel=0.1)
 
 
 def test_memory_and_time_follow_sizes() -> None:
@@ -72,12 +74,13 @@ def test_memory_and_time_follow_sizes() -> None:
     assert needed["student"] == pytest.approx(20 * 169.6e6, rel=0.01)
     assert needed["logits"] == 16 * 1024 * 50258 * 6
     doubled = memory_needed(replace(config, batch_size=32), model, 1024, half=True)
-    assert doubled["activations"] == 2 * needed["activations"]
+    # The all-mask state is evaluated once, whatever the batch.
+    assert doubled["activations"] == pytest.approx(2 * needed["activations"], rel=0.05)
     parts = memory_needed(replace(config, batch_size=32, accumulate=2), model, 1024, half=True)
-    assert parts["activations"] == needed["activations"]
+    assert parts["activations"] == pytest.approx(needed["activations"], rel=0.05)
     assert parts["logits"] == needed["logits"]
     once = seconds_per_step(config, model, 1024, 1e14)
-    assert seconds_per_step(replace(config, batch_size=32), model, 1024, 1e14) == pytest.approx(2 * once)
+    assert seconds_per_step(replace(config, batch_size=32), model, 1024, 1e14) == pytest.approx(2 * once, rel=0.05)
     assert seconds_per_step(config, model, 1024, 2e14) == pytest.approx(0.5 * once)
     assert matmul_speed(torch.device("cpu"), torch.float32, size=128, seconds=0.02) > 1e7
 

@@ -102,7 +102,7 @@ def test_nfe_is_the_number_of_calls_and_empty_steps_are_free(steps, length) -> N
     assert 1 <= out.nfe <= min(steps, 2 * length)
 
 
-def test_a_finished_canvas_costs_nothing() -> None:
+def test_a_finished_batch_costs_nothing() -> None:
     denoiser = Counting(exact.random_chain(3, seeded(0), 1.0).denoiser(3))
     x = torch.tensor([[0, 1, 2]])
     out = AncestralSampler(MaskedDiffusion(3), num_steps=4)(denoiser, x_init=x, generator=seeded(1))

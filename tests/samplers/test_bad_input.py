@@ -162,7 +162,7 @@ CALL = {
         torch.zeros(2, 4).bool(), torch.ones(2, 4), torch.tensor([[2, 1, 1, 0]] * 2), torch.ones(2, 5).bool(),
         torch.ones(2, 1, 4, 4).bool(), torch.ones(4).bool(), [[True] * 4] * 2, np.ones((2, 4), bool),
     ],
-    "writable": [
+    "generation_mask": [
         None, torch.tensor([[1, 1, 0, 1], [1, 1, 1, 0]]).bool(), torch.zeros(2, 4).bool(), torch.ones(2, 4),
         torch.ones(1, 4).bool(), "all",
     ],
@@ -171,7 +171,10 @@ CALL = {
     "device": [None, "cpu", torch.device("cpu")],
     "return_history": [False, True],
     "callback": [None, lambda step, state: None, "print"],
-    "cond": [{}, {"topic": torch.tensor([1, 2])}, {"s": 1}, {"x_t": 1}, {"temperature": 0.5}, {"atention_mask": 1}],
+    "model_kwargs": [
+        None, {}, {"topic": torch.tensor([1, 2])}, {"s": 1}, {"x_t": 1}, {"attention_mask": None}, {"atention_mask": 1},
+        {1: 2}, torch.ones(2), "topic",
+    ],
 }  # fmt: skip
 
 
@@ -194,7 +197,7 @@ def refused_by_the_library(error):
 def check_output(out, sampler, call):
     x_init = torch.full((BATCH, LENGTH), sampler.process.mask_token_id) if call["x_init"] is None else call["x_init"]
     movable = x_init == sampler.process.mask_token_id
-    for name in ("attention_mask", "writable"):
+    for name in ("attention_mask", "generation_mask"):
         if call[name] is not None:
             movable &= call[name].bool()
     assert out.sequences.dtype == torch.long
@@ -216,13 +219,12 @@ def test_every_outcome_is_a_valid_sample_or_an_error_of_the_library(kind, blocks
         if call["shape"] is not None and rng.random() < 0.8:
             call["x_init"] = None
         guide = GUIDES[0] if rng.random() < 0.5 else rng.choice(GUIDES)
-        arguments = {name: value for name, value in call.items() if name not in ("denoiser", "cond")}
+        arguments = {name: value for name, value in call.items() if name != "denoiser"}
         arguments["generator"] = seeded(0) if call["generator"] is seeded else call["generator"]
         try:
-            sampler = kind(**options)
-            drawn_by = BlockwiseSampler(sampler, rng.choice([1, 2, 3, 9])) if blocks else sampler
-            others = (guide,) if kind is RGASampler else ()
-            out = drawn_by(call["denoiser"], *others, **arguments, **call["cond"])
+            sampler = kind(**options, **({"reward": guide} if kind is RGASampler else {}))
+            drawn_by = BlockwiseSampler(sampler, block_length=rng.choice([1, 2, 3, 9])) if blocks else sampler
+            out = drawn_by(call["denoiser"], **arguments)
         except Exception as error:
             if not refused_by_the_library(error):
                 raise AssertionError(f"{options}, {call}, {guide}") from error

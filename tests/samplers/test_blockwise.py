@@ -35,7 +35,7 @@ def test_blocks_follow_each_other_from_left_to_right(block_length) -> None:
             return ((p, put(state, tokens)) for p, tokens in draws({i: rows[i] for i in block}))
 
         law = advance(law, moves)
-    sampler = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=1), block_length)
+    sampler = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=1), block_length=block_length)
     out = sampler(network, (count, length), generator=seeded(1))
     assert chi_square_p(counts_of(out.sequences, 2, MASK), as_tensor(law, 2, MASK)) > 1e-3
     assert out.nfe == -(-length // block_length)
@@ -44,7 +44,7 @@ def test_blocks_follow_each_other_from_left_to_right(block_length) -> None:
 def test_one_block_is_the_sampler_itself() -> None:
     network, inner = RandomNetwork(2, 4, 0), ConfidenceSampler(PROCESS, num_steps=3)
     plain = inner(network, (20, 4), generator=seeded(3))
-    blocked = BlockwiseSampler(inner, 4)(network, shape=(20, 4), generator=seeded(3))
+    blocked = BlockwiseSampler(inner, block_length=4)(network, shape=(20, 4), generator=seeded(3))
     assert bool((plain.sequences == blocked.sequences).all())
     assert bool((plain.log_probs == blocked.log_probs).all())
 
@@ -52,7 +52,7 @@ def test_one_block_is_the_sampler_itself() -> None:
 def test_prompts_stay_blocks_without_masks_are_free_and_steps_are_counted_on() -> None:
     network, seen = Counting(RandomNetwork(2, 6, 0)), []
     x_init = torch.tensor([[0, 1, MASK, MASK, 1, 0], [0, 0, MASK, 1, 1, 1]])
-    sampler = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=3), 2)
+    sampler = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=3), block_length=2)
     out = sampler(
         network,
         x_init=x_init,
@@ -71,11 +71,11 @@ def test_prompts_stay_blocks_without_masks_are_free_and_steps_are_counted_on() -
 
 def test_later_blocks_are_masks_while_earlier_ones_are_drawn_by_any_sampler() -> None:
     network = RandomNetwork(2, 4, 0)
-    for inner, others in (
-        (FirstHittingSampler(PROCESS), ()),
-        (RGASampler(PROCESS, num_steps=2, num_candidates=2), (lambda z, t: z.float(),)),
+    for inner in (
+        FirstHittingSampler(PROCESS),
+        RGASampler(PROCESS, reward=lambda z, t: z.float(), num_steps=2, num_candidates=2),
     ):
-        out = BlockwiseSampler(inner, 2)(network, *others, (30, 4), generator=seeded(0), return_history=True)
+        out = BlockwiseSampler(inner, block_length=2)(network, (30, 4), generator=seeded(0), return_history=True)
         assert out.history is not None
         first_done = next(i for i, state in enumerate(out.history) if bool((state[:, :2] != MASK).all()))
         assert all(bool((state[:, 2:] == MASK).all()) for state in out.history[: first_done + 1])
@@ -84,12 +84,12 @@ def test_later_blocks_are_masks_while_earlier_ones_are_drawn_by_any_sampler() ->
 
 
 def test_the_last_block_may_be_shorter_and_bad_blocks_are_refused() -> None:
-    out = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2), 3)(RandomNetwork(2, 4, 0), (5, 4))
+    out = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2), block_length=3)(RandomNetwork(2, 4, 0), (5, 4))
     assert bool((out.sequences != MASK).all())
     with pytest.raises(ValueError, match=r"block_length.*0"):
-        BlockwiseSampler(AncestralSampler(PROCESS), 0)
+        BlockwiseSampler(AncestralSampler(PROCESS), block_length=0)
     with pytest.raises(ValueError, match="must be finished before the next begins"):
-        BlockwiseSampler(AncestralSampler(PROCESS, end=0.1, noise_removal="none"), 2)
+        BlockwiseSampler(AncestralSampler(PROCESS, end=0.1, noise_removal="none"), block_length=2)
 
 
 WORDS, END = 5, 5  # five words, and the mask
@@ -123,7 +123,7 @@ def test_the_tokens_are_those_of_llada_whatever_prompts_blocks_steps_and_padding
     gen_lengths = [length for _, length in layout]
     x_init, real = ragged(prompts, gen_lengths, side)
     inner = ConfidenceSampler(SCHEDULES[schedule], num_steps=steps, greedy=True, precision=torch.float64)
-    out = BlockwiseSampler(inner, block_length)(network, x_init=x_init, attention_mask=real)
+    out = BlockwiseSampler(inner, block_length=block_length)(network, x_init=x_init, attention_mask=real)
     for row, (prompt, gen_length) in enumerate(zip(prompts, gen_lengths, strict=True)):
         expected = generate(network, prompt, gen_length, block_length, steps, END)
         assert out.sequences[row][real[row]].tolist() == expected
@@ -134,7 +134,7 @@ def test_guidance_in_blocks_is_by_the_prompt_alone() -> None:
     network, prompt = Convolution(WORDS + 1, 16, 3), [1, 4, 0]
     x_init, _ = ragged([prompt], [8], "right")
     inner = ConfidenceSampler(SCHEDULES["linear"], num_steps=4, greedy=True, precision=torch.float64, cfg_scale=2.5)
-    out = BlockwiseSampler(inner, 4)(network, x_init=x_init)
+    out = BlockwiseSampler(inner, block_length=4)(network, x_init=x_init)
     expected = [generate(network, prompt, 8, 4, 4, END, cfg_scale) for cfg_scale in (1.5, 0.0)]
     assert out.sequences.tolist() == expected[:1] != expected[1:]
 
@@ -145,7 +145,7 @@ def test_blocks_begin_behind_the_prompt_or_at_the_first_real_token() -> None:
         x_init, real = ragged([[1, 2, 3, 4, 0], [1]], [8, 8], side)
         firsts = {}
         for align in ("prompt", "start"):
-            sampler = BlockwiseSampler(AncestralSampler(SCHEDULES["linear"], num_steps=1), 4, align=align)
+            sampler = BlockwiseSampler(AncestralSampler(SCHEDULES["linear"], num_steps=1), block_length=4, align=align)
             out = sampler(network, x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True)
             assert out.history is not None
             firsts[align] = [(out.history[1] != x_init)[row][real[row]].nonzero().flatten().tolist() for row in (0, 1)]
@@ -155,10 +155,10 @@ def test_blocks_begin_behind_the_prompt_or_at_the_first_real_token() -> None:
 
 def test_what_is_no_sampler_or_no_alignment_is_refused() -> None:
     with pytest.raises(ValueError, match="'end'"):
-        BlockwiseSampler(AncestralSampler(PROCESS), 2, align="end")
+        BlockwiseSampler(AncestralSampler(PROCESS), block_length=2, align="end")
     with pytest.raises(TypeError):
-        BlockwiseSampler(AncestralSampler(PROCESS), 2.0)
+        BlockwiseSampler(AncestralSampler(PROCESS), block_length=2.0)
     with pytest.raises(TypeError):
-        BlockwiseSampler(BlockwiseSampler(AncestralSampler(PROCESS), 2), 2)
+        BlockwiseSampler(BlockwiseSampler(AncestralSampler(PROCESS), block_length=2), block_length=2)
     with pytest.raises(TypeError):
-        BlockwiseSampler(AncestralSampler(PROCESS), 2)(RandomNetwork(2, 4, 0), "judge", (3, 4))
+        BlockwiseSampler(AncestralSampler(PROCESS), block_length=2)(RandomNetwork(2, 4, 0), "judge", (3, 4))

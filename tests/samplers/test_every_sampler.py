@@ -29,36 +29,40 @@ MASK, LENGTH = 2, 5
 PROCESS = MaskedDiffusion(MASK)
 NETWORK = RandomNetwork(2, LENGTH, 0)
 JUDGE = RandomNetwork(2, LENGTH, 1)
+
+
+def judge(z, t, **_):
+    return JUDGE(z, t)[..., 0]
+
+
 SAMPLERS = {
-    "ancestral": AncestralSampler(PROCESS, 4),
-    "ancestral, leftovers": AncestralSampler(PROCESS, 4, end=0.3, grid="cosine"),
-    "ancestral, greedy leftovers": AncestralSampler(PROCESS, 4, end=0.3, noise_removal="greedy"),
-    "analytic": AnalyticSampler(PROCESS, 4),
-    "analytic, scores": AnalyticSampler(MaskedDiffusion(MASK, GeometricSchedule(0.1, 3.0)), 4, outputs="log_scores"),
-    "confidence": ConfidenceSampler(PROCESS, 3),
-    "margin": ConfidenceSampler(PROCESS, 3, order="margin", order_temperature=0.5),
-    "entropy, greedy": ConfidenceSampler(PROCESS, 3, order="entropy", greedy=True),
-    "entropy-bounded": EntropyBoundedSampler(PROCESS, 0.5),
-    "entropy-bounded, margin": EntropyBoundedSampler(PROCESS, 0.5, order="margin"),
+    "ancestral": AncestralSampler(PROCESS, num_steps=4),
+    "ancestral, leftovers": AncestralSampler(PROCESS, num_steps=4, end=0.3, grid="cosine"),
+    "ancestral, greedy leftovers": AncestralSampler(PROCESS, num_steps=4, end=0.3, noise_removal="greedy"),
+    "analytic": AnalyticSampler(PROCESS, num_steps=4),
+    "analytic, scores": AnalyticSampler(
+        MaskedDiffusion(MASK, GeometricSchedule(0.1, 3.0)), num_steps=4, outputs="log_scores"
+    ),
+    "confidence": ConfidenceSampler(PROCESS, num_steps=3),
+    "margin": ConfidenceSampler(PROCESS, num_steps=3, order="margin", order_temperature=0.5),
+    "entropy, greedy": ConfidenceSampler(PROCESS, num_steps=3, order="entropy", greedy=True),
+    "entropy-bounded": EntropyBoundedSampler(PROCESS, gamma=0.5),
+    "entropy-bounded, margin": EntropyBoundedSampler(PROCESS, gamma=0.5, order="margin"),
     "first-hitting": FirstHittingSampler(PROCESS),
-    "remasking, cap": ReMaskingSampler(PROCESS, 5, eta=0.5),
-    "remasking, rescale": ReMaskingSampler(PROCESS, 5, strategy="rescale", eta=0.8),
-    "remasking, conf": ReMaskingSampler(PROCESS, 5, strategy="conf"),
-    "path planning": PathPlanningSampler(PROCESS, 4),
-    "blocks of ancestral": BlockwiseSampler(AncestralSampler(PROCESS, 2), 2),
-    "blocks of confidence": BlockwiseSampler(ConfidenceSampler(PROCESS, 2), 3),
-    "guided": RGASampler(PROCESS, 4, num_candidates=3),
-    "blocks of guided": BlockwiseSampler(RGASampler(PROCESS, 2, num_candidates=2), 3),
-    "guided by a teacher": RGASampler(PROCESS, 3, num_candidates=2),
+    "remasking, cap": ReMaskingSampler(PROCESS, num_steps=5, eta=0.5),
+    "remasking, rescale": ReMaskingSampler(PROCESS, num_steps=5, strategy="rescale", eta=0.8),
+    "remasking, conf": ReMaskingSampler(PROCESS, num_steps=5, strategy="conf"),
+    "path planning": PathPlanningSampler(PROCESS, num_steps=4),
+    "blocks of ancestral": BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2), block_length=2),
+    "blocks of confidence": BlockwiseSampler(ConfidenceSampler(PROCESS, num_steps=2), block_length=3),
+    "guided": RGASampler(PROCESS, reward=judge, num_steps=4, num_candidates=3),
+    "blocks of guided": BlockwiseSampler(
+        RGASampler(PROCESS, reward=judge, num_steps=2, num_candidates=2), block_length=3
+    ),
+    "guided by a teacher": RGASampler(
+        PROCESS, reward=TeacherRatio(JUDGE, NETWORK, PROCESS), num_steps=3, num_candidates=2
+    ),
 }
-
-
-def draw(name, sampler, network, *args, **options):
-    """RGAS is given a judge."""
-    if "guided" not in name:
-        return sampler(network, *args, **options)
-    judge = TeacherRatio(JUDGE, NETWORK, PROCESS) if "teacher" in name else lambda z, t, **_: JUDGE(z, t)[..., 0]
-    return sampler(network, judge, *args, **options)
 
 
 def with_options(sampler, **options):
@@ -74,9 +78,7 @@ def test_masks_are_filled_in_nothing_else_moves_and_calls_are_counted(name, seed
     generator, network = seeded(seed), Counting(NETWORK)
     x_init = torch.randint(3, (6, LENGTH), generator=generator)
     real = torch.rand(6, LENGTH, generator=generator) < 0.7 if padded else None
-    out = draw(
-        name,
-        SAMPLERS[name],
+    out = SAMPLERS[name](
         network,
         x_init=x_init,
         attention_mask=real,
@@ -96,7 +98,7 @@ def test_masks_are_filled_in_nothing_else_moves_and_calls_are_counted(name, seed
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_chunks_heads_and_padded_tables_change_no_token(name) -> None:
     sampler = SAMPLERS[name]
-    plain = draw(name, sampler, NETWORK, shape=(12, LENGTH), generator=seeded(3))
+    plain = sampler(NETWORK, shape=(12, LENGTH), generator=seeded(3))
     others = {
         "chunks of one row": (with_options(sampler, chunk_rows=1), NETWORK),
         "chunks of seven": (with_options(sampler, chunk_rows=7), NETWORK),
@@ -105,7 +107,7 @@ def test_chunks_heads_and_padded_tables_change_no_token(name) -> None:
         "checked": (with_options(sampler, check=True), NETWORK),
     }
     for how, (other, network) in others.items():
-        out = draw(name, other, network, shape=(12, LENGTH), generator=seeded(3))
+        out = other(network, shape=(12, LENGTH), generator=seeded(3))
         assert bool((out.sequences == plain.sequences).all()), how
         torch.testing.assert_close(out.log_probs, plain.log_probs, atol=1e-6, rtol=1e-6)
         # Without a look at the data, nobody knows that a step has nothing to do.
@@ -114,9 +116,9 @@ def test_chunks_heads_and_padded_tables_change_no_token(name) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_batch_in_parts_is_the_batch(name) -> None:
-    whole = draw(name, SAMPLERS[name], NETWORK, shape=(9, LENGTH), generator=seeded(4)).sequences
+    whole = SAMPLERS[name](NETWORK, shape=(9, LENGTH), generator=seeded(4)).sequences
     parts = [
-        draw(name, SAMPLERS[name], NETWORK, shape=(size, LENGTH), generator=seeded(4), first_row=start).sequences
+        SAMPLERS[name](NETWORK, shape=(size, LENGTH), generator=seeded(4), first_row=start).sequences
         for start, size in ((0, 4), (4, 5))
     ]
     assert bool((torch.cat(parts) == whole).all())
@@ -133,9 +135,9 @@ def test_a_row_without_a_token_to_draw_is_named(name) -> None:
     x_init[:, 0] = torch.tensor([0, 0, 1, 0])
     options = {"x_init": x_init, "generator": seeded(0)}
     with pytest.raises(ValueError, match=r"sequence 2, position 1: logits of the denoiser were NaN.*check=True"):
-        draw(name, SAMPLERS[name], broken, **options)
+        SAMPLERS[name](broken, **options)
     with pytest.raises(ValueError, match=r"step \d, sequence 2, position \d: logits of the denoiser are NaN"):
-        draw(name, with_options(SAMPLERS[name], check=True), broken, **options)
+        with_options(SAMPLERS[name], check=True)(broken, **options)
 
 
 @pytest.mark.parametrize(
@@ -164,5 +166,5 @@ def test_conditions_of_sequences_are_tensors(value) -> None:
     """Lists cannot follow their sequences, of which a step asks about some."""
     network = lambda x, t, **_: NETWORK(x, t)  # noqa: E731
     with pytest.raises(TypeError, match="topic"):
-        AncestralSampler(PROCESS, 4)(network, (4, LENGTH), generator=seeded(0), topic=value)
-    AncestralSampler(PROCESS, 4)(network, (3, LENGTH), generator=seeded(0), topic=value)
+        AncestralSampler(PROCESS, num_steps=4)(network, (4, LENGTH), generator=seeded(0), model_kwargs={"topic": value})
+    AncestralSampler(PROCESS, num_steps=4)(network, (3, LENGTH), generator=seeded(0), model_kwargs={"topic": value})

@@ -1,5 +1,8 @@
 """Every option of every sampler: it does what it says, or is refused when the sampler is made."""
 
+import inspect
+from dataclasses import fields
+
 import pytest
 import torch
 from counting import seeded
@@ -9,6 +12,7 @@ from discrete_distill import (
     AncestralSampler,
     BlockwiseSampler,
     ConfidenceSampler,
+    CudaGraphSampler,
     EntropyBoundedSampler,
     FirstHittingSampler,
     GeometricSchedule,
@@ -16,8 +20,8 @@ from discrete_distill import (
     PathPlanningSampler,
     ReMaskingSampler,
     RGASampler,
-    StaticSampler,
 )
+from discrete_distill.samplers import Sampler
 
 V, MASK, LENGTH = 5, 4, 6
 PROCESS, SCORES = MaskedDiffusion(MASK), MaskedDiffusion(MASK, GeometricSchedule(0.1, 3.0))
@@ -61,18 +65,20 @@ KINDS = {
     "path planning": lambda **options: PathPlanningSampler(PROCESS, **options),
     "remasking": lambda **options: ReMaskingSampler(PROCESS, **options),
     "remasking, conf": lambda **options: ReMaskingSampler(PROCESS, strategy="conf", **options),
-    "guided": lambda **options: RGASampler(PROCESS, **options),
-    "blocks": lambda **options: BlockwiseSampler(AncestralSampler(PROCESS, **options), 3),
-    "blocks of confidence": lambda **options: BlockwiseSampler(ConfidenceSampler(PROCESS, **options), 4),
-    "blocks of guided": lambda **options: BlockwiseSampler(RGASampler(PROCESS, **options), 4),
-    "static": lambda **options: StaticSampler(AncestralSampler(PROCESS, **options), Network(), (8, LENGTH)),
+    "guided": lambda **options: RGASampler(PROCESS, reward=reward, **options),
+    "blocks": lambda **options: BlockwiseSampler(AncestralSampler(PROCESS, **options), block_length=3),
+    "blocks of confidence": lambda **options: BlockwiseSampler(ConfidenceSampler(PROCESS, **options), block_length=4),
+    "blocks of guided": lambda **options: BlockwiseSampler(
+        RGASampler(PROCESS, reward=reward, **options), block_length=4
+    ),
+    "graph": lambda **options: CudaGraphSampler(AncestralSampler(PROCESS, **options)),
 }
 # What is refused at construction, and where an option is none of the sampler's.
 REFUSED = {
     ("analytic, scores", "cfg_scale"),
-    ("static", "cfg_scale"),
-    ("static", "progress"),
-    ("static", "check"),
+    ("graph", "cfg_scale"),
+    ("graph", "progress"),
+    ("graph", "check"),
     ("blocks", "noise_removal"),
     ("blocks of confidence", "noise_removal"),
     ("blocks of guided", "noise_removal"),
@@ -80,13 +86,9 @@ REFUSED = {
 WITHOUT_GRID = ("entropy-bounded", "first-hitting")
 
 
-def draw(name, sampler, network=None, **call):
-    if name == "static":
-        if network is not None:
-            sampler.denoiser = network
-        return sampler(seeded(0))
+def draw(sampler, network=None, **call):
     call = {"shape": (8, LENGTH), "generator": seeded(0), **call}
-    return sampler(Network() if network is None else network, *([reward] if "guided" in name else []), **call)
+    return sampler(Network() if network is None else network, **call)
 
 
 def made(name, **options):
@@ -102,8 +104,8 @@ def made(name, **options):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("options", [{"temperature": 1e-3}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
 def test_tokens_are_drawn_as_they_are_restricted(name, options) -> None:
-    assert bool((draw(name, made(name, **options)).sequences == BEST).all())
-    assert not bool((draw(name, made(name)).sequences == BEST).all())
+    assert bool((draw(made(name, **options)).sequences == BEST).all())
+    assert not bool((draw(made(name)).sequences == BEST).all())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -113,7 +115,7 @@ def test_the_precision_of_the_draw_is_that_of_the_logits(name) -> None:
     def network(x, t, **_):
         return (TABLE.double() + 1e9).expand(len(x), -1, -1)
 
-    drawn = {each: draw(name, made(name, precision=each), network) for each in (torch.float32, torch.float64)}
+    drawn = {each: draw(made(name, precision=each), network) for each in (torch.float32, torch.float64)}
     flat, exact = (drawn[each].log_probs for each in (torch.float32, torch.float64))
     assert torch.equal(flat, torch.full_like(flat, 0.25).log())
     expected = TABLE[:, :MASK].log_softmax(1).expand(8, -1, -1).gather(2, drawn[torch.float64].sequences[..., None])
@@ -128,17 +130,17 @@ def test_guidance_moves_the_law_and_costs_twice(name) -> None:
         return
     x_init = torch.full((8, LENGTH), MASK)
     network, topic = Network(), torch.zeros(8)
-    out = draw(name, sampler, network, shape=None, x_init=x_init, topic=topic)
+    out = draw(sampler, network, shape=None, x_init=x_init, model_kwargs={"topic": topic})
     assert bool((out.sequences == 3).all())
     assert out.nfe == network.calls
-    plain = draw(name, made(name, top_k=1), shape=None, x_init=x_init, topic=topic)
+    plain = draw(made(name, top_k=1), shape=None, x_init=x_init, model_kwargs={"topic": topic})
     assert bool((plain.sequences == BEST).all())
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_no_more_rows_than_a_chunk_pass_the_head_at_once(name) -> None:
     network = Network()
-    draw(name, made(name, chunk_rows=5), network)
+    draw(made(name, chunk_rows=5), network)
     assert 0 < max(network.rows) <= 5
 
 
@@ -146,7 +148,7 @@ def test_no_more_rows_than_a_chunk_pass_the_head_at_once(name) -> None:
 def test_a_bar_is_shown(name, capsys) -> None:
     sampler = made(name, progress=True)
     if sampler is not None:
-        draw(name, sampler)
+        draw(sampler)
         assert "sampling" in capsys.readouterr().err
 
 
@@ -155,7 +157,7 @@ def test_a_check_names_the_step(name) -> None:
     sampler = made(name, check=True)
     if sampler is not None:
         with pytest.raises(ValueError, match=r"step \d+, sequence \d"):
-            draw(name, sampler, lambda x, t: torch.full((*x.shape, V), torch.nan))
+            draw(sampler, lambda x, t: torch.full((*x.shape, V), torch.nan))
 
 
 @pytest.mark.parametrize("name", sorted(set(KINDS) - set(WITHOUT_GRID)))
@@ -163,9 +165,9 @@ def test_a_grid_is_walked_and_what_it_leaves_is_left_or_removed(name) -> None:
     sampler = made(name, num_steps=3, end=0.7, noise_removal="none")
     # Scores as great as these reveal all in the first step.
     if sampler is not None and name != "analytic, scores":
-        assert bool((draw(name, sampler).sequences == MASK).any())
-    assert bool((draw(name, made(name, num_steps=3, end=0.7)).sequences != MASK).all())
-    greedy = draw(name, KINDS[name](grid=[1.0, 0.999], num_steps=1, noise_removal="greedy"))
+        assert bool((draw(sampler).sequences == MASK).any())
+    assert bool((draw(made(name, num_steps=3, end=0.7)).sequences != MASK).all())
+    greedy = draw(KINDS[name](grid=[1.0, 0.999], num_steps=1, noise_removal="greedy"))
     assert name == "analytic, scores" or float((greedy.sequences == BEST).float().mean()) > 0.9
 
 
@@ -176,27 +178,26 @@ def test_a_sampler_without_a_grid_takes_none_of_its_options(name, option) -> Non
         KINDS[name](**{option: 1})
 
 
-@pytest.mark.parametrize("name", sorted(set(KINDS) - {"static"}))
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"graph"}))
 def test_a_call_passes_padding_on_keeps_given_tokens_and_shows_its_states(name) -> None:
     x_init = torch.full((3, LENGTH), MASK)
     x_init[1, :2] = 2
     real = torch.ones(3, LENGTH, dtype=torch.bool)
     real[2, 4:] = False
-    writable = torch.ones(3, LENGTH, dtype=torch.bool)
-    writable[0, 5] = False
+    generation_mask = torch.ones(3, LENGTH, dtype=torch.bool)
+    generation_mask[0, 5] = False
     seen, network = [], Network()
     out = draw(
-        name,
         made(name),
         network,
         shape=None,
         x_init=x_init,
         attention_mask=real,
-        writable=writable,
+        generation_mask=generation_mask,
         return_history=True,
         callback=lambda step, state: seen.append((step, state)),
     )
-    moved = (x_init == MASK) & real & writable
+    moved = (x_init == MASK) & real & generation_mask
     assert bool((out.sequences[~moved] == x_init[~moved]).all())
     assert bool((out.sequences[moved] != MASK).all())
     assert all(mask is not None for mask in network.masks)
@@ -204,11 +205,36 @@ def test_a_call_passes_padding_on_keeps_given_tokens_and_shows_its_states(name) 
     assert [step for step, _ in seen] == list(range(len(seen)))
     assert len(out.history) == len(seen) + 1
     assert all(torch.equal(state, kept) for (_, state), kept in zip(seen, out.history[1:], strict=True))
-    other = draw(name, made(name), shape=(3, LENGTH), first_row=3)
-    assert not torch.equal(draw(name, made(name), shape=(3, LENGTH)).sequences, other.sequences)
+    other = draw(made(name), shape=(3, LENGTH), first_row=3)
+    assert not torch.equal(draw(made(name), shape=(3, LENGTH)).sequences, other.sequences)
 
 
 def test_steps_that_do_not_fit_the_given_times_are_refused() -> None:
     with pytest.raises(ValueError, match="5"):
         AncestralSampler(PROCESS, num_steps=5, grid=[1.0, 0.5, 0.0])
     assert AncestralSampler(PROCESS, grid=[1.0, 0.5, 0.0]).times == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x_init", torch.full((8, LENGTH), MASK)),
+        ("attention_mask", torch.ones(8, LENGTH, dtype=torch.bool)),
+        ("generation_mask", torch.ones(8, LENGTH, dtype=torch.bool)),
+        ("model_kwargs", {"topic": 1}),
+        ("callback", print),
+        ("first_row", 3),
+        ("return_history", True),
+    ],
+)
+def test_a_graph_refuses_what_it_does_not_honour(name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name}.*not honoured"):
+        draw(KINDS["graph"](), **{name: value})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_samplers_have_one_call_signature_and_options_by_keyword_alone(name) -> None:
+    sampler = KINDS[name]()
+    assert inspect.signature(type(sampler).__call__) == inspect.signature(Sampler.__call__)
+    positional = [each.name for each in fields(sampler) if not each.kw_only and each.init]
+    assert positional in (["process"], ["sampler"])

@@ -139,7 +139,7 @@ def test_guidance_mixes_both_laws_and_both_calls_are_counted(scale, by) -> None:
     x_init[:, 0] = 1 if by == "prompt" else 0
     cond = {"topic": torch.ones(DRAWS, dtype=torch.long)} if by == "condition" else {}
     sampler = AncestralSampler(PROCESS, num_steps=1, cfg_scale=scale)
-    out = sampler(network, x_init=x_init, generator=seeded(0), **cond)
+    out = sampler(network, x_init=x_init, generator=seeded(0), model_kwargs=cond)
     assert bool((out.sequences[:, 0] == x_init[:, 0]).all())
     logits = torch.tensor([0.0, 0.3, -0.2, -torch.inf]) + scale * torch.tensor([1.0, 0.0, -1.0, 0.0])
     assert chi_square_p(torch.bincount(out.sequences[:, 1], minlength=4), logits.softmax(0)) > 1e-3
@@ -152,7 +152,7 @@ def test_what_a_condition_forbids_stays_forbidden_under_guidance() -> None:
         return logits if topic is None else logits.index_fill(-1, torch.tensor([0, 1]), -torch.inf)
 
     sampler = AncestralSampler(PROCESS, num_steps=2, cfg_scale=3.0)
-    out = sampler(network, (50, 3), generator=seeded(0), topic=torch.zeros(50))
+    out = sampler(network, (50, 3), generator=seeded(0), model_kwargs={"topic": torch.zeros(50)})
     assert bool((out.sequences == 2).all())
 
 

@@ -113,13 +113,13 @@ def test_a_planner_is_passed_padding_and_conditions_or_is_refused() -> None:
     options = {
         "x_init": torch.tensor([[MASK, MASK, 0], [MASK, MASK, MASK]]),
         "attention_mask": torch.tensor([[True, True, False], [True, True, True]]),
-        "topic": torch.tensor([1, 2]),
+        "model_kwargs": {"topic": torch.tensor([1, 2])},
         "generator": seeded(0),
     }
     PathPlanningSampler(PROCESS, num_steps=2, planner=planner)(network, **options)
     assert len(heard) == 2
     assert all(torch.equal(mask, options["attention_mask"]) for mask, _ in heard)
-    assert all(torch.equal(topic, options["topic"]) for _, topic in heard)
+    assert all(torch.equal(topic, options["model_kwargs"]["topic"]) for _, topic in heard)
     with pytest.raises(TypeError, match="attention_mask"):
         PathPlanningSampler(PROCESS, planner=lambda x, t: -x.double())(network, **options)
 

@@ -1,4 +1,4 @@
-"""Prompts, suffixes and ragged batches as canvases."""
+"""Prompts, suffixes and ragged batches as starts of samples."""
 
 import pytest
 import torch

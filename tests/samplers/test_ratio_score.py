@@ -53,8 +53,8 @@ def test_it_brings_samples_of_few_steps_closer_to_the_chain_without_training() -
     scorer = TeacherRatio(denoiser, lambda x, t: independent.expand(*x.shape, 4), PROCESS)
     kls = []
     for candidates in (1, 4):
-        sampler = RGASampler(PROCESS, num_steps=2, num_candidates=candidates)
-        out = sampler(denoiser, scorer, (draws, length), generator=seeded(5))
+        sampler = RGASampler(PROCESS, reward=scorer, num_steps=2, num_candidates=candidates)
+        out = sampler(denoiser, (draws, length), generator=seeded(5))
         frequency = (counts_of(out.sequences, 3, MASK).double() / draws).view([3] * length)
         kls.append(float(exact.kl(frequency, law)))
     assert kls[1] < 0.75 * kls[0]
@@ -63,27 +63,29 @@ def test_it_brings_samples_of_few_steps_closer_to_the_chain_without_training() -
 def test_its_passes_are_counted_and_a_seed_fixes_a_rows_tokens_whatever_the_batch() -> None:
     teacher, student = (Counting(RandomNetwork(3, 4, seed)) for seed in (0, 1))
     scorer = TeacherRatio(teacher, student.inner, PROCESS)
-    sampler = RGASampler(PROCESS, num_steps=2, num_candidates=3)
-    out = sampler(student, scorer, (64, 4), generator=seeded(0))
+    sampler = RGASampler(PROCESS, reward=scorer, num_steps=2, num_candidates=3)
+    out = sampler(student, (64, 4), generator=seeded(0))
     assert (out.nfe, out.network_evaluations) == (2, 2 + 2 * 3 * 2)
     assert (student.calls, teacher.calls) == (2, 6)
-    small = sampler(student, scorer, (7, 4), generator=seeded(0))
-    rest = sampler(student, scorer, (57, 4), generator=seeded(0), first_row=7)
+    small = sampler(student, (7, 4), generator=seeded(0))
+    rest = sampler(student, (57, 4), generator=seeded(0), first_row=7)
     assert bool((torch.cat((small.sequences, rest.sequences)) == out.sequences).all())
 
 
 def test_any_reward_of_whole_sequences_reranks() -> None:
     network, share = RandomNetwork(3, 4, 0), []
     for scale in (0.0, 5.0):
-        sampler = RGASampler(PROCESS, num_steps=3, num_candidates=4, rerank_scale=scale)
-        out = sampler(network, lambda z, t: (z == 0).sum(1), (2000, 4), generator=seeded(0))
+        sampler = RGASampler(
+            PROCESS, reward=lambda z, t: (z == 0).sum(1), num_steps=3, num_candidates=4, rerank_scale=scale
+        )
+        out = sampler(network, (2000, 4), generator=seeded(0))
         share.append((out.sequences == 0).float().mean().item())
     assert share[1] > share[0] + 0.1
 
 
 def test_verdicts_of_another_shape_are_refused() -> None:
-    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=2)
+    sampler = RGASampler(PROCESS, reward=lambda z, t: torch.zeros(len(z), 1), num_steps=1, num_candidates=2)
     with pytest.raises(ValueError, match=r"logits \[5, 4\], a reward \[5\]; got \[5, 1\]"):
-        sampler(RandomNetwork(3, 4, 0), lambda z, t: torch.zeros(len(z), 1), (5, 4))
+        sampler(RandomNetwork(3, 4, 0), (5, 4))
     with pytest.raises(ValueError, match=r"hidden must lie in \(0, 1\], got 0.0"):
         TeacherRatio(RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 0), PROCESS, hidden=0.0)

@@ -8,9 +8,9 @@ from counting import Counting, chi_square_p, counts_of, random_table, seeded
 from torch import Tensor
 
 from discrete_distill import AncestralSampler, Discriminator, RGASampler, TeacherRatio, exact
-from discrete_distill.canvas import Canvas
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
+from discrete_distill.samplers import SamplerState
 
 PROCESS = MaskedDiffusion(3)
 SHAPE = DiTConfig(vocab_size=4, max_length=6, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0)
@@ -36,8 +36,8 @@ def test_one_candidate_and_no_tilt_is_ancestral_sampling_token_for_token(x_init)
     table = random_table(3, 5, exact.uniform_times(4), 0, 3)
     shape = (16, 5) if x_init is None else None
     plain = AncestralSampler(PROCESS, num_steps=4)(table, shape, x_init=x_init, generator=seeded(1))
-    guided = RGASampler(PROCESS, num_steps=4, num_candidates=1, tilt_fraction=0.0)
-    out = guided(table, small_discriminator(), shape, x_init=x_init, generator=seeded(1))
+    guided = RGASampler(PROCESS, reward=small_discriminator(), num_steps=4, num_candidates=1, tilt_fraction=0.0)
+    out = guided(table, shape, x_init=x_init, generator=seeded(1))
     assert bool((out.sequences == plain.sequences).all())
     assert bool((out.log_probs == plain.log_probs).all())
     assert out.nfe == out.network_evaluations == plain.nfe
@@ -47,7 +47,7 @@ def test_a_blind_discriminator_leaves_the_law_as_it_is() -> None:
     times = exact.uniform_times(2)
     table = random_table(3, 3, times, 0, 3)
     blind = lambda z, t: torch.zeros(z.shape)  # noqa: E731
-    out = RGASampler(PROCESS, num_steps=2)(table, blind, (20_000, 3), generator=seeded(2))
+    out = RGASampler(PROCESS, reward=blind, num_steps=2)(table, (20_000, 3), generator=seeded(2))
     assert chi_square_p(counts_of(out.sequences, 3, 3), exact.sampler_law(table, PROCESS, times, 3, 3)) > 1e-3
 
 
@@ -59,8 +59,8 @@ def test_temperature_is_that_of_the_tokens_when_reranking_and_when_tilting(fract
     with torch.no_grad():
         blind.head = torch.nn.Sequential(torch.nn.Linear(16, 1))
         blind.head[0].weight.zero_()
-    sampler = RGASampler(PROCESS, num_steps=1, tilt_fraction=fraction, temperature=0.5)
-    out = sampler(table, blind, (20_000, 3), generator=seeded(2))
+    sampler = RGASampler(PROCESS, reward=blind, num_steps=1, tilt_fraction=fraction, temperature=0.5)
+    out = sampler(table, (20_000, 3), generator=seeded(2))
     law = exact.sampler_law(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
     assert chi_square_p(counts_of(out.sequences, 3, 3), law) > 1e-3
 
@@ -72,8 +72,8 @@ def test_reranking_with_the_exact_ratio_moves_the_law_towards_the_chain() -> Non
     student = exact.sampler_law(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)
     kls = {}
     for candidates in (1, 4, 16):
-        sampler = RGASampler(PROCESS, num_steps=1, num_candidates=candidates)
-        out = sampler(chain.denoiser(3), exact_ratio(student, law), (draws, 3), generator=seeded(5))
+        sampler = RGASampler(PROCESS, reward=exact_ratio(student, law), num_steps=1, num_candidates=candidates)
+        out = sampler(chain.denoiser(3), (draws, 3), generator=seeded(5))
         frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3)
         kls[candidates] = float(exact.kl(frequency, law))
     assert kls[1] == pytest.approx(float(exact.kl(student, law)), rel=0.05)
@@ -87,8 +87,8 @@ def test_reranking_at_every_step_of_several_helps_too() -> None:
     student = exact.sampler_law(chain.denoiser(3), PROCESS, exact.uniform_times(2), 4, 3)
     kls = []
     for candidates in (1, 4):
-        sampler = RGASampler(PROCESS, num_steps=2, num_candidates=candidates)
-        out = sampler(chain.denoiser(3), exact_ratio(student, law), (draws, 4), generator=seeded(5))
+        sampler = RGASampler(PROCESS, reward=exact_ratio(student, law), num_steps=2, num_candidates=candidates)
+        out = sampler(chain.denoiser(3), (draws, 4), generator=seeded(5))
         frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3, 3)
         kls.append(float(exact.kl(frequency, law)))
     assert kls[1] < 0.6 * kls[0]
@@ -98,8 +98,8 @@ def test_two_candidates_are_chosen_with_the_softmax_of_their_scores() -> None:
     """One position, two words, scores 0 and -log 3: the law is that of the better of two, by hand."""
     logit = torch.tensor([0.0, math.log(3.0), 0.0])
     judge = lambda z, t: logit[z]  # noqa: E731
-    sampler = RGASampler(MaskedDiffusion(2), num_steps=1, num_candidates=2)
-    out = sampler(lambda x, t: torch.zeros(*x.shape, 3), judge, (20_000, 1), generator=seeded(0))
+    sampler = RGASampler(MaskedDiffusion(2), reward=judge, num_steps=1, num_candidates=2)
+    out = sampler(lambda x, t: torch.zeros(*x.shape, 3), (20_000, 1), generator=seeded(0))
     first = 0.25 + 0.5 * 0.75
     counts = torch.bincount(out.sequences.flatten(), minlength=2)
     assert abs(float(counts[0]) / 20_000 - first) < 5 * (first * (1 - first) / 20_000) ** 0.5
@@ -107,17 +107,17 @@ def test_two_candidates_are_chosen_with_the_softmax_of_their_scores() -> None:
 
 def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
     judge = lambda z, t: -z.float()  # noqa: E731
-    canvas = Canvas(MaskedDiffusion(9), (1, 4), generator=seeded(0))
+    state = SamplerState(MaskedDiffusion(9), indifferent, (1, 4), generator=seeded(0))
     tokens = torch.tensor([1, 2, 3, 6])
-    t = torch.tensor([0.5]), {}
-    mean, total = (RGASampler(MaskedDiffusion(9), normalize=how) for how in ("mean", "sum"))
+    t = torch.tensor([0.5])
+    mean, total = (RGASampler(MaskedDiffusion(9), reward=judge, normalize=how) for how in ("mean", "sum"))
     rows = torch.arange(4)
-    assert mean._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [3.0]
-    assert total._candidate_scores(canvas, judge, rows, tokens, t, {}).tolist() == [12.0]
+    assert mean._candidate_scores(state, rows, tokens, t).tolist() == [3.0]
+    assert total._candidate_scores(state, rows, tokens, t).tolist() == [12.0]
     scores = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
-    wide = Canvas(MaskedDiffusion(9), (20_000, 1), generator=seeded(1))
+    wide = SamplerState(MaskedDiffusion(9), indifferent, (20_000, 1), generator=seeded(1))
     for scale in (1.0, 3.0):
-        sampler = RGASampler(MaskedDiffusion(9), num_candidates=2, rerank_scale=scale)
+        sampler = RGASampler(MaskedDiffusion(9), reward=judge, num_candidates=2, rerank_scale=scale)
         share = sampler._choose(wide, 0, scores).float().mean().item()
         assert share == pytest.approx(1.0 / (1.0 + math.exp(-scale)), abs=0.02)
 
@@ -126,17 +126,18 @@ def test_masked_positions_alone_count_where_so_chosen_and_prompt_and_padding_nev
     judge = lambda z, t, attention_mask: torch.arange(1.0, 5.0).expand(z.shape)  # noqa: E731
     x_init = torch.tensor([[0, 3, 3, 3]])
     real = torch.tensor([[True, True, True, False]])
-    canvas = Canvas(PROCESS, None, x_init=x_init, attention_mask=real, generator=seeded(0))
-    every, masked = (RGASampler(PROCESS, rerank_positions=which) for which in ("all", "masked"))
-    arguments = canvas, judge, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5]), {}
+    state = SamplerState(PROCESS, indifferent, x_init=x_init, attention_mask=real, generator=seeded(0))
+    every, masked = (RGASampler(PROCESS, reward=judge, rerank_positions=which) for which in ("all", "masked"))
+    arguments = state, torch.tensor([1]), torch.tensor([2]), torch.tensor([0.5])
     assert every._candidate_scores(*arguments).tolist() == [-2.5]
     assert masked._candidate_scores(*arguments).tolist() == [-3.0]
 
 
 def test_a_seed_fixes_the_tokens_of_a_row_whatever_the_batch() -> None:
     table, judge = random_table(3, 5, exact.uniform_times(4), 7, 3), small_discriminator()
-    for sampler in (RGASampler(PROCESS, num_steps=4), RGASampler(PROCESS, num_steps=4, tilt_fraction=0.5)):
-        small, large = (sampler(table, judge, (rows, 5), generator=seeded(8)).sequences for rows in (7, 40))
+    for fraction in (0.0, 0.5):
+        sampler = RGASampler(PROCESS, reward=judge, num_steps=4, tilt_fraction=fraction)
+        small, large = (sampler(table, (rows, 5), generator=seeded(8)).sequences for rows in (7, 40))
         assert bool((small == large[:7]).all())
 
 
@@ -146,8 +147,8 @@ def test_every_network_evaluation_is_counted(candidates, fraction) -> None:
     table, judge = Counting(random_table(3, 6, exact.uniform_times(4), 0, 3)), small_discriminator()
     forwards: list[int] = []
     judge.backbone.blocks[0].register_forward_hook(lambda *_: forwards.append(1))
-    sampler = RGASampler(PROCESS, num_steps=4, num_candidates=candidates, tilt_fraction=fraction)
-    out = sampler(table, judge, (64, 6), generator=seeded(1))
+    sampler = RGASampler(PROCESS, reward=judge, num_steps=4, num_candidates=candidates, tilt_fraction=fraction)
+    out = sampler(table, (64, 6), generator=seeded(1))
     tilted = sampler.tilted_steps
     assert tilted == round(4 * fraction)
     reranks = candidates if candidates > 1 else 0
@@ -159,16 +160,18 @@ def test_every_network_evaluation_is_counted(candidates, fraction) -> None:
 def test_tilting_leaves_no_gradient_on_any_parameter() -> None:
     table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator()
     trainable = [parameter.requires_grad for parameter in judge.parameters()]
-    RGASampler(PROCESS, num_steps=4, tilt_fraction=1.0)(table, judge, (8, 6), generator=seeded(1))
+    RGASampler(PROCESS, reward=judge, num_steps=4, tilt_fraction=1.0)(table, (8, 6), generator=seeded(1))
     assert all(parameter.grad is None for parameter in (*judge.parameters(), *table.parameters()))
     assert [parameter.requires_grad for parameter in judge.parameters()] == trainable
 
 
 def test_the_strength_runs_linearly_over_the_tilted_steps() -> None:
-    sampler = RGASampler(PROCESS, num_steps=10, tilt=(30.0, 40.0), tilt_fraction=0.5)
+    judge = small_discriminator()
+    sampler = RGASampler(PROCESS, reward=judge, num_steps=10, tilt=(30.0, 40.0), tilt_fraction=0.5)
     assert sampler.tilted_steps == 5
     assert [sampler.strength(step) for step in range(5)] == [30.0, 32.5, 35.0, 37.5, 40.0]
-    assert RGASampler(PROCESS, num_steps=2, tilt=(30.0, 40.0), tilt_fraction=0.5).strength(0) == 30.0
+    short = RGASampler(PROCESS, reward=judge, num_steps=2, tilt=(30.0, 40.0), tilt_fraction=0.5)
+    assert short.strength(0) == 30.0
 
 
 @pytest.mark.parametrize("normalize", ["mean", "sum"])
@@ -176,18 +179,18 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(normalize) -> 
     """Of minus the discriminator's mean (or summed) logit over masked positions, through the soft embeddings."""
     judge = small_discriminator(3).double()
     judge.logits_of_features = lambda h: judge.head(h).squeeze(-1)  # type: ignore[method-assign]
-    sampler = RGASampler(PROCESS, normalize=normalize, tilt_fraction=1.0)
-    canvas = Canvas(PROCESS, None, x_init=torch.tensor([[0, 3, 3], [3, 1, 2]]), generator=seeded(0))
-    rows = canvas.masked().flatten().nonzero().squeeze(1)
+    sampler = RGASampler(PROCESS, reward=judge, normalize=normalize, tilt_fraction=1.0)
+    state = SamplerState(PROCESS, indifferent, x_init=torch.tensor([[0, 3, 3], [3, 1, 2]]), generator=seeded(0))
+    rows = state.masked().flatten().nonzero().squeeze(1)
     logits = torch.randn(3, 4, dtype=torch.float64, generator=seeded(1))
     t = torch.full((2,), 0.5)
-    actual = sampler.reward_gradient(canvas, judge, rows, logits, t)
+    actual = sampler.reward_gradient(state, rows, logits, t)
 
     def reward(log_probs: Tensor) -> float:
-        h = judge.backbone.embed(canvas.z).flatten(0, 1)
+        h = judge.backbone.embed(state.tokens).flatten(0, 1)
         h = h.index_copy(0, rows, log_probs.softmax(-1) @ judge.embedding_weight()).view(2, 3, -1)
-        values = judge.from_embeddings(h, t) * canvas.masked()
-        count = canvas.masked().sum(1) if normalize == "mean" else torch.ones(2)
+        values = judge.from_embeddings(h, t) * state.masked()
+        count = state.masked().sum(1) if normalize == "mean" else torch.ones(2)
         return -float((values.sum(1) / count).sum())
 
     with torch.no_grad():
@@ -205,11 +208,13 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(normalize) -> 
 def test_a_tilted_step_follows_the_tilted_law() -> None:
     judge, strength = small_discriminator(1), 20.0
     chain = exact.random_chain(3, seeded(0), 1.0)
-    sampler = RGASampler(PROCESS, num_steps=1, tilt=(strength, strength), tilt_fraction=1.0, normalize="sum")
-    out = sampler(chain.denoiser(3), judge, (20_000, 3), generator=seeded(2))
-    canvas = Canvas(PROCESS, (1, 3), generator=seeded(0))
-    logits = chain.denoiser(3)(canvas.z)[0]
-    gradient = sampler.reward_gradient(canvas, judge, torch.arange(3), logits, torch.ones(1))
+    sampler = RGASampler(
+        PROCESS, reward=judge, num_steps=1, tilt=(strength, strength), tilt_fraction=1.0, normalize="sum"
+    )
+    out = sampler(chain.denoiser(3), (20_000, 3), generator=seeded(2))
+    state = SamplerState(PROCESS, indifferent, (1, 3), generator=seeded(0))
+    logits = chain.denoiser(3)(state.tokens)[0]
+    gradient = sampler.reward_gradient(state, torch.arange(3), logits, torch.ones(1))
     tilted = (PROCESS.masked_log_probs(logits) + strength * gradient.clamp(-1.0, 1.0)).softmax(-1)[:, :3]
     law = tilted[0][:, None, None] * tilted[1][None, :, None] * tilted[2]
     counts = counts_of(out.sequences, 3, 3)
@@ -221,8 +226,10 @@ def test_tilting_raises_the_reward() -> None:
     table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator(2)
     rewards = []
     for strength in (0.0, 100.0):
-        sampler = RGASampler(PROCESS, num_steps=4, num_candidates=1, tilt=(strength, strength), tilt_fraction=1.0)
-        out = sampler(table, judge, (2000, 6), generator=seeded(3))
+        sampler = RGASampler(
+            PROCESS, reward=judge, num_steps=4, num_candidates=1, tilt=(strength, strength), tilt_fraction=1.0
+        )
+        out = sampler(table, (2000, 6), generator=seeded(3))
         with torch.no_grad():
             rewards.append(float(-judge(out.sequences, torch.zeros(2000)).mean()))
     assert rewards[1] > rewards[0] + 0.01
@@ -232,10 +239,8 @@ def test_prompt_and_padding_stay_and_no_mask_is_left() -> None:
     real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     x_init = torch.tensor([[0, 3, 3, 1, 3, 3], [3, 3, 2, 3, 3, 3]])
     network = lambda x, t, attention_mask: torch.zeros(*x.shape, 4)  # noqa: E731
-    sampler = RGASampler(PROCESS, num_steps=4, num_candidates=2, tilt_fraction=0.5)
-    out = sampler(
-        network, small_discriminator(), x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True
-    )
+    sampler = RGASampler(PROCESS, reward=small_discriminator(), num_steps=4, num_candidates=2, tilt_fraction=0.5)
+    out = sampler(network, x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True)
     movable = (x_init == 3) & real
     assert bool((out.sequences[~movable] == x_init[~movable]).all())
     assert bool((out.sequences[movable] != 3).all())
@@ -254,20 +259,26 @@ def test_prompt_and_padding_stay_and_no_mask_is_left() -> None:
 )
 def test_bad_choices_are_refused(choices, message) -> None:
     with pytest.raises(ValueError, match=message):
-        RGASampler(PROCESS, **choices)
+        RGASampler(PROCESS, reward=small_discriminator(), **choices)
 
 
 def test_tilting_by_a_plain_function_is_refused() -> None:
-    table = random_table(3, 6, exact.uniform_times(4), 0, 3)
     with pytest.raises(TypeError, match="set tilt_fraction=0 to re-rank only"):
-        RGASampler(PROCESS, num_steps=4, tilt_fraction=0.5)(table, lambda z, t: z.float(), (1, 6))
+        RGASampler(PROCESS, reward=lambda z, t: z.float(), num_steps=4, tilt_fraction=0.5)
+
+
+def test_a_reward_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="got str"):
+        RGASampler(PROCESS, reward="discriminator")  # type: ignore[arg-type]
 
 
 def test_the_discriminator_may_be_made_of_a_denoiser() -> None:
     torch.manual_seed(0)
     denoiser = DiT(SHAPE)
     judge = Discriminator.from_denoiser(denoiser, trainable_blocks=1).eval()
-    out = RGASampler(PROCESS, num_steps=3, tilt_fraction=0.4)(denoiser.eval(), judge, (4, 6), generator=seeded(0))
+    out = RGASampler(PROCESS, reward=judge, num_steps=3, tilt_fraction=0.4)(
+        denoiser.eval(), (4, 6), generator=seeded(0)
+    )
     assert bool((out.sequences != 3).all())
     assert bool(out.log_probs.isfinite().all())
 
@@ -296,8 +307,8 @@ def indifferent(x, t, **_):
 
 
 def test_candidates_are_judged_under_the_conditions_of_their_sequence() -> None:
-    sampler = RGASampler(PROCESS, num_steps=6, num_candidates=32, rerank_scale=1e3)
-    out = sampler(indifferent, by_topic, (5, 6), generator=seeded(0), topic=TOPICS)
+    sampler = RGASampler(PROCESS, reward=by_topic, num_steps=6, num_candidates=32, rerank_scale=1e3)
+    out = sampler(indifferent, (5, 6), generator=seeded(0), model_kwargs={"topic": TOPICS})
     assert float((out.sequences == TOPICS[:, None]).double().mean()) > 0.9
 
 
@@ -307,19 +318,23 @@ def test_logits_are_tilted_under_the_conditions_of_their_sequence() -> None:
     with torch.no_grad():
         judge.backbone.vocab_embed.embedding.copy_(torch.eye(4, 16))
     for chunk_rows in (1, 384):
-        sampler = RGASampler(PROCESS, num_steps=2, tilt=(1e2, 1e2), tilt_fraction=1.0, chunk_rows=chunk_rows)
-        out = sampler(indifferent, judge, (5, 6), generator=seeded(0), topic=TOPICS)
+        sampler = RGASampler(
+            PROCESS, reward=judge, num_steps=2, tilt=(1e2, 1e2), tilt_fraction=1.0, chunk_rows=chunk_rows
+        )
+        out = sampler(indifferent, (5, 6), generator=seeded(0), model_kwargs={"topic": TOPICS})
         assert bool((out.sequences == TOPICS[:, None]).all())
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_a_discriminator_that_takes_no_such_condition_is_refused_before_anything_is_drawn(fraction) -> None:
     network = Counting(indifferent)
-    sampler = RGASampler(PROCESS, num_steps=2, tilt_fraction=fraction)
+    sampler = RGASampler(PROCESS, reward=small_discriminator(), num_steps=2, tilt_fraction=fraction)
     with pytest.raises(TypeError, match="takes no keyword 'topic'"):
-        sampler(network, small_discriminator(), (5, 6), topic=TOPICS)
+        sampler(network, (5, 6), model_kwargs={"topic": TOPICS})
     with pytest.raises(TypeError, match="takes no keyword 'attention_mask'"):
-        RGASampler(PROCESS)(network, lambda z, t: z.float(), (1, 2), attention_mask=torch.tensor([[True, False]]))
+        RGASampler(PROCESS, reward=lambda z, t: z.float())(
+            network, (1, 2), attention_mask=torch.tensor([[True, False]])
+        )
     assert network.calls == 0
 
 
@@ -331,7 +346,9 @@ def test_a_teacher_scores_under_the_conditions_too() -> None:
         return indifferent(x, t)
 
     scorer = TeacherRatio(teacher, indifferent, PROCESS)
-    RGASampler(PROCESS, num_steps=1, num_candidates=2)(indifferent, scorer, (5, 6), generator=seeded(0), topic=TOPICS)
+    RGASampler(PROCESS, reward=scorer, num_steps=1, num_candidates=2)(
+        indifferent, (5, 6), generator=seeded(0), model_kwargs={"topic": TOPICS}
+    )
     assert len(heard) == 2
     assert all(torch.equal(topic, TOPICS) for topic in heard)
 
@@ -344,8 +361,8 @@ def test_groups_of_sequences_change_no_token_of_a_tilted_step(chunk_rows, x_init
     table, judge = random_table(3, 6, exact.uniform_times(4), 0, 3), small_discriminator(2)
     shape = (9, 6) if x_init is None else None
     whole, parts = (
-        RGASampler(PROCESS, num_steps=4, tilt=(50.0, 80.0), tilt_fraction=0.8, chunk_rows=rows)(
-            table, judge, shape, x_init=x_init, generator=seeded(1)
+        RGASampler(PROCESS, reward=judge, num_steps=4, tilt=(50.0, 80.0), tilt_fraction=0.8, chunk_rows=rows)(
+            table, shape, x_init=x_init, generator=seeded(1)
         )
         for rows in (10**6, chunk_rows)
     )
@@ -357,8 +374,8 @@ def test_groups_of_sequences_change_no_token_of_a_tilted_step(chunk_rows, x_init
 def test_no_more_rows_than_a_chunk_or_a_sequence_are_tilted_at_once() -> None:
     table, judge, sizes = random_table(3, 6, exact.uniform_times(2), 0, 3), small_discriminator(), []
     judge.backbone.blocks[0].register_forward_hook(lambda _m, inputs, _o: sizes.append(inputs[0].shape[0]))
-    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=1, tilt_fraction=1.0, chunk_rows=12)
-    sampler(table, judge, (5, 6), generator=seeded(0))
+    sampler = RGASampler(PROCESS, reward=judge, num_steps=1, num_candidates=1, tilt_fraction=1.0, chunk_rows=12)
+    sampler(table, (5, 6), generator=seeded(0))
     assert sizes == [2, 2, 1]
 
 
@@ -372,27 +389,30 @@ def test_scores_that_are_no_numbers_are_refused_and_the_sequence_named(check, ba
         return scores
 
     with pytest.raises(ValueError, match="sequence 12"):
-        RGASampler(PROCESS, num_steps=2, check=check)(indifferent, judge, (4, 3), generator=seeded(0), first_row=10)
+        RGASampler(PROCESS, reward=judge, num_steps=2, check=check)(
+            indifferent, (4, 3), generator=seeded(0), first_row=10
+        )
 
 
 def test_a_candidate_of_reward_minus_infinity_is_never_kept_and_all_of_them_are_refused() -> None:
     """Words 0 are forbidden; with many candidates one without them is there."""
     forbidden = lambda z, t: torch.where((z == 0).any(1), -math.inf, 0.0)  # noqa: E731
-    sampler = RGASampler(PROCESS, num_steps=1, num_candidates=200)
-    out = sampler(indifferent, forbidden, (20, 3), generator=seeded(0))
+    sampler = RGASampler(PROCESS, reward=forbidden, num_steps=1, num_candidates=200)
+    out = sampler(indifferent, (20, 3), generator=seeded(0))
     assert bool((out.sequences != 0).all())
+    hopeless = RGASampler(PROCESS, reward=lambda z, t: torch.full((len(z),), -math.inf), num_steps=1)
     with pytest.raises(ValueError, match="sequence 0"):
-        sampler(indifferent, lambda z, t: torch.full((len(z),), -math.inf), (2, 3), generator=seeded(0))
+        hopeless(indifferent, (2, 3), generator=seeded(0))
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_a_tilt_that_is_no_number_is_refused_and_so_are_logits(check) -> None:
     judge = small_discriminator()
-    sampler = RGASampler(PROCESS, num_steps=2, tilt_fraction=1.0, check=check)
+    sampler = RGASampler(PROCESS, reward=judge, num_steps=2, tilt_fraction=1.0, check=check)
     broken = lambda x, t: torch.where(torch.arange(len(x))[:, None, None] == 1, math.nan, indifferent(x, t))  # noqa: E731
     with pytest.raises(ValueError, match="sequence 1"):
-        sampler(broken, judge, x_init=torch.tensor([[0, 3], [1, 3]]), generator=seeded(0))
+        sampler(broken, x_init=torch.tensor([[0, 3], [1, 3]]), generator=seeded(0))
     with torch.no_grad():
         judge.head[2].bias.fill_(math.nan)
     with pytest.raises(ValueError, match="sequence 0"):
-        sampler(indifferent, judge, (3, 6), generator=seeded(0))
+        sampler(indifferent, (3, 6), generator=seeded(0))

@@ -1,4 +1,4 @@
-"""Rows of a canvas: which they are, and how they reach another device."""
+"""Rows of a batch: which they are, and how they reach another device."""
 
 import torch
 from counting import seeded

@@ -14,16 +14,17 @@ from discrete_distill import (
     AnalyticSampler,
     AncestralSampler,
     ConfidenceSampler,
+    CudaGraphSampler,
     FirstHittingSampler,
     MaskedDiffusion,
     PathPlanningSampler,
     ReMaskingSampler,
     RGASampler,
-    StaticSampler,
     TeacherRatio,
 )
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.samplers.static import row_capacities
+from discrete_distill.samplers.call import SamplerCall
+from discrete_distill.samplers.cuda_graph import FixedTrajectory, row_capacities
 
 VOCAB, MASK, LENGTH = 12, 11, 16
 PROCESS = MaskedDiffusion(MASK)
@@ -39,6 +40,11 @@ def small_network(**options) -> DiT:
     )
     torch.nn.init.normal_(network.output_layer.linear.weight)
     return network.eval()
+
+
+def trajectory_of(network: DiT) -> FixedTrajectory:
+    sampler = CudaGraphSampler(AncestralSampler(PROCESS, num_steps=3))
+    return sampler.trajectory(SamplerCall(network, (4, LENGTH)))
 
 
 class Operations(TorchDispatchMode):
@@ -66,9 +72,9 @@ class Operations(TorchDispatchMode):
 )
 def test_it_draws_what_the_sampler_draws(choices) -> None:
     network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4, **choices)
-    static = StaticSampler(sampler, network, (8, LENGTH))
+    graph = CudaGraphSampler(sampler)
     for seed in (0, 1, 2):
-        plain, fixed = sampler(network, (8, LENGTH), generator=seeded(seed)), static(seeded(seed))
+        plain, fixed = (each(network, (8, LENGTH), generator=seeded(seed)) for each in (sampler, graph))
         assert bool((plain.sequences == fixed.sequences).all())
         torch.testing.assert_close(plain.log_probs, fixed.log_probs)
         assert fixed.nfe == plain.nfe
@@ -76,27 +82,28 @@ def test_it_draws_what_the_sampler_draws(choices) -> None:
 
 def test_too_little_room_is_noticed_and_made_good() -> None:
     network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4)
-    static = StaticSampler(sampler, network, (8, LENGTH))
-    static.room.fill_(20)
-    static.capacities = [20] * len(static.capacities)
-    plain, fixed = sampler(network, (8, LENGTH), generator=seeded(0)), static(seeded(0))
+    graph = CudaGraphSampler(sampler)
+    made = graph.trajectory(SamplerCall(network, (8, LENGTH)))
+    made.room.fill_(20)
+    made.capacities = [20] * len(made.capacities)
+    plain, fixed = (each(network, (8, LENGTH), generator=seeded(0)) for each in (sampler, graph))
     assert bool((plain.sequences == fixed.sequences).all())
     assert fixed.nfe == 2 * plain.nfe
 
 
 def test_no_operation_of_its_trajectory_waits_for_data() -> None:
-    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    static = trajectory_of(small_network())
     with torch.no_grad(), Operations() as seen:
-        static.trajectory()
+        static.run()
     assert any("sample_rows" in name for name in seen.names)
     assert not [name for name in seen.names if any(word in name for word in WAITING)]
 
 
 def test_its_shapes_are_known_without_any_data() -> None:
     """Traced with tensors that hold nothing: whatever looked at data would raise."""
-    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    static = trajectory_of(small_network())
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        z, log_probs, overflow = static.trajectory()
+        z, log_probs, overflow = static.run()
     assert (z.shape, log_probs.shape, overflow.shape) == ((4, LENGTH), (4, LENGTH), ())
 
 
@@ -110,15 +117,16 @@ def test_its_shapes_are_known_without_any_data() -> None:
         PathPlanningSampler(PROCESS, num_steps=3),
         ReMaskingSampler(PROCESS, num_steps=3, eta=0.5),
         ReMaskingSampler(PROCESS, num_steps=3, strategy="conf", static=True),
-        RGASampler(PROCESS, num_steps=3, num_candidates=2),
+        RGASampler(
+            PROCESS, reward=TeacherRatio(small_network(), small_network(), PROCESS), num_steps=3, num_candidates=2
+        ),
     ],
     ids=lambda sampler: f"{type(sampler).__name__} {getattr(sampler, 'strategy', '')}",
 )
 def test_between_the_first_step_and_the_last_no_sampler_waits_for_data(sampler) -> None:
     network, seen, ends = small_network(), Operations(), []
-    scorer = [TeacherRatio(network, small_network(), PROCESS)] if isinstance(sampler, RGASampler) else []
     with seen:
-        sampler(network, *scorer, (4, LENGTH), generator=seeded(0), callback=lambda *_: ends.append(len(seen.names)))
+        sampler(network, (4, LENGTH), generator=seeded(0), callback=lambda *_: ends.append(len(seen.names)))
     between = seen.names[ends[0] : ends[-1]]
     assert any("sample_rows" in name for name in between)
     assert not [name for name in between if any(word in name for word in WAITING)]
@@ -151,14 +159,14 @@ class RecordedGraph:
         pass
 
 
-def captured_on_a_cpu(static: StaticSampler, monkeypatch: pytest.MonkeyPatch) -> list[Counter[tuple[int, ...]]]:
+def captured_on_a_cpu(static: FixedTrajectory, monkeypatch: pytest.MonkeyPatch) -> list[Counter[tuple[int, ...]]]:
     """Let the sampler capture without a GPU; what each captured walk, after its warm-up, casts."""
     captured: list[Counter[tuple[int, ...]]] = []
 
     def capture():
-        static.trajectory()
+        static.run()
         with CastsToBfloat16() as casts:
-            outputs = static.trajectory()
+            outputs = static.run()
         captured.append(casts.shapes)
         return RecordedGraph(), outputs
 
@@ -172,20 +180,20 @@ def captured_on_a_cpu(static: StaticSampler, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_captured_walk_casts_its_weights_itself(frozen, monkeypatch) -> None:
     """Cast weights of autocast's cache are freed when the caller leaves autocast; a graph must not read them."""
     network = small_network().requires_grad_(not frozen)
-    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), network, (4, LENGTH))
+    static = trajectory_of(network)
     captured = captured_on_a_cpu(static, monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
         network(torch.full((1, LENGTH), MASK), torch.ones(1))  # fills the cache
-        static(seeded(0))
+        static.draw(seeded(0))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad(), CastsToBfloat16() as casts:
-        static.trajectory()
+        static.run()
     assert captured == [casts.shapes]
     feed_forward = (16, 64)
     assert casts.shapes[feed_forward] == static.calls
 
 
 def test_another_autocast_setting_captures_another_graph(monkeypatch) -> None:
-    static = StaticSampler(AncestralSampler(PROCESS, num_steps=3), small_network(), (4, LENGTH))
+    static = trajectory_of(small_network())
     captured = captured_on_a_cpu(static, monkeypatch)
     for enabled, dtype in (
         (False, torch.bfloat16),
@@ -194,7 +202,7 @@ def test_another_autocast_setting_captures_another_graph(monkeypatch) -> None:
         (True, torch.float16),
     ):
         with torch.autocast("cpu", dtype, enabled=enabled):
-            static(seeded(0))
+            static.draw(seeded(0))
     assert [bool(casts) for casts in captured] == [False, True, False]
 
 
@@ -209,24 +217,35 @@ def test_the_head_is_cast_once_a_call_and_not_once_a_chunk() -> None:
 
 def test_what_needs_the_host_is_refused() -> None:
     with pytest.raises(ValueError, match="check=True looks at logits in every step"):
-        StaticSampler(AncestralSampler(PROCESS, check=True), small_network(), (1, LENGTH))
+        CudaGraphSampler(AncestralSampler(PROCESS, check=True))
     with pytest.raises(ValueError, match="a graph is captured on CUDA, and the device is cpu"):
-        StaticSampler(AncestralSampler(PROCESS), small_network(), (1, LENGTH), capture=True)
+        CudaGraphSampler(AncestralSampler(PROCESS), capture=True)(small_network(), (1, LENGTH))
 
 
-@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}])
+@pytest.mark.parametrize("options", [{"cfg_scale": 2.0}, {"progress": True}, {"static": False}])
 def test_options_that_it_cannot_honour_are_refused(options) -> None:
     (value,) = options.values()
     with pytest.raises(ValueError, match=str(value)):
-        StaticSampler(AncestralSampler(PROCESS, **options), small_network(), (1, LENGTH))
+        CudaGraphSampler(AncestralSampler(PROCESS, **options))
 
 
-@pytest.mark.parametrize("kind", [AnalyticSampler, ConfidenceSampler, ReMaskingSampler, RGASampler])
+@pytest.mark.parametrize("kind", [AnalyticSampler, ConfidenceSampler, ReMaskingSampler])
 def test_another_sampler_is_refused_and_not_replaced(kind) -> None:
     with pytest.raises(TypeError, match=kind.__name__):
-        StaticSampler(kind(PROCESS), small_network(), (1, LENGTH))
+        CudaGraphSampler(kind(PROCESS))
 
 
 def test_a_mask_outside_the_vocabulary_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=f"token id {VOCAB} "):
-        StaticSampler(AncestralSampler(MaskedDiffusion(VOCAB)), small_network(), (1, LENGTH))
+        CudaGraphSampler(AncestralSampler(MaskedDiffusion(VOCAB)))(small_network(), (1, LENGTH))
+
+
+def test_one_trajectory_serves_its_denoiser_shape_and_device_alone() -> None:
+    network, other = small_network(), small_network()
+    sampler = CudaGraphSampler(AncestralSampler(PROCESS, num_steps=3))
+    call = SamplerCall(network, (4, LENGTH))
+    made = sampler.trajectory(call)
+    assert sampler.trajectory(SamplerCall(network, (4, LENGTH), device="cpu")) is made
+    for another in (SamplerCall(other, (4, LENGTH)), SamplerCall(network, (5, LENGTH))):
+        assert sampler.trajectory(another) is not made
+        made = sampler.trajectory(call)

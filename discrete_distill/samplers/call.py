@@ -1,0 +1,92 @@
+"""How every sampler is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..process import Denoiser
+from .output import SamplerOutput
+
+StepCallback = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SamplerCall:
+    """The arguments of one call; see `Sampler.__call__`."""
+
+    denoiser: Denoiser
+    shape: tuple[int, int] | None = None
+    x_init: Tensor | None = None
+    attention_mask: Tensor | None = None
+    generation_mask: Tensor | None = None
+    model_kwargs: Mapping[str, Any] | None = None
+    generator: Generator | None = None
+    device: torch.device | str | None = None
+    first_row: int = 0
+    return_history: bool = False
+    callback: StepCallback | None = None
+
+
+class Sampler:
+    """Base of all samplers: one call signature."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int] | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        first_row: int = 0,
+        return_history: bool = False,
+        callback: StepCallback | None = None,
+    ) -> SamplerOutput:
+        """Draw sequences.
+
+        Args:
+            denoiser: any `Denoiser`.
+            shape: ``(B, L)`` of unconditional samples, or give ``x_init``.
+            x_init: int64 ``[B, L]``: prompt, suffix or infill tokens, and masks where tokens are wanted.
+            attention_mask: bool ``[B, L]``, true at real tokens; padding is never written. Passed to all networks.
+            generation_mask: bool ``[B, L]``, true at positions that may be generated; masks elsewhere stay.
+            model_kwargs: passed to all networks by keyword. Tensors with an entry for each sequence follow their
+                sequences.
+            generator: one draw of it seeds the whole trajectory.
+            device: of unconditional samples; the generator's by default.
+            first_row: number of the first sequence, when a batch is drawn in parts.
+            return_history: keep every state.
+            callback: called with the step's number and the tokens ``[B, L]`` after each step.
+
+        Returns:
+            Sequences int64 ``[B, L]``, their log-probabilities, and the costs.
+
+        Raises:
+            TypeError: if an argument has a wrong type, a keyword argument has a name that the library uses, or a
+                network does not take one.
+            ValueError: if shapes do not fit, logits were NaN or all -inf somewhere (the row is named), or the sampler
+                does not honour an argument that was given.
+
+        Example:
+            >>> sampler = AncestralSampler(process, num_steps=16)
+            >>> sampler(denoiser, (8, 1024), generator=torch.Generator().manual_seed(0)).sequences
+        """
+        return self.draw(
+            SamplerCall(
+                denoiser, shape, x_init, attention_mask, generation_mask, model_kwargs,
+                generator, device, first_row, return_history, callback,
+            )
+        )  # fmt: skip
+
+    def draw(self, call: SamplerCall) -> SamplerOutput:
+        """Draw the sequences of a call."""
+        raise NotImplementedError

@@ -1,0 +1,389 @@
+"""The engine of samplers, student paths and targets of a teacher: sequences that are being drawn.
+
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions, n positions of a chunk, K steps, M candidates.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ..checks import check_generator
+from ..kernels import STREAM_COIN, SampledRows, uniform
+from ..process import Denoiser, MaskedDiffusion, ignores_time
+from ..process.conditions import check_conditions
+from ..process.denoiser import LogitsOfPart, check_ids
+from .filtering import TokenLaw
+from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
+from .logits import evaluate, guided
+from .output import SamplerOutput
+from .rows import Rows, padded_rows, rows_at
+
+Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
+"""``statistic(logits [n, V], drawn, part) -> [n]``: a number for each position, taken while its logits are there."""
+
+
+class Drawn(NamedTuple):
+    """Tokens ``[N, M]``, their log-probabilities ``[N, M]`` in nats, and a statistic ``[N]`` if one was asked for."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    statistic: Tensor | None
+
+
+class SamplerState:
+    """Tokens, generation mask, seed, random draws, logits and costs of one call.
+
+    Only mask tokens of the start, at real positions of the generation mask, are drawn. All randomness is a function of
+    the seed and of a counter: the position in the batch, the step and the stream.
+
+    Args:
+        process: names the mask.
+        denoiser: any `Denoiser`.
+        shape: ``(B, L)`` of an unconditional sample; or give ``x_init``.
+        x_init: int64 ``[B, L]``: prompt or infill tokens, and masks where tokens are wanted.
+        attention_mask: bool ``[B, L]`` (or integers 0 and 1), true at real tokens; padding is never written.
+        generation_mask: bool ``[B, L]``, true at positions that may be generated; all by default.
+        model_kwargs: passed to the denoiser by keyword. Tensors with an entry for each sequence follow their sequences.
+        generator: one draw of it is the 64-bit seed.
+        device: of an unconditional sample; the generator's by default.
+        first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state and
+            its own ``first_row``, gets the tokens of the whole.
+        token_law: how a token is drawn from logits; the denoiser's own law by default.
+        cfg_scale: strength of classifier-free guidance; 1 is none.
+        chunk_rows: rows of vocabulary logits held at once.
+        check: look at all logits in every step.
+        static: shapes that do not depend on data, and no waiting for the device.
+
+    Attributes:
+        tokens: int64 ``[B, L]``; replaced, never written into, so that earlier states stay as they were.
+        generation_mask: bool ``[B, L]``, true at the masks of the start that are to be generated.
+        log_probs: fp32 ``[B, L]``, nats, of each token when it was drawn.
+        seed: int64 scalar, on the device.
+        nfe: calls of the denoiser.
+        other_calls: calls of other networks.
+
+    Raises:
+        TypeError: if ``x_init`` does not hold int64 ids, a mask is no bool tensor, ``shape`` holds no integers, or a
+            keyword argument has a name that the library uses, or an entry for each sequence and is no tensor.
+        ValueError: if neither or both of ``shape`` and ``x_init`` are given, there is no sequence or no position,
+            shapes or devices do not agree, ids are negative or unknown to the denoiser, ``first_row`` is out of range,
+            or guidance has nothing to guide by.
+
+    Example:
+        >>> state = SamplerState(process, denoiser, (8, 1024), generator=generator)
+        >>> state.reveal(state.select(state.masked()), torch.ones(8), torch.zeros(8), step=0)
+        >>> state.finish(None).sequences
+    """
+
+    def __init__(
+        self,
+        process: MaskedDiffusion,
+        denoiser: Denoiser,
+        shape: tuple[int, int] | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        first_row: int = 0,
+        token_law: TokenLaw | None = None,
+        cfg_scale: float = 1.0,
+        chunk_rows: int = 384,
+        check: bool = False,
+        static: bool = False,
+    ) -> None:
+        check_conditions(model_kwargs, denoiser, {"attention_mask"})
+        check_generator(generator)
+        place = generator.device if generator is not None else torch.device("cpu")
+        self.tokens, self.largest_id = start_of(process.mask_token_id, shape, x_init, device, place)
+        self.attention_mask = checked_mask("attention_mask", attention_mask, self.tokens)
+        generation_mask = checked_mask("generation_mask", generation_mask, self.tokens)
+        self.first_row = checked_first_row(first_row, *self.tokens.shape)
+        check_ids(denoiser, self.largest_id)
+        self.process, self.denoiser, self.model_kwargs = process, denoiser, dict(model_kwargs or {})
+        check_rows(self.model_kwargs, self.batch)
+        if cfg_scale != 1.0 and not self.model_kwargs and x_init is None:
+            raise ValueError(
+                f"cfg_scale = {cfg_scale} guides by what a denoiser is conditioned on, and here is nothing: pass a "
+                "condition in model_kwargs, or a prompt in x_init; or leave cfg_scale at 1"
+            )
+        self.token_law = token_law if token_law is not None else TokenLaw(process.mask_token_id)
+        self.cfg_scale, self.chunk_rows, self.check, self.static = cfg_scale, chunk_rows, check, static
+        self.generation_mask = process.is_masked(self.tokens)
+        for mask in (self.attention_mask, generation_mask):
+            if mask is not None:
+                self.generation_mask = self.generation_mask & mask
+        self.given = ~process.is_masked(self.tokens)
+        self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=self.tokens.device)
+        # A generator's own state is not philox: one draw of it names the whole trajectory.
+        self.seed = torch.randint(2**63 - 1, (), generator=generator, device=place).to(self.tokens.device)
+        count, length = self.tokens.numel(), self.tokens.shape[1]
+        self.row_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
+        self.coin_numbers = self.row_numbers
+        # All rows are one state until something is written, unless something else tells them apart.
+        self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
+        self.nfe = self.other_calls = 0
+        # Positions without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if
+        # `check`.
+        self.bad_rows = torch.zeros_like(self.generation_mask)
+        self.bad_scores = torch.zeros_like(self.generation_mask[:, 0])
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.tokens.shape[0]
+
+    def masked(self) -> Tensor:
+        """Bool ``[B, L]``: positions still to be drawn."""
+        return self.process.is_masked(self.tokens, self.generation_mask)
+
+    def conditions(self) -> dict[str, Any]:
+        """Keyword arguments of every network: ``model_kwargs``, and the attention mask where there is one."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {**mask, **self.model_kwargs}
+
+    def repeated(self, copies: int, model_kwargs: Mapping[str, Any]) -> SamplerState:
+        """The state with ``copies`` of each sequence in its place; they share their coins, and draw their own tokens.
+
+        Args:
+            copies: of each sequence.
+            model_kwargs: of the repeated batch.
+        """
+        made = self._indexed(torch.arange(self.batch, device=self.tokens.device).repeat_interleave(copies))
+        made.model_kwargs, made.first_row = dict(model_kwargs), copies * self.first_row
+        first = made.first_row * made.tokens.shape[1]
+        made.row_numbers = torch.arange(first, first + made.tokens.numel(), device=self.tokens.device)
+        return made
+
+    def part(self, sequences: Tensor) -> SamplerState:
+        """The state of some of the sequences, int64 ``[b]``, to be read."""
+        made = self._indexed(sequences)
+        made.model_kwargs = take_rows(self.model_kwargs, sequences, self.batch)
+        return made
+
+    def _indexed(self, sequences: Tensor) -> SamplerState:
+        made = copy.copy(self)
+        for name in ("tokens", "generation_mask", "given", "log_probs", "attention_mask", "bad_rows", "bad_scores"):
+            value = getattr(self, name)
+            setattr(made, name, value if value is None else value[sequences])
+        for name in ("row_numbers", "coin_numbers"):
+            setattr(made, name, getattr(self, name).view(self.tokens.shape)[sequences].flatten())
+        return made
+
+    def coins(self, step: int, probability: Tensor) -> Tensor:
+        """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
+        the logits only if the probability does."""
+        draw = self.uniform(step, STREAM_COIN)
+        return draw < (probability if probability.dim() == 2 else probability[:, None])
+
+    def coins_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
+        """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, of probabilities ``[K]`` or ``[K, B]``."""
+        count = len(probabilities)
+        steps = torch.arange(first, first + count, device=self.tokens.device)
+        draw = uniform(self.seed, row=self.coin_numbers, step=steps[:, None], stream=STREAM_COIN, dtype=torch.float32)
+        return draw.view(count, *self.tokens.shape) < probabilities.view(count, -1, 1)
+
+    def uniform(self, step: int, stream: int) -> Tensor:
+        """Uniform numbers in (0, 1), fp32 ``[B, L]``, one for every position, step and stream."""
+        draw = uniform(self.seed, row=self.coin_numbers, step=step, stream=stream, dtype=torch.float32)
+        return draw.view_as(self.tokens)
+
+    def select(self, flags_BL: Tensor, capacity: int | None = None) -> Rows:
+        """The flagged positions; in a static run padded to ``capacity``, by default to all positions."""
+        if self.static:
+            return padded_rows(flags_BL, flags_BL.numel() if capacity is None else capacity)
+        return rows_at(flags_BL)
+
+    def logits(
+        self, rows: Rows, t: Tensor, s: Tensor, *, one_time: bool = True, share_head: bool = False
+    ) -> LogitsOfPart:
+        """Raw (guided) logits of ``rows``, in parts: ``logits(slice) -> [n, V]``. Calls the denoiser here and now, on
+        the sequences that hold the rows; while all are one state, on the first.
+
+        Args:
+            rows: what is asked.
+            t: ``[B]``.
+            s: ``[B]``, where the step ends.
+            one_time: all sequences are at the same times.
+            share_head: see `evaluate`.
+        """
+        if self.one_state and (one_time or ignores_time(self.denoiser)):
+            return self._call(self.tokens, t, s, rows.index, {}, one_state=True, share_head=share_head)
+        chosen = rows.sequences
+        x_t, t, s = (each if chosen is None else each[chosen] for each in (self.tokens, t, s))
+        conditional = self._call(x_t, t, s, rows.compact, take_rows(self.conditions(), chosen, self.batch))
+        if self.cfg_scale == 1.0:
+            return conditional
+        if not self.model_kwargs:
+            given = self.given if chosen is None else self.given[chosen]
+            x_t = torch.where(given, self.process.mask_token_id, x_t)
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        unconditional = self._call(x_t, t, s, rows.compact, take_rows(mask, chosen, self.batch))
+        return lambda part: guided(conditional(part), unconditional(part), self.cfg_scale)
+
+    def _call(
+        self, x_t: Tensor, t: Tensor, s: Tensor, places: Tensor, model_kwargs: dict[str, Any], **options: bool
+    ) -> LogitsOfPart:
+        self.nfe += 1
+        return evaluate(
+            self.denoiser, x_t, t, places, s=s, model_kwargs=model_kwargs, largest_id=self.largest_id, **options
+        )
+
+    def draw_tokens(self, logits_nV: Tensor, index: Tensor, step: int, **options: Any) -> SampledRows:
+        """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in `TokenLaw.draw`."""
+        return self.token_law.draw(logits_nV, seed=self.seed, rows=self.row_numbers[index], step=step, **options)
+
+    def draw(
+        self,
+        rows: Rows,
+        t: Tensor,
+        s: Tensor,
+        step: int,
+        *,
+        num_candidates: int = 1,
+        greedy: bool = False,
+        statistic: Statistic | None = None,
+        return_entropy: bool = False,
+        one_time: bool = True,
+    ) -> Drawn:
+        """Tokens for ``rows``, a chunk at a time; nothing is written.
+
+        Args:
+            rows: one or more.
+            t: ``[B]``.
+            s: ``[B]``.
+            step: number of the step, part of the counters of the draws.
+            num_candidates: M.
+            greedy: the likeliest token in place of a draw.
+            statistic: computed from each chunk's logits.
+            return_entropy: whether the statistic needs the entropy.
+            one_time: see `logits`.
+        """
+        logits_of = self.logits(rows, t, s, one_time=one_time)
+        parts, statistics = [], []
+        for start in range(0, len(rows.index), self.chunk_rows):
+            part = slice(start, start + self.chunk_rows)
+            active = None if rows.active is None else rows.active[part]
+            logits_nV, index = logits_of(part), rows.index[part]
+            if self.check:
+                self.check_logits(logits_nV, index, active, step)
+            options: dict[str, Any] = {"active": active, "return_entropy": return_entropy}
+            if greedy:
+                drawn = self.token_law.likeliest(logits_nV, **options)
+            else:
+                drawn = self.draw_tokens(logits_nV, index, step, num_candidates=num_candidates, **options)
+            parts.append(drawn)
+            if statistic is not None:
+                statistics.append(statistic(logits_nV, drawn, part))
+        tokens, log_probs = torch.cat([part.tokens for part in parts]), torch.cat([part.log_probs for part in parts])
+        bad_BL = self.scatter(rows, log_probs.isnan().any(1), False)
+        self.bad_rows = self.bad_rows | (bad_BL & self.masked())
+        return Drawn(tokens, log_probs, torch.cat(statistics) if statistics else None)
+
+    def reveal(
+        self, rows: Rows, t: Tensor, s: Tensor, step: int, *, greedy: bool = False, one_time: bool = True
+    ) -> None:
+        """Draw ``rows`` and write them; no rows, no call."""
+        if rows:
+            drawn = self.draw(rows, t, s, step, greedy=greedy, one_time=one_time)
+            self.write(rows.index, drawn.tokens[:, 0], drawn.log_probs[:, 0], active=rows.active)
+
+    def tokens_with(self, index: Tensor, tokens: Tensor) -> Tensor:
+        """The tokens ``[B, L]`` with others ``[N]`` at flattened positions; a token of -1 (there was nothing to draw
+        from) is a mask."""
+        tokens = torch.where(tokens < 0, self.process.mask_token_id, tokens)
+        return self.tokens.flatten().index_copy(0, index, tokens).view_as(self.tokens)
+
+    def write(self, index: Tensor, tokens: Tensor, log_probs: Tensor, *, active: Tensor | None = None) -> None:
+        """Put tokens ``[N]`` and their log-probabilities at flattened positions; inactive positions keep theirs."""
+        if active is not None:
+            tokens = torch.where(active, tokens, self.tokens.flatten()[index])
+            log_probs = torch.where(active, log_probs, self.log_probs.flatten()[index])
+        self.tokens = self.tokens_with(index, tokens)
+        self.log_probs = self.log_probs.flatten().index_copy(0, index, log_probs).view_as(self.log_probs)
+        self.one_state = self.one_state and not len(index)
+
+    def write_where(self, chosen_BL: Tensor, rows: Rows, drawn: Drawn) -> None:
+        """Write what was drawn at ``chosen_BL`` only, a part of ``rows``."""
+        tokens_BL = self.scatter(rows, drawn.tokens[:, 0], -1)
+        log_probs_BL = self.scatter(rows, drawn.log_probs[:, 0], 0.0)
+        tokens_BL = torch.where(tokens_BL < 0, self.process.mask_token_id, tokens_BL)
+        self.tokens = torch.where(chosen_BL, tokens_BL, self.tokens)
+        self.log_probs = torch.where(chosen_BL, log_probs_BL, self.log_probs)
+        self.one_state = False
+
+    def mask_again(self, chosen_BL: Tensor) -> None:
+        """Mask written tokens again."""
+        self.tokens = torch.where(chosen_BL, self.process.mask_token_id, self.tokens)
+        self.log_probs = torch.where(chosen_BL, 0.0, self.log_probs)
+
+    def scatter(self, rows: Rows, values: Tensor, blank: float | bool) -> Tensor:
+        """``[B, L]`` with ``values`` ``[N]`` at active rows and ``blank`` elsewhere."""
+        if rows.active is not None:
+            values = torch.where(rows.active, values, blank)
+        flat = torch.full((self.tokens.numel(),), blank, dtype=values.dtype, device=values.device)
+        return flat.index_copy(0, rows.index, values).view_as(self.tokens)
+
+    def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
+        """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
+        draw; waits for the device."""
+        words_nV = self.token_law.without_mask(self.token_law.restrict(logits_nV))
+        reasons = {
+            "are NaN": words_nV.isnan().any(1),
+            "are +inf": words_nV.isposinf().any(1),
+            "are all -inf": words_nV.isneginf().all(1),
+        }
+        for reason, bad in reasons.items():
+            bad = bad if active is None else bad & active
+            if bool(bad.any()):
+                sequence, position = self._place(int(index[bad.nonzero()[0, 0]]))
+                raise ValueError(
+                    f"step {step}, sequence {sequence}, position {position}: logits of the denoiser {reason} "
+                    "(the mask's own aside), so there is no token to draw"
+                )
+
+    def note_bad_scores(self, bad_B: Tensor, step: int) -> None:
+        """Remember sequences whose scores, by a discriminator, a reward or a planner, were no numbers.
+
+        Raises:
+            ValueError: at once if ``check``, which waits for the device; else when the sampler has ended.
+        """
+        self.bad_scores = self.bad_scores | bad_B
+        if self.check:
+            self._raise_bad_scores(f"step {step}, ")
+
+    def _raise_bad_scores(self, when: str = "") -> None:
+        if bool(self.bad_scores.any()):
+            sequence = int(self.bad_scores.nonzero()[0, 0]) + self.first_row
+            raise ValueError(
+                f"{when}sequence {sequence}: scores of the discriminator, the reward or the planner were NaN or +inf, "
+                "or -inf for all candidates, so they choose nothing"
+            )
+
+    def _place(self, index: int) -> tuple[int, int]:
+        length = self.tokens.shape[1]
+        return index // length + self.first_row, index % length
+
+    def finish(self, history: list[Tensor] | None) -> SamplerOutput:
+        """What the call returns.
+
+        Raises:
+            ValueError: if somewhere there was nothing to draw from, or scores chose nothing; looked up once, here.
+        """
+        bad = self.bad_rows | self.log_probs.isnan()
+        if bool(bad.any()):
+            sequence, position = self._place(int(bad.flatten().nonzero()[0, 0]))
+            raise ValueError(
+                f"sequence {sequence}, position {position}: logits of the denoiser were NaN, +inf or all -inf there "
+                "(the mask's own aside), so there was no token to draw; check=True names the step and the reason"
+            )
+        if self.other_calls:
+            self._raise_bad_scores()
+        return SamplerOutput(self.tokens, self.nfe, self.nfe + self.other_calls, self.log_probs, history)
