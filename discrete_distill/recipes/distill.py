@@ -16,8 +16,8 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
 from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict, agreement_metrics
+from ..methods.output import Credit
 from ..methods.parts import draw_part, tokens_per_part
-from ..methods.sample_credit import Credit
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
