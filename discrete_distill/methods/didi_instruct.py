@@ -3,7 +3,7 @@ divergence. `DistillationMethod` has the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -302,7 +302,7 @@ class DiDiInstruct:
         verdicts: Sequence[Verdict | None] | None = None,
         generators: Sequence[Generator] | None = None,
         *,
-        references: Sequence[Tensor] | None = None,
+        references: Sequence[Callable[[], Tensor]] | None = None,
     ) -> list[Credit] | None:
         """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None with credit
         over the vocabulary, which compares no samples.
@@ -318,8 +318,8 @@ class DiDiInstruct:
         """
         if self.estimator is None:
             return None
-        if self.config.log_ratio == "mmd" and verdicts is None and references is not None:
-            verdicts = [self.mmd_verdict(*pair) for pair in zip(rollouts, references, strict=True)]
+        if self.config.log_ratio == "mmd" and references is not None:
+            verdicts = [self.mmd_verdict(each, of()) for each, of in zip(rollouts, references, strict=True)]
         credit, none = self._sample_credit(), [None] * len(rollouts)
         each = zip(rollouts, verdicts or none, generators or none, strict=True)
         scores = [credit.score(rollout, verdict, generator) for rollout, verdict, generator in each]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -152,9 +152,16 @@ class DistillationMethod(Protocol):
         verdicts: Sequence[Verdict | None] | None = None,
         generators: Sequence[Generator] | None = None,
         *,
-        references: Sequence[Tensor] | None = None,
+        references: Sequence[Callable[[], Tensor]] | None = None,
     ) -> list[Credit] | None:
-        """Rewards of a batch in parts, normalised over all of it; None if the method does not compare samples."""
+        """Rewards of a batch in parts, normalised over all of it; None if the method does not compare samples.
+
+        Args:
+            rollouts: of every part; graphs and logits are not read.
+            verdicts: of every part; see `loss`.
+            generators: of every part.
+            references: of every part, called where the rewards read a reference.
+        """
         ...
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
