@@ -1,59 +1,64 @@
 """The method under accelerate: one process or many. ``torchrun --nproc-per-node 2 -m examples.accelerate_loop``
 
-``replicate`` puts a network under DDP and leaves it what a denoiser needs (``features``, ``accepts_step``), which a
-bare
-``accelerator.prepare`` would hide.
+`Learner` holds a network's optimiser and puts the network under DDP; `DistillationStep` obeys the method's plan of
+updates, with a batch in micro-batches whose gradient is that of the whole batch.
 """
 
 from __future__ import annotations
 
-import torch
 from accelerate import Accelerator
+from torch import Generator, Tensor
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
-from discrete_distill.training import CollapseWatch, replicate, step_generator
+from discrete_distill.rollout import Rollout
+from discrete_distill.training import (
+    BatchPart,
+    CollapseWatch,
+    DistillationStep,
+    Learner,
+    OptimizerConfig,
+    step_generator,
+)
 from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
 
 def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dict[str, float]:
     """Distil the toy teacher; every process draws its own groups, in micro-batches."""
-    accelerator = Accelerator(gradient_accumulation_steps=accumulate)
+    accelerator = Accelerator()
     teacher = train_teacher(teacher_steps).to(accelerator.device)
     config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
-    raw = [make(teacher, config) for make in (DiDiInstruct.make_student, DiDiInstruct.make_auxiliary)]
-    many = accelerator.num_processes > 1
-    student, auxiliary = (replicate(net, accelerator.device) if many else net for net in raw)
-    method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
-    rates = (3e-4, 3e-3)  # the auxiliary must keep up with the student: one update each
-    optimizers = [
-        torch.optim.AdamW(net.parameters(), lr=lr) for net, lr in zip((student, auxiliary), rates, strict=True)
-    ]
-    student_optimizer, ratio_optimizer = map(accelerator.prepare_optimizer, optimizers)
+    size = 64 // accumulate
+
+    def learner(network, rate: float) -> Learner:
+        return Learner(network, OptimizerConfig(learning_rate=rate, warmup_steps=0), steps, accelerator)
+
+    student = learner(DiDiInstruct.make_student(teacher, config), 1e-3)
+    auxiliary = learner(DiDiInstruct.make_auxiliary(teacher, config), 2e-3)
+    learners = {"student": student, "auxiliary": auxiliary}
+    method = DiDiInstruct(student.network, teacher, None, PROCESS, config, auxiliary=auxiliary.network)
+
+    def draw(g: Generator, tokens: Tensor | None) -> Rollout:
+        return method.rollout(size, LENGTH, generator=g, device=accelerator.device, tokens=tokens)
 
     watch = CollapseWatch(every=10)
-    for micro_batch in range(steps * accumulate):
-        # Seed, number and rank: another stream on every process, and none to save.
-        g = step_generator(0, micro_batch, rank=accelerator.process_index, device=accelerator.device)
-        with accelerator.accumulate(student, auxiliary), accelerator.autocast():
-            rollout = method.rollout(64 // accumulate, LENGTH, generator=g)
-            warm = micro_batch >= accumulate * config.ratio_warmup
-            reference = CHAIN.sample(64 // accumulate, LENGTH, generator=g)
-            out = method.student_loss(rollout, reference=reference, generator=g)
-            accelerator.backward(float(warm) * out.loss)
-            accelerator.backward(method.auxiliary_loss(rollout, generator=g).loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(student.parameters(), 1.0)
-            for optimizer in (student_optimizer, ratio_optimizer):
-                optimizer.step()
-                optimizer.zero_grad()
-        if warm and accelerator.sync_gradients:
+    for index in range(steps):
+        parts = []
+        for number in range(index * accumulate, (index + 1) * accumulate):
+            # Seed, number and rank: another stream on every process, and none to save.
+            g = step_generator(0, number, rank=accelerator.process_index, device=accelerator.device)
+            parts.append(
+                BatchPart(draw=draw, reference=lambda g=g: CHAIN.sample(size, LENGTH, generator=g), generator=g)
+            )
+        step = DistillationStep(method, learners, accelerator, parts, index)
+        metrics = step.run()
+        if step.updates_student:
             # All processes look together; it raises TrainingCollapsed if samples stay alike.
-            sign = watch.add(micro_batch // accumulate, out.metrics)
+            sign = watch.add(index, metrics)
             if sign is not None and sign.is_new:
                 accelerator.print(sign)
     if accelerator.is_main_process:
-        print(f"{accelerator.num_processes} processes, {accumulate} micro-batches of {64 // accumulate} paths each")
-    return report(teacher, raw[0].eval())
+        print(f"{accelerator.num_processes} processes, {accumulate} micro-batches of {size} paths each")
+    return report(teacher, student.module.eval())
 
 
 if __name__ == "__main__":

@@ -19,33 +19,31 @@ class Distillation(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.watch = CollapseWatch(every=10)
-        self.student = DiDiInstruct.make_student(teacher, config)
-        self.auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
-        self.method = DiDiInstruct(self.student, teacher, None, PROCESS, config, auxiliary=self.auxiliary)
+        student = DiDiInstruct.make_student(teacher, config)
+        auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
+        self.networks = nn.ModuleDict({"student": student, "auxiliary": auxiliary})
+        self.method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        networks, rates = (self.student, self.auxiliary), (1e-3, 2e-3)
-        return [torch.optim.AdamW(network.parameters(), lr=lr) for network, lr in zip(networks, rates, strict=True)]
+        rates = {"student": 1e-3, "auxiliary": 2e-3}
+        return [torch.optim.AdamW(network.parameters(), lr=rates[name]) for name, network in self.networks.items()]
 
     def training_step(self, batch: torch.Tensor, index: int) -> None:
         g = step_generator(0, index, rank=self.global_rank, device=self.device)
-        student_optimizer, ratio_optimizer = self.optimizers()
+        optimizers = dict(zip(self.networks, self.optimizers(), strict=True))
         rollout = self.method.rollout(64, LENGTH, generator=g, device=self.device)
-        if index >= self.method.config.ratio_warmup:
-            reference = CHAIN.sample(64, LENGTH, generator=g)
-            out = self.method.student_loss(rollout, reference=reference, generator=g)
+        reference = CHAIN.sample(64, LENGTH, generator=g)
+        for name in self.method.update_plan.networks(index):
+            out = self.method.loss(name, rollout, reference=reference, generator=g)
             self.manual_backward(out.loss)
-            self.clip_gradients(student_optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-            student_optimizer.step()
-            student_optimizer.zero_grad()
-            self.log_dict(out.metrics)
-            sign = self.watch.add(index, out.metrics)  # raises TrainingCollapsed if samples stay alike
-            if sign is not None and sign.is_new:
-                print(sign)
-        for _ in range(self.method.config.ratio_updates):
-            self.manual_backward(self.method.auxiliary_loss(rollout, generator=g).loss)
-            ratio_optimizer.step()
-            ratio_optimizer.zero_grad()
+            self.clip_gradients(optimizers[name], gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            if name == "student":
+                self.log_dict(out.metrics)
+                sign = self.watch.add(index, out.metrics)  # raises TrainingCollapsed if samples stay alike
+                if sign is not None and sign.is_new:
+                    print(sign)
 
 
 def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
@@ -61,7 +59,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     trainer = lightning.Trainer(max_steps=-1, max_epochs=1, accelerator="auto", devices=1, **quiet)
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(steps), batch_size=1))
     print(f"entropy of the student's predictions: {float(trainer.callback_metrics['entropy']):.3f} nats")
-    return report(teacher, module.student.eval().cpu())
+    return report(teacher, module.networks["student"].eval().cpu())
 
 
 if __name__ == "__main__":

@@ -16,28 +16,27 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     student = DiDiInstruct.make_student(teacher, config)
     auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
-    student_optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-    ratio_optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=2e-3)
+    networks = {"student": student, "auxiliary": auxiliary}
+    rates = {"student": 1e-3, "auxiliary": 2e-3}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=rates[name]) for name, net in networks.items()}
 
     g, watch = torch.Generator().manual_seed(0), CollapseWatch(every=10)
     for step in range(steps):
         rollout = method.rollout(64, LENGTH, generator=g)
-        if step >= config.ratio_warmup:
-            out = method.student_loss(rollout, reference=CHAIN.sample(64, LENGTH, generator=g), generator=g)
+        reference = CHAIN.sample(64, LENGTH, generator=g)
+        for name in method.update_plan.networks(step):
+            out = method.loss(name, rollout, reference=reference, generator=g)
             out.loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            student_optimizer.step()
-            student_optimizer.zero_grad()
-            sign = watch.add(step, out.metrics)  # raises TrainingCollapsed if samples stay alike
-            if sign is not None and sign.is_new:
-                print(sign)
-        for _ in range(config.ratio_updates):
-            method.auxiliary_loss(rollout, generator=g).loss.backward()
-            ratio_optimizer.step()
-            ratio_optimizer.zero_grad()
-        if step % 20 == config.ratio_warmup:
-            figures = {name: round(float(value), 3) for name, value in out.metrics.items()}
-            print(f"step {step}: {figures}")
+            torch.nn.utils.clip_grad_norm_(networks[name].parameters(), 1.0)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            if name == "student":
+                sign = watch.add(step, out.metrics)  # raises TrainingCollapsed if samples stay alike
+                if sign is not None and sign.is_new:
+                    print(sign)
+                if step % 20 == method.update_plan.warmup:
+                    figures = {key: round(float(value), 3) for key, value in out.metrics.items()}
+                    print(f"step {step}: {figures}")
     return report(teacher, student.eval())
 
 

@@ -6,7 +6,6 @@ are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -32,13 +31,13 @@ from ..collective import mean_over_processes
 from ..methods import DiDiInstruct, DiDiInstructConfig
 from ..models import DiT
 from ..process import MaskedDiffusion
-from ..training import Learner, LoopConfig, OptimizerConfig, step_generator
-from ..training.metrics import MetricWindow
+from ..rollout import Rollout
+from ..training import BatchPart, DistillationStep, Learner, LoopConfig, OptimizerConfig, step_generator
+from ..training.metrics import MetricWindow, on_the_host
 from ..training.processes import agree
 from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
 from .collapse_callback import CollapseCallback
-from .distillation_step import DistillationStep
 from .trainer_parts import NoData, OpenConfig, WrappedStudent
 
 SKIP_LIMIT = LoopConfig.skip_limit
@@ -131,8 +130,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
                 "FSDP and DeepSpeed are not supported by this Trainer, whose ratio networks it would not shard; take "
                 "DDP, or discrete_distill.recipes.owt with --distill.parallel.strategy fsdp"
             )
-        reads_data = self.config.log_ratio == "mmd" or self.config.data_kl_coefficient > 0.0
-        if (discriminator is not None or reads_data) and train_dataset is None:
+        plan = self.config.update_plan(discriminator=discriminator is not None)
+        if plan.reads_reference and train_dataset is None:
             raise ValueError("the method compares with data; give train_dataset with rows of input_ids")
         check_all_counts(args, "length", "discriminator_every")
         check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
@@ -189,7 +188,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         """The student's, over the steps behind the warm-up of the ratio; the ratio networks get theirs too."""
         if not self.learners:
             self._make_learners(num_training_steps)
-        given, warmup = self.lr_scheduler is not None, self.config.ratio_warmup
+        given, warmup = self.lr_scheduler is not None, self.method.update_plan.warmup
         scheduler = super().create_scheduler(max(num_training_steps - warmup, 1), optimizer)
         if not given and isinstance(scheduler, LambdaLR):
             scheduler.lr_lambdas = [_delayed(each, warmup) for each in scheduler.lr_lambdas]
@@ -201,21 +200,15 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             warmup_steps=self.args.ratio_warmup_steps,
             gradient_clip=self.args.max_grad_norm or 0.0,
         )
-        updates = {
-            "discriminator": math.ceil(num_training_steps / self.args.discriminator_every),
-            "auxiliary": num_training_steps * self.config.ratio_updates,
-        }
+        every = {"discriminator": self.args.discriminator_every}
+        updates = self.method.update_plan.planned_updates(num_training_steps, every=every)
         self.learners = {
             name: Learner(network, settings, updates[name], self.accelerator)
             for name, network in self.ratio_networks.items()
-            if network is not None
+            if network is not None and name in updates
         }
         if self.args.world_size > 1:  # The method asks the networks that exchange their gradients.
             self.method = self._make_method({name: learner.network for name, learner in self.learners.items()})
-
-    @property
-    def _warming_up(self) -> bool:
-        return self.state.global_step < self.config.ratio_warmup
 
     def compute_loss_context_manager(self) -> Any:
         """Nothing: each call of the method has an autocast of its own, since an autocast keeps the weights that it has
@@ -231,8 +224,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One micro-batch of a step: before the first the paths of all are drawn and the discriminator learns, after
-        the last the auxiliary does.
+        """One micro-batch of a step; see `DistillationStep`. The networks that precede the student are updated before
+        the first, those that follow it after the last.
 
         Raises:
             TrainingDiverged: if too many steps in a row were skipped.
@@ -241,7 +234,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         step = self._step
         if step is None:
             step = self._step = self._begin_step(model, inputs)
-        if self._warming_up:  # No gradient, so that the optimiser leaves every weight as it is.
+        if not step.updates_student:  # No gradient, so that the optimiser leaves every weight as it is.
             loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach() / len(step.parts)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -252,24 +245,31 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return loss
 
     def _begin_step(self, model: nn.Module, first: dict[str, Any]) -> DistillationStep:
-        """Draw the paths of all micro-batches, and let the discriminator judge them and learn."""
+        """Draw the paths of all micro-batches, and update the networks that precede the student."""
         self.method.student = model if model is self.model else WrappedStudent(model, self.model)
-        inputs = [self._paths(self._prepare_inputs(batch)) for batch in self._batches or [first]]
-        generators = [self._generator(number) for number in range(len(inputs))]
-        step = DistillationStep(self.method, self.learners, self.accelerator)
-        step.draw([paths for paths, _ in inputs], generators, self.args.device, with_graph=not self._warming_up)
-        asked = self.state.global_step % self.args.discriminator_every == 0
-        step.judge([reference for _, reference in inputs], train_discriminator=asked)
+        batches, index = self._batches or [first], self.state.global_step
+        parts = [self._part(number, self._prepare_inputs(batch)) for number, batch in enumerate(batches)]
+        skipped = ("discriminator",) if index % self.args.discriminator_every else ()
+        step = DistillationStep(self.method, self.learners, self.accelerator, parts, index, skipped=skipped)
+        step.begin()
         return step
 
+    def _part(self, number: int, inputs: dict[str, Any]) -> BatchPart:
+        paths, reference = self._paths(inputs)
+
+        def draw(generator: Generator, tokens: Tensor | None) -> Rollout:
+            return self.method.rollout(generator=generator, device=self.args.device, tokens=tokens, **paths)
+
+        return BatchPart(draw=draw, reference=lambda: reference, generator=self._generator(number))
+
     def _end_step(self, step: DistillationStep) -> None:
-        step.fit_auxiliary()
+        step.finish()
         self.optimizer._is_overflow = False
-        if not self._warming_up and not self._is_finite(step):
+        if step.updates_student and not self._is_finite(step):
             self.skipped += 1
             self.model.zero_grad(set_to_none=True)  # The optimiser leaves every weight as it is,
             self.optimizer._is_overflow = True  # and accelerate the schedule.
-        self._window.add({**step.metrics(), "student_skipped_updates": float(self.skipped)})
+        self._window.add({**on_the_host([step.metrics()])[0], "student_skipped_updates": float(self.skipped)})
         self._window.check_divergence(self.state.global_step + 1, self.state.max_steps, SKIP_LIMIT)
 
     def _is_finite(self, step: DistillationStep) -> bool:
@@ -290,7 +290,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if step is None or step.is_taught:
             self._batches = []
             step = self._step = self._begin_step(model, inputs)
-        with torch.set_grad_enabled(not self._warming_up):
+        with torch.set_grad_enabled(step.updates_student):
             rollout, loss = step.student_loss()
         return (loss, {"rollout": rollout}) if return_outputs else loss
 
@@ -378,7 +378,8 @@ class _MovingAverage(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         skipped = self.trainer.accelerator.optimizer_step_was_skipped
-        if self.trainer.average is not None and not skipped and state.global_step > self.trainer.config.ratio_warmup:
+        moved = not skipped and self.trainer.method.update_plan.updates_student(state.global_step - 1)
+        if self.trainer.average is not None and moved:
             self.trainer.average.update_parameters(kwargs["model"])
 
 

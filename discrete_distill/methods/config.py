@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ..checks import check_all_counts, check_count, check_number
 from ..divergence import DivergenceKind
 from ..rewards import Baseline, Scale, check_advantages
+from .protocol import UpdatePlan
 
 
 @dataclass(kw_only=True)
@@ -173,6 +174,28 @@ class DiDiInstructConfig:
         check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
         check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
         check_advantages(self.scale, self.baseline, self.advantage_clip)
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """Order and number of the updates in a training step.
+
+        Args:
+            discriminator: whether one is trained, for the log-ratio or for guided sampling alone.
+        """
+        order = ["student"]
+        if self.log_ratio == "auxiliary":
+            order.append("auxiliary")
+        if self.log_ratio == "discriminator":
+            order.insert(0, "discriminator")
+        elif discriminator:
+            order.append("discriminator")
+        reads = {"student": self.log_ratio == "mmd" or self.data_kl_coefficient > 0.0, "discriminator": True}
+        return UpdatePlan(
+            order=tuple(order),
+            updates={"auxiliary": self.ratio_updates} if "auxiliary" in order else {},
+            warmup=self.ratio_warmup,
+            reads_reference=tuple(name for name in order if reads.get(name, False)),
+            keeps_logits=self.credit == "vocabulary",
+        )
 
     @classmethod
     def recommended(cls, **changes: Any) -> DiDiInstructConfig:

@@ -1,41 +1,28 @@
 """DiDi-Instruct (arXiv 2509.25035): distil a masked diffusion teacher into a few-step student by an integral KL
-divergence.
-
-One training step is
-
-    rollout = method.rollout(batch_size, length, generator=g)      # student paths, evaluated once, with their graph
-    method.auxiliary_loss(rollout).loss.backward()                 # or discriminator_loss(rollout, reference)
-    method.student_loss(rollout).loss.backward()
-
-with an optimiser of the caller's after each. The object holds networks and configuration: no optimiser, no device.
-"""
+divergence. `DistillationMethod` has the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..divergence import (
-    AuxiliaryDenoiserLogRatio,
-    DiscriminatorLogRatio,
-    LogRatio,
-    LogRatioEstimator,
-)
-from ..models import DiT, discriminator_accuracy, discriminator_loss, masked_mean
-from ..process import Denoiser, MaskedDiffusion, evaluation_mode
+from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..models import DiT
+from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
-from .assembly import is_coupled, make_diversity_control, make_estimator, make_matcher, time_law
+from .assembly import make_diversity_control, make_estimator, make_matcher
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
+from .discriminator_fit import fit_discriminator
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
-from .output import StepOutput, Verdict
+from .output import Credit, StepOutput, Verdict
 from .path_metrics import agreement_metrics, reference_agreement
-from .sample_credit import Credit, SampleCredit
+from .protocol import UpdatePlan
+from .sample_credit import SampleCredit
 from .vocabulary_credit import VocabularyCredit
 
 
@@ -137,6 +124,50 @@ class DiDiInstruct:
         assert self.auxiliary is not None
         return AuxiliaryDenoiserLogRatio(self.process, self.auxiliary, self.teacher)
 
+    @property
+    def update_plan(self) -> UpdatePlan:
+        """Order and number of the updates in a training step. A discriminator that gives the reward is updated before
+        the student (the paper's Algorithm 1). An auxiliary denoiser follows the student: the reward is then read from a
+        network that has not seen these samples, and its update does not need memory beside the graph of the paths."""
+        return self.config.update_plan(discriminator=self.discriminator is not None)
+
+    def loss(
+        self,
+        name: str,
+        rollout: Rollout,
+        *,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+        credit: Credit | None = None,
+        verdict: Verdict | None = None,
+    ) -> StepOutput:
+        """`student_loss`, `auxiliary_loss` or `discriminator_loss`; see `DistillationMethod`.
+
+        Raises:
+            ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
+        """
+        if name not in self.update_plan.order:
+            raise ValueError(f"this method trains {', '.join(self.update_plan.order)}, not {name!r}")
+        if name == "student":
+            return self.student_loss(
+                rollout,
+                verdict=verdict,
+                credit=credit,
+                reference=reference,
+                generator=generator,
+                num_tokens=num_tokens,
+            )
+        if name == "auxiliary":
+            return self.auxiliary_loss(rollout, generator=generator, num_tokens=num_tokens)
+        if reference is None:
+            raise ValueError("the discriminator compares student states with data; pass reference=")
+        return self.discriminator_loss(rollout, reference, generator=generator, num_tokens=num_tokens)
+
+    def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """See `agreement_metrics`."""
+        return agreement_metrics(self.config, rollout)
+
     def rollout(
         self,
         batch_size: int | None = None,
@@ -200,56 +231,15 @@ class DiDiInstruct:
         """
         if self.discriminator is None:
             raise ValueError("this method was made without a discriminator")
-        rollout.check_reference(reference)
-        z, t = self._judged_states(rollout, generator)
-        z_reference = self.process.corrupt(reference, t, movable=rollout.movable, generator=generator)
-        counted, counted_reference = rollout.movable, rollout.movable
-        if self.config.discriminator_states == "corrupted":
-            counted = self.process.judged_positions(z, counted)
-            counted_reference = self.process.judged_positions(z_reference, counted_reference)
-        kwargs = rollout.denoiser_kwargs()
-        reused = self.config.reuse_verdict
-        with evaluation_mode(self.discriminator, parametrizations=False) if reused else nullcontext():
-            logits, logits_reference = (
-                self.discriminator(z, t, **kwargs),
-                self.discriminator(z_reference, t, **kwargs),
-            )
-        loss = discriminator_loss(
-            logits,
-            logits_reference,
-            counted,
-            counted_reference,
-            label_smoothing=self.config.label_smoothing,
-            weight_B=rollout.movable.sum(1) / _num_tokens(rollout, num_tokens),
+        return fit_discriminator(
+            self.discriminator,
+            self.process,
+            self.config,
+            rollout,
+            reference,
+            num_tokens=_num_tokens(rollout, num_tokens),
+            generator=generator,
         )
-        accuracy = discriminator_accuracy(logits, logits_reference, counted, counted_reference)
-        metrics = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
-        if not reused:
-            return StepOutput(loss, metrics)
-        values = torch.where(counted, logits.detach().float(), 0.0)
-        return StepOutput(loss, metrics, Verdict(t, LogRatio(values, masked_mean(values, counted))))
-
-    def _judged_states(self, rollout: Rollout, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Student states and their times that the discriminator sees."""
-        if self.config.discriminator_states == "corrupted":
-            t = self._corruption_time(rollout, generator)
-            return self.process.corrupt(rollout.sequences, t, movable=rollout.movable, generator=generator), t
-        states = torch.stack([step.z_next for step in rollout.steps])
-        times = torch.stack([step.s for step in rollout.steps])
-        batch = torch.arange(states.shape[1], device=states.device)
-        which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
-        return states[which, batch], times[which, batch]
-
-    def _corruption_time(self, rollout: Rollout, generator: Generator | None) -> Tensor:
-        if is_coupled(self.config, rollout):
-            return rollout.tau
-        batch = len(rollout.sequences)
-        t = (
-            time_law(self.config)
-            .sample(batch // rollout.group_size, device=rollout.sequences.device, generator=generator)
-            .t
-        )
-        return t.repeat_interleave(rollout.group_size)
 
     def auxiliary_loss(
         self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None
@@ -312,6 +302,8 @@ class DiDiInstruct:
         rollouts: Sequence[Rollout],
         verdicts: Sequence[Verdict | None] | None = None,
         generators: Sequence[Generator] | None = None,
+        *,
+        references: Sequence[Callable[[], Tensor]] | None = None,
     ) -> list[Credit] | None:
         """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None with credit
         over the vocabulary, which compares no samples.
@@ -320,12 +312,15 @@ class DiDiInstruct:
             rollouts: of every part; graphs and logits are not needed.
             verdicts: of every part; see `student_loss`.
             generators: of every part.
+            references: of every part, for ``log_ratio="mmd"``.
 
         Raises:
             ValueError: if a reward is not finite.
         """
         if self.estimator is None:
             return None
+        if self.config.log_ratio == "mmd" and references is not None:
+            verdicts = [self.mmd_verdict(each, of()) for each, of in zip(rollouts, references, strict=True)]
         credit, none = self._sample_credit(), [None] * len(rollouts)
         each = zip(rollouts, verdicts or none, generators or none, strict=True)
         scores = [credit.score(rollout, verdict, generator) for rollout, verdict, generator in each]
@@ -358,6 +353,8 @@ class DiDiInstruct:
                 another shape than the samples.
         """
         tokens = _num_tokens(rollout, num_tokens)
+        if self.config.log_ratio == "mmd" and reference is not None and credit is None and verdict is None:
+            verdict = self.mmd_verdict(rollout, reference)
         if self.config.data_kl_coefficient and reference is None:
             raise ValueError(
                 f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..divergence import LogRatio
+from ..divergence import LogRatio, SampleScores
 
 
 class Verdict(NamedTuple):
@@ -20,6 +20,18 @@ class Verdict(NamedTuple):
 
     t: Tensor
     log_ratio: LogRatio
+
+
+class Credit(NamedTuple):
+    """What one part of a batch is taught with; see `DiDiInstruct.credits`.
+
+    Attributes:
+        scores: log-ratios of its samples.
+        advantages: ``[B]``, or ``[B, L]`` with token credit, normalised over the whole batch.
+    """
+
+    scores: SampleScores
+    advantages: Tensor
 
 
 @dataclass

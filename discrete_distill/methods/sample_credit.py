@@ -6,7 +6,7 @@ Shape suffixes: B batch, L length.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -16,22 +16,10 @@ from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
 from .assembly import is_coupled
 from .config import DiDiInstructConfig
-from .output import StepOutput, Verdict
+from .output import Credit, StepOutput, Verdict
 from .path_metrics import path_metrics
 from .reward_metrics import reward_metrics
 from .step_losses import step_losses
-
-
-class Credit(NamedTuple):
-    """What one part of a batch is taught with; see `DiDiInstruct.credits`.
-
-    Attributes:
-        scores: log-ratios of its samples.
-        advantages: ``[B]``, or ``[B, L]`` with token credit, normalised over the whole batch.
-    """
-
-    scores: SampleScores
-    advantages: Tensor
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
-from ..methods import DiDiInstruct, DiDiInstructConfig, StepOutput, Verdict, agreement_metrics
-from ..methods.parts import draw_part, tokens_per_part
-from ..methods.sample_credit import Credit
+from ..methods import DiDiInstruct, DiDiInstructConfig
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
 from ..samplers import AncestralSampler
 from ..training import (
+    BatchPart,
+    DistillationStep,
     Learner,
     LoopConfig,
     OptimizerConfig,
@@ -107,17 +104,13 @@ class DistillConfig:
         Raises:
             ValueError: if the student would never be updated.
         """
-        steps, method = self.loop.num_steps, self.method
-        if method.ratio_warmup >= steps:
+        steps, plan = self.loop.num_steps, self.method.update_plan(discriminator=self.discriminator)
+        if not plan.updates_student(steps - 1):
             raise ValueError(
-                f"a warm-up of {method.ratio_warmup} steps leaves the student no update in {steps} steps; lower "
+                f"a warm-up of {plan.warmup} steps leaves the student no update in {steps} steps; lower "
                 "--distill.method.ratio-warmup, or raise --distill.loop.num-steps"
             )
-        return {
-            "student": steps - method.ratio_warmup,
-            "auxiliary": steps * method.ratio_updates,
-            "discriminator": math.ceil(steps / self.discriminator_every),
-        }
+        return plan.planned_updates(steps, every={"discriminator": self.discriminator_every})
 
 
 class Distillation:
@@ -181,57 +174,20 @@ class Distillation:
         return [self.method.teacher, *(learner.module for learner in self.parts().values())]
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
-        """One step. A discriminator that gives the reward is updated before the student (the paper's Algorithm 1). An
-        auxiliary denoiser follows the student: the reward is then read from a network that has not seen these samples,
-        and its update does not need memory beside the graph of the paths."""
-        in_parts = self.config.accumulate > 1
-        return on_the_host([(self._accumulated_step if in_parts else self._whole_step)(index, generator)])[0]
-
-    def _whole_step(self, index: int, generator: Generator) -> dict[str, Any]:
-        rollout = self._rollout(index, 0, generator)
-        if self.config.method.log_ratio == "discriminator":
-            metrics, verdict = self._discriminate(index, rollout, generator)
-            metrics |= _update(self.discriminator, "discriminator")
-            metrics |= self._teach(index, rollout, verdict, generator)
-            return metrics | _update(self.student, "student")
-        metrics = self._teach(index, rollout, None, generator)
-        metrics |= _update(self.student, "student")
-        metrics |= self._fit_auxiliary([rollout], generator)
-        metrics |= self._discriminate(index, rollout, generator)[0]
-        return metrics | _update(self.discriminator, "discriminator")
-
-    def _accumulated_step(self, index: int, generator: Generator) -> dict[str, Any]:
-        """The same in parts: gradients of all parts add up, then every network makes its update."""
-        method, every = self.config.method, range(self.config.accumulate)
-        keep_logits = method.credit == "vocabulary"
-        parts = [draw_part(partial(self._rollout, index, n), generator, keep_logits=keep_logits) for n in every]
-        rollouts = [part.rollout for part in parts]
-        tokens = tokens_per_part(rollouts)
-        lines, verdicts = [], []
-        for number, rollout in enumerate(rollouts):
-            with self._accumulating(number):
-                judged, verdict = self._discriminate(index, rollout, generator, tokens)
-            lines.append(judged)
-            verdicts.append(verdict if method.log_ratio != "mmd" else self._mmd_verdict(rollout, generator))
-        metrics = mean_of_lines(lines) | _update(self.discriminator, "discriminator")
-        if index >= method.ratio_warmup:
-            with self.accelerator.autocast():
-                credits = self.method.credits(rollouts, verdicts, [generator] * len(parts))
-            lines = []
-            for number, part in enumerate(parts):
-                credit = None if credits is None else credits[number]
-                with self._accumulating(number):
-                    lines.append(self._teach(index, part.again(), None, generator, tokens, credit))
-            metrics |= mean_of_lines(lines) | _update(self.student, "student")
-        return metrics | self._fit_auxiliary(rollouts, generator, tokens)
-
-    def _accumulating(self, part: int) -> ExitStack:
-        """Gradients wait for the last part before processes exchange them."""
-        stack = ExitStack()
-        if part < self.config.accumulate - 1:
-            for learner in self.parts().values():
-                stack.enter_context(learner.accumulating())
-        return stack
+        """One step; see `DistillationStep`."""
+        config = self.config
+        size = config.batch_size // config.accumulate
+        parts = [
+            BatchPart(
+                draw=partial(self._rollout, index, number),
+                reference=partial(self.reference, size, generator),
+                generator=generator,
+            )
+            for number in range(config.accumulate)
+        ]
+        skipped = ("discriminator",) if index % config.discriminator_every else ()
+        step = DistillationStep(self.method, self.parts(), self.accelerator, parts, index, skipped=skipped)
+        return on_the_host([step.run()])[0]
 
     def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> Rollout:
         config = self.config
@@ -241,76 +197,13 @@ class Distillation:
             lengths = self._matcher.num_steps
             chosen = lengths[fold_seed("length of paths", config.loop.seed, index, part) % len(lengths)]
             self.method.matcher = replace(self._matcher, num_steps=(chosen,))
-        with self.accelerator.autocast():
-            return self.method.rollout(
-                config.batch_size // config.accumulate,
-                self.stream.length,
-                generator=generator,
-                device=self.accelerator.device,
-                tokens=tokens,
-            )
-
-    def _teach(
-        self,
-        index: int,
-        rollout: Rollout,
-        verdict: Verdict | None,
-        generator: Generator,
-        tokens: Tensor | None = None,
-        credit: Credit | None = None,
-    ) -> dict[str, Any]:
-        """Gradient of the student; its metrics."""
-        if index < self.config.method.ratio_warmup:
-            return dict(agreement_metrics(self.config.method, rollout))
-        if self.config.method.log_ratio == "mmd" and credit is None:
-            verdict = self._mmd_verdict(rollout, generator)
-        reference = None
-        if self.config.method.data_kl_coefficient:
-            reference = self.reference(len(rollout.sequences), generator)
-        with self.accelerator.autocast():
-            out = self.method.student_loss(
-                rollout,
-                verdict=verdict,
-                credit=credit,
-                reference=reference,
-                generator=generator,
-                num_tokens=tokens,
-            )
-        return self._backward(self.student, out)
-
-    def _mmd_verdict(self, rollout: Rollout, generator: Generator) -> Verdict:
-        reference = self.reference(len(rollout.sequences), generator)
-        with self.accelerator.autocast():
-            return self.method.mmd_verdict(rollout, reference)
-
-    def _fit_auxiliary(
-        self, rollouts: list[Rollout], generator: Generator, tokens: Tensor | None = None
-    ) -> dict[str, Any]:
-        if self.auxiliary is None:
-            return {}
-        metrics: dict[str, Any] = {}
-        for _ in range(self.config.method.ratio_updates):
-            for part, rollout in enumerate(rollouts):
-                with self._accumulating(part), self.accelerator.autocast():
-                    out = self.method.auxiliary_loss(rollout, generator=generator, num_tokens=tokens)
-                    metrics |= self._backward(self.auxiliary, out)
-            metrics |= _update(self.auxiliary, "auxiliary")
-        return metrics
-
-    def _discriminate(
-        self, index: int, rollout: Rollout, generator: Generator, tokens: Tensor | None = None
-    ) -> tuple[dict[str, Any], Verdict | None]:
-        """Gradient of the discriminator, where it is its turn; its metrics and verdict."""
-        if self.discriminator is None or index % self.config.discriminator_every:
-            return {}, None
-        reference = self.reference(len(rollout.sequences), generator)
-        with self.accelerator.autocast():
-            out = self.method.discriminator_loss(rollout, reference, generator=generator, num_tokens=tokens)
-        return self._backward(self.discriminator, out), out.verdict
-
-    def _backward(self, learner: Learner, out: StepOutput) -> dict[str, Tensor]:
-        learner.backward(out.loss / self.config.accumulate)
-        return {name: value.detach() for name, value in out.metrics.items()}
+        return self.method.rollout(
+            config.batch_size // config.accumulate,
+            self.stream.length,
+            generator=generator,
+            device=self.accelerator.device,
+            tokens=tokens,
+        )
 
     def reference(self, size: int, generator: Generator) -> Tensor:
         """What student and discriminator are held against: crops of the text, or samples of the teacher."""
@@ -362,15 +255,3 @@ def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Set
     and how networks lie on processes."""
     settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
     return {**settings, "teacher": weights_digest(teacher)}
-
-
-def mean_of_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of metrics that all lines have."""
-    return {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
-
-
-def _update(learner: Learner | None, name: str) -> dict[str, float]:
-    """Update a network that was given a gradient in this step."""
-    if learner is None or not learner.has_gradient:
-        return {}
-    return {f"{name}_{key}": value for key, value in learner.update().items()}

@@ -1,6 +1,7 @@
 """Training: the loop, checkpoints, optimisers with moving averages, many processes, seeds, signs of trouble."""
 
 from .checkpoint import CheckpointStore
+from .distillation_step import BatchPart, DistillationStep
 from .health import explain
 from .lock import FolderInUse, folder_lock
 from .loop import LoopConfig, TrainingLoop
@@ -13,9 +14,11 @@ from .seeding import fold_seed, step_generator
 from .stored_settings import flat_settings, refuse_changes
 
 __all__ = [
+    "BatchPart",
     "CheckpointStore",
     "CollapseRule",
     "CollapseWatch",
+    "DistillationStep",
     "FolderInUse",
     "Learner",
     "LoopConfig",

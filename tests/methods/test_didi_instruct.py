@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, exact, token_divergence
 from discrete_distill.divergence import ScoreFunctionIntegralKL
+from discrete_distill.methods.discriminator_fit import judged_states
 from discrete_distill.models import DiT, discriminator_loss
 from discrete_distill.rollout import Rollout
 
@@ -177,7 +178,7 @@ def test_coupled_time_without_an_intermediate_state_is_drawn_and_not_all_mask() 
     assert bool((times[0] <= 0.98).all())
     method = small_method(config)
     assert bool(method.student_loss(rollout_of(method), generator=seeded(1)).loss.isfinite())
-    z, t = method._judged_states(rollout_of(method), seeded(2))
+    z, t = judged_states(method.process, method.config, rollout_of(method), seeded(2))
     assert bool((t <= 0.98).all())
     assert bool((z != 5).any())
 
@@ -262,7 +263,7 @@ def test_label_smoothing_and_judged_states_reach_the_discriminator() -> None:
     assert losses[0.0] != losses[0.3]
     method = small_method(replace(TOKENS, discriminator_states="path"))
     rollout = rollout_of(method)
-    z, t = method._judged_states(rollout, seeded(3))
+    z, t = judged_states(method.process, method.config, rollout, seeded(3))
     for row in range(8):
         states = [(step.z_next[row].tolist(), float(step.s[row])) for step in rollout.steps]
         assert (z[row].tolist(), float(t[row])) in states

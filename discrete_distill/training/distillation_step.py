@@ -1,0 +1,193 @@
+"""One training step of a distillation method: a batch in one or more parts, and the updates that its plan asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from ..methods import Credit, DistillationMethod, StepOutput, Verdict
+from ..methods.parts import Draw, DrawnPart, draw_part, tokens_per_part
+from ..rollout import Rollout
+from .optimization import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPart:
+    """One part (micro-batch) of a batch.
+
+    Args:
+        draw: draws its paths: ``draw(generator, tokens)``, along given tokens if there are any.
+        reference: called for clean tokens, int64 ``[B, L]``, each time that a loss reads some.
+        generator: source of randomness of the part; parts may share one.
+    """
+
+    draw: Draw
+    reference: Callable[[], Tensor]
+    generator: Generator
+
+
+class DistillationStep:
+    """One training step, which obeys the method's `UpdatePlan`.
+
+    The gradient of every network is that of the whole batch. With more than one part, paths are drawn without a graph,
+    rewards are normalised over all parts, and each path is evaluated again with its graph when the student's loss is
+    computed; then every network makes its update.
+
+    Args:
+        method: networks and choices.
+        learners: of the networks of the plan; of ``"student"`` only for `run`.
+        accelerator: precision.
+        parts: of the batch, on this process; equally many on each.
+        index: number of the training step.
+        skipped: networks whose turn it is not in this step.
+
+    Attributes:
+        parts: of the batch.
+        losses: of the student, for a caller of `student_loss` to fill.
+
+    Example:
+        >>> step = DistillationStep(method, learners, accelerator, parts, index)  # doctest: +SKIP
+        >>> metrics = step.run()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        method: DistillationMethod,
+        learners: Mapping[str, Learner],
+        accelerator: Accelerator,
+        parts: Sequence[BatchPart],
+        index: int,
+        *,
+        skipped: Collection[str] = (),
+    ) -> None:
+        self.method = method
+        self.learners = learners
+        self.accelerator = accelerator
+        self.parts = list(parts)
+        self.losses: list[Tensor] = []
+        self.plan = method.update_plan
+        self.updates_student = self.plan.updates_student(index)
+        place = self.plan.order.index("student")
+        turns = [name for name in self.plan.networks(index) if name not in skipped]
+        self._before = [name for name in turns if self.plan.order.index(name) < place]
+        self._after = [name for name in turns if self.plan.order.index(name) > place]
+        self._student_references = [cache(part.reference) for part in self.parts]
+        self._verdicts: list[Verdict | None] = [None] * len(self.parts)
+        self._credits: list[Credit] | None = None
+        self._student_lines: list[Mapping[str, Tensor]] = []
+        self._metrics: dict[str, Any] = {}
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether every part gave its loss."""
+        return len(self._student_lines) == len(self.parts)
+
+    def run(self) -> dict[str, Any]:
+        """The whole step, with the student's update.
+
+        Returns:
+            Metrics by name, means over the parts; tensors stay on the device.
+        """
+        self.begin()
+        if self.updates_student:
+            for number in range(len(self.parts)):
+                with self._accumulating("student", number):
+                    self.learners["student"].backward(self.student_loss()[1] / len(self.parts))
+            self._update("student")
+        else:
+            self._metrics |= _means([self.method.rollout_metrics(rollout) for rollout in self._rollouts])
+        self.finish()
+        return self.metrics()
+
+    def begin(self) -> None:
+        """Draw the paths of all parts, and update the networks that precede the student."""
+        self._drawn = [self._draw(part) for part in self.parts]
+        self._tokens = tokens_per_part(self._rollouts)
+        for name in self._before:
+            self._fit(name)
+
+    def student_loss(self) -> tuple[Rollout, Tensor]:
+        """Paths and loss of the next part, after `begin`."""
+        number = len(self._student_lines)
+        if not number and len(self.parts) > 1:
+            with self.accelerator.autocast():
+                self._credits = self.method.credits(
+                    self._rollouts,
+                    self._verdicts,
+                    [part.generator for part in self.parts],
+                    references=self._student_references,
+                )
+        drawn = self._drawn[number]
+        rollout = drawn.again() if isinstance(drawn, DrawnPart) else drawn
+        credit = None if self._credits is None else self._credits[number]
+        given = {"credit": credit, "verdict": self._verdicts[number]}
+        out = self._loss("student", number, rollout, self._student_references[number], **given)
+        self._student_lines.append(out.metrics)
+        return rollout, out.loss
+
+    def finish(self) -> None:
+        """Update the networks that follow the student."""
+        for name in self._after:
+            self._fit(name)
+
+    def metrics(self) -> dict[str, Any]:
+        """Means over the parts, of the last update of each network; tensors stay on the device."""
+        return {**_means(self._student_lines), **self._metrics}
+
+    @property
+    def _rollouts(self) -> list[Rollout]:
+        return [drawn.rollout if isinstance(drawn, DrawnPart) else drawn for drawn in self._drawn]
+
+    def _draw(self, part: BatchPart) -> DrawnPart | Rollout:
+        draw = partial(self._draw_paths, part.draw)
+        if len(self.parts) > 1:
+            return draw_part(draw, part.generator, keep_logits=self.plan.keeps_logits)
+        with torch.set_grad_enabled(self.updates_student):
+            return draw(part.generator, None)
+
+    def _draw_paths(self, draw: Draw, generator: Generator, tokens: Tensor | None) -> Rollout:
+        with self.accelerator.autocast():
+            return draw(generator, tokens)
+
+    def _fit(self, name: str) -> None:
+        """One update of another network than the student."""
+        lines = []
+        for number, (part, rollout) in enumerate(zip(self.parts, self._rollouts, strict=True)):
+            with self._accumulating(name, number):
+                out = self._loss(name, number, rollout, part.reference)
+                self.learners[name].backward(out.loss / len(self.parts))
+            lines.append(out.metrics)
+            if out.verdict is not None:
+                self._verdicts[number] = out.verdict
+        self._metrics |= _means(lines)
+        self._update(name)
+
+    def _loss(
+        self, name: str, number: int, rollout: Rollout, reference: Callable[[], Tensor], **given: Any
+    ) -> StepOutput:
+        if name in self.plan.reads_reference:
+            given["reference"] = reference()
+        # An autocast keeps the weights that it has cast, so each loss has its own.
+        with self.accelerator.autocast():
+            return self.method.loss(
+                name, rollout, generator=self.parts[number].generator, num_tokens=self._tokens, **given
+            )
+
+    def _accumulating(self, name: str, number: int) -> AbstractContextManager[None]:
+        """Gradients wait for the last part before processes exchange them."""
+        return self.learners[name].accumulating() if number < len(self.parts) - 1 else nullcontext()
+
+    def _update(self, name: str) -> None:
+        self._metrics |= {f"{name}_{key}": value for key, value in self.learners[name].update().items()}
+
+
+def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of metrics that all lines have."""
+    return {name: sum(line[name].detach() for line in lines) / len(lines) for name in lines[0]} if lines else {}
