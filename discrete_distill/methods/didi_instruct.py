@@ -49,6 +49,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
     """
 
+    network_names = ("student", "teacher", "discriminator", "auxiliary")
+
     def __init__(
         self,
         student: nn.Module,
@@ -78,24 +80,6 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
         )
         self.diversity = make_diversity_control(config)
-
-    @classmethod
-    def assemble(
-        cls,
-        config: DiDiInstructConfig,
-        process: MaskedDiffusion,
-        *,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        auxiliary: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-    ) -> DiDiInstruct:
-        """The method from the networks by name.
-
-        Raises:
-            ValueError: as the class.
-        """
-        return cls(student, teacher, discriminator, process, config, auxiliary=auxiliary)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:

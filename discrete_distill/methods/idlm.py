@@ -79,7 +79,8 @@ class IDLM(PathMethod[IDLMConfig]):
         config: every choice.
 
     Raises:
-        ValueError: if a network that is to be told its step has no true attribute ``accepts_step``.
+        ValueError: if there is no auxiliary denoiser, or a network that is to be told its step has no true attribute
+            ``accepts_step``.
 
     Example:
         >>> config = IDLMConfig(group_size=4)  # doctest: +SKIP
@@ -87,6 +88,8 @@ class IDLM(PathMethod[IDLMConfig]):
         >>> auxiliary = IDLM.make_auxiliary(teacher, config)  # doctest: +SKIP
         >>> method = IDLM(student, teacher, auxiliary, process, config)  # doctest: +SKIP
     """
+
+    network_names = ("student", "teacher", "auxiliary")
 
     def __init__(
         self,
@@ -97,6 +100,8 @@ class IDLM(PathMethod[IDLMConfig]):
         config: IDLMConfig | None = None,
     ) -> None:
         config = config if config is not None else IDLMConfig()
+        if auxiliary is None:
+            raise ValueError("IDLM needs an auxiliary denoiser; see IDLM.make_auxiliary")
         if config.ratio_conditioning:
             check_accepts_step(auxiliary, "auxiliary", "ratio_conditioning")
         estimator = ScoreFunctionIntegralKL(
@@ -114,26 +119,6 @@ class IDLM(PathMethod[IDLMConfig]):
         )
         super().__init__(student, teacher, process, config, estimator=estimator)
         self.auxiliary = auxiliary
-
-    @classmethod
-    def assemble(
-        cls,
-        config: IDLMConfig,
-        process: MaskedDiffusion,
-        *,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        auxiliary: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-    ) -> IDLM:
-        """The method from the networks by name; a discriminator is ignored.
-
-        Raises:
-            ValueError: if there is no auxiliary denoiser.
-        """
-        if auxiliary is None:
-            raise ValueError("IDLM needs auxiliary=; see IDLM.make_auxiliary")
-        return cls(student, teacher, auxiliary, process, config)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: IDLMConfig) -> DiT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -43,7 +43,12 @@ class PathMethod(Generic[ConfigT]):
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+
+    Attributes:
+        network_names: of the arguments of the class that are networks.
     """
+
+    network_names: ClassVar[tuple[str, ...]] = ("student", "teacher")
 
     def __init__(
         self,
@@ -71,18 +76,19 @@ class PathMethod(Generic[ConfigT]):
         self.estimator = estimator
 
     @classmethod
-    def assemble(
-        cls,
-        config: Any,
-        process: MaskedDiffusion,
-        *,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        auxiliary: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-    ) -> PathMethod[Any]:
-        """The method from the networks by name; those that it has no use for are ignored."""
-        raise NotImplementedError
+    def assemble(cls, config: PathConfig, process: MaskedDiffusion, **networks: Any) -> PathMethod[Any]:
+        """The method from its networks by name.
+
+        Args:
+            config: of this class.
+            process: mask and schedule.
+            **networks: student, teacher, auxiliary, discriminator; those that the method has no use for are ignored.
+
+        Raises:
+            ValueError: as the class.
+        """
+        kind: Any = cls
+        return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
 
     @staticmethod
     def make_student(teacher: DiT, config: PathConfig) -> DiT:
@@ -199,8 +205,11 @@ class PathMethod(Generic[ConfigT]):
         if self.estimator is None:
             return None
         credit, none = self._sample_credit(), [None] * len(rollouts)
-        each = zip(rollouts, verdicts or none, generators or none, strict=True)
-        scores = [credit.score(rollout, verdict, generator) for rollout, verdict, generator in each]
+        each = zip(rollouts, verdicts or none, generators or none, references or none, strict=True)
+        scores = [
+            credit.score(rollout, verdict or self._judge(rollout, reference), generator)
+            for rollout, verdict, generator, reference in each
+        ]
         return [Credit(*pair) for pair in zip(scores, self.estimator.advantages(scores), strict=True)]
 
     def student_loss(
@@ -219,7 +228,7 @@ class PathMethod(Generic[ConfigT]):
             rollout: of this step.
             verdict: log-ratios of its samples that are already there.
             credit: of `credits`, where the rollout is a part of the batch; ``verdict`` is then not read.
-            reference: not read here.
+            reference: clean tokens, for methods that compare samples with them.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
@@ -227,7 +236,13 @@ class PathMethod(Generic[ConfigT]):
         Raises:
             ValueError: if a log-probability of the path, or a reward, is not finite.
         """
+        if credit is None and verdict is None:
+            verdict = self._judge(rollout, None if reference is None else lambda: reference)
         return self._sample_credit().student_loss(rollout, credit, verdict, generator, divisor(rollout, num_tokens))
+
+    def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> Verdict | None:
+        """Log-ratios from a comparison with reference sequences, where the method makes one."""
+        return None
 
     def _sample_credit(self) -> SampleCredit:
         if self.estimator is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ..divergence import ScoreFunctionIntegralKL
 from ..divergence.mmd import check_bandwidth
 from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
-from .output import Credit, StepOutput, Verdict
+from .output import Verdict
 from .path_config import PathConfig
 from .path_method import PathMethod
 from .protocol import UpdatePlan
@@ -107,68 +107,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         )
         super().__init__(student, teacher, process, config, estimator=estimator)
 
-    @classmethod
-    def assemble(
-        cls,
-        config: RolloutMMDConfig,
-        process: MaskedDiffusion,
-        *,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        auxiliary: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-    ) -> RolloutMMD:
-        """The method from the networks by name; ratio networks are ignored."""
-        return cls(student, teacher, process, config)
-
-    def credits(
-        self,
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict | None] | None = None,
-        generators: Sequence[Generator] | None = None,
-        *,
-        references: Sequence[Callable[[], Tensor]] | None = None,
-    ) -> list[Credit] | None:
-        """Rewards of a batch in parts, normalised over all of it; samples are compared within a part.
-
-        Args:
-            rollouts: of every part; graphs and logits are not needed.
-            verdicts: of every part, as `MMDLogRatio.verdict` gives them; read where there are no references.
-            generators: not read.
-            references: of every part, called for clean tokens of data.
-
-        Raises:
-            ValueError: if a part holds fewer than two groups, or there is nothing to compare with.
-        """
-        if references is not None:
-            each = zip(rollouts, references, strict=True)
-            verdicts = [self.log_ratio.verdict(rollout, reference()) for rollout, reference in each]
-        return super().credits(rollouts, verdicts, generators)
-
-    def student_loss(
-        self,
-        rollout: Rollout,
-        *,
-        verdict: Verdict | None = None,
-        credit: Credit | None = None,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
-    ) -> StepOutput:
-        """The surrogate of ``MMD^2``; its gradient is for the student alone.
-
-        Args:
-            rollout: of this step.
-            verdict: of `MMDLogRatio.verdict`, in the place of a reference.
-            credit: of `credits`, where the rollout is a part of the batch.
-            reference: clean tokens of data, int64 ``[M, L]``.
-            generator: not read.
-            num_tokens: see `PathMethod.student_loss`.
-
-        Raises:
-            ValueError: if a log-probability of the path is not finite, the batch holds fewer than two groups, or there
-                is nothing to compare with.
-        """
-        if credit is None and verdict is None and reference is not None:
-            verdict = self.log_ratio.verdict(rollout, reference)
-        return super().student_loss(rollout, verdict=verdict, credit=credit, generator=generator, num_tokens=num_tokens)
+    def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> Verdict:
+        if reference is None:
+            raise ValueError("the MMD compares samples with data; pass reference=")
+        return self.log_ratio.verdict(rollout, reference())
