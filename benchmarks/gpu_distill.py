@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_run import write_json
-from discrete_distill.methods import DiDiInstructConfig, SDTTConfig
+from discrete_distill.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiTConfig
 from discrete_distill.recipes.comparison import RESULTS_FILE, Comparison
 from discrete_distill.recipes.comparison_report import collapses
@@ -67,7 +67,7 @@ def full_config(output: Path) -> ComparisonConfig:
     )
     for distill, method in (
         (config.distill, DiDiInstructConfig(group_size=32)),
-        (config.mmd, DiDiInstructConfig.mmd()),
+        (config.mmd, RolloutMMDConfig()),
     ):
         distill.method, distill.batch_size = method, 64
         distill.student = replace(distill.student, learning_rate=1e-4, ema_decay=0.98)
@@ -93,7 +93,9 @@ def tiny_config(output: Path) -> ComparisonConfig:
     config.teacher.batch_size = 4
     for distill in (config.distill, config.mmd):
         distill.batch_size = 4
-        distill.method = replace(distill.method, group_size=2, ratio_warmup=0, ratio_updates=1, corruptions=1)
+        distill.method = replace(distill.method, group_size=2)
+    distill = config.distill
+    distill.method = replace(distill.method, ratio_warmup=0, ratio_updates=1, corruptions=1)
     config.sdtt.batch_size = config.autoregressive.batch_size = 4
     config.sdtt.method = SDTTConfig(teacher_steps=8, rounds=2)
     config.evaluate = EvaluateConfig(num_samples=2, steps=(4, 8), guided_steps=(8,), batch_size=2)

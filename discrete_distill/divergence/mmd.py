@@ -4,7 +4,7 @@
 
 with ``f`` the feature of a uniformly drawn token of a sequence (Gretton et al., "A Kernel Two-Sample Test", 2012). Its
 gradient is that of a cost: ``grad MMD^2 = E[ R(x) grad log p(x) ]`` with ``R(x) = 2 mean_i w(f_i)`` and the witness
-``w(.) = E k(., f') - E k(., g)``. So it goes where a log-ratio goes, with no network to train (arXiv 2610.06648).
+``w(.) = E k(., f') - E k(., g)``. So it goes where a log-ratio goes, with no network to train.
 
 Shape suffixes: B student sequences, M reference sequences, L length, D width of features, N tokens.
 """

@@ -28,7 +28,7 @@ from transformers import (
 
 from ..checks import check_all_counts, check_count, check_number
 from ..collective import mean_over_processes
-from ..methods import DiDiInstruct, DiDiInstructConfig
+from ..methods import DiDiInstructConfig, PathConfig, PathMethod
 from ..models import DiT
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
@@ -109,13 +109,13 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         *,
         teacher: nn.Module,
         process: MaskedDiffusion,
-        config: DiDiInstructConfig | None = None,
+        config: PathConfig | None = None,
         discriminator: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         train_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
-        self.config = config or DiDiInstructConfig()
+        self.config: PathConfig = config or DiDiInstructConfig()
         batch_size = args.per_device_train_batch_size
         if batch_size % self.config.group_size:
             raise ValueError(
@@ -167,9 +167,9 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self.teacher, self.process = teacher, process
         self.method = self._make_method(self.ratio_networks)
 
-    def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> DiDiInstruct:
-        discriminator, auxiliary = ratio_networks.get("discriminator"), ratio_networks.get("auxiliary")
-        return DiDiInstruct(self.model, self.teacher, discriminator, self.process, self.config, auxiliary=auxiliary)
+    def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> PathMethod[Any]:
+        kind = self.config.method_class
+        return kind.assemble(self.config, self.process, student=self.model, teacher=self.teacher, **ratio_networks)
 
     @property
     def averaged_student(self) -> nn.Module:

@@ -6,7 +6,6 @@ from ..divergence import LogRatioEstimator, ScoreFunctionIntegralKL
 from ..matching import IntermediateStateMatcher
 from ..process import BetaTime, ConstantWeight, ElboWeight, MaskedDiffusion
 from ..rewards import LogRatioReward
-from ..rollout import Rollout
 from .config import DiDiInstructConfig
 from .diversity_control import DiversityControl
 
@@ -42,12 +41,6 @@ def make_diversity_control(config: DiDiInstructConfig) -> DiversityControl | Non
 def time_law(config: DiDiInstructConfig) -> BetaTime:
     """The law of random intermediate times, and of the times that samples are corrupted to."""
     return BetaTime(config.tau_low, config.tau_high, a=config.tau_shape, b=config.tau_shape)
-
-
-def is_coupled(config: DiDiInstructConfig, rollout: Rollout) -> bool:
-    """Whether samples are corrupted to a time of their own path."""
-    # A path of one step has no intermediate time: corrupted to its tau, 1, nothing could be told apart.
-    return config.coupled_time and len(rollout.steps) > 1
 
 
 def make_estimator(

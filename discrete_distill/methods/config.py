@@ -1,36 +1,37 @@
-"""What DiDi-Instruct can be told, and what it was told in the paper."""
+"""Configuration of DiDi-Instruct, with the paper's preset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..checks import check_all_counts, check_count, check_number
+from ..checks import check_all_counts, check_number
 from ..divergence import DivergenceKind
-from ..rewards import Baseline, Scale, check_advantages
+from .path_config import PathConfig
 from .protocol import UpdatePlan
+from .step_losses import Regularization
+
+if TYPE_CHECKING:
+    from .didi_instruct import DiDiInstruct
 
 
 @dataclass(kw_only=True)
-class DiDiInstructConfig:
-    """Every technique of DiDi-Instruct (arXiv 2509.25035) and of what measured better, one field each.
+class DiDiInstructConfig(PathConfig):
+    """Every technique of DiDi-Instruct (arXiv 2509.25035) and of what measured better, one field each. `PathConfig`
+    has the fields of paths and advantages.
 
     The defaults are what measured best in this library's own runs; `paper` is the published method.
 
     Args:
         score_decomposition: train along paths through intermediate states; off: the sample is drawn in one step.
-        path_steps: numbers of steps of a path; one is drawn for each batch (paper: 2).
-        gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all (paper: all).
-        branching: rows of a group share their path up to the one step that keeps a graph, and the masks that their
-            rewards are read with (paper: off). See `IntermediateStateMatcher`.
         path_times: intermediate times evenly spaced as in the "sampler", or drawn "random"ly (paper: random tau).
         tau_low: least random time (paper: 0.02).
         tau_high: greatest random time (paper: 0.98).
         tau_shape: both shapes of the Beta law of random times (paper: 1 or 2); 1 is uniform.
         coupled_time: corrupt samples to the path's own tau (paper), not to a time drawn anew.
         log_ratio: what estimates log q_student / q_teacher: a "discriminator" (paper), an "auxiliary" denoiser
-            fitted to the student, the law of the "path" itself (the student's own probabilities: no network, an
-            upper bound), or in its place the "mmd" between features of samples and data (see `MMDLogRatio`).
+            fitted to the student, or the law of the "path" itself (the student's own probabilities: no network, an
+            upper bound).
         credit: advantage for the whole "sequence" (paper), for each "token", or over the whole "vocabulary" at every
             step.
         window: token credit: positions up to this far away count for a token.
@@ -42,11 +43,7 @@ class DiDiInstructConfig:
         omega_low: least weight (paper: 0.1).
         omega_high: greatest weight (paper: 10).
         importance_weight: divide by pi(t) (paper: optional).
-        group_size: G, consecutive rows compared with each other (paper: 4).
-        baseline: what is subtracted from rewards (paper: group mean).
-        scale: what rewards are divided by (paper: group standard deviation).
         reward_clip: greatest raw log-ratio, nats (paper: 8).
-        advantage_clip: greatest normalised reward (paper: 3).
         kl_coefficient: weight of the KL between student and teacher (paper: 0.02); 0 for none.
         kl_kind: forward, reverse, jeffreys, js or tv (paper: jeffreys).
         kl_beta: mixes the two directions (paper: 0.5).
@@ -57,8 +54,6 @@ class DiDiInstructConfig:
             ``ratio_warmup`` rollouts (at least one) show. None: it is always full. See `DiversityControl`.
         entropy_coefficient: weight of the student's entropy, a bonus (paper: 5e-4); 0 for none.
         label_smoothing: of the discriminator (paper: 0.1).
-        reference: where reference sequences come from: "data" (the authors' code) or "teacher" samples (their
-            Algorithm 1).
         discriminator_states: it judges samples "corrupted" to a time (paper), or the states of the "path"
             themselves, which is what re-ranking in a sampler meets. A discriminator that gives the reward is asked
             about corrupted samples, and must be trained on them.
@@ -68,7 +63,6 @@ class DiDiInstructConfig:
         ratio_updates: updates of the auxiliary denoiser for each one of the student.
         ratio_conditioning: tell the auxiliary which number of steps its samples were drawn in, so that each is compared
             with the teacher by itself; off: the mixture of all is.
-        step_conditioning: tell the student where its step ends; its first answers are the teacher's.
 
     Raises:
         TypeError: if a number that counts something is not whole.
@@ -76,15 +70,12 @@ class DiDiInstructConfig:
     """
 
     score_decomposition: bool = True
-    path_steps: tuple[int, ...] = (4, 8)
-    gradient_steps: int | None = None
-    branching: bool = False
     path_times: Literal["sampler", "random"] = "sampler"
     tau_low: float = 0.02
     tau_high: float = 0.98
     tau_shape: float = 1.0
     coupled_time: bool = False
-    log_ratio: Literal["discriminator", "auxiliary", "path", "mmd"] = "auxiliary"
+    log_ratio: Literal["discriminator", "auxiliary", "path"] = "auxiliary"
     credit: Literal["sequence", "token", "vocabulary"] = "token"
     window: int = 6
     hidden: float = 0.5
@@ -94,11 +85,7 @@ class DiDiInstructConfig:
     omega_low: float = 0.1
     omega_high: float = 10.0
     importance_weight: bool = False
-    group_size: int = 16
-    baseline: Baseline = "leave_one_out"
-    scale: Scale = "batch"
     reward_clip: float = float("inf")
-    advantage_clip: float | None = 3.0
     kl_coefficient: float = 0.0
     kl_kind: DivergenceKind = "jeffreys"
     kl_beta: float = 0.5
@@ -106,20 +93,18 @@ class DiDiInstructConfig:
     diversity_tolerance: float | None = None
     entropy_coefficient: float = 0.0
     label_smoothing: float = 0.0
-    reference: Literal["data", "teacher"] = "data"
     discriminator_states: Literal["corrupted", "path"] = "path"
     reuse_verdict: bool = False
     ratio_warmup: int = 10
     ratio_updates: int = 4
     ratio_conditioning: bool = True
-    step_conditioning: bool = True
 
     def __post_init__(self) -> None:
-        self._check_names()
+        super().__post_init__()
         self._check_numbers()
-        if self.credit == "vocabulary" and self.log_ratio in ("discriminator", "mmd"):
+        if self.credit == "vocabulary" and self.log_ratio == "discriminator":
             raise ValueError(
-                f"a {self.log_ratio} scores what was drawn, not the whole vocabulary; "
+                "a discriminator scores what was drawn, not the whole vocabulary; "
                 'take credit="sequence", or log_ratio="auxiliary" or "path"'
             )
         if self.log_ratio == "path" and self.credit != "vocabulary":
@@ -142,20 +127,9 @@ class DiDiInstructConfig:
                 "importance_weight"
             )
 
-    def _check_names(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name} is one of {get_args(hint)}, got {getattr(self, name)!r}")
-
     def _check_numbers(self) -> None:
-        check_all_counts(self, "group_size", "corruptions", "ratio_updates")
+        check_all_counts(self, "corruptions", "ratio_updates")
         check_all_counts(self, "ratio_warmup", "window", least=0)
-        if self.gradient_steps is not None:
-            check_count("gradient_steps", self.gradient_steps)
-        for steps in self.path_steps:
-            check_count("path_steps", steps)
-        if not self.path_steps:
-            raise ValueError("path_steps needs one or more numbers of steps, got none")
         for name in ("kl_coefficient", "data_kl_coefficient", "entropy_coefficient", "omega_low"):
             check_number(name, getattr(self, name), least=0.0)
         if self.diversity_tolerance is not None:
@@ -173,22 +147,38 @@ class DiDiInstructConfig:
         check_number("kl_beta", self.kl_beta, least=0.0, most=1.0)
         check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
         check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
-        check_advantages(self.scale, self.baseline, self.advantage_clip)
+
+    @property
+    def method_class(self) -> type[DiDiInstruct]:
+        """`DiDiInstruct`."""
+        from .didi_instruct import DiDiInstruct  # its module imports this one
+
+        return DiDiInstruct
+
+    @property
+    def regularization(self) -> Regularization:
+        """KL from the teacher and entropy along the path."""
+        return Regularization(
+            kl_coefficient=self.kl_coefficient,
+            kl_kind=self.kl_kind,
+            kl_beta=self.kl_beta,
+            entropy_coefficient=self.entropy_coefficient,
+        )
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """Order and number of the updates in a training step.
+        """Order and number of the updates in a training step. A discriminator that gives the reward is updated before
+        the student (the paper's Algorithm 1). An auxiliary denoiser follows the student: the reward is then read from a
+        network that has not seen these samples, and its update does not need memory beside the graph of the paths.
 
         Args:
             discriminator: whether one is trained, for the log-ratio or for guided sampling alone.
         """
-        order = ["student"]
-        if self.log_ratio == "auxiliary":
-            order.append("auxiliary")
+        order = ["student", "auxiliary"] if self.log_ratio == "auxiliary" else ["student"]
         if self.log_ratio == "discriminator":
             order.insert(0, "discriminator")
         elif discriminator:
             order.append("discriminator")
-        reads = {"student": self.log_ratio == "mmd" or self.data_kl_coefficient > 0.0, "discriminator": True}
+        reads = {"student": self.data_kl_coefficient > 0.0, "discriminator": True}
         return UpdatePlan(
             order=tuple(order),
             updates={"auxiliary": self.ratio_updates} if "auxiliary" in order else {},
@@ -196,6 +186,32 @@ class DiDiInstructConfig:
             reads_reference=tuple(name for name in order if reads.get(name, False)),
             keeps_logits=self.credit == "vocabulary",
         )
+
+    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
+        """See `PathConfig.path_evaluations`."""
+        if not self.score_decomposition:
+            return 1.0, 1.0, 1.0
+        steps, states, graph = super().path_evaluations(batch)
+        if self.path_times == "random" and steps > 1.0 and (time_conditioning or self.step_conditioning):
+            states, graph = steps * batch, graph / states * steps * batch
+        return steps, states, graph
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """See `PathConfig.loss_evaluations`."""
+        steps, states, _ = self.path_evaluations(batch, time_conditioning=time_conditioning)
+        forward, backward = states if self.kl_coefficient else 0.0, 0.0
+        if self.data_kl_coefficient:
+            forward, backward = forward + 2.0 * batch, backward + batch
+        if self.credit == "vocabulary":
+            forward += (1.0 if self.log_ratio == "path" else 2.0) * steps * batch
+            if self.log_ratio == "auxiliary":
+                forward, backward = forward + self.ratio_updates * steps * batch, backward + steps * batch
+        elif self.log_ratio == "auxiliary":
+            forward += 2.0 * self.corruptions * batch + self.ratio_updates * batch
+            backward += self.ratio_updates * batch
+        elif self.log_ratio == "discriminator" and not self.reuse_verdict:
+            forward += self.corruptions * batch
+        return forward, backward
 
     @classmethod
     def recommended(cls, **changes: Any) -> DiDiInstructConfig:
@@ -235,37 +251,3 @@ class DiDiInstructConfig:
             "step_conditioning": False,
         }
         return cls(**{**published, **changes})
-
-    @classmethod
-    def idlm(cls, **changes: Any) -> DiDiInstructConfig:
-        """The objective of IDLM (arXiv 2602.19066), with ``changes``: teacher's less auxiliary's likelihood bound on
-        the student's samples, one reward for the whole sequence.
-
-        Its gradient is estimated here by the score function; the paper's relaxes the tokens.
-        """
-        inverse: dict[str, Any] = {
-            "log_ratio": "auxiliary",
-            "credit": "sequence",
-            "corruption_by": "count",
-            "corruptions": 2,
-        }
-        return cls(**{**inverse, **changes})
-
-    @classmethod
-    def mmd(cls, **changes: Any) -> DiDiInstructConfig:
-        """Frozen-feature token MMD with leave-one-out REINFORCE in groups of 4 (arXiv 2610.06648), with ``changes``.
-
-        The batch must hold two groups or more. Rewards are scaled by their deviation over the batch, since kernel
-        values differ by hundredths.
-        """
-        kernel: dict[str, Any] = {
-            "log_ratio": "mmd",
-            "credit": "sequence",
-            "corruption_by": "time",
-            "corruptions": 1,
-            "group_size": 4,
-            "baseline": "leave_one_out",
-            "scale": "batch",
-            "ratio_warmup": 0,
-        }
-        return cls(**{**kernel, **changes})

@@ -3,7 +3,7 @@ divergence. `DistillationMethod` has the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,27 +14,21 @@ from ..models import DiT
 from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
 from .assembly import make_diversity_control, make_estimator, make_matcher
+from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
-from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .networks import check_accepts_step, trainable_copy
 from .output import Credit, StepOutput, Verdict
-from .path_metrics import agreement_metrics, reference_agreement
+from .path_method import PathMethod, divisor
+from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
 from .vocabulary_credit import VocabularyCredit
 
 
-class DiDiInstruct:
-    """The method, assembled from the library's parts.
-
-    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. Paths are drawn and rewards
-    read in evaluation mode; an auxiliary denoiser and a discriminator are trained in the mode that they are in.
-
-    Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
-    changes a gradient. A batch in parts has the gradient of the whole if each part's losses are given ``num_tokens`` of
-    the whole, and the student's its `credits`, and they are added up; the MMD compares samples within a part.
+class DiDiInstruct(PathMethod[DiDiInstructConfig]):
+    """DiDi-Instruct, published and recommended, assembled from the library's parts; see `PathMethod`.
 
     Args:
         student: denoiser that is trained.
@@ -43,12 +37,19 @@ class DiDiInstruct:
         process: mask and schedule.
         config: every choice.
         auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
-        features: frozen, for ``log_ratio="mmd"``; the teacher's middle block by default.
 
     Raises:
         ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
             attribute ``accepts_step``.
+
+    Example:
+        >>> config = DiDiInstructConfig.recommended(group_size=4)  # doctest: +SKIP
+        >>> student = DiDiInstruct.make_student(teacher, config)  # doctest: +SKIP
+        >>> auxiliary = DiDiInstruct.make_auxiliary(teacher, config)  # doctest: +SKIP
+        >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
     """
+
+    network_names = ("student", "teacher", "discriminator", "auxiliary")
 
     def __init__(
         self,
@@ -59,32 +60,26 @@ class DiDiInstruct:
         config: DiDiInstructConfig | None = None,
         *,
         auxiliary: nn.Module | None = None,
-        features: FeatureNetwork | None = None,
     ) -> None:
-        self.config = config = config if config is not None else DiDiInstructConfig()
+        config = config if config is not None else DiDiInstructConfig()
         if config.log_ratio == "discriminator" and discriminator is None:
             raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
         if config.log_ratio == "auxiliary" and auxiliary is None:
             raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
-        if config.step_conditioning:
-            check_accepts_step(student, "student", "step_conditioning")
         if config.log_ratio == "auxiliary" and config.ratio_conditioning:
             check_accepts_step(auxiliary, "auxiliary", "ratio_conditioning")
-        self.student = student
-        self.teacher: Any = teacher
         self.discriminator = discriminator
         self.auxiliary = auxiliary
-        self.features = features
-        self.process = process
-        self.matcher = make_matcher(process, config)
+        scored = config.credit != "vocabulary"
+        super().__init__(
+            student,
+            teacher,
+            process,
+            config,
+            matcher=make_matcher(process, config),
+            estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
+        )
         self.diversity = make_diversity_control(config)
-        self.estimator = None if config.credit == "vocabulary" else make_estimator(process, config, self._log_ratio())
-
-    @staticmethod
-    def make_student(teacher: DiT, config: DiDiInstructConfig) -> DiT:
-        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
-        are the teacher's."""
-        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
@@ -96,7 +91,7 @@ class DiDiInstruct:
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
         where it has them."""
-        state = {} if self.estimator is None else self.estimator.state_dict()
+        state = super().state_dict()
         return state if self.diversity is None else {**state, "diversity": self.diversity.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -111,102 +106,36 @@ class DiDiInstruct:
             raise ValueError("the state is of another diversity_tolerance; set it as it was")
         if self.diversity is not None and diversity is not None:
             self.diversity.load_state_dict(diversity)
-        if self.estimator is not None:
-            self.estimator.load_state_dict(state)
+        super().load_state_dict(state)
 
-    def _log_ratio(self) -> LogRatioEstimator:
-        if self.config.log_ratio == "discriminator":
+    def _log_ratio(
+        self, process: MaskedDiffusion, teacher: nn.Module | Denoiser, config: DiDiInstructConfig
+    ) -> LogRatioEstimator:
+        if config.log_ratio == "discriminator":
             assert self.discriminator is not None
-            return DiscriminatorLogRatio(self.process, self.discriminator)
-        if self.config.log_ratio == "mmd":
-            features = self.features if self.features is not None else FrozenFeatures(self.teacher)
-            return MMDLogRatio(features, self.config.group_size)
+            return DiscriminatorLogRatio(process, self.discriminator)
         assert self.auxiliary is not None
-        return AuxiliaryDenoiserLogRatio(self.process, self.auxiliary, self.teacher)
+        return AuxiliaryDenoiserLogRatio(process, self.auxiliary, teacher)
 
     @property
     def update_plan(self) -> UpdatePlan:
-        """Order and number of the updates in a training step. A discriminator that gives the reward is updated before
-        the student (the paper's Algorithm 1). An auxiliary denoiser follows the student: the reward is then read from a
-        network that has not seen these samples, and its update does not need memory beside the graph of the paths."""
+        """See `DiDiInstructConfig.update_plan`."""
         return self.config.update_plan(discriminator=self.discriminator is not None)
 
-    def loss(
-        self,
-        name: str,
-        rollout: Rollout,
-        *,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
-        credit: Credit | None = None,
-        verdict: Verdict | None = None,
-    ) -> StepOutput:
-        """`student_loss`, `auxiliary_loss` or `discriminator_loss`; see `DistillationMethod`.
-
-        Raises:
-            ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
-        """
-        if name not in self.update_plan.order:
-            raise ValueError(f"this method trains {', '.join(self.update_plan.order)}, not {name!r}")
-        if name == "student":
-            return self.student_loss(
-                rollout,
-                verdict=verdict,
-                credit=credit,
-                reference=reference,
-                generator=generator,
-                num_tokens=num_tokens,
-            )
-        if name == "auxiliary":
-            return self.auxiliary_loss(rollout, generator=generator, num_tokens=num_tokens)
-        if reference is None:
-            raise ValueError("the discriminator compares student states with data; pass reference=")
-        return self.discriminator_loss(rollout, reference, generator=generator, num_tokens=num_tokens)
-
-    def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
-        """See `agreement_metrics`."""
-        return agreement_metrics(self.config, rollout)
-
-    def rollout(
-        self,
-        batch_size: int | None = None,
-        length: int | None = None,
-        *,
-        x_init: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generator: Generator | None = None,
-        device: torch.device | str | None = None,
-        tokens: Tensor | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-    ) -> Rollout:
-        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
-        ``model_kwargs`` by keyword.
-
-        Raises:
-            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
-        """
-        shape = None
-        if x_init is None:
-            if batch_size is None or length is None:
-                raise ValueError("give batch_size and length, or x_init")
-            shape = (batch_size, length)
-        rollout = self.matcher(
-            self.student,
-            shape,
-            group_size=self.config.group_size,
-            x_init=x_init,
-            attention_mask=attention_mask,
-            generator=generator,
-            device=device,
-            tokens=tokens,
-            model_kwargs=model_kwargs,
-        )
+    def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
+        """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
+        are."""
+        rollout = super().rollout(*sizes, tokens=tokens, **given)
         if self.diversity is not None and tokens is None:
-            for agreement in agreement_metrics(self.config, rollout).values():
+            for agreement in self.rollout_metrics(rollout).values():
                 self.diversity.add(agreement)
         return rollout
+
+    def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:
+        if name == "auxiliary":
+            return self.auxiliary_loss(rollout, **given)
+        assert reference is not None
+        return self.discriminator_loss(rollout, reference, **given)
 
     def discriminator_loss(
         self,
@@ -237,7 +166,7 @@ class DiDiInstruct:
             self.config,
             rollout,
             reference,
-            num_tokens=_num_tokens(rollout, num_tokens),
+            num_tokens=divisor(rollout, num_tokens),
             generator=generator,
         )
 
@@ -259,72 +188,21 @@ class DiDiInstruct:
         """
         if self.auxiliary is None:
             raise ValueError("this method was made without an auxiliary denoiser")
-        if self.config.credit == "vocabulary":
-            loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, _num_tokens(rollout, num_tokens))
-        else:
-            nelbo = self.process.nelbo(
-                self.auxiliary,
-                rollout.sequences,
-                by="count",
-                movable=rollout.movable,
-                generator=generator,
-                s=rollout.last_time,
-                **rollout.denoiser_kwargs(),
-            )
-            loss = nelbo.nats.sum() / _num_tokens(rollout, num_tokens)
+        tokens = divisor(rollout, num_tokens)
+        if self.config.credit != "vocabulary":
+            return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
+        loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, tokens)
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
-
-    def mmd_verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
-        """What the MMD says of the student's samples beside ``reference``, for `student_loss`; nothing is trained.
-
-        Args:
-            rollout: of this step.
-            reference: clean tokens of data or teacher, int64 ``[M, L]``.
-
-        Raises:
-            ValueError: if the log-ratio is another, or the batch holds fewer than two groups.
-        """
-        log_ratio = None if self.estimator is None else self.estimator.log_ratio
-        if not isinstance(log_ratio, MMDLogRatio):
-            raise ValueError(f'this method was made with log_ratio={self.config.log_ratio!r}, not "mmd"')
-        return log_ratio.verdict(rollout, reference)
 
     def _vocabulary_credit(self) -> VocabularyCredit:
         return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
 
     def _sample_credit(self) -> SampleCredit:
-        if self.estimator is None:
-            raise ValueError('credit="vocabulary" has no rewards of samples')
-        return SampleCredit(self.process, self.config, self.teacher, self.estimator)
-
-    def credits(
-        self,
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict | None] | None = None,
-        generators: Sequence[Generator] | None = None,
-        *,
-        references: Sequence[Callable[[], Tensor]] | None = None,
-    ) -> list[Credit] | None:
-        """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None with credit
-        over the vocabulary, which compares no samples.
-
-        Args:
-            rollouts: of every part; graphs and logits are not needed.
-            verdicts: of every part; see `student_loss`.
-            generators: of every part.
-            references: of every part, for ``log_ratio="mmd"``.
-
-        Raises:
-            ValueError: if a reward is not finite.
-        """
-        if self.estimator is None:
-            return None
-        if self.config.log_ratio == "mmd" and references is not None:
-            verdicts = [self.mmd_verdict(each, of()) for each, of in zip(rollouts, references, strict=True)]
-        credit, none = self._sample_credit(), [None] * len(rollouts)
-        each = zip(rollouts, verdicts or none, generators or none, strict=True)
-        scores = [credit.score(rollout, verdict, generator) for rollout, verdict, generator in each]
-        return [Credit(*pair) for pair in zip(scores, self.estimator.advantages(scores), strict=True)]
+        return replace(
+            super()._sample_credit(),
+            regularization=self.config.regularization,
+            coupled_time=self.config.coupled_time,
+        )
 
     def student_loss(
         self,
@@ -340,7 +218,7 @@ class DiDiInstruct:
 
         Args:
             rollout: of this step.
-            verdict: of `discriminator_loss` in this step, which is then not asked again; or of `mmd_verdict`.
+            verdict: of `discriminator_loss` in this step, which is then not asked again.
             credit: of `credits`, where the rollout is a part of the batch; ``verdict`` is then not read.
             reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient``; given
                 positions must agree with the rollout's.
@@ -352,9 +230,7 @@ class DiDiInstruct:
             ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
                 another shape than the samples.
         """
-        tokens = _num_tokens(rollout, num_tokens)
-        if self.config.log_ratio == "mmd" and reference is not None and credit is None and verdict is None:
-            verdict = self.mmd_verdict(rollout, reference)
+        tokens = divisor(rollout, num_tokens)
         if self.config.data_kl_coefficient and reference is None:
             raise ValueError(
                 f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
@@ -387,7 +263,3 @@ class DiDiInstruct:
             self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator
         )
         return StepOutput(out.loss + weight * divergence, {**metrics, "data_divergence": divergence.detach()})
-
-
-def _num_tokens(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:
-    return rollout.num_tokens() if num_tokens is None else num_tokens

@@ -14,9 +14,10 @@ from ..divergence import LogRatio
 from ..models import discriminator_accuracy, discriminator_loss, masked_mean
 from ..process import MaskedDiffusion, evaluation_mode
 from ..rollout import Rollout
-from .assembly import is_coupled, time_law
+from .assembly import time_law
 from .config import DiDiInstructConfig
 from .output import StepOutput, Verdict
+from .sample_credit import own_time
 
 
 def fit_discriminator(
@@ -93,8 +94,9 @@ def judged_states(
 
 
 def _corruption_time(config: DiDiInstructConfig, rollout: Rollout, generator: Generator | None) -> Tensor:
-    if is_coupled(config, rollout):
-        return rollout.tau
+    own = own_time(rollout) if config.coupled_time else None
+    if own is not None:
+        return own
     groups = len(rollout.sequences) // rollout.group_size
     t = time_law(config).sample(groups, device=rollout.sequences.device, generator=generator).t
     return t.repeat_interleave(rollout.group_size)

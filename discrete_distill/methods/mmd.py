@@ -1,8 +1,7 @@
-"""The reward of MMD distillation (arXiv 2610.06648): what frozen features say of the student's tokens and the data's.
+"""The reward of `RolloutMMD`: features of a frozen network at the student's tokens, against those of data.
 
-It is a log-ratio by interface and the gradient of a squared MMD by meaning (see `token_witness`), so the loop of
-DiDi-Instruct takes it as it is: paths, groups, leave-one-out baselines and credit stay the same, and there is no
-auxiliary network to train.
+It is a log-ratio by interface and the gradient of a squared MMD by meaning (see `token_witness`): paths, groups,
+leave-one-out baselines and credit are those of the other methods, and there is no auxiliary network to train.
 """
 
 from __future__ import annotations
@@ -114,9 +113,7 @@ class MMDLogRatio:
         """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
         where positions are given, but not as many reference sequences as samples."""
         if x is None or reference is None:
-            raise ValueError(
-                'log_ratio="mmd" compares samples with data; pass verdict=method.mmd_verdict(rollout, reference)'
-            )
+            raise ValueError("the MMD compares samples with data; pass reference=")
         if len(reference) != len(x) and movable is not None and not bool(movable.all()):
             raise ValueError(
                 f"{len(reference)} reference sequences for {len(x)} samples with given positions: give one for each "
@@ -137,7 +134,7 @@ class MMDLogRatio:
         return LogRatio(per_position, per_position.sum(1))
 
     def verdict(self, rollout: Rollout, reference: Tensor) -> Verdict:
-        """Of a rollout's samples, for `DiDiInstruct.student_loss`."""
+        """Of a rollout's samples, for `RolloutMMD.student_loss`."""
         x = rollout.sequences
         t = torch.zeros(len(x), device=x.device)
         given = {"x": x, "movable": rollout.movable, "reference": reference}

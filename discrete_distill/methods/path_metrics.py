@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 
 from ..rollout import Rollout
-from .config import DiDiInstructConfig
 
 MOST_ROWS = 64  # compared with one another: P^2 L comparisons
 
 
-def path_metrics(config: DiDiInstructConfig, rollout: Rollout, entropies: Sequence[Tensor]) -> dict[str, Tensor]:
+def path_metrics(rollout: Rollout, entropies: Sequence[Tensor], *, branching: bool = False) -> dict[str, Tensor]:
     """Agreement of two samples, and the entropy of the tokens that were revealed first.
 
     Args:
-        config: of the method.
         rollout: student paths.
         entropies: of the student's predictions at the ``R`` positions that each step revealed, nats, one for each step.
+        branching: whether rows of a group share their path up to one step.
 
     Returns:
         ``sample_agreement`` as in `agreement_metrics`, and ``first_entropy``, the mean over the tokens of the first
@@ -32,11 +31,11 @@ def path_metrics(config: DiDiInstructConfig, rollout: Rollout, entropies: Sequen
     """
     first_R = next((each for each in entropies if len(each)), entropies[0])
     first = first_R.detach().sum() / max(len(first_R), 1)
-    return {**agreement_metrics(config, rollout), "first_entropy": first}
+    return {**agreement_metrics(rollout, branching=branching), "first_entropy": first}
 
 
 @torch.no_grad()
-def agreement_metrics(config: DiDiInstructConfig, rollout: Rollout) -> dict[str, Tensor]:
+def agreement_metrics(rollout: Rollout, *, branching: bool = False) -> dict[str, Tensor]:
     """Probability that two samples of the batch have the same token where both were generated.
 
     Of pairs of different rows that were drawn independently of each other given the prompt: rows with the same given
@@ -44,21 +43,21 @@ def agreement_metrics(config: DiDiInstructConfig, rollout: Rollout) -> dict[str,
     others, whatever their prompts. At most 64 rows are compared.
 
     Args:
-        config: of the method.
         rollout: student paths.
+        branching: whether rows of a group share their path up to one step.
 
     Returns:
         ``sample_agreement``, a scalar in ``[0, 1]``, 0 where no two rows share a generated position; nothing where the
         batch has fewer than two rows that may be compared.
     """
     x_PL, generated_PL = rollout.sequences, rollout.movable
-    if config.branching:
+    if branching:
         x_PL, generated_PL = x_PL[:: rollout.group_size], generated_PL[:: rollout.group_size]
     x_PL, generated_PL = x_PL[:MOST_ROWS], generated_PL[:MOST_ROWS]
     if len(x_PL) < 2:
         return {}
     pairs_PP = ~torch.eye(len(x_PL), dtype=torch.bool, device=x_PL.device)
-    if not config.branching and rollout.group_size > 1:
+    if not branching and rollout.group_size > 1:
         given_PL = torch.where(generated_PL, -1, x_PL)
         pairs_PP = pairs_PP & (given_PL[:, None] == given_PL).all(-1)
     both_PPL = generated_PL[:, None] & generated_PL & pairs_PP[:, :, None]

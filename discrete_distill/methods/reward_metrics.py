@@ -7,26 +7,25 @@ import math
 import torch
 from torch import Tensor
 
-from ..divergence import SurrogateOutput
+from ..divergence import ScoreFunctionIntegralKL, SurrogateOutput
 from ..models import masked_mean
 from ..rollout import Rollout
-from .config import DiDiInstructConfig
 
 
-def reward_metrics(config: DiDiInstructConfig, rollout: Rollout, out: SurrogateOutput) -> dict[str, Tensor]:
+def reward_metrics(estimator: ScoreFunctionIntegralKL, rollout: Rollout, out: SurrogateOutput) -> dict[str, Tensor]:
     """Mean, deviation and size of the log-ratio, and how much was clipped: of sequences, or tokens, that were
     generated. Its size is the median of its absolute value, in nats, which grows where a ratio network loses the
     student.
 
     Args:
-        config: of the method.
+        estimator: with the clips of rewards and advantages.
         rollout: whose rewards they are.
-        out: of the estimator.
+        out: of its surrogate.
 
     Returns:
         Detached scalars by name.
     """
-    generated_B, limit = rollout.movable.any(1), config.advantage_clip
+    generated_B, limit = rollout.movable.any(1), estimator.advantage_clip
     counted = generated_B if out.advantages.dim() == 1 else rollout.movable
     mean = _mean(out.log_ratio, generated_B)
     square = torch.where(generated_B, (out.log_ratio - mean).square(), 0.0).sum()
@@ -36,7 +35,7 @@ def reward_metrics(config: DiDiInstructConfig, rollout: Rollout, out: SurrogateO
         "log_ratio": mean,
         "log_ratio_std": (square / (generated_B.sum() - 1).clamp(min=1)).sqrt(),
         "log_ratio_size": size,
-        "clipped_rewards": _mean((out.log_ratio.abs() >= config.reward_clip).float(), generated_B),
+        "clipped_rewards": _mean((out.log_ratio.abs() >= estimator.reward.clip).float(), generated_B),
         "clipped_advantages": _mean(at_limit.float(), counted),
     }
 

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,10 @@ from torch import Generator, Tensor
 from ..divergence import SampleScores, ScoreFunctionIntegralKL
 from ..process import Denoiser, MaskedDiffusion
 from ..rollout import Rollout
-from .assembly import is_coupled
-from .config import DiDiInstructConfig
 from .output import Credit, StepOutput, Verdict
 from .path_metrics import path_metrics
 from .reward_metrics import reward_metrics
-from .step_losses import step_losses
+from .step_losses import Regularization, step_losses
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,19 @@ class SampleCredit:
 
     Args:
         process: names the mask.
-        config: of the method.
         teacher: frozen.
         estimator: of the integral KL.
+        regularization: added to the surrogate.
+        coupled_time: corrupt samples to a time of their own path.
+        branching: whether rows of a group share their path up to one step.
     """
 
     process: MaskedDiffusion
-    config: DiDiInstructConfig
     teacher: Denoiser
     estimator: ScoreFunctionIntegralKL
+    regularization: Regularization = field(default_factory=Regularization)
+    coupled_time: bool = False
+    branching: bool = False
 
     def score(self, rollout: Rollout, verdict: Verdict | None, generator: Generator | None) -> SampleScores:
         """Log-ratios of a rollout's samples; its logits are not read.
@@ -51,7 +53,7 @@ class SampleCredit:
             return self.estimator.score_of(verdict.log_ratio, verdict.t, **given)
         return self.estimator.score(
             rollout.sequences,
-            t=rollout.tau if is_coupled(self.config, rollout) else None,
+            t=own_time(rollout) if self.coupled_time else None,
             generator=generator,
             s=rollout.last_time,
             **given,
@@ -78,7 +80,10 @@ class SampleCredit:
         Raises:
             ValueError: if a log-probability of the path, or a reward, is not finite.
         """
-        steps = [(step, step_losses(self.process, self.config, self.teacher, rollout, step)) for step in rollout.steps]
+        regularization = self.regularization
+        steps = [
+            (step, step_losses(self.process, regularization, self.teacher, rollout, step)) for step in rollout.steps
+        ]
         token_log_probs = torch.stack([step.on_canvas(each.log_prob) for step, each in steps]).sum(0)
         rollout.check_log_probs(token_log_probs.detach())
         if credit is None:
@@ -88,12 +93,18 @@ class SampleCredit:
         # The surrogate is a mean over sequences.
         loss = out.loss * len(token_log_probs) / num_tokens
         entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / num_tokens
-        metrics = reward_metrics(self.config, rollout, out) | {"entropy": entropy.detach()}
-        metrics |= path_metrics(self.config, rollout, [each.entropy for _, each in steps])
-        if self.config.kl_coefficient:
+        metrics = reward_metrics(self.estimator, rollout, out) | {"entropy": entropy.detach()}
+        metrics |= path_metrics(rollout, [each.entropy for _, each in steps], branching=self.branching)
+        if regularization.kl_coefficient:
             divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / num_tokens
-            loss = loss + self.config.kl_coefficient * divergence
+            loss = loss + regularization.kl_coefficient * divergence
             metrics["teacher_divergence"] = divergence.detach()
-        if self.config.entropy_coefficient:
-            loss = loss - self.config.entropy_coefficient * entropy
+        if regularization.entropy_coefficient:
+            loss = loss - regularization.entropy_coefficient * entropy
         return StepOutput(loss, metrics)
+
+
+def own_time(rollout: Rollout) -> Tensor | None:
+    """Time of an intermediate state of the path, ``[B]``; None of a path of one step. It has no intermediate time:
+    corrupted to its tau, 1, nothing could be told apart."""
+    return rollout.tau if len(rollout.steps) > 1 else None

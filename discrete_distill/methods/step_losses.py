@@ -5,16 +5,33 @@ Shape suffixes: R revealed rows, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..divergence import token_divergence
+from ..divergence import DivergenceKind, token_divergence
 from ..process import Denoiser, MaskedDiffusion
 from ..rollout import PathStep, Rollout
 from ..samplers.logits import read_logits
-from .config import DiDiInstructConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """What is added to the student's surrogate along its path; nothing by default.
+
+    Args:
+        kl_coefficient: weight of the KL between student and teacher.
+        kl_kind: forward, reverse, jeffreys, js or tv.
+        kl_beta: mixes the two directions.
+        entropy_coefficient: weight of the student's entropy, a bonus.
+    """
+
+    kl_coefficient: float = 0.0
+    kl_kind: DivergenceKind = "jeffreys"
+    kl_beta: float = 0.5
+    entropy_coefficient: float = 0.0
 
 
 class StepLosses(NamedTuple):
@@ -26,28 +43,28 @@ class StepLosses(NamedTuple):
 
 
 def step_losses(
-    process: MaskedDiffusion, config: DiDiInstructConfig, teacher: Denoiser, rollout: Rollout, step: PathStep
+    process: MaskedDiffusion, regularization: Regularization, teacher: Denoiser, rollout: Rollout, step: PathStep
 ) -> StepLosses:
-    """Log-probability, entropy and divergence from the teacher (0 where the configuration asks for none).
+    """Log-probability, entropy and divergence from the teacher (0 where ``kl_coefficient`` is).
 
     Args:
         process: names the mask.
-        config: of the method.
+        regularization: which divergence.
         teacher: read in evaluation mode, without a graph.
         rollout: that the step belongs to.
         step: one of its steps.
     """
-    if not config.kl_coefficient:
+    if not regularization.kl_coefficient:
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
     teacher_RV = read_logits(teacher, step.z, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
     out = step.losses(teacher_RV)
     assert out.forward_kl is not None
     assert out.reverse_kl is not None
-    mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": config.kl_beta}.get(config.kl_kind)
+    mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": regularization.kl_beta}.get(regularization.kl_kind)
     if mix is None:
         both = (process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
-        divergence = token_divergence(*both, kind=config.kl_kind, beta=config.kl_beta)
+        divergence = token_divergence(*both, kind=regularization.kl_kind, beta=regularization.kl_beta)
     else:
         divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
     return StepLosses(out.log_prob, out.entropy, divergence)

@@ -81,7 +81,7 @@ class VocabularyCredit:
         cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
         loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
-        metrics |= path_metrics(config, rollout, entropies)
+        metrics |= path_metrics(rollout, entropies, branching=config.branching)
         if config.kl_coefficient:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)

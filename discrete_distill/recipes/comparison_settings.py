@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checks import check_count, check_number
-from ..methods import DiDiInstructConfig, SDTTConfig
+from ..methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig, SDTTConfig
 from ..training import LoopConfig, OptimizerConfig
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
@@ -44,8 +44,8 @@ class ComparisonConfig(RecipeConfig):
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.
         didi_paper: the published method, ``didi-paper``, and what is ablated.
-        idlm: auxiliary denoiser, reward for the whole sequence.
-        mmd: frozen features.
+        idlm: our implementation of IDLM: auxiliary denoiser, reward for the whole sequence.
+        mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
         sdtt: rounds of self-distillation.
         autoregressive: trained anew within the budget, unless it has a path.
     """
@@ -63,10 +63,8 @@ class ComparisonConfig(RecipeConfig):
     texts: tuple[Path, ...] = ()
     bound_sequences: int = 64
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
-    idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.idlm()))
-    mmd: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=DiDiInstructConfig.mmd(), discriminator=False)
-    )
+    idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
+    mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
     sdtt: SDTTStageConfig = field(default_factory=SDTTStageConfig)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
 
@@ -112,7 +110,7 @@ def demo() -> ComparisonConfig:
     """Bundled text and teacher; under 40 minutes on two cores."""
     base = RECIPE_PRESETS["demo"]()
 
-    def distilled(method: DiDiInstructConfig, rate: float, *, discriminator: bool) -> DistillConfig:
+    def distilled(method: PathConfig, rate: float, *, discriminator: bool) -> DistillConfig:
         made = copy.deepcopy(base.distill)
         made.method, made.discriminator = method, discriminator
         made.student.learning_rate = rate
@@ -126,11 +124,11 @@ def demo() -> ComparisonConfig:
         guide=base.guide,
         didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
         idlm=distilled(
-            DiDiInstructConfig.idlm(group_size=base.distill.batch_size, gradient_steps=2),
+            IDLMConfig(group_size=base.distill.batch_size, gradient_steps=2),
             3e-4,
             discriminator=False,
         ),
-        mmd=distilled(DiDiInstructConfig.mmd(gradient_steps=2), 3e-4, discriminator=False),
+        mmd=distilled(RolloutMMDConfig(gradient_steps=2), 3e-4, discriminator=False),
         sdtt=SDTTStageConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
             loop=LoopConfig(num_steps=100, log_every=5, checkpoint_every=50),
@@ -164,7 +162,7 @@ def scaled(preset: str) -> ComparisonConfig:
     """A preset of the paper: OpenWebText, length 1024, its budget counted in evaluations of the published run."""
     base = RECIPE_PRESETS[preset]()
 
-    def distilled(method: DiDiInstructConfig, *, discriminator: bool) -> DistillConfig:
+    def distilled(method: PathConfig, *, discriminator: bool) -> DistillConfig:
         made = copy.deepcopy(base.distill)
         made.method, made.discriminator = method, discriminator
         return made
@@ -177,8 +175,8 @@ def scaled(preset: str) -> ComparisonConfig:
         distill=distilled(DiDiInstructConfig.recommended(), discriminator=False),
         guide=GuideConfig(updates=2000),
         didi_paper=base.distill,
-        idlm=distilled(DiDiInstructConfig.idlm(), discriminator=False),
-        mmd=distilled(DiDiInstructConfig.mmd(), discriminator=False),
+        idlm=distilled(IDLMConfig(), discriminator=False),
+        mmd=distilled(RolloutMMDConfig(), discriminator=False),
         methods=("sdtt", "didi", "didi-paper", "mmd", "ar"),
         amount=3600.0,
         evaluate=EvaluateConfig(num_samples=256, steps=(4, 8, 16, 32, 64, 128), guided_steps=(8, 16, 32)),

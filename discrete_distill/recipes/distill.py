@@ -6,13 +6,14 @@ import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ..checks import check_all_counts, check_count, check_number
-from ..methods import DiDiInstruct, DiDiInstructConfig
+from ..methods import DiDiInstructConfig, PathConfig, PathMethod
 from ..models import Discriminator, DiT, guide_by_prior
 from ..process import MaskedDiffusion
 from ..rollout import Rollout
@@ -62,7 +63,7 @@ class DistillConfig:
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
     """
 
-    method: DiDiInstructConfig = field(default_factory=DiDiInstructConfig)
+    method: PathConfig = field(default_factory=DiDiInstructConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=10_000))
     batch_size: int = 32
     accumulate: int = 1
@@ -94,8 +95,14 @@ class DistillConfig:
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
-        if self.method.log_ratio == "discriminator" and not self.discriminator:
+        trained = "discriminator" in self.method.update_plan(discriminator=self.discriminator).order
+        if trained and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
+        if self.discriminator and not trained:
+            raise ValueError(
+                f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
+                "stage guide fits one to the finished student"
+            )
         self.planned_updates()
 
     def planned_updates(self) -> dict[str, int]:
@@ -131,24 +138,19 @@ class Distillation:
         if config.prior_guidance:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
         method, parallel, updates = config.method, config.parallel, config.planned_updates()
-        student = DiDiInstruct.make_student(teacher, method)
+        kind: Any = method.method_class
+        student = kind.make_student(teacher, method)
         self.student = Learner(student, config.student, updates["student"], accelerator, parallel)
         self.auxiliary: Learner | None = None
         self.discriminator: Learner | None = None
-        if method.log_ratio == "auxiliary":
-            auxiliary = DiDiInstruct.make_auxiliary(teacher, method)
+        if "auxiliary" in updates:
+            auxiliary = kind.make_auxiliary(teacher, method)
             self.auxiliary = Learner(auxiliary, config.ratio, updates["auxiliary"], accelerator, parallel)
         if config.discriminator:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
             self.discriminator = Learner(network, config.ratio, updates["discriminator"], accelerator, parallel)
-        self.method = DiDiInstruct(
-            self.student.network,
-            self._place_teacher(teacher),
-            None if self.discriminator is None else self.discriminator.network,
-            process,
-            method,
-            auxiliary=None if self.auxiliary is None else self.auxiliary.network,
-        )
+        networks = {name: learner.network for name, learner in self.parts().items()}
+        self.method: PathMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
         self._matcher = self.method.matcher
 
     def _place_teacher(self, teacher: DiT) -> nn.Module:

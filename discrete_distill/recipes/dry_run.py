@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,32 +50,10 @@ def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
         config: of the distillation.
         model: shape of the teacher.
     """
-    method, batch = config.method, config.batch_size
-    steps = statistics.fmean(method.path_steps) if method.score_decomposition else 1.0
-    kept = steps if method.gradient_steps is None else min(float(method.gradient_steps), steps)
-    if method.branching:
-        kept = 1.0
-    # All-mask states are evaluated as one where the first step has one end for all, or the student is told no times.
-    is_told = model.time_conditioning or method.step_conditioning
-    states = (batch if is_told and method.path_times != "sampler" and steps > 1.0 else 1.0) + (steps - 1.0) * batch
-    graph = kept / steps * states
-    forward, backward = states, graph
-    if method.kl_coefficient:
-        forward += states
-    if method.data_kl_coefficient:
-        forward, backward = forward + 2.0 * batch, backward + batch
-    if method.credit == "vocabulary":
-        networks = 1.0 if method.log_ratio == "path" else 2.0
-        forward += networks * steps * batch
-        if method.log_ratio == "auxiliary":
-            forward, backward = forward + method.ratio_updates * steps * batch, backward + steps * batch
-    elif method.log_ratio == "auxiliary":
-        forward += 2.0 * method.corruptions * batch + method.ratio_updates * batch
-        backward += method.ratio_updates * batch
-    elif method.log_ratio == "mmd":
-        forward += 2.0 * batch
-    elif method.log_ratio == "discriminator" and not method.reuse_verdict:
-        forward += method.corruptions * batch
+    batch, told = config.batch_size, model.time_conditioning
+    _, states, graph = config.method.path_evaluations(batch, time_conditioning=told)
+    forward, backward = config.method.loss_evaluations(batch, time_conditioning=told)
+    forward, backward = forward + states, backward + graph
     if config.discriminator:
         forward += 2.0 * batch / config.discriminator_every
         backward += 2.0 * batch / config.discriminator_every
@@ -98,14 +75,14 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
         length: tokens per sequence.
         half: whether networks run in bf16; weights are kept in fp32 either way.
     """
-    parameters, method = count_parameters(model), config.method
+    parameters = count_parameters(model)
     unit = 2 if half else 4
     trained = 4 + 4 + BYTES_OF_ADAM
     needed = {
         "teacher": 4.0 * parameters,
         "student": (trained + (4 if config.student.ema_decay else 0)) * float(parameters),
     }
-    if method.log_ratio == "auxiliary":
+    if "auxiliary" in config.planned_updates():
         needed["auxiliary"] = (trained + (4 if config.ratio.ema_decay else 0)) * float(parameters)
     if config.discriminator:
         share = min(config.discriminator_blocks, model.num_layers) / model.num_layers

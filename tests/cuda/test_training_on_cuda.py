@@ -11,7 +11,7 @@ import pytest
 import torch
 from pretended_cuda import CUDA, PretendedCuda
 
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 from discrete_distill.recipes.corpus import TokenStream
@@ -28,13 +28,13 @@ CONFIGURATIONS = {
     "path": (DiDiInstructConfig(**SMALL, log_ratio="path", credit="vocabulary"), False, 22),
     "branching": (DiDiInstructConfig(**SMALL, branching=True), False, 21),
     "gradient steps": (DiDiInstructConfig(**SMALL, gradient_steps=2, kl_coefficient=0.1), False, 29),
-    "idlm": (DiDiInstructConfig.idlm(**SMALL), False, 17),
-    "mmd": (DiDiInstructConfig.mmd(**SMALL), False, 11),
+    "idlm": (IDLMConfig(**SMALL), False, 17),
+    "mmd": (RolloutMMDConfig(group_size=2), False, 11),
     "teacher reference": (DiDiInstructConfig.paper(**SMALL, reference="teacher"), True, 13),
 }
 
 
-def distillation(method: DiDiInstructConfig, discriminator: bool) -> Distillation:
+def distillation(method: PathConfig, discriminator: bool) -> Distillation:
     torch.manual_seed(0)
     teacher = DiT(
         DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from discrete_distill import DiDiInstructConfig, Discriminator, MaskedDiffusion, as_denoiser
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
+from discrete_distill.methods import PathConfig
 from discrete_distill.models import DiT, DiTConfig
 
 MASK, V, LENGTH = 8, 9, 8
@@ -58,7 +59,7 @@ class Rows(torch.utils.data.Dataset):
 def trainer(
     folder: Path,
     kind: Any = "dit",
-    config: DiDiInstructConfig = CONFIG,
+    config: PathConfig = CONFIG,
     data: Any = None,
     teacher: Any = None,
     **settings: Any,
@@ -81,7 +82,7 @@ def trainer(
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    wants = config.log_ratio == "discriminator"
+    wants = "discriminator" in config.update_plan().order
     student = arguments.pop("student", None) or settings.pop("student", None) or copy.deepcopy(teacher)
     return DiDiInstructTrainer(
         student,

@@ -18,6 +18,7 @@ from transformers import (
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
 from discrete_distill.integrations import transformers as integration
+from discrete_distill.methods import RolloutMMDConfig
 from discrete_distill.models import add_lora, load_denoiser
 from discrete_distill.training import TrainingDiverged
 
@@ -328,7 +329,7 @@ def test_schedules_of_the_ratio_networks_end_with_their_updates(
 
 
 def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:
-    config = DiDiInstructConfig(**{**vars(CONFIG), "log_ratio": "mmd"})
+    config = RolloutMMDConfig(group_size=CONFIG.group_size, path_steps=CONFIG.path_steps, step_conditioning=False)
     teacher = denoiser("dit")
     before = weights_of(teacher)
     with pytest.raises(ValueError, match="train_dataset"):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from chain_networks import LENGTH, PROCESS, SHAPE, seeded, small_dit
 from torch import Tensor, nn
 
 from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, Discriminator, SDTTConfig
+from discrete_distill.methods import PathConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import evaluation_mode
 
@@ -19,7 +21,7 @@ SETTINGS = {
     "parts": replace(TOKENS, corruption_by="parts"),
     "vocabulary": replace(TOKENS, credit="vocabulary"),
     "path": replace(TOKENS, credit="vocabulary", log_ratio="path"),
-    "mmd": DiDiInstructConfig.mmd(path_steps=(2,)),
+    "mmd": RolloutMMDConfig(path_steps=(2,)),
     "paper": DiDiInstructConfig.paper(),
     "verdict": DiDiInstructConfig.paper(reuse_verdict=True),
 }
@@ -57,13 +59,13 @@ def assert_as_it_was(network: nn.Module, before: tuple) -> None:
         assert torch.equal(value, before[2][name]), name
 
 
-def method_of(config: DiDiInstructConfig) -> DiDiInstruct:
-    return DiDiInstruct(
-        dropping_dit(0, step=True),
-        dropping_dit(1),
-        dropping_discriminator(),
-        PROCESS,
+def method_of(config: PathConfig) -> Any:
+    return config.method_class.assemble(
         config,
+        PROCESS,
+        student=dropping_dit(0, step=True),
+        teacher=dropping_dit(1),
+        discriminator=dropping_discriminator(),
         auxiliary=dropping_dit(2, step=True),
     )
 
@@ -72,14 +74,14 @@ def method_of(config: DiDiInstructConfig) -> DiDiInstruct:
 def test_the_students_loss_is_the_same_number_whenever_it_is_read(name) -> None:
     """With dropout of 0.5 in every network, spectral norms, and all of them in training mode."""
     method = method_of(SETTINGS[name])
-    networks = [method.student, method.teacher, method.discriminator, method.auxiliary]
+    names = ("student", "teacher", "discriminator", "auxiliary")
+    networks = [getattr(method, name) for name in names if hasattr(method, name)]
     before = [state_of(network) for network in networks]
     rollout = method.rollout(8, LENGTH, generator=seeded(0))
     reference = torch.randint(5, (8, LENGTH), generator=seeded(9))
     losses = []
     for _ in range(2):
-        verdict = method.mmd_verdict(rollout, reference) if name == "mmd" else None
-        losses.append(method.student_loss(rollout, verdict=verdict, generator=seeded(1)).loss.detach())
+        losses.append(method.loss("student", rollout, reference=reference, generator=seeded(1)).loss.detach())
     assert torch.equal(*losses)
     for network, state in zip(networks, before, strict=True):
         assert_as_it_was(network, state)

@@ -43,10 +43,8 @@ def by_hand(x: Tensor, generated: Tensor, may_compare: Any) -> float:
     return equal / total
 
 
-def agreement(rollout: Rollout, **config: Any) -> float:
-    return float(
-        agreement_metrics(DiDiInstructConfig(group_size=rollout.group_size, **config), rollout)["sample_agreement"]
-    )
+def agreement(rollout: Rollout, **choices: Any) -> float:
+    return float(agreement_metrics(rollout, **choices)["sample_agreement"])
 
 
 X = torch.randint(3, (12, 8), generator=seeded(0))
@@ -75,7 +73,7 @@ def test_rows_that_share_a_path_are_not_compared_with_one_another() -> None:
     across = by_hand(x, torch.ones_like(x, dtype=torch.bool), lambda i, j: i // 4 != j // 4)
     assert agreement(rollout_of(x, group_size=4), branching=True) == pytest.approx(across)
     assert agreement(rollout_of(x, group_size=4)) > across
-    single = agreement_metrics(DiDiInstructConfig(branching=True, group_size=12), rollout_of(x, group_size=12))
+    single = agreement_metrics(rollout_of(x, group_size=12), branching=True)
     assert single == {}
 
 
@@ -101,5 +99,7 @@ def test_the_size_of_the_log_ratio_is_the_median_of_its_absolute_value() -> None
     generated = torch.ones(4, 8, dtype=torch.bool)
     generated[3] = False  # a row that is all prompt has no sample
     out = SurrogateOutput(loss=torch.zeros(()), log_ratio=ratios, advantages=torch.zeros(4))
-    found = reward_metrics(DiDiInstructConfig(group_size=4), rollout_of(X[:4], generated), out)
+    estimator = small_method(DiDiInstructConfig(group_size=4)).estimator
+    assert estimator is not None
+    found = reward_metrics(estimator, rollout_of(X[:4], generated), out)
     assert float(found["log_ratio_size"]) == 2.0

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.methods import DiDiInstructConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.corpus import TokenStream
 from discrete_distill.recipes.distill import Distillation, DistillConfig
@@ -99,3 +99,8 @@ def test_a_warm_up_that_leaves_the_student_no_update_is_refused(ratio_warmup: in
     config = DistillConfig(loop=LoopConfig(num_steps=11))
     with pytest.raises(ValueError, match=str(ratio_warmup)):
         replace(config, loop=LoopConfig(num_steps=5), method=replace(config.method, ratio_warmup=ratio_warmup))
+
+
+def test_a_discriminator_that_the_method_does_not_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="RolloutMMD trains no discriminator"):
+        DistillConfig(method=RolloutMMDConfig())

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
+from discrete_distill.methods import IDLMConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.budget import EvaluationCounter
 from discrete_distill.recipes.corpus import TokenStream
@@ -48,14 +49,16 @@ def test_parameters_are_counted_without_making_the_network() -> None:
         DiDiInstructConfig.paper(),
         DiDiInstructConfig(group_size=4, path_steps=(4,)),
         DiDiInstructConfig(group_size=4, path_steps=(4,), gradient_steps=2),
-        DiDiInstructConfig.mmd(path_steps=(4,)),
-        DiDiInstructConfig.idlm(group_size=4, path_steps=(4,)),
+        RolloutMMDConfig(path_steps=(4,)),
+        IDLMConfig(group_size=4, path_steps=(4,)),
     ],
     ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
-    config = DistillConfig(method=replace(method, ratio_warmup=0), batch_size=8, discriminator_blocks=2)
+    warm = {} if isinstance(method, RolloutMMDConfig) else {"ratio_warmup": 0}
+    trained = isinstance(method, DiDiInstructConfig)  # the others train no discriminator
+    config = DistillConfig(method=replace(method, **warm), batch_size=8, discriminator=trained, discriminator_blocks=2)
     torch.manual_seed(0)
     stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
     trainee = Distillation(config, DiT(shape), stream, MaskedDiffusion(11), Accelerator(cpu=True))

@@ -1,4 +1,4 @@
-"""MMD in the loop of DiDi-Instruct: what it asks for, whose gradients, and that it distils."""
+"""MMD on student paths: what it asks for, whose gradients, and that it distils."""
 
 from dataclasses import replace
 
@@ -7,16 +7,16 @@ import torch
 from chain_networks import LENGTH, PROCESS, count_calls, seeded, small_dit
 from torch import Tensor
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, exact
+from discrete_distill import exact
 from discrete_distill.divergence import token_witness
-from discrete_distill.methods import FrozenFeatures
+from discrete_distill.methods import FrozenFeatures, RolloutMMD, RolloutMMDConfig
 from discrete_distill.methods.mmd import MMDLogRatio
 
-MMD = DiDiInstructConfig.mmd(step_conditioning=False)
+MMD = RolloutMMDConfig(step_conditioning=False)
 
 
-def method(config: DiDiInstructConfig = MMD) -> DiDiInstruct:
-    return DiDiInstruct(small_dit(0), small_dit(1), None, PROCESS, config)
+def method(config: RolloutMMDConfig = MMD) -> RolloutMMD:
+    return RolloutMMD(small_dit(0), small_dit(1), PROCESS, config)
 
 
 def reference(batch: int = 8) -> Tensor:
@@ -27,8 +27,7 @@ def test_the_loss_trains_the_student_alone_and_reads_its_samples_once() -> None:
     made = method()
     rollout = made.rollout(8, LENGTH, generator=seeded(0))
     asked = {network: count_calls(network) for network in (made.student, made.teacher)}
-    verdict = made.mmd_verdict(rollout, reference())
-    made.student_loss(rollout, verdict=verdict).loss.backward()
+    made.loss("student", rollout, reference=reference()).loss.backward()
     assert asked[made.student] == []
     assert asked[made.teacher] == [8, 8]
     assert all(p.grad is None for p in made.teacher.parameters())
@@ -38,7 +37,7 @@ def test_the_loss_trains_the_student_alone_and_reads_its_samples_once() -> None:
 def test_the_verdict_is_the_witness_of_the_teachers_middle_block_shared_out() -> None:
     made = method()
     rollout = made.rollout(8, LENGTH, generator=seeded(0))
-    verdict = made.mmd_verdict(rollout, reference())
+    verdict = made.log_ratio.verdict(rollout, reference())
     features, zeros = FrozenFeatures(made.teacher, block=0), torch.zeros(8)
     witness = token_witness(features(rollout.sequences, zeros), features(reference(), zeros), group_size=4)
     torch.testing.assert_close(verdict.log_ratio.per_position, 2.0 * witness / LENGTH)
@@ -65,7 +64,7 @@ def test_prompts_are_not_counted() -> None:
     x_init = torch.full((8, LENGTH), 5)
     x_init[:, :2] = 1
     rollout = made.rollout(x_init=x_init, generator=seeded(0))
-    verdict = made.mmd_verdict(rollout, reference())
+    verdict = made.log_ratio.verdict(rollout, reference())
     assert verdict.log_ratio.per_position[:, :2].abs().sum() == 0
     assert bool((verdict.log_ratio.per_position[:, 2:] != 0).all())
 
@@ -73,21 +72,39 @@ def test_prompts_are_not_counted() -> None:
 def test_what_is_missing_is_named() -> None:
     made = method()
     with pytest.raises(ValueError, match="needs two whole groups"):
-        made.mmd_verdict(made.rollout(4, LENGTH, generator=seeded(0)), reference(4))
-    with pytest.raises(ValueError, match=r"pass verdict=method\.mmd_verdict"):
-        made.student_loss(made.rollout(8, LENGTH, generator=seeded(0)))
-    other = method(replace(MMD, log_ratio="path", credit="vocabulary"))
-    with pytest.raises(ValueError, match='not "mmd"'):
-        other.mmd_verdict(other.rollout(8, LENGTH, generator=seeded(0)), reference())
-    with pytest.raises(ValueError, match="a mmd scores what was drawn"):
-        DiDiInstructConfig.mmd(credit="vocabulary")
+        made.log_ratio.verdict(made.rollout(4, LENGTH, generator=seeded(0)), reference(4))
+    rollout = made.rollout(8, LENGTH, generator=seeded(0))
+    for ask in (made.student_loss, lambda each: made.loss("student", each), lambda each: made.credits([each])):
+        with pytest.raises(ValueError, match="pass reference="):
+            ask(rollout)
+    with pytest.raises(ValueError, match="'auxiliary'"):
+        made.loss("auxiliary", made.rollout(8, LENGTH, generator=seeded(0)), reference=reference())
 
 
-def test_named_settings_of_the_successors() -> None:
-    idlm = DiDiInstructConfig.idlm(corruptions=3)
-    assert (idlm.log_ratio, idlm.credit, idlm.corruption_by, idlm.corruptions) == ("auxiliary", "sequence", "count", 3)
-    mmd = DiDiInstructConfig.mmd()
-    assert (mmd.log_ratio, mmd.group_size, mmd.baseline) == ("mmd", 4, "leave_one_out")
+def test_the_configuration() -> None:
+    assert (MMD.group_size, MMD.baseline, MMD.scale) == (4, "leave_one_out", "batch")
+    plan = MMD.update_plan(discriminator=True)
+    assert (plan.order, plan.reads_reference, plan.warmup) == (("student",), ("student",), 0)
+    for wrong in ({"bandwidth": -1.0}, {"group_size": 0}, {"path_steps": ()}, {"scale": "range"}, {"reference": "web"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            RolloutMMDConfig(**wrong)
+
+
+def test_the_bandwidth_reaches_the_kernel() -> None:
+    made = method(replace(MMD, bandwidth=0.25))
+    assert made.log_ratio.bandwidth == 0.25
+
+
+def test_credits_of_parts_compare_each_part_with_its_own_reference() -> None:
+    made = method()
+    rollouts = [made.rollout(8, LENGTH, generator=seeded(seed)) for seed in (0, 1)]
+    credits = made.credits(rollouts, references=[reference, reference])
+    assert credits is not None
+    for rollout, credit in zip(rollouts, credits, strict=True):
+        expected = made.log_ratio.verdict(rollout, reference()).log_ratio.per_sequence
+        torch.testing.assert_close(credit.scores.per_sequence, expected)
+    loss = made.loss("student", rollouts[0], credit=credits[0], num_tokens=8.0 * LENGTH).loss
+    assert bool(loss.isfinite())
 
 
 def bigrams(x: Tensor, t: Tensor) -> Tensor:
@@ -99,8 +116,8 @@ def bigrams(x: Tensor, t: Tensor) -> Tensor:
 def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain() -> None:
     """40 updates from random weights leave a tenth of the exact squared distance of bigram laws, at most."""
     chain, length = exact.small_law()
-    student, config = small_dit(0), DiDiInstructConfig.mmd(path_steps=(2,), step_conditioning=False)
-    made = DiDiInstruct(student, small_dit(1), None, PROCESS, config, features=bigrams)
+    student, config = small_dit(0), RolloutMMDConfig(path_steps=(2,), step_conditioning=False)
+    made = RolloutMMD(student, small_dit(1), PROCESS, config, features=bigrams)
     optimiser, generator = torch.optim.AdamW(student.parameters(), lr=1e-2), seeded(0)
     x = exact.enumerate_sequences(5, length)
     target = bigrams(x, torch.zeros(1)).mean(1).T.double() @ chain.law(length).flatten()
@@ -115,7 +132,7 @@ def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain()
         rollout = made.rollout(64, length, generator=generator)
         data = chain.sample(64, length, generator=generator)
         optimiser.zero_grad()
-        made.student_loss(rollout, verdict=made.mmd_verdict(rollout, data)).loss.backward()
+        made.student_loss(rollout, reference=data).loss.backward()
         optimiser.step()
     assert distance() < before / 10
 
@@ -124,11 +141,11 @@ def test_given_positions_need_as_many_reference_sequences() -> None:
     made, x_init = method(), torch.full((8, LENGTH), 5)
     x_init[:, 0] = 1
     rollout = made.rollout(x_init=x_init, generator=seeded(0))
-    assert bool(made.mmd_verdict(rollout, reference(8)).log_ratio.per_sequence.isfinite().all())
+    assert bool(made.log_ratio.verdict(rollout, reference(8)).log_ratio.per_sequence.isfinite().all())
     with pytest.raises(ValueError, match="12"):
-        made.mmd_verdict(rollout, reference(12))
+        made.log_ratio.verdict(rollout, reference(12))
     whole = made.rollout(8, LENGTH, generator=seeded(0))
-    assert bool(made.mmd_verdict(whole, reference(12)).log_ratio.per_sequence.isfinite().all())
+    assert bool(made.log_ratio.verdict(whole, reference(12)).log_ratio.per_sequence.isfinite().all())
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan")])
