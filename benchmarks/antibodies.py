@@ -29,8 +29,8 @@ import transformers
 from torch import Generator, Tensor, nn
 
 from discrete_distill import AncestralSampler, MaskedDiffusion
+from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.evaluation import CausalLMJudge, sample_agreement, sample_entropy
-from discrete_distill.methods import DiDiInstruct, DiDiInstructConfig
 
 START, END, MASK, FIRST_RESIDUE = 2, 3, 4, 5
 HEAVY_CHAIN, HUMAN = 31, 26
@@ -43,9 +43,9 @@ SETTINGS = {
     "window": 0,
     "corruptions": 2,
     "kl_kind": "forward",
-    "ratio_warmup": 8,
+    "log_ratio_warmup": 8,
     "step_conditioning": False,
-    "ratio_conditioning": False,
+    "log_ratio_conditioning": False,
 }
 
 
@@ -121,7 +121,7 @@ def fit_auxiliary(auxiliary: nn.Module, teacher: nn.Module, options: argparse.Na
         for group in optimizer.param_groups:
             group["lr"] = options.auxiliary_rate * min(1.0, (update + 1) / 10)
         chosen = pool[torch.randperm(len(pool), generator=generator)[: options.paths]]
-        bound = PROCESS.nelbo(auxiliary, chosen, by="count", movable=generated, generator=generator)
+        bound = PROCESS.nelbo(auxiliary, chosen, by="count", generation_mask=generated, generator=generator)
         step(optimizer, auxiliary, bound.nats.sum() / generated.sum())
 
 
@@ -149,7 +149,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
         kl_coefficient=options.anchor,
         data_kl_coefficient=options.data_kl,
         diversity_tolerance=options.tolerance,
-        ratio_updates=options.ratio_updates,
+        log_ratio_updates=options.log_ratio_updates,
     )
     student, auxiliary, average = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(3))
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
@@ -158,7 +158,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
     student_optimizer = torch.optim.AdamW(student.parameters(), lr=options.rate, weight_decay=0.0)
     auxiliary_optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=options.auxiliary_rate, weight_decay=0.0)
     pool = reference_pool(teacher) if options.data_kl else None
-    for _ in range(config.ratio_warmup if options.tolerance else 0):
+    for _ in range(config.log_ratio_warmup if options.tolerance else 0):
         method.rollout(x_init=blank(options.paths), generator=generator)
     for update in range(options.updates):
         rollout = method.rollout(x_init=blank(options.paths), generator=generator)
@@ -174,7 +174,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
         with torch.no_grad():
             for mean, value in zip(average.parameters(), student.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
-        for _ in range(config.ratio_updates):
+        for _ in range(config.log_ratio_updates):
             step(auxiliary_optimizer, auxiliary, method.auxiliary_loss(rollout, generator=generator).loss)
         metrics = {name: round(float(value), 4) for name, value in out.metrics.items()}
         write(

@@ -1,7 +1,7 @@
-"""Where distance is lost: one student network driven by ever less exact knowledge, on a law small enough that the
-student's own law is computed at every update.
+"""Where distance is lost: one student network driven by ever less exact knowledge, on a distribution small enough that
+the student's own distribution is computed at every update.
 
-    exact gradient       of KL(student || chain), through the enumerated law
+    exact gradient       of KL(student || chain), through the enumerated distribution
     exact ratio          the score-function estimate from samples, with the true log q(x) / p(x)
     auxiliary            the same with a denoiser fitted to the student's samples
     discriminator        the same with a classifier of samples against the chain's
@@ -20,12 +20,12 @@ from benchmarks.laboratory import (
     StudentOptimizer,
     Training,
     distil,
-    law_of,
+    distribution_of,
     score,
 )
 from discrete_distill import exact
-from discrete_distill.divergence import ExactLogRatio, ScoreFunctionIntegralKL
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.distillation.divergence import ExactLogRatio, ScoreFunctionIntegralKL
+from discrete_distill.distillation.methods import DiDiInstructConfig
 
 LENGTH = 5
 STEPS = (2, 4)
@@ -49,7 +49,7 @@ def configuration(source: str, steps: int, batch: int) -> DiDiInstructConfig:
 
 
 def distil_from(source: str, steps: int, training: Training, seed: int) -> Score:
-    """Train one student of ``steps`` steps from one source and score its law."""
+    """Train one student of ``steps`` steps from one source and score its distribution."""
     laboratory = small_laboratory()
     teacher = LookUpDenoiser(laboratory)
     config = configuration(source, steps, training.batch)
@@ -69,7 +69,7 @@ def _distil_exactly(
     *,
     sampled: bool,
 ) -> nn.Module:
-    target = laboratory.chain.law(LENGTH)
+    target = laboratory.chain.distribution(LENGTH)
     networks = Networks(laboratory, teacher, config, seed)
     method = networks.method(laboratory.process, config)
     optimizer = StudentOptimizer(networks.student, training)
@@ -78,15 +78,15 @@ def _distil_exactly(
     for index in range(training.updates):
         if sampled:
             with torch.no_grad():
-                law = law_of(laboratory, networks.student, config.path_steps[0])
-                ratio = exact.log_ratio(law, target, laboratory.process).float()
-            log_ratio = ExactLogRatio(laboratory.process, lambda z, t, ratio=ratio: exact.look_up(ratio, z))
+                distribution = distribution_of(laboratory, networks.student, config.path_steps[0])
+                ratio = exact.log_ratio(distribution, target, laboratory.process).float()
+            log_ratio = ExactLogRatio(laboratory.process, lambda x_t, t, ratio=ratio: exact.look_up(ratio, x_t))
             estimator = ScoreFunctionIntegralKL(laboratory.process, log_ratio)
             rollout = method.rollout(training.batch, LENGTH, generator=g)
             estimator(
                 rollout.sequences, rollout.token_log_probs(), group_size=training.batch, t=at_data, generator=g
             ).loss.backward()
         else:
-            exact.kl(law_of(laboratory, networks.student, config.path_steps[0]), target).backward()
+            exact.kl(distribution_of(laboratory, networks.student, config.path_steps[0]), target).backward()
         optimizer.step(index)
     return optimizer.averaged

@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 from benchmarks.gpu_run import write_json
 from discrete_distill import AncestralSampler, MaskedDiffusion
 from discrete_distill.evaluation import lost_diversity, measure_between_samples, sample_entropy
-from discrete_distill.recipes.pipeline import Pipeline
-from discrete_distill.recipes.settings import demo
+from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.text.settings import demo
 
 SEED = 0
 

@@ -1,9 +1,10 @@
 """How noisy each estimate of the gradient is, and what it costs: `python -m benchmarks.estimators`.
 
-A student of two steps over three words and length 5, its law and every log-ratio exact, so that all that differs is the
-estimator. For each, from many batches: the variance of one sample's gradient (trace of the covariance, as a multiple of
-the squared length of the mean gradient), the network evaluations that a sample takes, their product, which is what a
-gradient of a given quality costs, and the cosine between the mean and the exact gradient. Writes CSV and JSON.
+A student of two steps over three words and length 5, its distribution and every log-ratio exact, so that all that
+differs is the estimator. For each, from many batches: the variance of one sample's gradient (trace of the covariance,
+as a multiple of the squared length of the mean gradient), the network evaluations that a sample takes, their product,
+which is what a gradient of a given quality costs, and the cosine between the mean and the exact gradient. Writes CSV
+and JSON.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from discrete_distill import exact
-from discrete_distill.divergence import AuxiliaryDenoiserLogRatio, ExactLogRatio, ScoreFunctionIntegralKL
-from discrete_distill.matching import IntermediateStateMatcher
+from discrete_distill.distillation.divergence import AuxiliaryDenoiserLogRatio, ExactLogRatio, ScoreFunctionIntegralKL
+from discrete_distill.distillation.paths import IntermediateStateMatcher
+from discrete_distill.distillation.rewards import RunningMean
 from discrete_distill.process import BetaTime, MaskedDiffusion, StratifiedTime, UniformTime
-from discrete_distill.rewards import RunningMean
 
 WORDS, LENGTH, STEPS, BATCH = 3, 5, 2, 64
 
@@ -41,16 +42,18 @@ class Problem:
         self.student = exact.TabularDenoiser(LENGTH, WORDS, WORDS, self.times).copy_from(teacher, self.process)
         with torch.no_grad():
             self.student.logits.clamp_(min=-5.0)
-        law, target = self.law(), self.chain.law(LENGTH)
-        self.ratio = exact.log_ratio(law.detach(), target, self.process)
-        self.auxiliary = exact.LawDenoiser(law.detach(), WORDS)
-        self.teacher = exact.LawDenoiser(target, WORDS)
-        self.integral_kl_gradient = self._gradient(lambda: exact.integral_kl(self.law(), target, self.process, one))
-        self.kl_gradient = self._gradient(lambda: exact.kl(self.law(), target))
+        distribution, target = self.distribution(), self.chain.distribution(LENGTH)
+        self.ratio = exact.log_ratio(distribution.detach(), target, self.process)
+        self.auxiliary = exact.DistributionDenoiser(distribution.detach(), WORDS)
+        self.teacher = exact.DistributionDenoiser(target, WORDS)
+        self.integral_kl_gradient = self._gradient(
+            lambda: exact.integral_kl(self.distribution(), target, self.process, one)
+        )
+        self.kl_gradient = self._gradient(lambda: exact.kl(self.distribution(), target))
 
-    def law(self) -> Tensor:
+    def distribution(self) -> Tensor:
         """Of the student, differentiable."""
-        return exact.sampler_law(self.student, self.process, self.times, LENGTH, WORDS)
+        return exact.sampler_distribution(self.student, self.process, self.times, LENGTH, WORDS)
 
     def _gradient(self, value: Callable[[], Tensor]) -> Tensor:
         (gradient,) = torch.autograd.grad(value(), self.student.logits)
@@ -58,7 +61,7 @@ class Problem:
 
     def of_states(self) -> ExactLogRatio:
         """What a discriminator converges to."""
-        return ExactLogRatio(self.process, lambda z, t: exact.look_up(self.ratio, z))
+        return ExactLogRatio(self.process, lambda x_t, t: exact.look_up(self.ratio, x_t))
 
     def of_tokens(self) -> AuxiliaryDenoiserLogRatio:
         """What an auxiliary denoiser converges to."""
@@ -97,9 +100,9 @@ def estimates(problem: Problem) -> dict[str, Estimate]:
         "states, leave-one-out, G = 4": by_time(4),
         "states, leave-one-out, G = 64": by_time(),
         "states, leave-one-out over group std, G = 4": by_time(4, scale="group"),
-        "states, Beta(2, 2) times, importance weight": by_time(4, time_law=BetaTime(0.02, 0.98, a=2.0, b=2.0)),
-        "states, stratified times": by_time(4, time_law=StratifiedTime()),
-        "states, uniform times in [0.02, 0.98]": by_time(4, time_law=UniformTime(0.02, 0.98)),
+        "states, Beta(2, 2) times, importance weight": by_time(4, time_distribution=BetaTime(0.02, 0.98, a=2.0, b=2.0)),
+        "states, stratified times": by_time(4, time_distribution=StratifiedTime()),
+        "states, uniform times in [0.02, 0.98]": by_time(4, time_distribution=UniformTime(0.02, 0.98)),
         "states, 4 corruptions, G = 4": by_time(4, corruptions=4),
         "tokens by count": by_tokens(by="count"),
         "tokens by count, 4 corruptions": by_tokens(by="count", corruptions=4),

@@ -1,7 +1,8 @@
 """Distillation in nats: `python -m benchmarks.exact`.
 
-A perfect teacher, a small student, and methods compared at equal numbers of steps by the exact law of what they
-sample; then where the distance is lost, and a language too large to enumerate. Prints tables; writes CSV, JSON, plots.
+A perfect teacher, a small student, and methods compared at equal numbers of steps by the exact distribution of what
+they sample; then where the distance is lost, and a language too large to enumerate. Prints tables; writes CSV, JSON,
+plots.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from benchmarks.laboratory import (
     Training,
     distil,
     score,
-    score_law,
+    score_distribution,
 )
 from discrete_distill import exact
+from discrete_distill.distillation.methods import DiDiInstructConfig
 from discrete_distill.evaluation import Estimate
-from discrete_distill.methods import DiDiInstructConfig
-from discrete_distill.recipes.diversity_columns import collapse_of
+from discrete_distill.recipes.common.diversity_columns import collapse_of
 from discrete_distill.samplers import AncestralSampler
 
 STEPS = (1, 2, 4, 8)
@@ -53,7 +54,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "paper": Method(DiDiInstructConfig.paper(), Training(rate=3e-4, ratio_rate=1e-3)),
-    "not conditioned": Method(DiDiInstructConfig(path_steps=PATHS, ratio_conditioning=False), Training()),
+    "not conditioned": Method(DiDiInstructConfig(path_steps=PATHS, log_ratio_conditioning=False), Training()),
     "defaults": Method(DiDiInstructConfig(path_steps=PATHS), Training()),
     "defaults, longer": Method(DiDiInstructConfig(path_steps=PATHS), Training(updates=600, batch=2048)),
 }
@@ -79,11 +80,11 @@ class Row(NamedTuple):
 
 def small_laboratory() -> Laboratory:
     """Five words, length 6."""
-    return Laboratory(*exact.small_law())
+    return Laboratory(*exact.small_chain())
 
 
 def distances(name: str, seed: int) -> list[Row]:
-    """A method's exact distances from the law."""
+    """A method's exact distances from the distribution."""
     laboratory = small_laboratory()
     teacher = LookUpDenoiser(laboratory)
     started = time.perf_counter()
@@ -104,7 +105,7 @@ def optimum(steps: int) -> list[Row]:
     generator = Generator().manual_seed(OPTIMUM_SEEDS[steps])
     iterations = 400 if steps < 4 else 200
     best = exact.optimal_student(laboratory.chain, steps, laboratory.length, iterations=iterations, generator=generator)
-    result = score_law(best.law, laboratory.chain.law(laboratory.length), steps)
+    result = score_distribution(best.distribution, laboratory.chain.distribution(laboratory.length), steps)
     return [Row("distances", "optimal", 0, *result, time.perf_counter() - started)]
 
 
@@ -116,7 +117,7 @@ def sources(name: str, seed: int, steps: int) -> list[Row]:
 
 
 def source_ends() -> list[Row]:
-    """Teacher and optimum of the attribution's law."""
+    """Teacher and optimum of the attribution's distribution."""
     laboratory = attribution.small_laboratory()
     rows = [
         Row("sources", "teacher", 0, *each, 0.0)
@@ -126,13 +127,14 @@ def source_ends() -> list[Row]:
         best = exact.optimal_student(
             laboratory.chain, steps, laboratory.length, iterations=200, generator=Generator().manual_seed(1)
         )
-        result = score_law(best.law, laboratory.chain.law(laboratory.length), steps)
+        result = score_distribution(best.distribution, laboratory.chain.distribution(laboratory.length), steps)
         rows.append(Row("sources", "optimal", 0, *result, 0.0))
     return rows
 
 
 class LargeRow(NamedTuple):
-    """On the law that is not enumerated: nats a sequence under the chain, and trigram divergence, at some steps."""
+    """On the distribution that is not enumerated: nats a sequence under the chain, and trigram divergence, at some
+    steps."""
 
     method: str
     seed: int
@@ -143,7 +145,7 @@ class LargeRow(NamedTuple):
 
 def large(name: str, seed: int) -> list[LargeRow]:
     """A method on eight words, length 16."""
-    laboratory = Laboratory(*exact.large_law(), hidden_size=64)
+    laboratory = Laboratory(*exact.large_chain(), hidden_size=64)
     teacher = PerfectDenoiser(laboratory)
     student = teacher
     if name != "teacher":
@@ -160,8 +162,10 @@ def _sampled_scores(laboratory: Laboratory, denoiser: torch.nn.Module, steps: in
     kls = []
     for start in range(laboratory.length - 2):
         place = (x[:, start : start + 3] * torch.tensor([words**2, words, 1])).sum(1)
-        counted = torch.bincount(place, minlength=words**3).double() + 1e-3
-        kls.append(float(exact.kl(counted / counted.sum(), laboratory.chain.window_law(start, 3).flatten())))
+        loss_mask = torch.bincount(place, minlength=words**3).double() + 1e-3
+        kls.append(
+            float(exact.kl(loss_mask / loss_mask.sum(), laboratory.chain.window_distribution(start, 3).flatten()))
+        )
     return -float(laboratory.chain.log_prob(x).mean()), statistics.fmean(kls)
 
 
@@ -186,11 +190,11 @@ def median_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def diversity_table(rows: list[Row], law: torch.Tensor) -> str:
-    """Agreement and collision of two samples, exact, medians over seeds, one line a method and one for the law;
-    an asterisk marks students that are less diverse than the law."""
-    own = f"{float(exact.agreement(law)):.1%} / {float(exact.collision(law)):.2%}"
-    lines = [f"{'':18}" + "".join(f"{f'{steps} steps':>24}" for steps in STEPS), f"{'law':18}{own:>24}"]
+def diversity_table(rows: list[Row], distribution: torch.Tensor) -> str:
+    """Agreement and collision of two samples, exact, medians over seeds, one line a method and one for the
+    distribution; an asterisk marks students that are less diverse than the distribution."""
+    own = f"{float(exact.agreement(distribution)):.1%} / {float(exact.collision(distribution)):.2%}"
+    lines = [f"{'':18}" + "".join(f"{f'{steps} steps':>24}" for steps in STEPS), f"{'distribution':18}{own:>24}"]
     for name in dict.fromkeys(row.method for row in rows):
         cells = []
         for steps in STEPS:
@@ -198,7 +202,7 @@ def diversity_table(rows: list[Row], law: torch.Tensor) -> str:
             if not own_rows:
                 cells.append("")
                 continue
-            mark = "* " if collapse_of_median(own_rows, law) else ""
+            mark = "* " if collapse_of_median(own_rows, distribution) else ""
             agreement, collision = (median_of(own_rows, name) for name in ("agreement", "collision"))
             cells.append(f"{mark}{agreement:.1%} / {collision:.2%}")
         lines.append(f"{name:18}" + "".join(f"{cell:>24}" for cell in cells))
@@ -210,22 +214,22 @@ def median_of(rows: list[Row], figure: str) -> float:
     return statistics.median(getattr(row, figure) for row in rows)
 
 
-def collapse_of_median(rows: list[Row], law: torch.Tensor) -> str:
+def collapse_of_median(rows: list[Row], distribution: torch.Tensor) -> str:
     """The word "collapsed" and the figures, where two samples of the median student agree too often; exact, without
     error."""
-    reference = {"agreement": Estimate(float(exact.agreement(law)), 0.0)}
+    reference = {"agreement": Estimate(float(exact.agreement(distribution)), 0.0)}
     return collapse_of({"agreement": Estimate(median_of(rows, "agreement"), 0.0)}, reference)
 
 
-def closed(rows: list[Row], method: str, steps: int, law: torch.Tensor) -> float | str:
+def closed(rows: list[Row], method: str, steps: int, distribution: torch.Tensor) -> float | str:
     """Fraction of the distance from teacher to optimum that the median student has crossed, reverse KL; "collapsed" and
-    the figures for a student that is less diverse than the law."""
+    the figures for a student that is less diverse than the distribution."""
 
     def rows_of(name: str) -> list[Row]:
         return [row for row in rows if row.method == name and row.steps == steps]
 
     teacher, student, optimum = (median_of(rows_of(name), "reverse_kl") for name in ("teacher", method, "optimal"))
-    return collapse_of_median(rows_of(method), law) or (teacher - student) / (teacher - optimum)
+    return collapse_of_median(rows_of(method), distribution) or (teacher - student) / (teacher - optimum)
 
 
 def print_rows(rows: list[Any], *figures: str) -> None:
@@ -283,16 +287,20 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
     written = ["exact.json"]
     fractions = {}
     if measured:
-        chain, length = exact.small_law()
-        law, law_entropy = chain.law(length), chain.entropy(length)
-        print(f"reverse KL / forward KL / entropy, nats; entropy of the law {law_entropy:.2f}; medians over seeds")
+        chain, length = exact.small_chain()
+        distribution, distribution_entropy = chain.distribution(length), chain.entropy(length)
+        print(
+            f"reverse KL / forward KL / entropy, nats; entropy of the distribution {distribution_entropy:.2f}; "
+            "medians over seeds"
+        )
         print(median_table(measured))
         print(
-            "two samples agree at a position / are one sequence, exact, medians over seeds; * less diverse than the law"
+            "two samples agree at a position / are one sequence, exact, medians over seeds; * less diverse than the "
+            "distribution"
         )
-        print(diversity_table(measured, law))
+        print(diversity_table(measured, distribution))
         fractions = {
-            name: {steps: closed(measured, name, steps, law) for steps in (2, 4)} for name in arguments.methods
+            name: {steps: closed(measured, name, steps, distribution) for steps in (2, 4)} for name in arguments.methods
         }
         print("closed of the distance from teacher to optimum at 2 and 4 steps:")
         for name, by_steps in fractions.items():
@@ -316,7 +324,8 @@ def report(rows: list[Any], arguments: argparse.Namespace, seconds: float) -> No
         "command": f"python -m benchmarks.exact --seeds {' '.join(map(str, arguments.seeds))} "
         f"--workers {arguments.workers} --parts {' '.join(arguments.parts)} --methods "
         + " ".join(f"'{name}'" for name in arguments.methods),
-        "machine": f"{platform.machine()} CPU, {arguments.workers} processes of one thread, fp32, laws in fp64",
+        "machine": f"{platform.machine()} CPU, {arguments.workers} processes of one thread, fp32, distributions in "
+        "fp64",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "closed": fractions,

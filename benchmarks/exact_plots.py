@@ -31,15 +31,15 @@ def _axes(title: str, note: str) -> tuple[Any, Any]:
     axes.grid(True, axis="y", color="#E6E6E6")
     axes.set_axisbelow(True)
     axes.set_yscale("log")
-    axes.set_ylabel("KL(sampler || law), nats (lower is better)")
+    axes.set_ylabel("KL(sampler || distribution), nats (lower is better)")
     figure.supxlabel(note, fontsize=8, color="#8A8A8A", x=0.01, ha="left")
     return figure, axes
 
 
 def plot_distances(rows: Sequence[Figures], path: Path) -> None:
-    """Distance from the law against steps: median over seeds, bars from least to greatest."""
+    """Distance from the distribution against steps: median over seeds, bars from least to greatest."""
     figure, axes = _axes(
-        "How far few-step samplers are from the law", "5 words, length 6; median of seeds, bars: range"
+        "How far few-step samplers are from the distribution", "5 words, length 6; median of seeds, bars: range"
     )
     names = list(dict.fromkeys(row.method for row in rows))
     names.sort(key=lambda name: {"teacher": 0, "optimal": 9}.get(name, 1))

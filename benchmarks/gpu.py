@@ -85,25 +85,25 @@ def time_step(run: Run, batch: int, dtype: torch.dtype, share: float, stride: in
     """The sampling kernel alone, and the whole reverse step."""
     rows = batch * run.length
     full = run.make_logits(rows, dtype, 1, stride)
-    logits, z = full[:, : run.vocab_size], run.make_tokens(rows, share)
+    logits, x_t = full[:, : run.vocab_size], run.make_tokens(rows, share)
     seed, step = torch.tensor(3, device=run.device), torch.tensor(0, device=run.device)
     schedule = (run.mask, run.alpha_t, run.alpha_s)
     first = batch == run.batches[0] and stride == run.stride
     baselines: dict[str, Callable[[], Any]] = {}
     if first or (share == 1.0 and stride == run.stride):
-        baselines["eager fp32"] = lambda: gpu_baselines.eager_step(logits, z, *schedule, torch.float32)
+        baselines["eager fp32"] = lambda: gpu_baselines.eager_step(logits, x_t, *schedule, torch.float32)
     if first and share == 1.0:
-        baselines["eager fp64"] = lambda: gpu_baselines.eager_step(logits, z, *schedule, torch.float64)
+        baselines["eager fp64"] = lambda: gpu_baselines.eager_step(logits, x_t, *schedule, torch.float64)
         if not run.dry:
             compiled = torch.compile(gpu_baselines.eager_step)
-            baselines["torch.compile"] = lambda: compiled(logits, z, *schedule, torch.float32)
+            baselines["torch.compile"] = lambda: compiled(logits, x_t, *schedule, torch.float32)
             baselines["naive gumbel"] = lambda: gpu_baselines.naive_gumbel(full, run.mask)
         if importlib.util.find_spec("flashinfer") is not None:
             import flashinfer
 
             floats = logits.float().contiguous()
             baselines["flashinfer"] = lambda: flashinfer.sampling.sampling_from_logits(floats)
-    numbers, active = torch.arange(rows, device=run.device), z == run.mask
+    numbers, active = torch.arange(rows, device=run.device), x_t == run.mask
     size = int(active.sum()) * run.mask * full.element_size()
 
     def draw() -> Any:
@@ -112,7 +112,7 @@ def time_step(run: Run, batch: int, dtype: torch.dtype, share: float, stride: in
 
     time_case(run, _labels("sample_rows", batch, dtype, share, stride), size, draw, {})
     labels = _labels("step", batch, dtype, share, stride)
-    time_case(run, labels, size, lambda: gpu_checks.fused_step(run, logits, z, seed, step), baselines)
+    time_case(run, labels, size, lambda: gpu_checks.fused_step(run, logits, x_t, seed, step), baselines)
 
 
 def time_loss(run: Run, batch: int, dtype: torch.dtype, share: float, stride: int) -> None:

@@ -12,7 +12,7 @@ except ImportError:  # the dry run needs none
     triton = None
 
 
-def eager_step(logits: Tensor, z: Tensor, mask: int, alpha_t: float, alpha_s: float, dtype: torch.dtype) -> Tensor:
+def eager_step(logits: Tensor, x_t: Tensor, mask: int, alpha_t: float, alpha_s: float, dtype: torch.dtype) -> Tensor:
     """Joint categorical of mask and tokens, by Gumbel noise over all of `[rows, V]`."""
     logits = logits.to(dtype, copy=True)
     logits[..., mask] = -1e6
@@ -20,7 +20,7 @@ def eager_step(logits: Tensor, z: Tensor, mask: int, alpha_t: float, alpha_s: fl
     joint = p * ((alpha_s - alpha_t) / (1 - alpha_t))
     joint[..., mask] = (1 - alpha_s) / (1 - alpha_t)
     noise = 1e-10 - (torch.rand_like(joint) + 1e-10).log()
-    return torch.where(z == mask, (joint / noise).argmax(-1), z)
+    return torch.where(x_t == mask, (joint / noise).argmax(-1), x_t)
 
 
 def eager_losses(student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:

@@ -82,20 +82,20 @@ def check_losses(run: Run, vocab_size: int, dtype: torch.dtype) -> None:
     )
 
 
-def fused_step(run: Run, logits: Tensor, z: Tensor, seed: Tensor, step: Tensor) -> Tensor:
+def fused_step(run: Run, logits: Tensor, x_t: Tensor, seed: Tensor, step: Tensor) -> Tensor:
     """One reverse step: tokens by `sample_rows`, written where a position is unmasked."""
-    rows = torch.arange(len(z), device=z.device)
+    rows = torch.arange(len(x_t), device=x_t.device)
     drawn = sample_rows(
         logits,
         seed=seed,
         rows_R=rows,
         step=step,
         mask_token_id=run.mask,
-        active_R=z == run.mask,
+        active_R=x_t == run.mask,
         backend=run.backend,
     )
     draw = uniform(seed, row=rows, step=step, stream=STREAM_COIN) * (1 - run.alpha_t)
-    return torch.where((z == run.mask) & (draw < run.alpha_s - run.alpha_t), drawn.tokens[:, 0], z)
+    return torch.where((x_t == run.mask) & (draw < run.alpha_s - run.alpha_t), drawn.tokens[:, 0], x_t)
 
 
 def check_graph(run: Run) -> None:
@@ -104,17 +104,17 @@ def check_graph(run: Run) -> None:
     if run.dry:
         return run.note(name, None, "dry run")
     rows = 512
-    logits, z = run.make_logits(rows, torch.bfloat16, 1)[:, : run.vocab_size], run.make_tokens(rows, 0.5)
+    logits, x_t = run.make_logits(rows, torch.bfloat16, 1)[:, : run.vocab_size], run.make_tokens(rows, 0.5)
     seed, step = torch.tensor(3, device=run.device), torch.tensor(0, device=run.device)
     for _ in range(2):
-        fused_step(run, logits, z, seed, step)
+        fused_step(run, logits, x_t, seed, step)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = fused_step(run, logits, z, seed, step)
+        out = fused_step(run, logits, x_t, seed, step)
     same = True
     for number in (1, 2):
         step.fill_(number), seed.fill_(number + 10)
         graph.replay()
-        same &= torch.equal(out, fused_step(run, logits, z, seed, step))
+        same &= torch.equal(out, fused_step(run, logits, x_t, seed, step))
     return run.note(name, same, "replays equal eager steps" if same else "a replay differs from the eager step")

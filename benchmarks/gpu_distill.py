@@ -24,18 +24,18 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_run import write_json
-from discrete_distill.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiTConfig
-from discrete_distill.recipes.comparison import RESULTS_FILE, Comparison
-from discrete_distill.recipes.comparison_report import collapses
-from discrete_distill.recipes.comparison_settings import ComparisonConfig
-from discrete_distill.recipes.comparison_settings import demo as comparison_demo
-from discrete_distill.recipes.corpus import DataConfig
-from discrete_distill.recipes.dry_run import count_parameters
-from discrete_distill.recipes.environment import describe_machine
-from discrete_distill.recipes.evaluate import EvaluateConfig
-from discrete_distill.recipes.fingerprint import write_fingerprint
-from discrete_distill.recipes.teacher import TeacherConfig, train_teacher
+from discrete_distill.recipes.common.dry_run import count_parameters
+from discrete_distill.recipes.common.environment import describe_machine
+from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.compare.comparison import RESULTS_FILE, Comparison
+from discrete_distill.recipes.compare.report import collapses
+from discrete_distill.recipes.compare.settings import ComparisonConfig
+from discrete_distill.recipes.compare.settings import demo as comparison_demo
+from discrete_distill.recipes.text.corpus import DataConfig
+from discrete_distill.recipes.text.evaluate import EvaluateConfig
+from discrete_distill.recipes.text.teacher import TeacherConfig, train_teacher
 from discrete_distill.training import LoopConfig, OptimizerConfig
 
 LIMIT_SECONDS = 540.0
@@ -95,7 +95,7 @@ def tiny_config(output: Path) -> ComparisonConfig:
         distill.batch_size = 4
         distill.method = replace(distill.method, group_size=2)
     distill = config.distill
-    distill.method = replace(distill.method, ratio_warmup=0, ratio_updates=1, corruptions=1)
+    distill.method = replace(distill.method, log_ratio_warmup=0, log_ratio_updates=1, corruptions=1)
     config.sdtt.batch_size = config.autoregressive.batch_size = 4
     config.sdtt.method = SDTTConfig(teacher_steps=8, rounds=2)
     config.evaluate = EvaluateConfig(num_samples=2, steps=(4, 8), guided_steps=(8,), batch_size=2)

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from discrete_distill import exact
-from discrete_distill.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -132,7 +132,9 @@ class Networks:
         self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.step_conditioning)
         self.ratio: nn.Module
         if config.log_ratio == "auxiliary":
-            self.ratio = Correction(laboratory, teacher, seed=1000 + seed, step_conditioning=config.ratio_conditioning)
+            self.ratio = Correction(
+                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio_conditioning
+            )
         else:
             torch.manual_seed(1000 + seed)
             self.ratio = Discriminator(laboratory.shape(step_conditioning=False), trainable_blocks=2)
@@ -162,7 +164,7 @@ def distil(
     reads_data = config.data_kl_coefficient > 0.0
 
     def update_ratio(rollouts: list) -> None:
-        for _ in range(config.ratio_updates):
+        for _ in range(config.log_ratio_updates):
             for method, rollout in zip(methods, rollouts, strict=True):
                 if config.log_ratio == "auxiliary":
                     loss = method.auxiliary_loss(rollout, generator=g).loss
@@ -218,8 +220,8 @@ def trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 class Score(NamedTuple):
-    """Of a sampler's law: distances from the chain's and entropy, nats; probabilities that two of its samples have the
-    same word at a position, and that they are one sequence."""
+    """Of a sampler's distribution: distances from the chain's and entropy, nats; probabilities that two of its samples
+    have the same word at a position, and that they are one sequence."""
 
     steps: int
     reverse_kl: float
@@ -230,15 +232,15 @@ class Score(NamedTuple):
     collision: float
 
 
-def score_law(law: Tensor, target: Tensor, steps: int) -> Score:
+def score_distribution(distribution: Tensor, target: Tensor, steps: int) -> Score:
     """Exact."""
     measures: Sequence[Callable[[], Tensor]] = (
-        lambda: exact.kl(law, target),
-        lambda: exact.kl(target, law),
-        lambda: exact.total_variation(law, target),
-        lambda: exact.entropy(law),
-        lambda: exact.agreement(law),
-        lambda: exact.collision(law),
+        lambda: exact.kl(distribution, target),
+        lambda: exact.kl(target, distribution),
+        lambda: exact.total_variation(distribution, target),
+        lambda: exact.entropy(distribution),
+        lambda: exact.agreement(distribution),
+        lambda: exact.collision(distribution),
     )
     return Score(steps, *(float(measure()) for measure in measures))
 
@@ -246,13 +248,15 @@ def score_law(law: Tensor, target: Tensor, steps: int) -> Score:
 @torch.no_grad()
 def score(laboratory: Laboratory, denoiser: nn.Module, steps: Sequence[int]) -> list[Score]:
     """Scores of ancestral sampling on even grids."""
-    target = laboratory.chain.law(laboratory.length)
-    return [score_law(law_of(laboratory, denoiser, num_steps), target, num_steps) for num_steps in steps]
+    target = laboratory.chain.distribution(laboratory.length)
+    return [
+        score_distribution(distribution_of(laboratory, denoiser, num_steps), target, num_steps) for num_steps in steps
+    ]
 
 
-def law_of(laboratory: Laboratory, denoiser: nn.Module, num_steps: int) -> Tensor:
+def distribution_of(laboratory: Laboratory, denoiser: nn.Module, num_steps: int) -> Tensor:
     """Differentiable in the denoiser's parameters."""
-    return exact.sampler_law(
+    return exact.sampler_distribution(
         denoiser,
         laboratory.process,
         exact.uniform_times(num_steps),

@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 
 from benchmarks.exact import run_all, write_csv
 from benchmarks.gpu_run import write_json
-from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, law_of
+from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, distribution_of
 from benchmarks.modes_plot import plot_modes
 from discrete_distill import exact
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig
 
 LENGTH = 6
 STEPS = (2, 4, 8)
@@ -56,22 +56,22 @@ class Row(NamedTuple):
 
 def mixture() -> exact.MarkovMixture:
     """The language."""
-    return exact.modal_law()
+    return exact.modal_mixture()
 
 
-def row_of(name: str, seed: int, steps: int, law: Tensor) -> Row:
+def row_of(name: str, seed: int, steps: int, distribution: Tensor) -> Row:
     """Exact figures of a sampler's distribution over all sequences."""
     language = mixture()
-    target = language.law(LENGTH)
-    modes = (language.mode_mass(law) / language.weights).tolist()
+    target = language.distribution(LENGTH)
+    modes = (language.mode_mass(distribution) / language.weights).tolist()
     return Row(
         name,
         seed,
         steps,
-        float(exact.kl(law, target)),
-        float(exact.kl(target, law)),
-        float(exact.entropy(law)),
-        float(exact.agreement(law)),
+        float(exact.kl(distribution, target)),
+        float(exact.kl(target, distribution)),
+        float(exact.entropy(distribution)),
+        float(exact.agreement(distribution)),
         tuple(round(mode, 4) for mode in modes),
     )
 
@@ -82,7 +82,7 @@ def optimal(objective: Literal["reverse", "forward"], steps: int) -> list[Row]:
     best = exact.optimal_student(
         mixture(), steps, LENGTH, objective=objective, iterations=OPTIMAL_ITERATIONS, generator=generator
     )
-    return [row_of(f"optimal, {objective} KL", 0, steps, best.law)]
+    return [row_of(f"optimal, {objective} KL", 0, steps, best.distribution)]
 
 
 def teacher() -> list[Row]:
@@ -90,7 +90,7 @@ def teacher() -> list[Row]:
     laboratory = Laboratory(mixture(), LENGTH)
     with torch.no_grad():
         network = LookUpDenoiser(laboratory)
-        return [row_of("teacher", 0, steps, law_of(laboratory, network, steps)) for steps in (1, *STEPS)]
+        return [row_of("teacher", 0, steps, distribution_of(laboratory, network, steps)) for steps in (1, *STEPS)]
 
 
 def trained(name: str, seed: int, training: Training) -> list[Row]:
@@ -98,7 +98,7 @@ def trained(name: str, seed: int, training: Training) -> list[Row]:
     laboratory = Laboratory(mixture(), LENGTH)
     student = distil(laboratory, LookUpDenoiser(laboratory), METHODS[name], training, seed=seed)
     with torch.no_grad():
-        return [row_of(name, seed, steps, law_of(laboratory, student, steps)) for steps in STEPS]
+        return [row_of(name, seed, steps, distribution_of(laboratory, student, steps)) for steps in STEPS]
 
 
 def table(rows: list[Row]) -> str:
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[Row] = run_all(jobs, options.workers)
     seconds = time.perf_counter() - started
     language = mixture()
-    target = language.law(LENGTH)
+    target = language.distribution(LENGTH)
     print(
         f"entropy of the language {float(exact.entropy(target)):.2f} nats, two sequences agree at "
         f"{float(exact.agreement(target)):.1%}; modes are masses over weights: 1 is right"
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     about = {
         "command": f"python -m benchmarks.modes --seeds {' '.join(map(str, options.seeds))} --updates "
         f"{options.updates} --workers {options.workers}",
-        "machine": f"{platform.machine()} CPU, {options.workers} processes of one thread, fp32, laws in fp64",
+        "machine": f"{platform.machine()} CPU, {options.workers} processes of one thread, fp32, distributions in fp64",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "seconds": round(seconds, 1),
         "weights": language.weights.tolist(),

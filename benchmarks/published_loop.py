@@ -12,24 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig
+from discrete_distill.distillation.rewards import group_advantages
 from discrete_distill.models import masked_mean
 from discrete_distill.process import MaskedDiffusion
-from discrete_distill.rewards import group_advantages
 
 
-def substituted_log_probs(process: MaskedDiffusion, network: nn.Module, z: Tensor, t: Tensor) -> Tensor:
+def substituted_log_probs(process: MaskedDiffusion, network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
     """Log-probabilities over all positions and tokens, ``[B, L, V]``."""
-    return process.log_probs(network(z, t), z)
+    return process.log_probs(network(x_t, t), x_t)
 
 
-def joint_draw(process: MaskedDiffusion, log_probs: Tensor, z: Tensor, t: Tensor, s: Tensor, g: Generator) -> Tensor:
+def joint_draw(process: MaskedDiffusion, log_probs: Tensor, x_t: Tensor, t: Tensor, s: Tensor, g: Generator) -> Tensor:
     """Mask and token in one categorical over the whole vocabulary, by exponential noise."""
     move, stay = (process.unmask_probability(t, s), 1.0 - process.unmask_probability(t, s))
     joint = log_probs.exp() * move[:, None, None]
     joint[..., process.mask_token_id] = stay[:, None]
     noise = torch.empty_like(joint).exponential_(generator=g)
-    return torch.where(process.is_masked(z), (joint / noise).argmax(-1), z)
+    return torch.where(process.is_masked(x_t), (joint / noise).argmax(-1), x_t)
 
 
 class PublishedLoop:
@@ -59,19 +59,19 @@ class PublishedLoop:
 
     def discriminator_loss(self, x: Tensor, reference: Tensor, tau: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
         """Loss, and the corrupted student samples that the reward is read from."""
-        z, real = (self.process.corrupt(tokens, tau, generator=g) for tokens in (x, reference))
+        x_t, real = (self.process.corrupt(tokens, tau, generator=g) for tokens in (x, reference))
         loss = torch.zeros(())
-        for tokens, label in ((z, 0.95), (real, 0.05)):
+        for tokens, label in ((x_t, 0.95), (real, 0.05)):
             logits = self.discriminator(tokens, tau)
             nats = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none")
             loss = loss + 0.5 * masked_mean(nats, self.process.is_masked(tokens)).mean()
-        return loss, z
+        return loss, x_t
 
-    def student_loss(self, states: list[Tensor], z: Tensor, tau: Tensor) -> Tensor:
+    def student_loss(self, states: list[Tensor], x_t: Tensor, tau: Tensor) -> Tensor:
         """Score function, KL to the teacher in both directions and entropy, over all positions."""
         with torch.no_grad():
-            logits = self.discriminator(z, tau)
-            reward = -masked_mean(logits, self.process.is_masked(z)).clamp(-8.0, 8.0)
+            logits = self.discriminator(x_t, tau)
+            reward = -masked_mean(logits, self.process.is_masked(x_t)).clamp(-8.0, 8.0)
             advantage = group_advantages(reward, self.config.group_size, clip=3.0)
         batch = len(tau)
         loss = torch.zeros(())

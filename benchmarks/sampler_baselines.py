@@ -28,12 +28,12 @@ def published_chain(
     token in one categorical by Gumbel noise; the last step, to 0, leaves no mask."""
 
     def sample() -> Tensor:
-        z = torch.full(shape, mask, device=device)
+        x_t = torch.full(shape, mask, device=device)
         for number in range(num_steps):
             alpha_t, alpha_s = number / num_steps, (number + 1) / num_steps
             t = torch.full(shape[:1], 1.0 - alpha_t, device=device)
-            z = step(denoiser(z, t), z, mask, alpha_t, alpha_s, dtype)
-        return z
+            x_t = step(denoiser(x_t, t), x_t, mask, alpha_t, alpha_s, dtype)
+        return x_t
 
     return torch.no_grad()(sample)
 
@@ -60,12 +60,12 @@ def _moco(logits: Tensor, mask: int, num_steps: int) -> Sample:
     )
 
     def sample() -> Tensor:
-        z = torch.full(logits.shape[:2], mask)
+        x_t = torch.full(logits.shape[:2], mask)
         for number in range(num_steps):
             t = torch.full(logits.shape[:1], 1.0 - number / num_steps)
             # Its step writes into the logits, so it gets its own.
-            z = interpolant.step(logits.clone(), t, z, torch.full_like(t, 1.0 / num_steps))
-        return z
+            x_t = interpolant.step(logits.clone(), t, x_t, torch.full_like(t, 1.0 / num_steps))
+        return x_t
 
     return sample
 

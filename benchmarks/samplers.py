@@ -29,9 +29,9 @@ from benchmarks.gpu_baselines import eager_step
 from benchmarks.gpu_run import write_json, write_table
 from benchmarks.sampler_baselines import Sample, other_packages, published_chain
 from discrete_distill import AncestralSampler, CudaGraphSampler, MaskedDiffusion
+from discrete_distill.distributed.parallel import save_memory
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import ParallelConfig
-from discrete_distill.training.parallel import save_memory
 
 PACKAGES = ("torch", "numpy", "bionemo-moco", "flow_matching")
 VOCAB, LENGTH = 50258, 256

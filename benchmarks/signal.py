@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from discrete_distill.methods import DiDiInstruct
-from discrete_distill.recipes.distill import Distillation
-from discrete_distill.recipes.pipeline import Pipeline
-from discrete_distill.recipes.settings import PRESETS
-from discrete_distill.rollout import Rollout
+from discrete_distill.distillation.methods import DiDiInstruct
+from discrete_distill.distillation.rollout import Rollout
+from discrete_distill.recipes.text.distill import Distillation
+from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.text.settings import PRESETS
 
 STEPS = 8
 

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.published_loop import PublishedLoop
-from discrete_distill.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -60,16 +60,18 @@ def published_step(networks: Networks, batch: int, length: int) -> Callable[[Gen
     def step(g: Generator) -> None:
         states, tau = loop.sample(batch, length, g)
         reference = torch.randint(networks.process.mask_token_id, (batch, length), generator=g)
-        loss, z = loop.discriminator_loss(states[-1], reference, tau, g)
+        loss, x_t = loop.discriminator_loss(states[-1], reference, tau, g)
         networks.update(1, loss)
-        networks.update(0, loop.student_loss(states, z, tau))
+        networks.update(0, loop.student_loss(states, x_t, tau))
 
     return step
 
 
-def library_step(networks: Networks, batch: int, length: int, *, reuse_verdict: bool) -> Callable[[Generator], None]:
+def library_step(
+    networks: Networks, batch: int, length: int, *, reuse_discriminator_logits: bool
+) -> Callable[[Generator], None]:
     """The same method from this library; the reward from the pass that trains the discriminator, or from another."""
-    config = DiDiInstructConfig.paper(reuse_verdict=reuse_verdict)
+    config = DiDiInstructConfig.paper(reuse_discriminator_logits=reuse_discriminator_logits)
     method = DiDiInstruct(networks.student, networks.teacher, networks.discriminator, networks.process, config)
 
     def step(g: Generator) -> None:
@@ -77,7 +79,7 @@ def library_step(networks: Networks, batch: int, length: int, *, reuse_verdict: 
         reference = torch.randint(networks.process.mask_token_id, (batch, length), generator=g)
         judged = method.discriminator_loss(rollout, reference, generator=g)
         networks.update(1, judged.loss)
-        networks.update(0, method.student_loss(rollout, verdict=judged.verdict, generator=g).loss)
+        networks.update(0, method.student_loss(rollout, log_ratio_output=judged.log_ratio_output, generator=g).loss)
 
     return step
 
@@ -107,9 +109,9 @@ def main() -> None:
     networks = Networks(SIZES[arguments.size])
     steps = {
         "authors' loop": published_step(networks, arguments.batch, arguments.length),
-        "discrete_distill": library_step(networks, arguments.batch, arguments.length, reuse_verdict=True),
+        "discrete_distill": library_step(networks, arguments.batch, arguments.length, reuse_discriminator_logits=True),
         "discrete_distill, discriminator asked again": library_step(
-            networks, arguments.batch, arguments.length, reuse_verdict=False
+            networks, arguments.batch, arguments.length, reuse_discriminator_logits=False
         ),
     }
     seconds = time_in_turn(steps, arguments.repeats)

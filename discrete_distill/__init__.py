@@ -1,15 +1,24 @@
 """Parts for distilling and sampling masked diffusion language models, and DiDi-Instruct assembled from them."""
 
-from .divergence import (
+from .distillation.divergence import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
     ExactLogRatio,
     ScoreFunctionIntegralKL,
     token_divergence,
 )
+from .distillation.methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
+from .distillation.paths import IntermediateStateMatcher
+from .distillation.rewards import (
+    BatchNormalizer,
+    GroupNormalizer,
+    LeaveOneOutNormalizer,
+    LogRatioReward,
+    RunningMean,
+    group_advantages,
+)
+from .distillation.rollout import Rollout
 from .exact import integral_kl
-from .matching import IntermediateStateMatcher
-from .methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
 from .models import Discriminator, as_denoiser
 from .process import (
     BetaTime,
@@ -22,15 +31,6 @@ from .process import (
     StratifiedTime,
     UniformTime,
 )
-from .rewards import (
-    BatchNormalizer,
-    GroupNormalizer,
-    LeaveOneOutNormalizer,
-    LogRatioReward,
-    RunningMean,
-    group_advantages,
-)
-from .rollout import Rollout
 from .samplers import (
     AnalyticSampler,
     AncestralSampler,

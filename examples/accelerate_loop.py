@@ -1,7 +1,7 @@
 """The method under accelerate: one process or many. ``torchrun --nproc-per-node 2 -m examples.accelerate_loop``
 
-`Learner` holds a network's optimiser and puts the network under DDP; `DistillationStep` obeys the method's plan of
-updates, with a batch in micro-batches whose gradient is that of the whole batch.
+`ModuleOptimizer` holds a network's optimiser and puts the network under DDP; `DistillationStep` obeys the method's plan
+of updates, with a batch in micro-batches whose gradient is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import Generator, Tensor
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
-from discrete_distill.rollout import Rollout
+from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.training import (
     BatchPart,
     CollapseWatch,
     DistillationStep,
-    Learner,
+    ModuleOptimizer,
     OptimizerConfig,
     step_generator,
 )
@@ -29,12 +29,12 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
     config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
     size = 64 // accumulate
 
-    def learner(network, rate: float) -> Learner:
-        return Learner(network, OptimizerConfig(learning_rate=rate, warmup_steps=0), steps, accelerator)
+    def module_optimizer(network, rate: float) -> ModuleOptimizer:
+        return ModuleOptimizer(network, OptimizerConfig(learning_rate=rate, warmup_steps=0), steps, accelerator)
 
-    student = learner(DiDiInstruct.make_student(teacher, config), 1e-3)
-    auxiliary = learner(DiDiInstruct.make_auxiliary(teacher, config), 2e-3)
-    learners = {"student": student, "auxiliary": auxiliary}
+    student = module_optimizer(DiDiInstruct.make_student(teacher, config), 1e-3)
+    auxiliary = module_optimizer(DiDiInstruct.make_auxiliary(teacher, config), 2e-3)
+    module_optimizers = {"student": student, "auxiliary": auxiliary}
     method = DiDiInstruct(student.network, teacher, None, PROCESS, config, auxiliary=auxiliary.network)
 
     def draw(g: Generator, tokens: Tensor | None) -> Rollout:
@@ -49,7 +49,7 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
             parts.append(
                 BatchPart(draw=draw, reference=lambda g=g: CHAIN.sample(size, LENGTH, generator=g), generator=g)
             )
-        step = DistillationStep(method, learners, accelerator, parts, index)
+        step = DistillationStep(method, module_optimizers, accelerator, parts, index)
         metrics = step.run()
         if step.updates_student:
             # All processes look together; it raises TrainingCollapsed if samples stay alike.

@@ -30,11 +30,11 @@ def main(steps: int = 200) -> dict[str, float]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
         for _ in range(steps):
             x = CHAIN.sample(64, LENGTH, generator=g)
-            z = PROCESS.corrupt(x, torch.rand(64, generator=g), generator=g)
-            masked = PROCESS.is_masked(z)
-            logits_NV = network(input_ids=z).logits[masked]
+            x_t = PROCESS.corrupt(x, torch.rand(64, generator=g), generator=g)
+            masked = PROCESS.is_masked(x_t)
+            logits_NV = network(input_ids=x_t).logits[masked]
             with torch.no_grad():
-                teacher_NV = teacher.eval()(input_ids=z).logits[masked] if network is student else None
+                teacher_NV = teacher.eval()(input_ids=x_t).logits[masked] if network is student else None
             out = token_losses(logits_NV, teacher_NV, x[masked], mask_token_id=8)
             loss = -out.log_prob.mean() if teacher_NV is None else out.forward_kl.mean()
             loss.backward()

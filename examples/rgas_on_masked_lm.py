@@ -17,8 +17,8 @@ from examples.toy import CHAIN, LENGTH, PROCESS, surprise
 class WantsFewOnes(nn.Module):
     """Any `RatioNetwork`: logits ``[B, L]``, positive where a token is unwelcome. This one dislikes word 1."""
 
-    def forward(self, z_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return 20.0 * (z_t == 1).float()
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return 20.0 * (x_t == 1).float()
 
 
 def main(steps: int = 300) -> dict[str, float]:
@@ -30,9 +30,9 @@ def main(steps: int = 300) -> dict[str, float]:
     g = torch.Generator().manual_seed(0)
     for _ in range(steps):
         x = CHAIN.sample(64, LENGTH, generator=g)
-        z_t = PROCESS.corrupt(x, torch.rand(64, generator=g), generator=g)
-        labels = torch.where(PROCESS.is_masked(z_t), x, -100)
-        F.cross_entropy(bert(input_ids=z_t).logits.flatten(0, 1), labels.flatten()).backward()
+        x_t = PROCESS.corrupt(x, torch.rand(64, generator=g), generator=g)
+        labels = torch.where(PROCESS.is_masked(x_t), x, -100)
+        F.cross_entropy(bert(input_ids=x_t).logits.flatten(0, 1), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from discrete_distill import AncestralSampler, MaskedDiffusion
-from discrete_distill.exact import large_law
+from discrete_distill.exact import large_chain
 from discrete_distill.models import DiT, DiTConfig
 
-CHAIN, LENGTH = large_law()
+CHAIN, LENGTH = large_chain()
 PROCESS = MaskedDiffusion(mask_token_id=8)
 
 

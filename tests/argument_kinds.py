@@ -85,7 +85,7 @@ KINDS: dict[str, dict[str, Mutation]] = {
         "one column": lambda x: x[..., :1],
         "a leading axis": lambda x: x[None],
     },
-    "law": {
+    "distribution": {
         "negative": lambda p: -p,
         "NaN": lambda p: torch.full_like(p, float("nan")),
         "infinite": lambda p: torch.full_like(p, float("inf")),

@@ -32,7 +32,7 @@ from discrete_distill import (
     group_advantages,
     token_divergence,
 )
-from discrete_distill.divergence import mmd_squared, rbf_kernel
+from discrete_distill.distillation.divergence import mmd_squared, rbf_kernel
 from discrete_distill.evaluation import (
     NGramJudge,
     generative_perplexity,
@@ -89,21 +89,21 @@ EMPTY_OR_SHORT_IDS = frozenset({("x_t", "no rows"), ("x_t", "no positions"), ("x
 CASES = {
     "corrupt": Case(
         PROCESS.corrupt,
-        {"x": tokens(), "t": TIMES, "movable": FLAGS},
-        {"x": ("tokens",), "t": ("times",), "movable": ("flags",)},
+        {"x": tokens(), "t": TIMES, "generation_mask": FLAGS},
+        {"x": ("tokens",), "t": ("times",), "generation_mask": ("flags",)},
         # The process does not know the vocabulary, and hides ids of any integer type.
         frozenset({("x", "beyond the vocabulary"), ("x", "negative"), ("x", "int32")}),
     ),
     "corrupt_by_count": Case(
         PROCESS.corrupt_by_count,
-        {"x": tokens(), "count": torch.full((B,), 2), "movable": FLAGS},
-        {"x": ("tokens",), "movable": ("flags",)},
+        {"x": tokens(), "count": torch.full((B,), 2), "generation_mask": FLAGS},
+        {"x": ("tokens",), "generation_mask": ("flags",)},
         frozenset({("x", "beyond the vocabulary"), ("x", "negative"), ("x", "int32")}),
     ),
     "nelbo": Case(
         lambda **given: PROCESS.nelbo(DIT, **given),
-        {"x": tokens(), "movable": FLAGS},
-        {"x": ("tokens",), "movable": ("flags",)},
+        {"x": tokens(), "generation_mask": FLAGS},
+        {"x": ("tokens",), "generation_mask": ("flags",)},
     ),
     "logits_at": Case(
         lambda **given: logits_at(DIT, rows=torch.arange(3), **given),

@@ -1,5 +1,5 @@
-"""Bad values of the arguments of single parts: masks, times, features, laws. A tensor of a wrong shape is refused where
-it would be repeated over rows that it does not know; and how a good one lies in memory changes nothing.
+"""Bad values of the arguments of single parts: masks, times, features, distributions. A tensor of a wrong shape is
+refused where it would be repeated over rows that it does not know; and how a good one lies in memory changes nothing.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from discrete_distill import (
     exact,
     group_advantages,
 )
-from discrete_distill.divergence import (
+from discrete_distill.distillation.divergence import (
     LogRatio,
     difference_of_logs,
     kl_divergence,
@@ -34,9 +34,9 @@ from discrete_distill.divergence import (
     vocabulary_cost,
     vocabulary_surrogate,
 )
+from discrete_distill.distillation.methods import MMDLogRatio
 from discrete_distill.evaluation import NGramJudge, generative_perplexity, measure_between_samples
 from discrete_distill.kernels import linear_token_losses
-from discrete_distill.methods import MMDLogRatio
 from discrete_distill.models import (
     DiT,
     DiTConfig,
@@ -64,11 +64,11 @@ def network(x_t: Tensor, t: Tensor, **_: Any) -> Tensor:
     return torch.sin(x_t[:, :, None] + torch.arange(V) * 1.7 + torch.arange(x_t.shape[1])[:, None])
 
 
-def judge(z_t: Tensor, t: Tensor, **_: Any) -> Tensor:
-    return torch.sin(z_t.float() + t[:, None])
+def judge(x_t: Tensor, t: Tensor, **_: Any) -> Tensor:
+    return torch.sin(x_t.float() + t[:, None])
 
 
-def law(seed: int) -> Tensor:
+def distribution(seed: int) -> Tensor:
     values = torch.rand(3, 3, generator=seeded(seed), dtype=torch.float64)
     return values / values.sum()
 
@@ -93,7 +93,7 @@ OF_SIDES = {
     "student_counted": ("mask",),
     "reference_counted": ("mask",),
 }
-BOTH_LAWS = {"student_law": law(0), "teacher_law": law(1)}
+BOTH_LAWS = {"student_distribution": distribution(0), "teacher_distribution": distribution(1)}
 
 
 def averaged(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -103,9 +103,13 @@ def averaged(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 CASES = {
-    "is_masked": Case(PROCESS.is_masked, {"z_t": STATE, "movable": FLAGS}, {"movable": ("mask",)}),
-    "judged_positions": Case(PROCESS.judged_positions, {"z_t": STATE, "movable": FLAGS}, {"movable": ("mask",)}),
-    "num_movable": Case(PROCESS.num_movable, {"x": TOKENS, "movable": FLAGS}, {"movable": ("mask",)}),
+    "is_masked": Case(PROCESS.is_masked, {"x_t": STATE, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}),
+    "judged_positions": Case(
+        PROCESS.judged_positions, {"x_t": STATE, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}
+    ),
+    "num_generated": Case(
+        PROCESS.num_generated, {"x": TOKENS, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}
+    ),
     "unmask_probability": Case(
         PROCESS.unmask_probability,
         {"t": TIMES, "s": 0.5 * TIMES},
@@ -177,13 +181,13 @@ CASES = {
     "DiT": Case(lambda t: DIT(STATE, t), {"t": TIMES}, {"t": ("per row",)}),
     "DiscriminatorLogRatio": Case(
         DiscriminatorLogRatio(PROCESS, judge),
-        {"z_t": STATE, "t": TIMES, "movable": FLAGS},
-        {"t": ("per row",), "movable": ("mask",)},
+        {"x_t": STATE, "t": TIMES, "generation_mask": FLAGS},
+        {"t": ("per row",), "generation_mask": ("mask",)},
     ),
     "AuxiliaryDenoiserLogRatio": Case(
         AuxiliaryDenoiserLogRatio(PROCESS, network, network),
-        {"z_t": STATE, "t": TIMES, "x": TOKENS, "movable": FLAGS},
-        {"t": ("per row",), "x": ("words",), "movable": ("mask",)},
+        {"x_t": STATE, "t": TIMES, "x": TOKENS, "generation_mask": FLAGS},
+        {"t": ("per row",), "x": ("words",), "generation_mask": ("mask",)},
     ),
     "estimator": Case(
         ESTIMATOR,
@@ -193,8 +197,8 @@ CASES = {
     ),
     "from_log_ratio": Case(
         lambda **given: ESTIMATOR.from_log_ratio(RATIO, group_size=2, **given),
-        {"t": TIMES, "token_log_probs": -normal(B, L).abs(), "movable": FLAGS},
-        {"t": ("per row",), "movable": ("mask",)},
+        {"t": TIMES, "token_log_probs": -normal(B, L).abs(), "generation_mask": FLAGS},
+        {"t": ("per row",), "generation_mask": ("mask",)},
     ),
     "kl_divergence": Case(
         kl_divergence,
@@ -219,7 +223,7 @@ CASES = {
     "rbf_kernel": Case(
         rbf_kernel,
         {"first_ND": normal(B, 3), "second_MD": normal(B, 3), "bandwidth": torch.tensor([1.0])},
-        {"first_ND": ("law",), "bandwidth": ("per row",)},
+        {"first_ND": ("distribution",), "bandwidth": ("per row",)},
         frozenset(
             {("first_ND", label) for label in ("negative", "NaN", "infinite")}
             | {("bandwidth", label) for label in ("integers", "bool", "one", "a leading axis", "one number")}
@@ -238,8 +242,8 @@ CASES = {
     ),
     "token_witness": Case(
         token_witness,
-        {**FEATURES, "group_size": 2, "counted_BL": FLAGS},
-        {"student_BLD": ("words",), "group_size": ("count",), "counted_BL": ("mask",)},
+        {**FEATURES, "group_size": 2, "loss_mask_BL": FLAGS},
+        {"student_BLD": ("words",), "group_size": ("count",), "loss_mask_BL": ("mask",)},
         frozenset({("student_BLD", "float")}),
     ),
     "MMDLogRatio": Case(
@@ -253,7 +257,7 @@ CASES = {
         {"loss_mask": TIMES > 0.3},
         {"loss_mask": ("mask",)},
     ),
-    "masked_mean": Case(masked_mean, {"values_BL": normal(B, L), "counted_BL": FLAGS}, {"counted_BL": ("mask",)}),
+    "masked_mean": Case(masked_mean, {"values_BL": normal(B, L), "loss_mask_BL": FLAGS}, {"loss_mask_BL": ("mask",)}),
     "discriminator_loss": Case(
         discriminator_loss,
         {**SIDES, "label_smoothing": 0.1, "weight_B": TIMES},
@@ -278,18 +282,38 @@ CASES = {
         {"sequences_NL": ("tokens",)},
         frozenset({("sequences_NL", label) for label in ("int32", "negative", "beyond the vocabulary")}),
     ),
-    "exact.kl": Case(exact.kl, {"p": law(0), "q": law(1)}, {"p": ("law",), "q": ("law",)}),
-    "exact.total_variation": Case(exact.total_variation, {"p": law(0), "q": law(1)}, {"p": ("law",), "q": ("law",)}),
-    "exact.entropy": Case(exact.entropy, {"p": law(0)}, {"p": ("law",)}),
-    "exact.total_correlation": Case(exact.total_correlation, {"law": law(0)}, {"law": ("law",)}),
-    "exact.subset_kl": Case(exact.subset_kl, BOTH_LAWS, {"student_law": ("law",), "teacher_law": ("law",)}),
+    "exact.kl": Case(
+        exact.kl, {"p": distribution(0), "q": distribution(1)}, {"p": ("distribution",), "q": ("distribution",)}
+    ),
+    "exact.total_variation": Case(
+        exact.total_variation,
+        {"p": distribution(0), "q": distribution(1)},
+        {"p": ("distribution",), "q": ("distribution",)},
+    ),
+    "exact.entropy": Case(exact.entropy, {"p": distribution(0)}, {"p": ("distribution",)}),
+    "exact.total_correlation": Case(
+        exact.total_correlation, {"distribution": distribution(0)}, {"distribution": ("distribution",)}
+    ),
+    "exact.subset_kl": Case(
+        exact.subset_kl,
+        BOTH_LAWS,
+        {"student_distribution": ("distribution",), "teacher_distribution": ("distribution",)},
+    ),
     "exact.log_ratio": Case(
         lambda **given: exact.log_ratio(process=LAWS, **given),
         BOTH_LAWS,
-        {"student_law": ("law",), "teacher_law": ("law",)},
+        {"student_distribution": ("distribution",), "teacher_distribution": ("distribution",)},
     ),
-    "exact.forward_law": Case(lambda law: exact.forward_law(law, LAWS, 0.5), {"law": law(0)}, {"law": ("law",)}),
-    "exact.LawDenoiser": Case(lambda law: exact.LawDenoiser(law, 3), {"law": law(0)}, {"law": ("law",)}),
+    "exact.forward_distribution": Case(
+        lambda distribution: exact.forward_distribution(distribution, LAWS, 0.5),
+        {"distribution": distribution(0)},
+        {"distribution": ("distribution",)},
+    ),
+    "exact.DistributionDenoiser": Case(
+        lambda distribution: exact.DistributionDenoiser(distribution, 3),
+        {"distribution": distribution(0)},
+        {"distribution": ("distribution",)},
+    ),
     "exact.enumerate_sequences": Case(
         exact.enumerate_sequences,
         {"vocab_size": 3, "length": 2},
@@ -305,8 +329,8 @@ CASES = {
     "exact.words_of_tokens": Case(
         lambda tokens: exact.words_of_tokens(tokens, 3), {"tokens": torch.tensor([[0, 1]])}, {"tokens": ("words",)}
     ),
-    "exact.modal_law": Case(
-        exact.modal_law,
+    "exact.modal_mixture": Case(
+        exact.modal_mixture,
         {"num_modes": 3, "vocab_size": 3, "concentration": 0.1},
         {"num_modes": ("count",), "vocab_size": ("count",), "concentration": ("number", "positive", "finite")},
     ),

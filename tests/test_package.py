@@ -20,24 +20,19 @@ ROOT = PACKAGE.parent
 # Each part of the package, and the floor it stands on; it may import floors below, and itself.
 FLOORS = {
     "checks": 0,
-    "collective": 0,
     "digests": 0,
     "streams": 0,
     "kernels": 1,
     "process": 2,
-    "rollout": 3,
-    "rewards": 3,
+    "distributed": 3,
     "exact": 3,
-    "divergence": 4,
-    "models": 5,
-    "samplers": 6,
-    "matching": 7,
-    "probe": 7,
-    "methods": 8,
-    "training": 9,
-    "evaluation": 9,
-    "recipes": 10,
-    "integrations": 10,
+    "models": 4,
+    "samplers": 5,
+    "distillation": 6,
+    "training": 7,
+    "evaluation": 7,
+    "recipes": 8,
+    "integrations": 8,
 }
 
 

@@ -33,11 +33,11 @@ def encode_with_judge(judge: CausalLMJudge | TextJudge, sequences_NL: Tensor, *,
 
 
 def _encode(judge: CausalLMJudge | TextJudge, chunk_BL: Tensor) -> Tensor:
-    ids_BL, counted_BL = judge.prepare(chunk_BL)
+    ids_BL, loss_mask_BL = judge.prepare(chunk_BL)
     model: Any = judge.model
     device = next(model.parameters()).device
-    ids_BL, counted_BL = ids_BL[:, : judge.context].to(device), counted_BL[:, : judge.context].to(device)
+    ids_BL, loss_mask_BL = ids_BL[:, : judge.context].to(device), loss_mask_BL[:, : judge.context].to(device)
     hidden_BLD = model(input_ids=ids_BL, output_hidden_states=True).hidden_states[-1].float()
-    places_L = torch.arange(counted_BL.shape[1], device=device)
-    last_B = (counted_BL * places_L).max(1).values
+    places_L = torch.arange(loss_mask_BL.shape[1], device=device)
+    last_B = (loss_mask_BL * places_L).max(1).values
     return hidden_BLD[torch.arange(len(last_B), device=device), last_B]

@@ -244,7 +244,7 @@ def measure_frontier(
         sequences_NL = sample(temperature, seed)
         check_token_ids(sequences_NL)
         shape = _same_shape(shape, sequences_NL)
-        verdict = generative_perplexity(
+        log_ratio_output = generative_perplexity(
             sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size
         )
         diversity: dict[str, Estimate] = {}
@@ -252,7 +252,7 @@ def measure_frontier(
             diversity = measure_between_samples(
                 sequences_NL, data, groups_N=groups_N, generation_mask_NL=generation_mask_NL
             ).figures()
-        points.append(_point(temperature, seed, sequences_NL, verdict, diversity))
+        points.append(_point(temperature, seed, sequences_NL, log_ratio_output, diversity))
         if on_point is not None:
             on_point(points[-1])
     assert shape is not None
@@ -279,7 +279,7 @@ def _point(
     temperature: float,
     seed: int,
     sequences_NL: Tensor,
-    verdict: GenerativePerplexity,
+    log_ratio_output: GenerativePerplexity,
     diversity: dict[str, Estimate],
 ) -> FrontierPoint:
     return FrontierPoint(
@@ -287,8 +287,8 @@ def _point(
         seed=int(seed),
         entropy=float(sample_entropy(sequences_NL).mean()),
         corpus_entropy=corpus_entropy(sequences_NL),
-        nats_per_token=verdict.nats_per_token,
-        standard_error=verdict.standard_error,
+        nats_per_token=log_ratio_output.nats_per_token,
+        standard_error=log_ratio_output.standard_error,
         diversity=diversity,
     )
 

@@ -22,11 +22,11 @@ class TokenNats(NamedTuple):
 
     Attributes:
         nats: ``-log p(token | tokens before it)``, in nats, ``[B, L]``; only counted entries have a meaning.
-        counted: bool ``[B, L]``, the tokens that were predicted and belong to the text.
+        loss_mask: bool ``[B, L]``, the tokens that were predicted and belong to the text.
     """
 
     nats: Tensor
-    counted: Tensor
+    loss_mask: Tensor
 
 
 class Judge(Protocol):
@@ -95,12 +95,12 @@ class CausalLMJudge:
         """
         parameter = next(self.model.parameters(), None)
         ids_BL = sequences_BL if parameter is None else sequences_BL.to(parameter.device)
-        counted_BL = self.prepare(ids_BL)[1]
+        loss_mask_BL = self.prepare(ids_BL)[1]
         nats_BL = torch.zeros(ids_BL.shape, dtype=torch.float32, device=ids_BL.device)
         for start, first_new, end in windows(ids_BL.shape[1], self.context, self.stride):
             priced = self._price(ids_BL[:, start:end])
             nats_BL[:, first_new:end] = priced[:, first_new - start - 1 :]
-        return TokenNats(nats_BL, counted_BL)
+        return TokenNats(nats_BL, loss_mask_BL)
 
     def prepare(self, sequences_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Ids as the model reads them, and which of them are counted; ``[B, L]`` both."""
@@ -108,9 +108,9 @@ class CausalLMJudge:
         # Looked at first where the size is known: an embedding fails on other ids, on CUDA for the whole process.
         if self.vocab_size is not None:
             self._check_ids(sequences_BL, self.vocab_size)
-        counted_BL = before_end(sequences_BL, self.eos_token_id)
-        counted_BL[:, :1] = False
-        return sequences_BL, counted_BL
+        loss_mask_BL = before_end(sequences_BL, self.eos_token_id)
+        loss_mask_BL[:, :1] = False
+        return sequences_BL, loss_mask_BL
 
     def _price(self, ids_BW: Tensor) -> Tensor:
         """``-log p`` of all tokens of a window but its first, fp32 ``[B, W - 1]``."""
@@ -208,9 +208,9 @@ class TextJudge:
 
     def token_nats(self, sequences_BL: Tensor) -> TokenNats:
         """See `Judge`; ``[B, M]`` with ``M`` the longest encoded sample."""
-        padded_BM, counted_BM = self.prepare(sequences_BL)
+        padded_BM, loss_mask_BM = self.prepare(sequences_BL)
         nats_BM = self._inner.token_nats(padded_BM).nats
-        return TokenNats(nats_BM, counted_BM.to(nats_BM.device))
+        return TokenNats(nats_BM, loss_mask_BM.to(nats_BM.device))
 
     @property
     def model(self) -> nn.Module:

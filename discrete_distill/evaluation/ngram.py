@@ -128,9 +128,9 @@ class NGramJudge:
             mixed_BL = (count_BL + order.different[history_BL] * lower_BL) / weight_BL.clamp(min=1.0)
             probability_BL[:, n - 1 :] = torch.where(known_BL & (weight_BL > 0), mixed_BL, lower_BL)
             history_BL = torch.where(found_BL, place_BL, -1)[:, :-1]
-        counted_BL = before_end(ids_BL, self.eos_token_id)
-        counted_BL[:, :1] = False
-        return TokenNats(-probability_BL.log().float(), counted_BL)
+        loss_mask_BL = before_end(ids_BL, self.eos_token_id)
+        loss_mask_BL[:, :1] = False
+        return TokenNats(-probability_BL.log().float(), loss_mask_BL)
 
     def _check_ids(self, sequences_NL: Tensor) -> None:
         check_token_ids(sequences_NL)

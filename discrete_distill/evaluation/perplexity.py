@@ -88,13 +88,13 @@ def generative_perplexity(
     tokens: list[int] = []
     for chunk_BL in sequences_NL.split(batch_size):
         priced = judge.token_nats(chunk_BL)
-        if priced.nats.shape != priced.counted.shape or len(priced.nats) != len(chunk_BL):
+        if priced.nats.shape != priced.loss_mask.shape or len(priced.nats) != len(chunk_BL):
             raise ValueError(
-                f"judge {judge.name!r} gave nats {list(priced.nats.shape)} and counted {list(priced.counted.shape)} "
+                f"judge {judge.name!r} gave nats {list(priced.nats.shape)} and counted {list(priced.loss_mask.shape)} "
                 f"for {len(chunk_BL)} samples"
             )
-        nats += priced.nats.double().masked_fill(~priced.counted, 0.0).sum(dim=1).tolist()
-        tokens += priced.counted.sum(dim=1).tolist()
+        nats += priced.nats.double().masked_fill(~priced.loss_mask, 0.0).sum(dim=1).tolist()
+        tokens += priced.loss_mask.sum(dim=1).tolist()
     if not all(map(math.isfinite, nats)):
         raise ValueError(f"judge {judge.name!r} gave nats that are not finite; run it in fp32 or look at its weights")
     if not any(tokens):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 
 from ..digests import files_digest
-from ..models.pickled import as_safetensors
+from ..models.io.pickled import as_safetensors
 
 # Bytes of a safetensors header: more describe millions of tensors, and take minutes to parse.
 HEADER_LIMIT = 2**24

@@ -11,7 +11,7 @@ from ..checks import check_count, check_number
 from .markov import MarkovChain
 
 
-class StandardLaw(NamedTuple):
+class StandardChain(NamedTuple):
     """A chain and the length at which it is used."""
 
     chain: MarkovChain
@@ -19,11 +19,11 @@ class StandardLaw(NamedTuple):
 
 
 def random_chain(vocab_size: int, generator: Generator, concentration: float = 0.4) -> MarkovChain:
-    """Initial law and every transition row drawn from a symmetric Dirichlet, fp64, on the generator's device.
+    """Initial distribution and every transition row drawn from a symmetric Dirichlet, fp64, on the generator's device.
 
     Args:
         vocab_size: words of the language, mask not counted.
-        generator: the seed is the law.
+        generator: the seed is the distribution.
         concentration: of the Dirichlet; small gives peaked rows and strong correlations, large gives noise.
 
     Raises:
@@ -38,11 +38,11 @@ def random_chain(vocab_size: int, generator: Generator, concentration: float = 0
     return MarkovChain(rows[0], rows[1:])
 
 
-def small_law() -> StandardLaw:
+def small_chain() -> StandardChain:
     """Five words, length 6: enumerable, so every quantity of it is exact."""
-    return StandardLaw(random_chain(5, torch.Generator().manual_seed(13), 0.4), 6)
+    return StandardChain(random_chain(5, torch.Generator().manual_seed(13), 0.4), 6)
 
 
-def large_law() -> StandardLaw:
+def large_chain() -> StandardChain:
     """Eight words, length 16: too large to enumerate, compared by likelihood and n-grams."""
-    return StandardLaw(random_chain(8, torch.Generator().manual_seed(13), 0.4), 16)
+    return StandardChain(random_chain(8, torch.Generator().manual_seed(13), 0.4), 16)

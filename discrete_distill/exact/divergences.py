@@ -1,19 +1,19 @@
-"""Information measures of enumerated laws, in nats. All are differentiable in the probabilities."""
+"""Information measures of enumerated distributions, in nats. All are differentiable in the probabilities."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .enumeration import check_law, check_probabilities
+from .enumeration import check_distribution, check_probabilities
 
 
 def check_same_sequences(p: Tensor, q: Tensor) -> None:
-    """Raise ValueError if two laws are over different sequences, or an entry of one is no probability."""
+    """Raise ValueError if two distributions are over different sequences, or an entry of one is no probability."""
     check_probabilities("p", p)
     check_probabilities("q", q)
     if p.shape != q.shape:
-        raise ValueError(f"the laws are over different sequences: shapes {list(p.shape)} and {list(q.shape)}")
+        raise ValueError(f"the distributions are over different sequences: shapes {list(p.shape)} and {list(q.shape)}")
 
 
 def safe_log(p: Tensor) -> Tensor:
@@ -65,23 +65,23 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum()
 
 
-def position_marginals(law: Tensor) -> Tensor:
-    """Law of each position alone, ``[L, K]``."""
-    length, _ = check_law(law)
+def position_marginals(distribution: Tensor) -> Tensor:
+    """Distribution of each position alone, ``[L, K]``."""
+    length, _ = check_distribution(distribution)
     others = [[j for j in range(length) if j != i] for i in range(length)]
-    return torch.stack([law.sum(axes) if axes else law for axes in others])
+    return torch.stack([distribution.sum(axes) if axes else distribution for axes in others])
 
 
-def agreement(law: Tensor) -> Tensor:
+def agreement(distribution: Tensor) -> Tensor:
     """Probability that two samples have the same word at a position, mean over positions: ``mean_l sum_v p_l(v)^2``."""
-    return position_marginals(law).square().sum(1).mean()
+    return position_marginals(distribution).square().sum(1).mean()
 
 
-def collision(law: Tensor) -> Tensor:
+def collision(distribution: Tensor) -> Tensor:
     """Probability that two samples are one sequence: ``sum_x p(x)^2``."""
-    return law.square().sum()
+    return distribution.square().sum()
 
 
-def total_correlation(law: Tensor) -> Tensor:
+def total_correlation(distribution: Tensor) -> Tensor:
     """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL."""
-    return entropy(position_marginals(law)) - entropy(law)
+    return entropy(position_marginals(distribution)) - entropy(distribution)

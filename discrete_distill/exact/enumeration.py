@@ -1,8 +1,8 @@
 """All sequences of a small language, and the states of the masked process over them, in a fixed order.
 
-K words, length L. A **law** is a tensor of probabilities of shape ``[K] * L``: ``law[x_1, ..., x_L]``. A
-**state law** has shape ``[K + 1] * L`` and is indexed by token ids, mask included. Both say their own K and
-L.
+K words, length L. A **distribution** is a tensor of probabilities of shape ``[K] * L``: ``distribution[x_1, ...,
+x_L]``. A **state distribution** has shape ``[K + 1] * L`` and is indexed by token ids, mask included. Both say their
+own K and L.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def check_enumerable(base: int, length: int, what: str) -> None:
         raise ValueError(
             f"{what}: {base}^{length} entries are more than the {MAX_ENTRIES:,} that are "
             "enumerated; use a shorter length or fewer words, or work with samples: MarkovChain.sample and "
-            "MarkovChain.log_prob have no such limit, and MarkovChain.window_law gives exact short n-grams"
+            "MarkovChain.log_prob have no such limit, and MarkovChain.window_distribution gives exact short n-grams"
         )
 
 
 def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
     """Every sequence of ``length`` words, the last position fastest: int64 ``[K ** length, length]``.
 
-    Row ``n`` is the sequence whose probability is ``law.flatten()[n]``.
+    Row ``n`` is the sequence whose probability is ``distribution.flatten()[n]``.
 
     Raises:
         ValueError: if there are more than `MAX_ENTRIES` of them.
@@ -56,7 +56,8 @@ def place_values(size: int, length: int, device: torch.device | str = "cpu") -> 
 
 
 def look_up(table: Tensor, sequences: Tensor) -> Tensor:
-    """``table[x_1, ..., x_L]`` for every row: a law at words, a state law or `log_ratio` at token ids.
+    """``table[x_1, ..., x_L]`` for every row: a distribution at words, a state distribution or `log_ratio` at token
+    ids.
 
     Args:
         table: one axis for each position.
@@ -80,7 +81,8 @@ def look_up(table: Tensor, sequences: Tensor) -> Tensor:
 
 
 def check_probabilities(name: str, values: Tensor) -> None:
-    """Refuse entries that are no probabilities. Their sum is not looked at: parts of a law are laws of fewer sequences.
+    """Refuse entries that are no probabilities. Their sum is not looked at: parts of a distribution are distributions
+    of fewer sequences.
 
     Raises:
         TypeError: if they are no floating-point numbers.
@@ -92,15 +94,15 @@ def check_probabilities(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} holds {float(values[wrong][0])}, which is no probability")
 
 
-def check_law(law: Tensor) -> tuple[int, int]:
-    """``(length, size)`` of a law of shape ``[size] * length``.
+def check_distribution(distribution: Tensor) -> tuple[int, int]:
+    """``(length, size)`` of a distribution of shape ``[size] * length``.
 
     Raises:
         TypeError: if it does not hold floating-point numbers.
         ValueError: if the axes differ in size, or an entry is negative or not finite.
     """
-    check_probabilities("law", law)
-    return check_table(law)
+    check_probabilities("distribution", distribution)
+    return check_table(distribution)
 
 
 def check_table(table: Tensor) -> tuple[int, int]:
@@ -111,8 +113,8 @@ def check_table(table: Tensor) -> tuple[int, int]:
     """
     if table.dim() < 1 or len(set(table.shape)) != 1:
         raise ValueError(
-            f"a law has one axis for each position, all of one size; got shape {list(table.shape)}. "
-            "A flat one over K words is reshaped with law.reshape([K] * length)"
+            f"a distribution has one axis for each position, all of one size; got shape {list(table.shape)}. "
+            "A flat one over K words is reshaped with distribution.reshape([K] * length)"
         )
     return table.dim(), table.shape[0]
 
@@ -144,7 +146,7 @@ class MaskedStates(NamedTuple):
     Attributes:
         patterns: in the order of the rows.
         states: int64 ``[S, L]``, mask written K.
-        flat: int64 ``[S]``, place of each state in a flattened ``[K + 1] * L`` law with the mask last.
+        flat: int64 ``[S]``, place of each state in a flattened ``[K + 1] * L`` distribution with the mask last.
         row_of: int64 ``[(K + 1) ** L, L]``: row of a masked position of a state, -1 where it is visible.
     """
 
@@ -161,7 +163,7 @@ class MaskedStates(NamedTuple):
 
 @lru_cache(maxsize=8)
 def masked_states(vocab_size: int, length: int) -> MaskedStates:
-    """The states a denoiser can be asked about, in the order that `sampler_law` and its tables share."""
+    """The states a denoiser can be asked about, in the order that `sampler_distribution` and its tables share."""
     check_enumerable(vocab_size + 1, length, "all noisy states")
     every_state = enumerate_sequences(vocab_size + 1, length)
     hidden = every_state == vocab_size
@@ -188,17 +190,17 @@ def _patterns(vocab_size: int, length: int) -> tuple[MaskPattern, ...]:
     return tuple(patterns)
 
 
-def with_mask_at(state_law: Tensor, mask_token_id: int) -> Tensor:
+def with_mask_at(state_distribution: Tensor, mask_token_id: int) -> Tensor:
     """From mask-last order to token ids: every axis of ``[K + 1] * L`` with the mask moved to its id."""
-    size = state_law.shape[0]
+    size = state_distribution.shape[0]
     order = [*range(mask_token_id), size - 1, *range(mask_token_id, size - 1)]
-    return _reorder_axes(state_law, order)
+    return _reorder_axes(state_distribution, order)
 
 
-def with_mask_last(state_law: Tensor, mask_token_id: int) -> Tensor:
+def with_mask_last(state_distribution: Tensor, mask_token_id: int) -> Tensor:
     """Inverse of `with_mask_at`."""
-    order = [i for i in range(state_law.shape[0]) if i != mask_token_id] + [mask_token_id]
-    return _reorder_axes(state_law, order)
+    order = [i for i in range(state_distribution.shape[0]) if i != mask_token_id] + [mask_token_id]
+    return _reorder_axes(state_distribution, order)
 
 
 def _reorder_axes(table: Tensor, order: list[int]) -> Tensor:

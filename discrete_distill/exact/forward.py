@@ -1,4 +1,4 @@
-"""The forward process on enumerated laws: ``q(z_t, t)``, and the marginals of which it is made."""
+"""The forward process on enumerated distributions: ``q(x_t, t)``, and the marginals of which it is made."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from discrete_distill.process import MaskedDiffusion
 
 from .divergences import safe_log
-from .enumeration import check_enumerable, check_law, place_values, with_mask_at, with_mask_last
+from .enumeration import check_distribution, check_enumerable, place_values, with_mask_at, with_mask_last
 from .vocabulary import check_ids, check_mask_token_id, logits_of_words, mask_last
 
 
-def forward_law(law: Tensor, process: MaskedDiffusion, t: float | Tensor) -> Tensor:
-    """Law of the noisy tokens, ``q(z_t, t) = sum_x law(x) prod_i P(z_t,i | x_i)`` (arXiv 2406.07524).
+def forward_distribution(distribution: Tensor, process: MaskedDiffusion, t: float | Tensor) -> Tensor:
+    """Distribution of the noisy tokens, ``q(x_t, t) = sum_x distribution(x) prod_i P(x_t,i | x_i)`` (arXiv 2406.07524).
 
     Args:
-        law: probabilities ``[K] * L`` of clean sequences.
+        distribution: probabilities ``[K] * L`` of clean sequences.
         process: gives ``alpha`` and the mask's id, in ``0 .. K``.
         t: one time in ``[0, 1]``.
 
@@ -28,54 +28,54 @@ def forward_law(law: Tensor, process: MaskedDiffusion, t: float | Tensor) -> Ten
     Raises:
         ValueError: if ``t`` lies outside ``[0, 1]``, or there are too many states to enumerate.
     """
-    time = torch.as_tensor(t, dtype=torch.float64, device=law.device)
+    time = torch.as_tensor(t, dtype=torch.float64, device=distribution.device)
     if time.dim() != 0 or not 0.0 <= float(time) <= 1.0:
         raise ValueError(f"t must be one time in [0, 1], got {t}")
     alpha = process.visible_probability(time)
-    return _corrupt_axes(law, alpha, 1.0 - alpha, process.mask_token_id)
+    return _corrupt_axes(distribution, alpha, 1.0 - alpha, process.mask_token_id)
 
 
-def visible_marginals(law: Tensor, mask_token_id: int) -> Tensor:
-    """``P(x_i = z_i wherever z is visible)`` for all states ``z``: ``[K + 1] * L``, indexed by token ids.
+def visible_marginals(distribution: Tensor, mask_token_id: int) -> Tensor:
+    """``P(x_i = z_i wherever x_t is visible)`` for all states ``x_t``: ``[K + 1] * L``, indexed by token ids.
 
-    ``q(z_t, t) = alpha^visible (1 - alpha)^masked`` times this.
+    ``q(x_t, t) = alpha^visible (1 - alpha)^masked`` times this.
     """
-    one = torch.ones((), dtype=law.dtype, device=law.device)
-    return _corrupt_axes(law, one, one, mask_token_id)
+    one = torch.ones((), dtype=distribution.dtype, device=distribution.device)
+    return _corrupt_axes(distribution, one, one, mask_token_id)
 
 
-def _corrupt_axes(law: Tensor, keep: Tensor, hide: Tensor, mask_token_id: int) -> Tensor:
-    length, vocab_size = check_law(law)
+def _corrupt_axes(distribution: Tensor, keep: Tensor, hide: Tensor, mask_token_id: int) -> Tensor:
+    length, vocab_size = check_distribution(distribution)
     check_mask_token_id(mask_token_id, vocab_size)
     check_enumerable(vocab_size + 1, length, "all noisy states")
     for axis in range(length):
-        law = torch.cat([keep * law, hide * law.sum(axis, keepdim=True)], dim=axis)
-    return with_mask_at(law, mask_token_id)
+        distribution = torch.cat([keep * distribution, hide * distribution.sum(axis, keepdim=True)], dim=axis)
+    return with_mask_at(distribution, mask_token_id)
 
 
-class LawDenoiser:
-    """The perfect denoiser of any enumerated law: ``log P(x_i = v | visible tokens)`` by summation.
+class DistributionDenoiser:
+    """The perfect denoiser of any enumerated distribution: ``log P(x_i = v | visible tokens)`` by summation.
 
-    A `Denoiser` that needs no structure in the law; what an auxiliary denoiser fitted to the student's
-    samples converges to. Differentiable in the law. ``t`` is ignored.
+    A `Denoiser` that needs no structure in the distribution; what an auxiliary denoiser fitted to the student's
+    samples converges to. Differentiable in the distribution. ``t`` is ignored.
 
     Args:
-        law: probabilities ``[K] * L``.
+        distribution: probabilities ``[K] * L``.
         mask_token_id: in ``0 .. K``.
 
     Raises:
-        ValueError: on a call, if the tokens do not fit the law or have probability zero under it.
+        ValueError: on a call, if the tokens do not fit the distribution or have probability zero under it.
     """
 
-    def __init__(self, law: Tensor, mask_token_id: int) -> None:
-        self.length, self.vocab_size = check_law(law)
+    def __init__(self, distribution: Tensor, mask_token_id: int) -> None:
+        self.length, self.vocab_size = check_distribution(distribution)
         self.mask_token_id = mask_token_id
-        self.mask_last_marginals = with_mask_last(visible_marginals(law, mask_token_id), mask_token_id)
+        self.mask_last_marginals = with_mask_last(visible_marginals(distribution, mask_token_id), mask_token_id)
 
     def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
         check_ids(x_t, self.vocab_size + 1, "token ids")
         if x_t.shape[1] != self.length:
-            raise ValueError(f"the law is over length {self.length}, the tokens have length {x_t.shape[1]}")
+            raise ValueError(f"the distribution is over length {self.length}, the tokens have length {x_t.shape[1]}")
         states = mask_last(x_t, self.mask_token_id, self.vocab_size)
         places_L = place_values(self.vocab_size + 1, self.length, x_t.device)
         flat_B = (states * places_L).sum(1)

@@ -23,8 +23,8 @@ class MarkovChain:
     """``P(x) = initial[x_1] prod_i transition[x_{i-1}, x_i]`` over sequences of any length, in fp64.
 
     Args:
-        initial: ``[K]``, law of the first word.
-        transition: ``[K, K]``, row ``a`` is the law of the word after ``a``.
+        initial: ``[K]``, distribution of the first word.
+        transition: ``[K, K]``, row ``a`` is the distribution of the word after ``a``.
 
     Rows are renormalised exactly after they have been checked.
 
@@ -66,20 +66,20 @@ class MarkovChain:
         first = self.initial.log()[x[:, 0]]
         return first + self.transition.log()[x[:, :-1], x[:, 1:]].sum(1)
 
-    def log_evidence(self, z: Tensor, mask_token_id: int) -> Tensor:
-        """Log-probability of the visible tokens of ``z``, the masked ones summed out, by forward filtering.
+    def log_evidence(self, x_t: Tensor, mask_token_id: int) -> Tensor:
+        """Log-probability of the visible tokens of ``x_t``, the masked ones summed out, by forward filtering.
 
-        Up to the factor ``alpha^visible (1 - alpha)^masked`` this is ``log q(z_t, t)``; the factor cancels in
+        Up to the factor ``alpha^visible (1 - alpha)^masked`` this is ``log q(x_t, t)``; the factor cancels in
         every ratio.
 
         Args:
-            z: token ids, int64 ``[B, L]`` in ``0 .. K``.
+            x_t: token ids, int64 ``[B, L]`` in ``0 .. K``.
             mask_token_id: id of the mask.
 
         Returns:
             fp64 ``[B]``; -inf for impossible evidence.
         """
-        evidence_BLK = evidence_of_tokens(z, mask_token_id, self.vocab_size)
+        evidence_BLK = evidence_of_tokens(x_t, mask_token_id, self.vocab_size)
         return forward_messages(self.initial, self.transition, evidence_BLK).log_normaliser
 
     def sample(self, n: int, length: int, *, generator: Generator | None = None) -> Tensor:
@@ -100,13 +100,13 @@ class MarkovChain:
             words.append(word)
         return torch.stack(words, dim=1)
 
-    def complete(self, z: Tensor, mask_token_id: int, *, generator: Generator | None = None) -> Tensor:
-        """Fill the masks of ``z`` from the exact joint posterior: backward filtering, forward sampling.
+    def complete(self, x_t: Tensor, mask_token_id: int, *, generator: Generator | None = None) -> Tensor:
+        """Fill the masks of ``x_t`` from the exact joint posterior: backward filtering, forward sampling.
 
-        What a sampler with unlimited steps and ``x_init = z`` would draw from.
+        What a sampler with unlimited steps and ``x_init = x_t`` would draw from.
 
         Args:
-            z: token ids, int64 ``[B, L]``.
+            x_t: token ids, int64 ``[B, L]``.
             mask_token_id: id of the mask.
             generator: source of randomness.
 
@@ -116,25 +116,25 @@ class MarkovChain:
         Raises:
             ValueError: if the visible tokens of a row have probability zero.
         """
-        evidence_BLK = evidence_of_tokens(z, mask_token_id, self.vocab_size)
-        self._check_possible(z, mask_token_id)
+        evidence_BLK = evidence_of_tokens(x_t, mask_token_id, self.vocab_size)
+        self._check_possible(x_t, mask_token_id)
         likelihood_BLK = evidence_BLK * backward_messages(self.transition, evidence_BLK)
-        uniform = torch.rand(z.shape, dtype=torch.float64, device=z.device, generator=generator)
-        prior = self.initial.expand(z.shape[0], -1)
+        uniform = torch.rand(x_t.shape, dtype=torch.float64, device=x_t.device, generator=generator)
+        prior = self.initial.expand(x_t.shape[0], -1)
         words = []
-        for i in range(z.shape[1]):
+        for i in range(x_t.shape[1]):
             words.append(_inverse_cdf(prior * likelihood_BLK[:, i], uniform[:, i]))
             prior = self.transition[words[-1]]
         return tokens_of_words(torch.stack(words, dim=1), mask_token_id)
 
-    def _check_possible(self, z: Tensor, mask_token_id: int) -> None:
-        impossible = self.log_evidence(z, mask_token_id) == float("-inf")
+    def _check_possible(self, x_t: Tensor, mask_token_id: int) -> None:
+        impossible = self.log_evidence(x_t, mask_token_id) == float("-inf")
         if bool(impossible.any()):
             row = int(impossible.nonzero()[0])
-            raise ValueError(f"the visible tokens of row {row} have probability zero: {z[row].tolist()}")
+            raise ValueError(f"the visible tokens of row {row} have probability zero: {x_t[row].tolist()}")
 
     def marginals(self, length: int) -> Tensor:
-        """Law of each position, fp64 ``[length, K]``."""
+        """Distribution of each position, fp64 ``[length, K]``."""
         rows = [self.initial]
         for _ in range(length - 1):
             rows.append(rows[-1] @ self.transition)
@@ -151,16 +151,16 @@ class MarkovChain:
         """``sum_i H(x_i) - H(x)`` in nats: the least forward KL of any one-step sampler."""
         return float(torch.special.entr(self.marginals(length)).sum()) - self.entropy(length)
 
-    def law(self, length: int) -> Tensor:
-        """Probabilities of all sequences, fp64 of shape ``[K] * length``, indexed ``law[x_1, ..., x_L]``.
+    def distribution(self, length: int) -> Tensor:
+        """Probabilities of all sequences, fp64 of shape ``[K] * length``, indexed ``distribution[x_1, ..., x_L]``.
 
         Raises:
             ValueError: if there are too many to enumerate.
         """
-        return self.window_law(0, length)
+        return self.window_distribution(0, length)
 
-    def window_law(self, start: int, width: int) -> Tensor:
-        """Law of ``x[start : start + width]``, fp64 ``[K] * width``: exact n-grams at any length.
+    def window_distribution(self, start: int, width: int) -> Tensor:
+        """Distribution of ``x[start : start + width]``, fp64 ``[K] * width``: exact n-grams at any length.
 
         Raises:
             ValueError: if there are too many n-grams to enumerate, or the window is empty.
@@ -168,10 +168,10 @@ class MarkovChain:
         if start < 0 or width < 1:
             raise ValueError(f"a window starts at 0 or later and has width 1 or more, got {start} and {width}")
         check_enumerable(self.vocab_size, width, f"all {width}-grams")
-        law = self.marginals(start + 1)[start]
+        distribution = self.marginals(start + 1)[start]
         for _ in range(width - 1):
-            law = law[..., None] * self.transition
-        return law
+            distribution = distribution[..., None] * self.transition
+        return distribution
 
     def denoiser(self, mask_token_id: int, *, impossible: Literal["raise", "uniform"] = "raise") -> ChainDenoiser:
         """The perfect denoiser of this chain: see `ChainDenoiser`."""

@@ -17,7 +17,7 @@ class ForwardMessages(NamedTuple):
     """The forward pass.
 
     Attributes:
-        predicted: ``[B, L, K]``, law of each word given the evidence before it.
+        predicted: ``[B, L, K]``, distribution of each word given the evidence before it.
         log_normaliser: ``[B]``, log-probability of all evidence in nats, -inf if it is impossible.
     """
 
@@ -25,17 +25,17 @@ class ForwardMessages(NamedTuple):
     log_normaliser: Tensor
 
 
-def evidence_of_tokens(z: Tensor, mask_token_id: int, vocab_size: int) -> Tensor:
+def evidence_of_tokens(x_t: Tensor, mask_token_id: int, vocab_size: int) -> Tensor:
     """Likelihood of each word: one-hot where a token is visible, all ones at a mask; fp64 ``[B, L, K]``.
 
     Raises:
-        ValueError: if ``z`` is not ``[B, L]`` of ids in ``0 .. K``, or the mask is not such an id.
+        ValueError: if ``x_t`` is not ``[B, L]`` of ids in ``0 .. K``, or the mask is not such an id.
     """
     check_mask_token_id(mask_token_id, vocab_size)
-    check_ids(z, vocab_size + 1, "token ids")
-    words = torch.arange(vocab_size, device=z.device)
-    matches = mask_last(z, mask_token_id, vocab_size)[..., None] == words
-    return (matches | (z == mask_token_id)[..., None]).double()
+    check_ids(x_t, vocab_size + 1, "token ids")
+    words = torch.arange(vocab_size, device=x_t.device)
+    matches = mask_last(x_t, mask_token_id, vocab_size)[..., None] == words
+    return (matches | (x_t == mask_token_id)[..., None]).double()
 
 
 def forward_messages(initial: Tensor, transition: Tensor, evidence_BLK: Tensor) -> ForwardMessages:

@@ -43,22 +43,22 @@ class MarkovMixture:
         """K, the number of words, mask not counted."""
         return self.chains[0].vocab_size
 
-    def log_joint(self, z: Tensor, mask_token_id: int) -> Tensor:
-        """``log P(mode, visible tokens of z)``.
+    def log_joint(self, x_t: Tensor, mask_token_id: int) -> Tensor:
+        """``log P(mode, visible tokens of x_t)``.
 
         Args:
-            z: token ids, int64 ``[B, L]`` in ``0 .. K``.
+            x_t: token ids, int64 ``[B, L]`` in ``0 .. K``.
             mask_token_id: id of the mask.
 
         Returns:
             fp64 ``[B, M]``; -inf for what cannot happen.
         """
-        evidence = [chain.log_evidence(z, mask_token_id) for chain in self.chains]
+        evidence = [chain.log_evidence(x_t, mask_token_id) for chain in self.chains]
         return torch.stack(evidence, dim=1) + self.weights.log()
 
-    def responsibilities(self, z: Tensor, mask_token_id: int) -> Tensor:
-        """``P(mode | visible tokens of z)``, fp64 ``[B, M]``; the weights where the evidence is impossible."""
-        log_joint_BM = self.log_joint(z, mask_token_id)
+    def responsibilities(self, x_t: Tensor, mask_token_id: int) -> Tensor:
+        """``P(mode | visible tokens of x_t)``, fp64 ``[B, M]``; the weights where the evidence is impossible."""
+        log_joint_BM = self.log_joint(x_t, mask_token_id)
         possible_B1 = log_joint_BM.isfinite().any(1, keepdim=True)
         return torch.where(possible_B1, log_joint_BM, self.weights.log()).softmax(1)
 
@@ -68,29 +68,30 @@ class MarkovMixture:
         drawn = torch.stack([chain.sample(n, length, generator=generator) for chain in self.chains])
         return drawn[mode_B, torch.arange(n)]
 
-    def law(self, length: int) -> Tensor:
+    def distribution(self, length: int) -> Tensor:
         """Probabilities of all sequences, fp64 of shape ``[K] * length``.
 
         Raises:
             ValueError: if there are too many to enumerate.
         """
-        laws = torch.stack([chain.law(length) for chain in self.chains])
-        return torch.tensordot(self.weights, laws, dims=1)
+        distributions = torch.stack([chain.distribution(length) for chain in self.chains])
+        return torch.tensordot(self.weights, distributions, dims=1)
 
-    def mode_mass(self, law: Tensor) -> Tensor:
-        """Mass of each mode under another distribution: ``E_{x ~ law} P(mode | x)``.
+    def mode_mass(self, distribution: Tensor) -> Tensor:
+        """Mass of each mode under another distribution: ``E_{x ~ distribution} P(mode | x)``.
 
         Args:
-            law: probabilities of all sequences, ``[K] * length``. Mass on impossible sequences belongs to no mode.
+            distribution: probabilities of all sequences, ``[K] * length``. Mass on impossible sequences belongs to no
+                mode.
 
         Returns:
-            fp64 ``[M]``; the weights for the mixture's own law.
+            fp64 ``[M]``; the weights for the mixture's own distribution.
         """
-        laws = torch.stack([chain.law(law.dim()) for chain in self.chains])
-        joint = laws * self.weights.view(-1, *[1] * law.dim())
+        distributions = torch.stack([chain.distribution(distribution.dim()) for chain in self.chains])
+        joint = distributions * self.weights.view(-1, *[1] * distribution.dim())
         total = joint.sum(0)
         share = torch.where(total > 0.0, joint / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
-        return (share * law.double()).flatten(1).sum(1)
+        return (share * distribution.double()).flatten(1).sum(1)
 
     def denoiser(self, mask_token_id: int, *, impossible: Literal["raise", "uniform"] = "raise") -> MixtureDenoiser:
         """The perfect denoiser of this mixture: see `MixtureDenoiser`."""
@@ -137,7 +138,9 @@ class MixtureDenoiser:
         return logits_of_words(probability.log(), self.mask_token_id)
 
 
-def modal_law(num_modes: int = 8, vocab_size: int = 5, *, seed: int = 13, concentration: float = 0.1) -> MarkovMixture:
+def modal_mixture(
+    num_modes: int = 8, vocab_size: int = 5, *, seed: int = 13, concentration: float = 0.1
+) -> MarkovMixture:
     """A mixture of peaked random chains whose supports hardly meet; the largest weight is three times the least.
 
     With the defaults and length 6 a sequence names its mode with probability 0.998, and the entropy is 4.68 nats.

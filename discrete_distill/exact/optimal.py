@@ -18,18 +18,18 @@ from .tabular import TabularDenoiser
 
 
 class OptimalStudent(NamedTuple):
-    """A fitted table, the law it samples, and the KLs in nats of that law against the chain's.
+    """A fitted table, the distribution it samples, and the KLs in nats of that distribution against the chain's.
 
     Attributes:
         denoiser: the table, frozen; use it with ``times``.
-        law: ``[K] * L``.
+        distribution: ``[K] * L``.
         times: the grid it was fitted for.
         reverse_kl: ``KL(student || chain)``.
         forward_kl: ``KL(chain || student)``.
     """
 
     denoiser: TabularDenoiser
-    law: Tensor
+    distribution: Tensor
     times: Tensor
     reverse_kl: float
     forward_kl: float
@@ -82,7 +82,7 @@ def optimal_student(
     if len(grid) != num_steps + 1 or float(grid[-1]) != 0.0:
         raise ValueError(f"times must have {num_steps} steps and end at 0, got {grid.tolist()}")
     process = process if process is not None else MaskedDiffusion(chain.vocab_size)
-    target = chain.law(length)
+    target = chain.distribution(length)
     if objective == "reverse" and bool((target == 0).any()):
         raise ValueError(
             "some sequences have probability zero under the chain, so KL(student || chain) is infinite for "
@@ -93,19 +93,19 @@ def optimal_student(
     _perturb(table, noise, generator)
     _fit(table, target, process, grid, objective, iterations, learning_rate)
     table.requires_grad_(False)
-    law = table_law(table, process, grid)
-    return OptimalStudent(table, law, grid, float(kl(law, target)), float(kl(target, law)))
+    distribution = table_distribution(table, process, grid)
+    return OptimalStudent(table, distribution, grid, float(kl(distribution, target)), float(kl(target, distribution)))
 
 
-def table_law(table: TabularDenoiser, process: MaskedDiffusion, times: Tensor) -> Tensor:
-    """`sampler_law` of a table on its own grid, without a look-up for each state."""
+def table_distribution(table: TabularDenoiser, process: MaskedDiffusion, times: Tensor) -> Tensor:
+    """`sampler_distribution` of a table on its own grid, without a look-up for each state."""
     step = iter(table.logits)
 
     def rows(reached: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return next(step).softmax(-1)
 
-    laws = run_sampler(rows, process, times, table.length, table.vocab_size)
-    return laws[-1][(slice(0, table.vocab_size),) * table.length]
+    distributions = run_sampler(rows, process, times, table.length, table.vocab_size)
+    return distributions[-1][(slice(0, table.vocab_size),) * table.length]
 
 
 def _perturb(table: TabularDenoiser, noise: float, generator: Generator | None) -> None:
@@ -127,8 +127,8 @@ def _fit(
     optimiser = torch.optim.Adam(table.parameters(), lr=learning_rate, betas=(0.9, 0.9), eps=1e-30)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
     for _ in range(iterations):
-        law = table_law(table, process, times)
-        loss = kl(law, target) if objective == "reverse" else kl(target, law)
+        distribution = table_distribution(table, process, times)
+        loss = kl(distribution, target) if objective == "reverse" else kl(target, distribution)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

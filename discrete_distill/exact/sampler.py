@@ -1,4 +1,4 @@
-"""The exact law of an ancestral sampler, by enumeration.
+"""The exact distribution of an ancestral sampler, by enumeration.
 
 One step from ``t`` to ``s`` reveals each masked position with its own coin and draws it from the denoiser,
 independently of the others. States with the same masked positions move by an outer product of per-position
@@ -29,7 +29,7 @@ class RowProbabilities(Protocol):
     def __call__(self, reached: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
 
 
-def sampler_law(
+def sampler_distribution(
     denoiser: Denoiser,
     process: MaskedDiffusion,
     times: Sequence[float] | Tensor,
@@ -40,9 +40,9 @@ def sampler_law(
     batch_size: int = 4096,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Law of the clean sequences that ancestral sampling through ``times`` produces (arXiv 2406.07524).
+    """Distribution of the clean sequences that ancestral sampling through ``times`` produces (arXiv 2406.07524).
 
-    The same function gives the law of student paths through given times.
+    The same function gives the distribution of student paths through given times.
 
     Args:
         denoiser: any `Denoiser` with logits ``[B, length, vocab_size + 1]``; called on all states that the
@@ -69,11 +69,11 @@ def sampler_law(
     if float(times[-1]) != 0.0:
         raise ValueError(f"times must end at 0, where no mask is left, got {float(times[-1])}")
     rows = DenoiserRows(denoiser, process, length, vocab_size, time_dependent, batch_size, device)
-    law = run_sampler(rows, process, times, length, vocab_size, device)[-1]
-    return law[(slice(0, vocab_size),) * length]
+    distribution = run_sampler(rows, process, times, length, vocab_size, device)[-1]
+    return distribution[(slice(0, vocab_size),) * length]
 
 
-def sampler_path_laws(
+def sampler_path_distributions(
     denoiser: Denoiser,
     process: MaskedDiffusion,
     times: Sequence[float] | Tensor,
@@ -84,14 +84,15 @@ def sampler_path_laws(
     batch_size: int = 4096,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, ...]:
-    """Law of the sampler's state at each of ``times``: state laws ``[K + 1] * L``, indexed by token ids.
+    """Distribution of the sampler's state at each of ``times``: state distributions ``[K + 1] * L``, indexed by token
+    ids.
 
-    As `sampler_law`, but ``times`` may end anywhere. The first law is the point mass on all masks.
+    As `sampler_distribution`, but ``times`` may end anywhere. The first distribution is the point mass on all masks.
     """
     times = checked_times(times)
     rows = DenoiserRows(denoiser, process, length, vocab_size, time_dependent, batch_size, device)
-    laws = run_sampler(rows, process, times, length, vocab_size, device)
-    return tuple(with_mask_at(law, process.mask_token_id) for law in laws)
+    distributions = run_sampler(rows, process, times, length, vocab_size, device)
+    return tuple(with_mask_at(distribution, process.mask_token_id) for distribution in distributions)
 
 
 def uniform_times(num_steps: int) -> Tensor:
@@ -126,28 +127,30 @@ def run_sampler(
     vocab_size: int,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """State laws at all ``times``, ``[K + 1] * L`` with the mask last."""
+    """State distributions at all ``times``, ``[K + 1] * L`` with the mask last."""
     check_enumerable(2 * vocab_size + 1, length, "all transitions of a step of the sampler")
     space = masked_states(vocab_size, length)
-    law = torch.zeros([vocab_size + 1] * length, dtype=torch.float64, device=device)
-    law[(vocab_size,) * length] = 1.0
-    laws = [law]
+    distribution = torch.zeros([vocab_size + 1] * length, dtype=torch.float64, device=device)
+    distribution[(vocab_size,) * length] = 1.0
+    distributions = [distribution]
     flat = space.flat.to(device)
     for t, s in pairwise(times):
-        reached = law.detach().flatten()[flat] > 0
+        reached = distribution.detach().flatten()[flat] > 0
         reveal = float(process.unmask_probability(t, s))
-        law = _step(law, rows(reached, t, s), reveal, reached, space.patterns)
-        laws.append(law)
-    return laws
+        distribution = _step(distribution, rows(reached, t, s), reveal, reached, space.patterns)
+        distributions.append(distribution)
+    return distributions
 
 
-def _step(law: Tensor, word_probs: Tensor, reveal: float, reached: Tensor, patterns: tuple[MaskPattern, ...]) -> Tensor:
-    vocab_size, length = word_probs.shape[1], law.dim()
+def _step(
+    distribution: Tensor, word_probs: Tensor, reveal: float, reached: Tensor, patterns: tuple[MaskPattern, ...]
+) -> Tensor:
+    vocab_size, length = word_probs.shape[1], distribution.dim()
     stay = word_probs.new_full((len(word_probs), 1), 1.0 - reveal)
     moves = torch.cat([reveal * word_probs, stay], dim=1) if reveal < 1.0 else word_probs
-    new_law = torch.zeros_like(law)
+    new_distribution = torch.zeros_like(distribution)
     words = (slice(0, vocab_size),) * length
-    new_law[words] = law[words]
+    new_distribution[words] = distribution[words]
     start = 0
     for pattern in patterns:
         is_reached = bool(reached[start : start + pattern.num_states].any())
@@ -156,22 +159,22 @@ def _step(law: Tensor, word_probs: Tensor, reveal: float, reached: Tensor, patte
             target = [slice(0, vocab_size)] * length
             for i in pattern.masked:
                 target[i] = slice(0, moves.shape[1])
-            new_law[tuple(target)] += _contribution(law, moves, pattern)
-    return new_law
+            new_distribution[tuple(target)] += _contribution(distribution, moves, pattern)
+    return new_distribution
 
 
-def _contribution(law: Tensor, moves: Tensor, pattern: MaskPattern) -> Tensor:
+def _contribution(distribution: Tensor, moves: Tensor, pattern: MaskPattern) -> Tensor:
     """Probability that flows from the states of one pattern: an axis of size K or ``moves`` per position."""
-    vocab_size, num_moves = law.shape[0] - 1, moves.shape[1]
+    vocab_size, num_moves = distribution.shape[0] - 1, moves.shape[1]
     masked, visible = pattern.masked, pattern.visible
-    here = tuple(vocab_size if i in masked else slice(0, vocab_size) for i in range(law.dim()))
-    flow = law[here].reshape(pattern.num_states, 1)
+    here = tuple(vocab_size if i in masked else slice(0, vocab_size) for i in range(distribution.dim()))
+    flow = distribution[here].reshape(pattern.num_states, 1)
     rows = moves[pattern.row_start : pattern.row_start + pattern.num_rows]
     for position_moves in rows.view(pattern.num_states, len(masked), num_moves).unbind(1):
         flow = (flow[:, :, None] * position_moves[:, None, :]).flatten(1)
     flow = flow.view([vocab_size] * len(visible) + [num_moves] * len(masked))
     axes = [*visible, *masked]
-    return flow.permute([axes.index(i) for i in range(law.dim())])
+    return flow.permute([axes.index(i) for i in range(distribution.dim())])
 
 
 class DenoiserRows:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from ..models.hub import HubNetwork
+from ..models.io.hub import HubNetwork
 from ..models.lora import has_lora
 from .checkpoint_folders import (
     TRAINER_STATE_FILE,

@@ -27,14 +27,14 @@ from transformers import (
 )
 
 from ..checks import check_all_counts, check_count, check_number
-from ..collective import mean_over_processes
-from ..methods import DiDiInstructConfig, PathConfig, PathMethod
+from ..distillation.methods import DiDiInstructConfig, PathConfig, PathMethod
+from ..distillation.rollout import Rollout
+from ..distributed.collectives import mean_over_processes
+from ..distributed.processes import agree
 from ..models import DiT
 from ..process import MaskedDiffusion
-from ..rollout import Rollout
-from ..training import BatchPart, DistillationStep, Learner, LoopConfig, OptimizerConfig, step_generator
+from ..training import BatchPart, DistillationStep, LoopConfig, ModuleOptimizer, OptimizerConfig, step_generator
 from ..training.metrics import MetricWindow, on_the_host
-from ..training.processes import agree
 from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
 from .collapse_callback import CollapseCallback
@@ -82,8 +82,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     update a step. Each path is then evaluated twice. A step whose loss or gradient is not finite on any process changes
     neither weights, optimiser, schedule nor average of the student, and is counted in ``student_skipped_updates``.
 
-    For the first ``config.ratio_warmup`` steps only the ratio networks are trained: the student has no update of its
-    optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
+    For the first ``config.log_ratio_warmup`` steps only the ratio networks are trained: the student has no update of
+    its optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
 
     Args:
         model: the student, a denoiser; see `DiDiInstruct.make_student`.
@@ -146,7 +146,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             each if each is None else each.to(args.device) for each in (discriminator, auxiliary)
         )
         self.ratio_networks = {"discriminator": discriminator, "auxiliary": auxiliary}
-        self.learners: dict[str, Learner] = {}
+        self.module_optimizers: dict[str, ModuleOptimizer] = {}
         self.average: AveragedModel | None = None
         self._window = MetricWindow()
         self._step: DistillationStep | None = None
@@ -186,7 +186,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The student's, over the steps behind the warm-up of the ratio; the ratio networks get theirs too."""
-        if not self.learners:
+        if not self.module_optimizers:
             self._make_learners(num_training_steps)
         given, warmup = self.lr_scheduler is not None, self.method.update_plan.warmup
         scheduler = super().create_scheduler(max(num_training_steps - warmup, 1), optimizer)
@@ -202,13 +202,15 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         )
         every = {"discriminator": self.args.discriminator_every}
         updates = self.method.update_plan.planned_updates(num_training_steps, every=every)
-        self.learners = {
-            name: Learner(network, settings, updates[name], self.accelerator)
+        self.module_optimizers = {
+            name: ModuleOptimizer(network, settings, updates[name], self.accelerator)
             for name, network in self.ratio_networks.items()
             if network is not None and name in updates
         }
         if self.args.world_size > 1:  # The method asks the networks that exchange their gradients.
-            self.method = self._make_method({name: learner.network for name, learner in self.learners.items()})
+            self.method = self._make_method(
+                {name: module_optimizer.network for name, module_optimizer in self.module_optimizers.items()}
+            )
 
     def compute_loss_context_manager(self) -> Any:
         """Nothing: each call of the method has an autocast of its own, since an autocast keeps the weights that it has
@@ -250,7 +252,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         batches, index = self._batches or [first], self.state.global_step
         parts = [self._part(number, self._prepare_inputs(batch)) for number, batch in enumerate(batches)]
         skipped = ("discriminator",) if index % self.args.discriminator_every else ()
-        step = DistillationStep(self.method, self.learners, self.accelerator, parts, index, skipped=skipped)
+        step = DistillationStep(self.method, self.module_optimizers, self.accelerator, parts, index, skipped=skipped)
         step.begin()
         return step
 
@@ -339,10 +341,10 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            state = {name: learner.state_dict() for name, learner in self.learners.items()}
+            state = {name: module_optimizer.state_dict() for name, module_optimizer in self.module_optimizers.items()}
             average = None if self.average is None else self.average.state_dict()
             more = {"skipped": self.skipped, "window": self._window.state_dict(), "method": self.method.state_dict()}
-            torch.save({"learners": state, "average": average, **more}, Path(output_dir) / STATE_FILE)
+            torch.save({"module_optimizers": state, "average": average, **more}, Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -352,8 +354,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing: {checkpoint} is no checkpoint of a DiDiInstructTrainer")
         saved = torch.load(file, map_location="cpu", weights_only=True)
-        for name, learner in self.learners.items():
-            learner.load_state_dict(saved["learners"][name])
+        for name, module_optimizer in self.module_optimizers.items():
+            module_optimizer.load_state_dict(saved["module_optimizers"][name])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.method.load_state_dict(saved["method"])
@@ -362,7 +364,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     def save_student(self, directory: str | Path) -> None:
         """What is used after training: the averaged student, and in ``discriminator/`` the discriminator; low-rank
-        weights are merged. Foreign students are read back by `load_denoiser`."""
+        weights are merged. External students are read back by `load_denoiser`."""
         if not self.args.should_save:
             return
         save_network(self.averaged_student, directory)

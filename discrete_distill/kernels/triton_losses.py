@@ -69,8 +69,8 @@ def _update(
         e = tl.where(offset < last, e, 0.0)
     own = (own + mass_s * shift_s) * decay_s + tl.sum(e * a, axis=OWN)
     if HAS_TEACHER:
-        z = _load(teacher, offset, last, forbidden, FORBIDDEN, TAIL)
-        top_t, b, f, shift_t, decay_t = _rescale(z, top_t, OWN)
+        x_t = _load(teacher, offset, last, forbidden, FORBIDDEN, TAIL)
+        top_t, b, f, shift_t, decay_t = _rescale(x_t, top_t, OWN)
         if TAIL:
             f = tl.where(offset < last, f, 0.0)
         difference = a - b

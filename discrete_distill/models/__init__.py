@@ -1,25 +1,25 @@
-"""Networks: the denoiser of MDLM and the discriminator; foreign models; trained weights by name or path."""
+"""Networks: the denoiser of MDLM and the discriminator; external models; trained weights by name or path."""
 
-from .adapters import CallingConvention, ForeignDenoiser, ForeignFeatureDenoiser, as_denoiser
-from .card import ModelFacts
+from .adapters import CallSignature, ForeignFeatureDenoiser, WrappedDenoiser, as_denoiser
 from .discriminator import Discriminator, RatioNetwork, discriminator_accuracy, discriminator_loss, masked_mean
 from .dit import DiT, DiTConfig
-from .hub import push_distilled, save_distilled
-from .loading import load_denoiser, load_discriminator
+from .io.card import ModelFacts
+from .io.hub import push_distilled, save_distilled
+from .io.loading import load_denoiser, load_discriminator
+from .io.weights import CheckpointError
 from .lora import add_lora, lora_weights, merge_lora
 from .prior_guidance import guide_by_prior, prior_log_probs
-from .weights import CheckpointError
 
 __all__ = [
-    "CallingConvention",
+    "CallSignature",
     "CheckpointError",
     "DiT",
     "DiTConfig",
     "Discriminator",
-    "ForeignDenoiser",
     "ForeignFeatureDenoiser",
     "ModelFacts",
     "RatioNetwork",
+    "WrappedDenoiser",
     "add_lora",
     "as_denoiser",
     "discriminator_accuracy",

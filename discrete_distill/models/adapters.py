@@ -1,4 +1,4 @@
-"""Foreign models as denoisers: Hugging Face masked language models, LLaDA, Dream, the research networks of MDLM.
+"""External models as denoisers: Hugging Face masked language models, LLaDA, Dream, the research networks of MDLM.
 
 Nothing is imported from the libraries that they come from: a model is known by its configuration and its attributes.
 
@@ -46,8 +46,8 @@ HUB_MDLM = ("mdlm",)
 
 
 @dataclass(kw_only=True, frozen=True)
-class CallingConvention:
-    """How a foreign model is called, and what its logits speak of.
+class CallSignature:
+    """How an external model is called, and what its logits speak of.
 
     Args:
         ids: keyword of the token ids, or ``"positional"``.
@@ -97,12 +97,12 @@ def as_denoiser(
     head: str | None = AUTO,
     schedule: MaskingSchedule | None = None,
 ) -> Denoiser:
-    """A `Denoiser` that calls a foreign model; a model that already is one is returned as it is.
+    """A `Denoiser` that calls an external model; a model that already is one is returned as it is.
 
     Known by themselves are Hugging Face masked language models (``...ForMaskedLM``), LLaDA (arXiv 2502.09992), Dream
     (arXiv 2508.15487), the hub class of MDLM (arXiv 2406.07524), and the transformer of the MDLM, DUO, SDTT and
     DiDi-Instruct repositories, which is called ``network(x, sigma)``. For any other, say how it is called; see
-    `CallingConvention`. Models inside DDP, ``torch.compile`` or peft's `PeftModel` are known as they are without.
+    `CallSignature`. Models inside DDP, ``torch.compile`` or peft's `PeftModel` are known as they are without.
 
     ``attention_mask`` and every other keyword that samplers and losses pass on reach the model; one that it does not
     take is refused. Where the head is known the denoiser has ``features`` and ``project``, and logits are computed only
@@ -112,7 +112,7 @@ def as_denoiser(
 
     Args:
         model: the network; dropout is off only if it is in evaluation mode.
-        attention: see `CallingConvention`.
+        attention: see `CallSignature`.
         shifted: likewise.
         ids: likewise.
         time: likewise.
@@ -124,7 +124,7 @@ def as_denoiser(
         TypeError: if the model is of no known kind and nothing says how it is called, or it is a denoiser already and
             something does.
         ValueError: if it is causal and nothing says that it attends both ways, there is no head of that name, it is a
-            uniform-state model, such as DUO, or what is said makes no `CallingConvention`.
+            uniform-state model, such as DUO, or what is said makes no `CallSignature`.
     """
     given: dict[str, Any] = {
         "attention": attention,
@@ -135,28 +135,28 @@ def as_denoiser(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     inner, prefix = unwrap(model)
-    if isinstance(inner, FeatureDenoiser | ForeignDenoiser):
+    if isinstance(inner, FeatureDenoiser | WrappedDenoiser):
         if changes or head != AUTO:
             raise TypeError(f"a {type(inner).__name__} is a denoiser already: leave out how it is called")
         return cast(Denoiser, model)
     known = recognise(inner)
     if known is None and not changes:
         raise _unknown(inner)
-    convention = replace(known or CallingConvention(), **changes)
+    convention = replace(known or CallSignature(), **changes)
     if head != AUTO:
         convention = replace(convention, head=head)
     if convention.head is None:
-        return ForeignDenoiser(model, convention, schedule)
+        return WrappedDenoiser(model, convention, schedule)
     if prefix and not convention.head.startswith(prefix):
         convention = replace(convention, head=prefix + convention.head)
     made = ForeignFeatureDenoiser(model, convention, schedule)
     if (why := made.why_not_apart()) is None:
         return made
     warnings.warn(f"a {type(inner).__name__} is run with its head on all rows: {why}", stacklevel=2)
-    return ForeignDenoiser(model, replace(convention, head=None), schedule)
+    return WrappedDenoiser(model, replace(convention, head=None), schedule)
 
 
-def recognise(model: Any) -> CallingConvention | None:
+def recognise(model: Any) -> CallSignature | None:
     """How a model of a known kind is called, or None.
 
     Raises:
@@ -170,20 +170,20 @@ def recognise(model: Any) -> CallingConvention | None:
     )
     if kind == "llada":
         separate = not getattr(config, "weight_tying", False) and not getattr(config, "scale_logits", False)
-        return CallingConvention(head="model.transformer.ff_out" if separate else None)
+        return CallSignature(head="model.transformer.ff_out" if separate else None)
     if kind == "Dream":
-        return CallingConvention(attention="pairs", shifted=True, head="lm_head")
+        return CallSignature(attention="pairs", shifted=True, head="lm_head")
     if kind in HUB_MDLM:
-        return CallingConvention(
+        return CallSignature(
             time="timesteps",
             time_conditioning=bool(getattr(config, "time_conditioning", False)),
             attention="none",
             head="backbone.output_layer.linear",
         )
     if type(model).__name__.endswith("ForMaskedLM"):
-        return CallingConvention(head=MASKED_LM_HEADS.get(str(kind)))
+        return CallSignature(head=MASKED_LM_HEADS.get(str(kind)))
     if hasattr(model, "vocab_embed") and hasattr(getattr(model, "output_layer", None), "linear"):
-        return CallingConvention(
+        return CallSignature(
             ids=POSITIONAL,
             time=POSITIONAL,
             time_conditioning=_research_time_conditioning(config),
@@ -212,8 +212,8 @@ def _unknown(model: Any) -> Exception:
     )
 
 
-class ForeignDenoiser(nn.Module):
-    """``logits = model(ids, ...)`` under a `CallingConvention`. Its parameters are the model's.
+class WrappedDenoiser(nn.Module):
+    """``logits = model(ids, ...)`` under a `CallSignature`. Its parameters are the model's.
 
     Args:
         model: any callable that returns logits ``[B, L, V]``, or an output that holds them.
@@ -222,7 +222,7 @@ class ForeignDenoiser(nn.Module):
     """
 
     def __init__(
-        self, model: Callable[..., Any], convention: CallingConvention, schedule: MaskingSchedule | None = None
+        self, model: Callable[..., Any], convention: CallSignature, schedule: MaskingSchedule | None = None
     ) -> None:
         super().__init__()
         self.model = model
@@ -329,7 +329,7 @@ class ForeignDenoiser(nn.Module):
         return torch.cat((values_BLX[:, :1], values_BLX[:, :-1]), dim=1)
 
 
-class ForeignFeatureDenoiser(ForeignDenoiser):
+class ForeignFeatureDenoiser(WrappedDenoiser):
     """One whose head can be run alone: ``features`` is the model with its head set aside, ``project`` the head.
 
     Raises:
@@ -337,7 +337,7 @@ class ForeignFeatureDenoiser(ForeignDenoiser):
     """
 
     def __init__(
-        self, model: Callable[..., Any], convention: CallingConvention, schedule: MaskingSchedule | None = None
+        self, model: Callable[..., Any], convention: CallSignature, schedule: MaskingSchedule | None = None
     ) -> None:
         super().__init__(model, convention, schedule)
         try:

@@ -17,14 +17,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..checks import check_floats, check_mask, check_number
 from .dit import DiT, DiTConfig, config_from
-from .hub import HubNetwork
+from .io.hub import HubNetwork
 from .lora import refuse_unmerged
 
 
 class RatioNetwork(Protocol):
-    """``network(z_t, t, **cond) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
+    """``network(x_t, t, **cond) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
 
-    def __call__(self, z_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
 
 
 class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
@@ -32,7 +32,7 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
     ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
     Trained by `binary cross-entropy` to tell student (1) from reference (0), its logit at the optimum is
-    ``log q_student(z_t) / q_reference(z_t)``, at every position the same: each reads the whole sequence.
+    ``log q_student(x_t) / q_reference(x_t)``, at every position the same: each reads the whole sequence.
 
     Args:
         backbone: its shape, or a dictionary of the same fields (as read back from ``config.json``).
@@ -105,9 +105,9 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
             return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
         return self.logits_of_features(self.backbone.trunk(h_BLD, t, None, attention_mask)[0])
 
-    def forward(self, z_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """Logits ``[B, L]`` of token ids ``[B, L]`` at times ``[B]``."""
-        return self.from_embeddings(self.backbone.embed(z_t), t, attention_mask=attention_mask)
+        return self.from_embeddings(self.backbone.embed(x_t), t, attention_mask=attention_mask)
 
     def embedding_weight(self) -> Tensor:
         """``E``, ``[V, D]``."""
@@ -143,13 +143,13 @@ def discriminator_loss(
     if weight_B is not None and weight_B.shape != student_logits_BL.shape[:1]:
         raise ValueError(f"weight_B must be [{len(student_logits_BL)}], got shape {list(weight_B.shape)}")
     loss = torch.zeros((), device=student_logits_BL.device)
-    for logits, counted, label in (
+    for logits, loss_mask, label in (
         (student_logits_BL, student_counted, 1.0 - 0.5 * label_smoothing),
         (reference_logits_BL, reference_counted, 0.5 * label_smoothing),
     ):
-        read = torch.where(counted.bool(), logits, torch.zeros_like(logits))  # NaN elsewhere would reach gradients
+        read = torch.where(loss_mask.bool(), logits, torch.zeros_like(logits))  # NaN elsewhere would reach gradients
         nats = F.binary_cross_entropy_with_logits(read, torch.full_like(read, label), reduction="none")
-        mean_B = masked_mean(nats, counted)
+        mean_B = masked_mean(nats, loss_mask)
         loss = loss + 0.5 * (mean_B.mean() if weight_B is None else (weight_B * mean_B).sum())
     return loss
 
@@ -161,28 +161,28 @@ def discriminator_accuracy(
     without a counted position are left out. Arguments and errors as for `discriminator_loss`."""
     _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
     fractions = []
-    for logits, counted, sign in (
+    for logits, loss_mask, sign in (
         (student_logits_BL, student_counted, 1.0),
         (reference_logits_BL, reference_counted, -1.0),
     ):
-        judged = counted.any(1)
-        right = (sign * masked_mean(logits.detach(), counted) > 0) & judged
+        judged = loss_mask.any(1)
+        right = (sign * masked_mean(logits.detach(), loss_mask) > 0) & judged
         fractions.append(right.sum() / judged.sum().clamp(min=1))
     return 0.5 * (fractions[0] + fractions[1])
 
 
 def _check_sides(student_BL: Tensor, reference_BL: Tensor, student_counted: Tensor, reference_counted: Tensor) -> None:
-    for side, logits, counted in (
+    for side, logits, loss_mask in (
         ("student", student_BL, student_counted),
         ("reference", reference_BL, reference_counted),
     ):
         check_floats(f"{side}_logits_BL", logits)
         if logits.dim() != 2:
             raise ValueError(f"{side}_logits_BL must be [B, L], got shape {list(logits.shape)}")
-        check_mask(f"{side}_counted", counted, logits.shape, of="logits")
+        check_mask(f"{side}_counted", loss_mask, logits.shape, of="logits")
 
 
-def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
+def masked_mean(values_BL: Tensor, loss_mask_BL: Tensor) -> Tensor:
     """Mean over counted positions of each row, ``[B]``; 0 in a row where none counts. What stands elsewhere, NaN
     included, is not read.
 
@@ -192,7 +192,7 @@ def masked_mean(values_BL: Tensor, counted_BL: Tensor) -> Tensor:
     """
     if values_BL.dim() != 2:
         raise ValueError(f"values_BL must be [B, L], got shape {list(values_BL.shape)}")
-    check_mask("counted_BL", counted_BL, values_BL.shape, of="values")
-    counted = counted_BL.bool()
-    total = torch.where(counted, values_BL, torch.zeros_like(values_BL)).sum(1)
-    return total / counted.sum(1).clamp(min=1).to(values_BL.dtype)
+    check_mask("loss_mask_BL", loss_mask_BL, values_BL.shape, of="values")
+    loss_mask = loss_mask_BL.bool()
+    total = torch.where(loss_mask, values_BL, torch.zeros_like(values_BL)).sum(1)
+    return total / loss_mask.sum(1).clamp(min=1).to(values_BL.dtype)

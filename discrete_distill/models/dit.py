@@ -33,10 +33,10 @@ from ..process import (
 )
 from .attention_masks import real_tokens
 from .head import VocabularyHead
-from .hub import HubNetwork
+from .io.hub import HubNetwork
+from .io.weights import CheckpointError
 from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate
 from .lora import refuse_unmerged
-from .weights import CheckpointError
 
 MAX_SIGMA = 20.0
 SCHEDULES: dict[str, MaskingSchedule] = {

@@ -1,4 +1,4 @@
-"""The vocabulary head of a foreign model: run apart from the rest, where nothing that matters comes after it.
+"""The vocabulary head of an external model: run apart from the rest, where nothing that matters comes after it.
 
 Shape suffixes: B batch, L length, D width, V vocabulary.
 """

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .weights import Inert
+from .io.weights import Inert
 from .wrappers import refuse_uniform_state
 
 MASKED = ("absorbing", "absorbing_state", "mask", "masked", "mdlm", "sedd", "d3pm_absorb", "ar_mdlm", "bd3lm")

@@ -32,21 +32,21 @@ def prior_log_probs(network: DiT, mask_token_id: int) -> Tensor:
     if not 0 <= mask_token_id < network.config.vocab_size:
         raise ValueError(f"mask_token_id {mask_token_id} lies outside the vocabulary of {network.config.vocab_size}")
     parameter = next(network.parameters())
-    z = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
+    x_t = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
     with evaluation_mode(network):
-        logits_LV = network(z, torch.ones(1, device=parameter.device))[0].float()
+        logits_LV = network(x_t, torch.ones(1, device=parameter.device))[0].float()
     logits_LV[:, mask_token_id] = -math.inf
     return logits_LV.softmax(-1).mean(0).clamp_min(SMALLEST).log()
 
 
 @torch.no_grad()
 def guide_by_prior(network: DiT, weight: float, mask_token_id: int) -> DiT:
-    """A copy that answers, up to normalisation, ``(1 + w) log p(x_i | z_t) - w log p(x)``: unsupervised classifier-free
+    """A copy that answers, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised classifier-free
     guidance (arXiv 2410.18514), which raises what the visible tokens speak for and lowers what is merely frequent.
 
     ``p(x)`` is `prior_log_probs`, the same for all positions, so the whole of it goes into the head: the copy is a
-    network of the same shape and costs as many evaluations. As the teacher of a distillation it is a law that no
-    temperature of the teacher reaches.
+    network of the same shape and costs as many evaluations. As the teacher of a distillation it is a distribution that
+    no temperature of the teacher reaches.
 
     Args:
         network: to be guided; left as it is.

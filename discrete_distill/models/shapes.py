@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import CheckpointError, check_real
+from .io.weights import CheckpointError, check_real
 
 MOST_BLOCKS = 256
 WIDEST = 2**14

@@ -11,7 +11,7 @@ from .schedules import (
     MaskingSchedule,
     PolynomialSchedule,
 )
-from .time import BetaTime, StratifiedTime, TimeLaw, TimeSample, UniformTime
+from .time import BetaTime, StratifiedTime, TimeDistribution, TimeSample, UniformTime
 from .weights import ConstantWeight, ElboWeight, TimeWeight
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "NelboOutput",
     "PolynomialSchedule",
     "StratifiedTime",
-    "TimeLaw",
+    "TimeDistribution",
     "TimeSample",
     "TimeWeight",
     "UniformTime",

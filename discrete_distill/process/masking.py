@@ -18,14 +18,14 @@ from .conditions import check_conditions
 from .denoiser import Denoiser, logits_in_parts
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .sequences import check_level, check_sequences
-from .time import StratifiedTime, TimeLaw
+from .time import StratifiedTime, TimeDistribution
 
 
 class Corruption(NamedTuple):
-    """Noisy tokens ``z_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that
+    """Noisy tokens ``x_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that
     turns a sum over masked positions into an unbiased estimate of the whole NELBO sum."""
 
-    z_t: Tensor
+    x_t: Tensor
     t: Tensor
     weight: Tensor
 
@@ -48,7 +48,7 @@ class NelboOutput(NamedTuple):
 class MaskedDiffusion:
     """The absorbing process of MDLM (arXiv 2406.07524).
 
-    Forward: each position independently ``P(z_t = x) = alpha(t)``, ``P(z_t = m) = 1 - alpha(t)``. Reverse
+    Forward: each position independently ``P(x_t = x) = alpha(t)``, ``P(x_t = m) = 1 - alpha(t)``. Reverse
     from ``t`` to ``s < t``: a visible token stays; a masked one is revealed with probability
     ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. Time 0 is data and time 1
     is all mask *exactly*, whatever ``eps`` the schedule carries, so a sampler that ends at 0 leaves no mask
@@ -72,22 +72,22 @@ class MaskedDiffusion:
         if self.mask_token_id < 0:
             raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
 
-    def is_masked(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
-        """Bool, of the shape of ``z_t``; positions that are not ``movable`` do not count.
+    def is_masked(self, x_t: Tensor, generation_mask: Tensor | None = None) -> Tensor:
+        """Bool, of the shape of ``x_t``; positions that are not ``generation_mask`` do not count.
 
         Raises:
-            TypeError: if ``movable`` does not hold booleans.
+            TypeError: if ``generation_mask`` does not hold booleans.
             ValueError: if it has another shape.
         """
-        check_mask("movable", movable, z_t.shape)
-        masked = z_t == self.mask_token_id
-        return masked if movable is None else masked & movable
+        check_mask("generation_mask", generation_mask, x_t.shape)
+        masked = x_t == self.mask_token_id
+        return masked if generation_mask is None else masked & generation_mask
 
-    def judged_positions(self, z_t: Tensor, movable: Tensor | None = None) -> Tensor:
+    def judged_positions(self, x_t: Tensor, generation_mask: Tensor | None = None) -> Tensor:
         """Where a discriminator of corrupted states is trained and read, bool ``[B, L]``: the masked positions of each
-        row; in a row without a mask, whose state belongs to the divergence as well, all ``movable`` ones."""
-        masked = self.is_masked(z_t, movable)
-        visible = torch.ones_like(masked) if movable is None else movable
+        row; in a row without a mask, whose state belongs to the divergence as well, all ``generation_mask`` ones."""
+        masked = self.is_masked(x_t, generation_mask)
+        visible = torch.ones_like(masked) if generation_mask is None else generation_mask
         return torch.where(masked.any(1, keepdim=True), masked, visible)
 
     def visible_probability(self, t: Tensor) -> Tensor:
@@ -110,34 +110,36 @@ class MaskedDiffusion:
         return torch.where(s <= 0.0, torch.ones_like(ratio), ratio)
 
     def corrupt(
-        self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Generator | None = None
+        self, x: Tensor, t: Tensor, *, generation_mask: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """Draw ``z_t`` from ``x``.
+        """Draw ``x_t`` from ``x``.
 
         Args:
             x: int64 ``[B, L]``.
             t: ``[B]`` in ``[0, 1]``; values are checked on a CPU, where that costs no wait for the device.
-            movable: bool ``[B, L]``; positions that may be masked (all, by default).
+            generated: bool ``[B, L]``; positions that may be masked (all, by default).
             generator: source of randomness, on the device of ``x``.
 
         Returns:
             int64 ``[B, L]``.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, ``t`` floating-point numbers or ``movable`` booleans.
+            TypeError: if ``x`` does not hold integers, ``t`` floating-point numbers or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or a time is outside ``[0, 1]`` or NaN.
         """
-        check_sequences(x, movable)
+        check_sequences(x, generation_mask)
         check_level("t", t, x, integers=False)
-        return self._hide(x, self.visible_probability(t), movable, generator)
+        return self._hide(x, self.visible_probability(t), generation_mask, generator)
 
-    def _hide(self, x: Tensor, visible_B: Tensor, movable: Tensor | None, generator: Generator | None) -> Tensor:
-        """Leave every movable position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
+    def _hide(
+        self, x: Tensor, visible_B: Tensor, generation_mask: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        """Leave every generated position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
         check_generator(generator)
         uniform = torch.rand(x.shape, device=x.device, generator=generator)
         hidden = uniform >= visible_B[:, None]
-        if movable is not None:
-            hidden = hidden & movable
+        if generation_mask is not None:
+            hidden = hidden & generation_mask
         return torch.where(hidden, self.mask_token_id, x)
 
     def corrupt_by_count(
@@ -145,30 +147,30 @@ class MaskedDiffusion:
         x: Tensor,
         count: Tensor,
         *,
-        movable: Tensor | None = None,
+        generation_mask: Tensor | None = None,
         generator: Generator | None = None,
         group_size: int = 1,
     ) -> Tensor:
-        """Mask exactly ``count`` movable positions of each row, chosen uniformly.
+        """Mask exactly ``count`` generated positions of each row, chosen uniformly.
 
         Args:
             x: int64 ``[B, L]``.
-            count: int64 ``[B]``, at least 0 and at most the number of movable positions of the row; values are checked
-                on a CPU.
-            movable: bool ``[B, L]``; all, by default.
+            count: int64 ``[B]``, at least 0 and at most the number of generated positions of the row; values are
+                checked on a CPU.
+            generated: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that share the order in which positions are masked; where the same ones are
-                movable, rows of equal count are masked at the same positions.
+                generated, rows of equal count are masked at the same positions.
 
         Raises:
-            TypeError: if ``x`` or ``count`` does not hold integers, or ``movable`` booleans.
+            TypeError: if ``x`` or ``count`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or a count is out of range.
         """
-        check_sequences(x, movable)
-        check_level("count", count, x, integers=True, most=self.num_movable(x, movable))
-        hidden = _ranks(x, movable, generator, group_size) < count[:, None]
-        if movable is not None:
-            hidden = hidden & movable
+        check_sequences(x, generation_mask)
+        check_level("count", count, x, integers=True, most=self.num_generated(x, generation_mask))
+        hidden = _ranks(x, generation_mask, generator, group_size) < count[:, None]
+        if generation_mask is not None:
+            hidden = hidden & generation_mask
         return torch.where(hidden, self.mask_token_id, x)
 
     def draw_parts(
@@ -176,16 +178,16 @@ class MaskedDiffusion:
         x: Tensor,
         num_parts: int,
         *,
-        movable: Tensor | None = None,
+        generation_mask: Tensor | None = None,
         generator: Generator | None = None,
         group_size: int = 1,
     ) -> Tensor:
-        """Deal the movable positions of each row out at random to parts of equal size (up to one).
+        """Deal the generated positions of each row out at random to parts of equal size (up to one).
 
         Args:
             x: int64 ``[B, L]``.
             num_parts: at least 1.
-            movable: bool ``[B, L]``; all, by default.
+            generated: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that are dealt in one order.
 
@@ -193,21 +195,21 @@ class MaskedDiffusion:
             int64 ``[B, L]``: the part of each position, in ``0 .. num_parts - 1``; -1 where it may not move.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or ``num_parts`` is below 1.
         """
-        check_sequences(x, movable)
+        check_sequences(x, generation_mask)
         check_count("num_parts", num_parts)
-        part = _ranks(x, movable, generator, group_size) % num_parts
-        return part if movable is None else part.masked_fill(~movable, -1)
+        part = _ranks(x, generation_mask, generator, group_size) % num_parts
+        return part if generation_mask is None else part.masked_fill(~generation_mask, -1)
 
     def draw_corruption(
         self,
         x: Tensor,
         *,
         by: Literal["time", "count"] = "time",
-        movable: Tensor | None = None,
-        time_law: TimeLaw | None = None,
+        generation_mask: Tensor | None = None,
+        time_distribution: TimeDistribution | None = None,
         level: Tensor | None = None,
         generator: Generator | None = None,
         group_size: int = 1,
@@ -216,44 +218,46 @@ class MaskedDiffusion:
 
         ``by="time"``: each position masked by its own draw. By default its probability ``u`` is uniform on ``(0, 1)``
         (stratified over the batch) and the weight ``1 / u``: the NELBO does not depend on the schedule, and so stands
-        for all of it, the ends that the schedule leaves out included. With a ``time_law``, ``t ~ pi`` and the weight is
-        ``omega(t) / pi(t)`` with ``omega`` of the ELBO, which leaves out what the law and the schedule leave out.
-        ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over ``1..n``, weight ``n / k``; the
-        same expectation without the heavy tail of ``1 / u``.
+        for all of it, the ends that the schedule leaves out included. With a ``time_distribution``, ``t ~ pi`` and the
+        weight is ``omega(t) / pi(t)`` with ``omega`` of the ELBO, which leaves out what the distribution and the
+        schedule leave out. ``by="count"``: exactly ``k`` of ``n`` positions masked, ``k`` stratified over ``1..n``,
+        weight ``n / k``; the same expectation without the heavy tail of ``1 / u``.
 
         Args:
             x: int64 ``[B, L]``.
             by: see above.
-            movable: bool ``[B, L]``; positions that may be masked (all, by default).
-            time_law: see above.
+            generated: bool ``[B, L]``; positions that may be masked (all, by default).
+            time_distribution: see above.
             level: by count: ``[B]`` in ``[0, 1)``, from which counts are computed; stratified by default.
             generator: source of randomness.
             group_size: by count: consecutive rows that are masked in one order; see `corrupt_by_count`.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
+            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if ``by`` is neither "time" nor "count", or shapes do not fit.
         """
         if by not in ("time", "count"):
             raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
-        check_sequences(x, movable)
+        check_sequences(x, generation_mask)
         batch = x.shape[0]
-        if by == "time" and time_law is not None:
-            t, density = time_law.sample(batch, device=x.device, generator=generator)
-            z_t = self.corrupt(x, t, movable=movable, generator=generator)
-            return Corruption(z_t, t, self.schedule.elbo_weight(t) / density)
+        if by == "time" and time_distribution is not None:
+            t, density = time_distribution.sample(batch, device=x.device, generator=generator)
+            x_t = self.corrupt(x, t, generation_mask=generation_mask, generator=generator)
+            return Corruption(x_t, t, self.schedule.elbo_weight(t) / density)
         if level is not None:
             check_level("level", level, x, integers=False)
         else:
             level = StratifiedTime().sample(batch, device=x.device, generator=generator).t
         if by == "time":
-            z_t = self._hide(x, 1.0 - level, movable, generator)
+            x_t = self._hide(x, 1.0 - level, generation_mask, generator)
             t = self.schedule.inverse(1.0 - level).clamp(0.0, 1.0)
-            return Corruption(z_t, t, 1.0 / level.clamp(min=torch.finfo(level.dtype).tiny))
-        size = self.num_movable(x, movable)
+            return Corruption(x_t, t, 1.0 / level.clamp(min=torch.finfo(level.dtype).tiny))
+        size = self.num_generated(x, generation_mask)
         count = ((level * size).long() + 1).minimum(size)
-        z_t = self.corrupt_by_count(x, count, movable=movable, generator=generator, group_size=group_size)
-        return Corruption(z_t, self.time_of_count(count, size), size / count.clamp(min=1))
+        x_t = self.corrupt_by_count(
+            x, count, generation_mask=generation_mask, generator=generator, group_size=group_size
+        )
+        return Corruption(x_t, self.time_of_count(count, size), size / count.clamp(min=1))
 
     def time_of_count(self, count: Tensor, size: Tensor) -> Tensor:
         """The time at which ``count`` of ``size`` masked positions is expected; fp32, in ``[0, 1]``.
@@ -267,17 +271,17 @@ class MaskedDiffusion:
         return self.schedule.inverse(1.0 - fraction).clamp(0.0, 1.0)
 
     @staticmethod
-    def num_movable(x: Tensor, movable: Tensor | None) -> Tensor:
+    def num_generated(x: Tensor, generation_mask: Tensor | None) -> Tensor:
         """Positions of each row that may be masked, int64 ``[B]``.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
-            ValueError: if ``x`` is not ``[B, L]``, or ``movable`` of another shape.
+            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+            ValueError: if ``x`` is not ``[B, L]``, or ``generation_mask`` of another shape.
         """
-        check_sequences(x, movable)
-        if movable is None:
+        check_sequences(x, generation_mask)
+        if generation_mask is None:
             return torch.full((x.shape[0],), x.shape[1], device=x.device, dtype=torch.long)
-        return movable.sum(dim=1)
+        return generation_mask.sum(dim=1)
 
     def masked_log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask.
@@ -299,35 +303,35 @@ class MaskedDiffusion:
         mask_column = torch.arange(vocab_size, device=logits.device) == self.mask_token_id
         return F.log_softmax(logits.masked_fill(mask_column, float("-inf")), dim=-1)
 
-    def log_probs(self, logits: Tensor, z_t: Tensor) -> Tensor:
+    def log_probs(self, logits: Tensor, x_t: Tensor) -> Tensor:
         """The SUBS parameterisation of MDLM: the mask is never predicted, visible tokens are carried over.
 
         Args:
             logits: raw, ``[B, L, V]``; not modified.
-            z_t: int64 ``[B, L]``.
+            x_t: int64 ``[B, L]``.
 
         Returns:
-            ``log p(x_i | z_t)``, fp32 (fp64 for fp64 logits) ``[B, L, V]``.
+            ``log p(x_i | x_t)``, fp32 (fp64 for fp64 logits) ``[B, L, V]``.
 
         Raises:
             ValueError: if the mask is not in the vocabulary of the logits.
         """
         log_probs = self.masked_log_probs(logits)
-        carried = torch.full_like(log_probs, float("-inf")).scatter(-1, z_t[..., None], 0.0)
-        return torch.where(self.is_masked(z_t)[..., None], log_probs, carried)
+        carried = torch.full_like(log_probs, float("-inf")).scatter(-1, x_t[..., None], 0.0)
+        return torch.where(self.is_masked(x_t)[..., None], log_probs, carried)
 
-    def posterior(self, logits: Tensor, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Law of each position of ``z_s`` given ``z_t``, under the denoiser: probabilities ``[B, L, V]``.
+    def posterior(self, logits: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Distribution of each position of ``x_s`` given ``x_t``, under the denoiser: probabilities ``[B, L, V]``.
 
-        ``P(z_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and
-        ``P(z_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at masked positions; visible ones
+        ``P(x_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and
+        ``P(x_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at masked positions; visible ones
         stay. Samplers do not draw from this joint (they draw coin and token apart).
         """
-        probs = self.log_probs(logits, z_t).exp()
+        probs = self.log_probs(logits, x_t).exp()
         reveal = self.unmask_probability(t, s)[:, None, None].to(probs.dtype)
-        stay = F.one_hot(z_t, probs.shape[-1]).to(probs.dtype)
+        stay = F.one_hot(x_t, probs.shape[-1]).to(probs.dtype)
         revealed = reveal * probs + (1.0 - reveal) * stay
-        return torch.where(self.is_masked(z_t)[..., None], revealed, stay)
+        return torch.where(self.is_masked(x_t)[..., None], revealed, stay)
 
     def nelbo(
         self,
@@ -335,12 +339,12 @@ class MaskedDiffusion:
         x: Tensor,
         *,
         by: Literal["time", "count"] = "time",
-        time_law: TimeLaw | None = None,
-        movable: Tensor | None = None,
+        time_distribution: TimeDistribution | None = None,
+        generation_mask: Tensor | None = None,
         generator: Generator | None = None,
         **cond: Any,
     ) -> NelboOutput:
-        """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | z_t)] dt``.
+        """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
 
         The Rao-Blackwellised form of MDLM (arXiv 2406.07524, eq. 10), with low-discrepancy times (or counts)
         over the batch. Vocabulary logits are computed at masked positions only.
@@ -349,8 +353,9 @@ class MaskedDiffusion:
             denoiser: any `Denoiser`.
             x: clean tokens, int64 ``[B, L]``.
             by: see `draw_corruption`.
-            time_law: law of ``t`` for ``by="time"``; see `draw_corruption` for the default, which is exact.
-            movable: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
+            time_distribution: distribution of ``t`` for ``by="time"``; see `draw_corruption` for the default, which is
+                exact.
+            generated: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
             **cond: passed to the denoiser; ``s`` ``[B]`` only to one that ``accepts_step``.
@@ -358,27 +363,29 @@ class MaskedDiffusion:
         # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
         s = cond.pop("s", None)
         check_conditions(cond, denoiser)
-        z_t, t, weight = self.draw_corruption(x, by=by, movable=movable, time_law=time_law, generator=generator)
-        masked = self.is_masked(z_t, movable)
+        x_t, t, weight = self.draw_corruption(
+            x, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
+        )
+        masked = self.is_masked(x_t, generation_mask)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_of = logits_in_parts(denoiser, z_t, t, rows, s=s, cond=cond, largest_id=self.mask_token_id)
+        logits_of = logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond, largest_id=self.mask_token_id)
         logits_NV = logits_of(slice(None))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
         nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
-        num_tokens = self.num_movable(x, movable)
+        num_tokens = self.num_generated(x, generation_mask)
         return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)
 
 
-def _ranks(x: Tensor, movable: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
-    """Place of every position in a random order of its row, int64 ``[B, L]``: movable positions first; groups of
+def _ranks(x: Tensor, generation_mask: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
+    """Place of every position in a random order of its row, int64 ``[B, L]``: generated positions first; groups of
     consecutive rows share their random numbers."""
     check_generator(generator)
     if check_count("group_size", group_size) and x.shape[0] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} sequences")
     draw = torch.rand((x.shape[0] // group_size, x.shape[1]), device=x.device, generator=generator)
     order = draw.repeat_interleave(group_size, dim=0)
-    if movable is not None:
-        order = order.masked_fill(~movable, 2.0)
+    if generation_mask is not None:
+        order = order.masked_fill(~generation_mask, 2.0)
     return order.argsort(dim=1).argsort(dim=1)

@@ -8,18 +8,18 @@ from torch import Tensor
 from ..checks import check_mask
 
 
-def check_sequences(x: Tensor, movable: Tensor | None) -> None:
+def check_sequences(x: Tensor, generation_mask: Tensor | None) -> None:
     """Refuse what is no batch of token ids, or a mask that does not fit it; by type and shape alone.
 
     Raises:
-        TypeError: if ``x`` does not hold integers, or ``movable`` booleans.
-        ValueError: if ``x`` is not ``[B, L]``, or ``movable`` of another shape.
+        TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+        ValueError: if ``x`` is not ``[B, L]``, or ``generation_mask`` of another shape.
     """
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"token ids must be integers, got {x.dtype}; convert them by .long()")
     if x.dim() != 2:
         raise ValueError(f"token ids must be [batch, length], got shape {tuple(x.shape)}")
-    check_mask("movable", movable, x.shape)
+    check_mask("generation_mask", generation_mask, x.shape)
 
 
 def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: Tensor | float = 1.0) -> None:

@@ -1,6 +1,6 @@
-"""Laws ``pi(t)`` of the time at which a loss looks, with the density that importance weighting needs.
+"""Distributions ``pi(t)`` of the time at which a loss looks, with the density that importance weighting needs.
 
-Each law lives on ``[low, high]`` inside ``[0, 1]`` by an affine map, so that its density is exact there:
+Each distribution lives on ``[low, high]`` inside ``[0, 1]`` by an affine map, so that its density is exact there:
 clamping, as research code does, would put atoms on the ends and bias every importance weight.
 """
 
@@ -25,8 +25,8 @@ class TimeSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TimeLaw(ABC):
-    """A law of ``t`` on ``[low, high]``.
+class TimeDistribution(ABC):
+    """A distribution of ``t`` on ``[low, high]``.
 
     Args:
         low: least time; 0 is data.
@@ -57,7 +57,7 @@ class TimeLaw(ABC):
         check_generator(generator)
         width = self.high - self.low
         u = self._unit_sample(n, torch.device(device), generator)
-        # The density is that of the draw itself: through t, rounding could push u = 1 outside of the law.
+        # The density is that of the draw itself: through t, rounding could push u = 1 outside of the distribution.
         return TimeSample((self.low + width * u).clamp(max=self.high), self._unit_density(u) / width)
 
     def density(self, t: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class TimeLaw(ABC):
 
 
 @dataclass(frozen=True)
-class UniformTime(TimeLaw):
+class UniformTime(TimeDistribution):
     """Independent uniform times."""
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
@@ -96,7 +96,7 @@ class StratifiedTime(UniformTime):
 
 
 @dataclass(frozen=True)
-class BetaTime(TimeLaw):
+class BetaTime(TimeDistribution):
     """``Beta(a, b)`` stretched to ``[low, high]``; DiDi-Instruct (arXiv 2509.25035) uses (1, 1) and (2, 2).
 
     Args:

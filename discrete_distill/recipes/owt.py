@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import CommandLine
+from .common.command_line import CommandLine
 
 if TYPE_CHECKING:
-    from .settings import RecipeConfig
+    from .text.settings import RecipeConfig
 
 STAGES = ("all", "teacher", "judge", "distill", "guide", "sample", "evaluate", "report")
 
@@ -31,14 +31,14 @@ def default_preset() -> str:
 
 
 def _presets() -> Mapping[str, Callable[[], RecipeConfig]]:
-    from .settings import PRESETS
+    from .text.settings import PRESETS
 
     return PRESETS
 
 
 def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
     """Check everything, then run one stage or all of them."""
-    from .pipeline import Pipeline
+    from .text.pipeline import Pipeline
 
     Pipeline(config, command).run(stage)
 

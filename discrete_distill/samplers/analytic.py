@@ -21,7 +21,8 @@ from .state import SamplerState
 class AnalyticSampler(GridOptions):
     r"""Tweedie tau-leaping of SEDD (arXiv 2310.16834), all positions of a step at once.
 
-    With concrete scores ``s_v = p_t(z with v at i) / p_t(z)`` of a masked position ``i`` and ``sigma = -log alpha``,
+    With concrete scores ``s_v = p_t(x_t with v at i) / p_t(x_t)`` of a masked position ``i`` and ``sigma = -log
+    alpha``,
 
     .. math:: P(z_s^i = v) = (e^{\sigma_t - \sigma_s} - 1)\, s_v, \qquad
         P(z_s^i = m) = 1 - (e^{\sigma_t - \sigma_s} - 1) \sum_v s_v.

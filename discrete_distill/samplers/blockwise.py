@@ -52,29 +52,29 @@ class BlockwiseSampler(Sampler):
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
         start = self.sampler.begin(replace(call, generator=_without_draws(call.generator)))
-        z, log_probs, nfe, evaluations = start.tokens, start.log_probs, 0, 0
-        history: list[Tensor] = [z]
+        x_t, log_probs, nfe, evaluations = start.tokens, start.log_probs, 0, 0
+        history: list[Tensor] = [x_t]
         callback = None if call.callback is None else _Counted(call.callback)
         for number, block in enumerate(self._blocks(start)):
             # An unconditional first block is still known to be all mask.
-            rest: dict[str, Any] = {} if number == 0 else {"shape": None, "x_init": z, "device": None}
+            rest: dict[str, Any] = {} if number == 0 else {"shape": None, "x_init": x_t, "device": None}
             state = self.sampler.begin(replace(call, generation_mask=block, **rest))
             state.given = start.given
             out = self.sampler.fill(state, return_history=call.return_history, callback=callback)
-            z, log_probs = out.sequences, log_probs + out.log_probs
+            x_t, log_probs = out.sequences, log_probs + out.log_probs
             nfe, evaluations = nfe + out.nfe, evaluations + out.network_evaluations
             history.extend((out.history or [])[1:])
-        return SamplerOutput(z, nfe, evaluations, log_probs, history if call.return_history else None)
+        return SamplerOutput(x_t, nfe, evaluations, log_probs, history if call.return_history else None)
 
     def _blocks(self, state: SamplerState) -> list[Tensor]:
-        """The movable positions of each block that has any, bool ``[B, L]``; one empty block if there are none."""
-        movable_BL = state.generation_mask
-        begins_BL = movable_BL if self.align == "prompt" else state.attention_mask
-        position = torch.arange(movable_BL.shape[1], device=movable_BL.device)
+        """The generated positions of each block that has any, bool ``[B, L]``; one empty block if there are none."""
+        generation_mask_BL = state.generation_mask
+        begins_BL = generation_mask_BL if self.align == "prompt" else state.attention_mask
+        position = torch.arange(generation_mask_BL.shape[1], device=generation_mask_BL.device)
         first_B1 = 0 if begins_BL is None else begins_BL.to(torch.uint8).argmax(1, keepdim=True)
-        number_BL = ((position - first_B1) // self.block_length).expand_as(movable_BL)
-        present = number_BL[movable_BL].unique().tolist()
-        return [movable_BL & (number_BL == number) for number in present] or [movable_BL]
+        number_BL = ((position - first_B1) // self.block_length).expand_as(generation_mask_BL)
+        present = number_BL[generation_mask_BL].unique().tolist()
+        return [generation_mask_BL & (number_BL == number) for number in present] or [generation_mask_BL]
 
 
 def _without_draws(generator: Generator | None) -> Generator | None:

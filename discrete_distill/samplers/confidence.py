@@ -26,8 +26,8 @@ class ConfidenceSampler(GridOptions):
     ``n`` masks a step from ``t`` to ``s`` reveals the share ``(alpha_s - alpha_t) / (1 - alpha_1)``, in whole tokens
     that add up to ``n`` (largest remainders): with a linear or log-linear schedule and an even grid of ``K`` steps,
     ``n // K`` tokens a step and one more in the first ``n % K`` steps, as in LLaDA. How many are revealed is fixed;
-    which are depends on the draws, so the law is not that of the denoiser even when steps are many (it leans towards
-    likely tokens).
+    which are depends on the draws, so the distribution is not that of the denoiser even when steps are many (it leans
+    towards likely tokens).
 
     Args:
         process: mask and schedule.
@@ -76,7 +76,7 @@ class ConfidenceSampler(GridOptions):
         moving_B1 = (after_B < before_B)[:, None]
         rows = state.select(state.masked() & (moving_B1 | state.static), capacity)
         options: dict[str, Any] = {"greedy": self.greedy, "return_entropy": self.order == "entropy"}
-        drawn = state.draw(rows, t, s, step, statistic=certainty(self.order, state.token_law), **options)
+        drawn = state.draw(rows, t, s, step, statistic=certainty(self.order, state.token_distribution), **options)
         assert drawn.statistic is not None
         scores_BL = state.scatter(rows, drawn.statistic, float("-inf"))
         noise_BL = order_noise(state, step, self.order_temperature)

@@ -66,7 +66,7 @@ class CudaGraphSampler(Sampler):
         if type(self.sampler) is not AncestralSampler:
             raise TypeError(
                 f"an AncestralSampler is replayed, got {type(self.sampler).__name__}, whose rows depend on more than "
-                "coins"
+                "unmask_draws"
             )
         if self.sampler.cfg_scale != 1.0:
             raise ValueError(
@@ -198,7 +198,7 @@ class FixedTrajectory:
         step_of_BL = torch.full_like(state.tokens, len(self.reveal_probabilities))
         for step in reversed(range(len(self.reveal_probabilities))):
             probability = self.sampler.process.unmask_probability(self.ends[step], self.ends[step + 1])
-            step_of_BL = torch.where(state.coins(step, probability.expand(state.batch)), step, step_of_BL)
+            step_of_BL = torch.where(state.unmask_draws(step, probability.expand(state.batch)), step, step_of_BL)
         return step_of_BL.flatten()
 
     def _replay(self) -> tuple[Tensor, Tensor, Tensor]:

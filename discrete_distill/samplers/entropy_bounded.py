@@ -71,7 +71,7 @@ class EntropyBoundedSampler(SamplerOptions):
     def _step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         masked = state.masked()
         rows = state.select(masked)
-        scores = certainty(self.order, state.token_law)
+        scores = certainty(self.order, state.token_distribution)
 
         def score_and_entropy(logits_nV: Tensor, drawn: SampledRows, part: slice) -> Tensor:
             assert drawn.entropy is not None

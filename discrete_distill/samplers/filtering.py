@@ -15,8 +15,9 @@ from ..kernels.philox import to_unit_interval
 from ..kernels.reference_sampling import inverse_cdf
 
 
-class TokenLaw(NamedTuple):
-    """The law ``p(v)`` proportional to ``exp(logit_v / temperature)`` over the tokens that are kept, never the mask.
+class TokenDistribution(NamedTuple):
+    """The distribution ``p(v)`` proportional to ``exp(logit_v / temperature)`` over the tokens that are kept, never the
+    mask.
 
     Attributes:
         mask_token_id: the class that is never drawn.
@@ -103,7 +104,7 @@ class TokenLaw(NamedTuple):
         return_entropy: bool,
     ) -> SampledRows:
         """Inverse CDF over the vocabulary in its own order, by the 64 bits of a counter: another definition than that
-        of `sample_rows`, so other tokens from one seed, and the same law."""
+        of `sample_rows`, so other tokens from one seed, and the same distribution."""
         log_probs_nV = (self.without_mask(logits_nV) / self.temperature).log_softmax(-1)
         candidates = torch.arange(num_candidates, device=rows.device)
         high, low, _, _ = philox_4x32(seed, candidates, rows[:, None], step, STREAM_TOKEN)
@@ -125,7 +126,7 @@ class TokenLaw(NamedTuple):
     def likeliest(
         self, logits_nV: Tensor, *, active: Tensor | None = None, return_entropy: bool = False
     ) -> SampledRows:
-        """The likeliest token of each row, with its log-probability at this law."""
+        """The likeliest token of each row, with its log-probability at this distribution."""
         log_probs_nV = (self.without_mask(self.restrict(logits_nV)) / self.temperature).log_softmax(-1)
         best = log_probs_nV.max(1, keepdim=True)
         valid_n1 = best.values.isfinite()

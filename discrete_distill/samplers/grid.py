@@ -1,4 +1,5 @@
-"""Samplers that walk through a grid of times: the walk, the coins of all its steps, and what is left at its end."""
+"""Samplers that walk through a grid of times: the walk, the unmasking draws of all its steps, and what is left at its
+end."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def walk_grid(
 
 
 def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
-    """Bool ``[B, L]`` for each step: what its coins reveal; and what no step reveals.
+    """Bool ``[B, L]`` for each step: what its unmasking draws reveal; and what no step reveals.
 
     Args:
         state: before the first step.
@@ -65,14 +66,14 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
         first: number of the first step.
     """
     masked, flags = state.masked(), []
-    # Counters are many small operations, so that the coins of several steps are tossed in one call.
+    # Counters are many small operations, so that the unmasking draws of several steps are tossed in one call.
     together = max(1, COINS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]
-        heads = state.coins_of_steps(first + start, state.process.unmask_probability(t, s))
-        for coins in heads:
-            flags.append(coins & masked)
-            masked = masked & ~coins
+        heads = state.unmask_draws_of_steps(first + start, state.process.unmask_probability(t, s))
+        for unmask_draws in heads:
+            flags.append(unmask_draws & masked)
+            masked = masked & ~unmask_draws
     return flags, masked
 
 

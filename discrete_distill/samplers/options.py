@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import MaskedDiffusion
 from .call import Sampler, SamplerCall, StepCallback
-from .filtering import TokenLaw
+from .filtering import TokenDistribution
 from .output import SamplerOutput
 from .state import SamplerState
 
@@ -28,13 +28,13 @@ class SamplerOptions(Sampler):
 
     Args:
         process: mask and schedule.
-        temperature: of the tokens (not of the coins); 1 is the denoiser's own law.
+        temperature: of the tokens (not of the unmasking draws); 1 is the denoiser's own distribution.
         top_k: draw among the ``k`` likeliest tokens only, renormalised.
         top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
-            law after temperature and ``top_k``.
+            distribution after temperature and ``top_k``.
         precision: of the draw: ``torch.float32``, whose tails are summed in fp64, or ``torch.float64`` throughout.
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
-            the conditional law and one call, everything else two calls a step, both counted.
+            the conditional distribution and one call, everything else two calls a step, both counted.
         chunk_rows: rows of vocabulary logits held at once; no token depends on it.
         static: rows that depend on logits are padded to a table of known height, so that no step waits for the device
             to say how many there are (padding costs the head, and no draw). By default on an accelerator.
@@ -75,9 +75,9 @@ class SamplerOptions(Sampler):
             check_flag(name, getattr(self, name))
 
     @property
-    def token_law(self) -> TokenLaw:
+    def token_distribution(self) -> TokenDistribution:
         """How a token is drawn from a row of logits."""
-        return TokenLaw(self.process.mask_token_id, self.temperature, self.top_k, self.top_p, self.precision)
+        return TokenDistribution(self.process.mask_token_id, self.temperature, self.top_k, self.top_p, self.precision)
 
     def begin(self, call: SamplerCall) -> SamplerState:
         """The state before the first step.
@@ -97,7 +97,7 @@ class SamplerOptions(Sampler):
             generator=call.generator,
             device=call.device,
             first_row=call.first_row,
-            token_law=self.token_law,
+            token_distribution=self.token_distribution,
             cfg_scale=self.cfg_scale,
             chunk_rows=self.chunk_rows,
             check=self.check,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..kernels import STREAM_ORDER, SampledRows
-from .filtering import TokenLaw
+from .filtering import TokenDistribution
 from .state import SamplerState, Statistic
 
 Order = Literal["confidence", "margin", "entropy"]
@@ -24,18 +24,18 @@ def check_order(order: str) -> None:
     check_choice("order", order, ORDERS)
 
 
-def certainty(order: Order, law: TokenLaw) -> Statistic:
+def certainty(order: Order, distribution: TokenDistribution) -> Statistic:
     """``statistic(logits, drawn, part) -> [n]``, greater where the denoiser is surer.
 
     "confidence": log-probability of the drawn token; "margin": probability of the likeliest token minus that of the
-    second; "entropy": minus the entropy of the row, in nats. All of the law that tokens are drawn from.
+    second; "entropy": minus the entropy of the row, in nats. All of the distribution that tokens are drawn from.
     """
 
     def confidence(_logits_nV: Tensor, drawn: SampledRows, _part: slice) -> Tensor:
         return drawn.log_probs[:, 0]
 
     def margin(logits_nV: Tensor, _drawn: SampledRows, _part: slice) -> Tensor:
-        top_n2 = law.probabilities(logits_nV).topk(2, dim=1).values
+        top_n2 = distribution.probabilities(logits_nV).topk(2, dim=1).values
         return (top_n2[:, 0] - top_n2[:, 1]).float()
 
     def entropy(_logits_nV: Tensor, drawn: SampledRows, _part: slice) -> Tensor:

@@ -27,7 +27,7 @@ Planner = Callable[..., Tensor]
 class PathPlanningSampler(GridOptions):
     """P2 sampling (arXiv 2502.03540).
 
-    A step draws a token for every mask, scores all positions, and masks those of the ``n`` movable ones of a sequence
+    A step draws a token for every mask, scores all positions, and masks those of the ``n`` generated ones of a sequence
     that score lowest, written ones among them: ``floor(n (1 - alpha_s) / (1 - alpha_1))`` of them. Where it was masked
     and is not among the lowest, the draw is kept. The score of a drawn token is its log-probability; that of a written
     one is ``eta`` times the log-probability that the denoiser's own logits give it now (self-planning), or the
@@ -66,7 +66,7 @@ class PathPlanningSampler(GridOptions):
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.planner is not None:
             check_keywords(self.planner, self.planner, state.conditions())
-        # All movable rows in every step: which they are is known before the first.
+        # All generated rows in every step: which they are is known before the first.
         (rows,) = planned_rows([state.generation_mask])
         left_KB = self._masks_left(state)
 
@@ -76,7 +76,7 @@ class PathPlanningSampler(GridOptions):
             tokens_N = state.tokens.flatten()[rows.index]
 
             def log_prob_of_current(logits_nV: Tensor, _drawn: SampledRows, part: slice) -> Tensor:
-                log_probs_nV = state.token_law.probabilities(logits_nV).log()
+                log_probs_nV = state.token_distribution.probabilities(logits_nV).log()
                 return log_probs_nV.gather(1, tokens_N[part, None])[:, 0].float()
 
             drawn = state.draw(rows, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)

@@ -20,18 +20,18 @@ class Candidate:
     """What a re-ranking step might become.
 
     Attributes:
-        z: the state after the step, int64 ``[B, L]``.
+        x_t: the state after the step, int64 ``[B, L]``.
         s: its time, ``[B]``.
         revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
-        movable: bool ``[B, L]``, what the sampler may write.
+        generated: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
         cond: what the denoiser is passed, attention mask included.
     """
 
-    z: Tensor
+    x_t: Tensor
     s: Tensor
     revealed: Tensor
-    movable: Tensor
+    generation_mask: Tensor
     uniform: Tensor
     cond: dict[str, Any] = field(default_factory=dict)
 
@@ -86,17 +86,17 @@ class TeacherRatio:
     @torch.no_grad()
     def score_candidate(self, candidate: Candidate, /) -> Tensor:
         """Scores ``[B]``; 0 where nothing was hidden."""
-        rows, length = candidate.revealed, candidate.z.shape[1]
-        tokens = candidate.z.flatten()[rows]
+        rows, length = candidate.revealed, candidate.x_t.shape[1]
+        tokens = candidate.x_t.flatten()[rows]
         # Rows that stay visible weigh nothing; leaving them out would wait for the device to count them.
         hidden = candidate.uniform.flatten()[rows] < self.hidden
         shown = torch.where(hidden, self.process.mask_token_id, tokens)
-        z = candidate.z.flatten().index_copy(0, rows, shown).view_as(candidate.z)
-        masked = self.process.is_masked(z, candidate.movable)
-        t = self.process.time_of_count(masked.sum(1), self.process.num_movable(z, candidate.movable))
+        x_t = candidate.x_t.flatten().index_copy(0, rows, shown).view_as(candidate.x_t)
+        masked = self.process.is_masked(x_t, candidate.generation_mask)
+        t = self.process.time_of_count(masked.sum(1), self.process.num_generated(x_t, candidate.generation_mask))
         log_probs = [
             token_losses(
-                logits_in_parts(network, z, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
+                logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
                 None,
                 tokens,
                 weight_R=hidden.float(),
@@ -104,5 +104,5 @@ class TeacherRatio:
             ).log_prob
             for network in (self.teacher, self.student)
         ]
-        scores = torch.zeros(len(z), device=z.device)
+        scores = torch.zeros(len(x_t), device=x_t.device)
         return scores.index_add(0, rows // length, (log_probs[0] - log_probs[1]).float())

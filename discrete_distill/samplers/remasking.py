@@ -101,7 +101,7 @@ class ReMaskingSampler(GridOptions):
         for step, (t, s) in enumerate(pairwise(ends)):
             sigma = self.sigma(t, s)
             probability = self.reveal_probability(t, s, sigma).expand(state.batch)
-            revealed.append(state.coins(step, probability) & masked)
+            revealed.append(state.unmask_draws(step, probability) & masked)
             hidden.append((state.uniform(step, STREAM_REMASK) < sigma) & state.generation_mask & ~masked)
             masked = (masked & ~revealed[-1]) | hidden[-1]
         return [*revealed, masked], hidden

@@ -23,7 +23,7 @@ from .state import SamplerState
 from .tilt_plan import TiltGroup, TiltPlan
 
 Reward = Callable[..., Tensor]
-"""``reward(z, t) -> [B]``, higher is better; passed ``attention_mask`` where there is one."""
+"""``reward(x_t, t) -> [B]``, higher is better; passed ``attention_mask`` where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class RGASampler(GridOptions):
 
     With the reward ``r = -logit`` of the discriminator (student against reference):
 
-    * tilt: tokens are drawn from ``log p(x_i | z_t) + h clip(d r / d log p(x_i | z_t), -1, 1)``, renormalised, where
+    * tilt: tokens are drawn from ``log p(x_i | x_t) + h clip(d r / d log p(x_i | x_t), -1, 1)``, renormalised, where
       the discriminator reads the soft embedding ``softmax(log p) @ E`` at masked positions; ``h`` runs over ``tilt``;
-    * re-rank: ``M`` candidates of ``z_s`` from one call of the denoiser, revealing the same positions; one is kept,
+    * re-rank: ``M`` candidates of ``x_s`` from one call of the denoiser, revealing the same positions; one is kept,
       drawn from ``softmax(rerank_scale * score)`` at time ``s``. Since each logit of the discriminator estimates the
       log-ratio of the whole sequence, the *mean* over positions at scale 1 is importance resampling towards the
       reference.
 
-    In place of a discriminator any function ``reward(z, t) -> [B]`` re-ranks (it is used as it is: `normalize` and
+    In place of a discriminator any function ``reward(x_t, t) -> [B]`` re-ranks (it is used as it is: `normalize` and
     `rerank_positions` are for logits of positions), and so does a `CandidateScorer` such as `TeacherRatio`.
 
     ``M = 1`` with no tilted step is the ancestral sampler, token for token.
@@ -211,31 +211,31 @@ class RGASampler(GridOptions):
         state.write(rows.index, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
 
     def _candidate_of(self, state: SamplerState, rows: Rows, tokens: Tensor, step: int, s: Tensor) -> Candidate:
-        draw, z = state.uniform(step, STREAM_REMASK), state.tokens_with(rows.index, tokens)
-        return Candidate(z, s, rows.index, state.generation_mask, draw, state.conditions())
+        draw, x_t = state.uniform(step, STREAM_REMASK), state.tokens_with(rows.index, tokens)
+        return Candidate(x_t, s, rows.index, state.generation_mask, draw, state.conditions())
 
     def _candidate_scores(self, state: SamplerState, rows: Tensor, tokens: Tensor, s: Tensor) -> Tensor:
         """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
         candidate = state.tokens_with(rows, tokens)
         reward = cast("Reward", self.reward)
-        verdict = call_network(reward, reward, candidate, s, cond=state.conditions())
-        if not isinstance(verdict, Tensor):
-            raise TypeError(f"a discriminator or a reward returns a tensor, got {type(verdict).__name__}")
-        if verdict.shape == candidate.shape[:1]:
-            return verdict.float()
-        if verdict.shape != candidate.shape:
+        log_ratio_output = call_network(reward, reward, candidate, s, cond=state.conditions())
+        if not isinstance(log_ratio_output, Tensor):
+            raise TypeError(f"a discriminator or a reward returns a tensor, got {type(log_ratio_output).__name__}")
+        if log_ratio_output.shape == candidate.shape[:1]:
+            return log_ratio_output.float()
+        if log_ratio_output.shape != candidate.shape:
             raise ValueError(
                 f"a discriminator returns logits {list(candidate.shape)}, a reward {list(candidate.shape[:1])}; got "
-                f"{list(verdict.shape)}"
+                f"{list(log_ratio_output.shape)}"
             )
         if self.rerank_positions == "masked":
-            return self._reward(verdict, self.process.is_masked(candidate, state.generation_mask))
-        return self._reward(verdict, state.generation_mask)
+            return self._reward(log_ratio_output, self.process.is_masked(candidate, state.generation_mask))
+        return self._reward(log_ratio_output, state.generation_mask)
 
-    def _reward(self, logits_BL: Tensor, counted: Tensor) -> Tensor:
+    def _reward(self, logits_BL: Tensor, loss_mask: Tensor) -> Tensor:
         """Reward ``[B]`` of each sequence: minus the logits, averaged or summed over counted positions, fp32."""
         logits_BL = logits_BL.float()
-        return -masked_mean(logits_BL, counted) if self.normalize == "mean" else -(logits_BL * counted).sum(1)
+        return -masked_mean(logits_BL, loss_mask) if self.normalize == "mean" else -(logits_BL * loss_mask).sum(1)
 
     def _choose(self, state: SamplerState, step: int, scores_BM: Tensor) -> Tensor:
         """Candidate of each sequence, drawn from ``softmax(scale * score)``, int64 ``[B]``."""

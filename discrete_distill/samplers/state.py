@@ -17,7 +17,7 @@ from ..kernels import STREAM_COIN, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
 from ..process.conditions import check_conditions
 from ..process.denoiser import LogitsOfPart, check_ids
-from .filtering import TokenLaw
+from .filtering import TokenDistribution
 from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
 from .logits import evaluate, guided
 from .output import SamplerOutput
@@ -53,7 +53,7 @@ class SamplerState:
         device: of an unconditional sample; the generator's by default.
         first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state and
             its own ``first_row``, gets the tokens of the whole.
-        token_law: how a token is drawn from logits; the denoiser's own law by default.
+        token_distribution: how a token is drawn from logits; the denoiser's own distribution by default.
         cfg_scale: strength of classifier-free guidance; 1 is none.
         chunk_rows: rows of vocabulary logits held at once.
         check: look at all logits in every step.
@@ -93,7 +93,7 @@ class SamplerState:
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         first_row: int = 0,
-        token_law: TokenLaw | None = None,
+        token_distribution: TokenDistribution | None = None,
         cfg_scale: float = 1.0,
         chunk_rows: int = 384,
         check: bool = False,
@@ -114,7 +114,9 @@ class SamplerState:
                 f"cfg_scale = {cfg_scale} guides by what a denoiser is conditioned on, and here is nothing: pass a "
                 "condition in model_kwargs, or a prompt in x_init; or leave cfg_scale at 1"
             )
-        self.token_law = token_law if token_law is not None else TokenLaw(process.mask_token_id)
+        self.token_distribution = (
+            token_distribution if token_distribution is not None else TokenDistribution(process.mask_token_id)
+        )
         self.cfg_scale, self.chunk_rows, self.check, self.static = cfg_scale, chunk_rows, check, static
         self.generation_mask = process.is_masked(self.tokens)
         for mask in (self.attention_mask, generation_mask):
@@ -150,7 +152,8 @@ class SamplerState:
         return {**mask, **self.model_kwargs}
 
     def repeated(self, copies: int, model_kwargs: Mapping[str, Any]) -> SamplerState:
-        """The state with ``copies`` of each sequence in its place; they share their coins, and draw their own tokens.
+        """The state with ``copies`` of each sequence in its place; they share their unmasking draws, and draw their own
+        tokens.
 
         Args:
             copies: of each sequence.
@@ -177,13 +180,13 @@ class SamplerState:
             setattr(made, name, getattr(self, name).view(self.tokens.shape)[sequences].flatten())
         return made
 
-    def coins(self, step: int, probability: Tensor) -> Tensor:
+    def unmask_draws(self, step: int, probability: Tensor) -> Tensor:
         """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
         the logits only if the probability does."""
         draw = self.uniform(step, STREAM_COIN)
         return draw < (probability if probability.dim() == 2 else probability[:, None])
 
-    def coins_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
+    def unmask_draws_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
         """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, of probabilities ``[K]`` or ``[K, B]``."""
         count = len(probabilities)
         steps = torch.arange(first, first + count, device=self.tokens.device)
@@ -237,8 +240,11 @@ class SamplerState:
         )
 
     def draw_tokens(self, logits_nV: Tensor, index: Tensor, step: int, **options: Any) -> SampledRows:
-        """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in `TokenLaw.draw`."""
-        return self.token_law.draw(logits_nV, seed=self.seed, rows=self.row_numbers[index], step=step, **options)
+        """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in
+        `TokenDistribution.draw`."""
+        return self.token_distribution.draw(
+            logits_nV, seed=self.seed, rows=self.row_numbers[index], step=step, **options
+        )
 
     def draw(
         self,
@@ -276,7 +282,7 @@ class SamplerState:
                 self.check_logits(logits_nV, index, active, step)
             options: dict[str, Any] = {"active": active, "return_entropy": return_entropy}
             if greedy:
-                drawn = self.token_law.likeliest(logits_nV, **options)
+                drawn = self.token_distribution.likeliest(logits_nV, **options)
             else:
                 drawn = self.draw_tokens(logits_nV, index, step, num_candidates=num_candidates, **options)
             parts.append(drawn)
@@ -334,7 +340,7 @@ class SamplerState:
     def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
         """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
         draw; waits for the device."""
-        words_nV = self.token_law.without_mask(self.token_law.restrict(logits_nV))
+        words_nV = self.token_distribution.without_mask(self.token_distribution.restrict(logits_nV))
         reasons = {
             "are NaN": words_nV.isnan().any(1),
             "are +inf": words_nV.isposinf().any(1),

@@ -1,4 +1,4 @@
-"""Which rows the steps of a guided sampler ask about, planned from the coins.
+"""Which rows the steps of a guided sampler ask about, planned from the unmasking draws.
 
 Shape suffixes: B batch, L length, K steps.
 """

@@ -1,5 +1,7 @@
 """Training: the loop, checkpoints, optimisers with moving averages, many processes, seeds, signs of trouble."""
 
+from ..distributed.parallel import ParallelConfig, replicate, shard
+from ..distributed.processes import gather_in_order, my_share
 from .checkpoint import CheckpointStore
 from .distillation_step import BatchPart, DistillationStep
 from .health import explain
@@ -7,9 +9,7 @@ from .lock import FolderInUse, folder_lock
 from .loop import LoopConfig, TrainingLoop
 from .metrics import TrainingDiverged, read_metrics
 from .mode_collapse import CollapseRule, CollapseWatch, ModeCollapse, TrainingCollapsed, mode_collapse
-from .optimization import Learner, OptimizerConfig
-from .parallel import ParallelConfig, replicate, shard
-from .processes import gather_in_order, my_share
+from .optimization import ModuleOptimizer, OptimizerConfig
 from .seeding import fold_seed, step_generator
 from .stored_settings import flat_settings, refuse_changes
 
@@ -20,9 +20,9 @@ __all__ = [
     "CollapseWatch",
     "DistillationStep",
     "FolderInUse",
-    "Learner",
     "LoopConfig",
     "ModeCollapse",
+    "ModuleOptimizer",
     "OptimizerConfig",
     "ParallelConfig",
     "TrainingCollapsed",

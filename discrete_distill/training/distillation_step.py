@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from ..methods import Credit, DistillationMethod, StepOutput, Verdict
-from ..methods.parts import Draw, DrawnPart, draw_part, tokens_per_part
-from ..rollout import Rollout
-from .optimization import Learner
+from ..distillation.methods import Credit, DistillationMethod, LogRatioOutput, StepOutput
+from ..distillation.methods.parts import Draw, DrawnPart, draw_part, tokens_per_part
+from ..distillation.rollout import Rollout
+from .optimization import ModuleOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DistillationStep:
 
     Args:
         method: networks and choices.
-        learners: of the networks of the plan; of ``"student"`` only for `run`.
+        module_optimizers: of the networks of the plan; of ``"student"`` only for `run`.
         accelerator: precision.
         parts: of the batch, on this process; equally many on each.
         index: number of the training step.
@@ -53,14 +53,14 @@ class DistillationStep:
         losses: of the student, for a caller of `student_loss` to fill.
 
     Example:
-        >>> step = DistillationStep(method, learners, accelerator, parts, index)  # doctest: +SKIP
+        >>> step = DistillationStep(method, module_optimizers, accelerator, parts, index)  # doctest: +SKIP
         >>> metrics = step.run()  # doctest: +SKIP
     """
 
     def __init__(
         self,
         method: DistillationMethod,
-        learners: Mapping[str, Learner],
+        module_optimizers: Mapping[str, ModuleOptimizer],
         accelerator: Accelerator,
         parts: Sequence[BatchPart],
         index: int,
@@ -68,7 +68,7 @@ class DistillationStep:
         skipped: Collection[str] = (),
     ) -> None:
         self.method = method
-        self.learners = learners
+        self.module_optimizers = module_optimizers
         self.accelerator = accelerator
         self.parts = list(parts)
         self.losses: list[Tensor] = []
@@ -79,7 +79,7 @@ class DistillationStep:
         self._before = [name for name in turns if self.plan.order.index(name) < place]
         self._after = [name for name in turns if self.plan.order.index(name) > place]
         self._student_references = [cache(part.reference) for part in self.parts]
-        self._verdicts: list[Verdict | None] = [None] * len(self.parts)
+        self._verdicts: list[LogRatioOutput | None] = [None] * len(self.parts)
         self._credits: list[Credit] | None = None
         self._student_lines: list[Mapping[str, Tensor]] = []
         self._metrics: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class DistillationStep:
         if self.updates_student:
             for number in range(len(self.parts)):
                 with self._accumulating("student", number):
-                    self.learners["student"].backward(self.student_loss()[1] / len(self.parts))
+                    self.module_optimizers["student"].backward(self.student_loss()[1] / len(self.parts))
             self._update("student")
         else:
             self._metrics |= _means([self.method.rollout_metrics(rollout) for rollout in self._rollouts])
@@ -127,7 +127,7 @@ class DistillationStep:
         drawn = self._drawn[number]
         rollout = drawn.again() if isinstance(drawn, DrawnPart) else drawn
         credit = None if self._credits is None else self._credits[number]
-        given = {"credit": credit, "verdict": self._verdicts[number]}
+        given = {"credit": credit, "log_ratio_output": self._verdicts[number]}
         out = self._loss("student", number, rollout, self._student_references[number], **given)
         self._student_lines.append(out.metrics)
         return rollout, out.loss
@@ -162,10 +162,10 @@ class DistillationStep:
         for number, (part, rollout) in enumerate(zip(self.parts, self._rollouts, strict=True)):
             with self._accumulating(name, number):
                 out = self._loss(name, number, rollout, part.reference)
-                self.learners[name].backward(out.loss / len(self.parts))
+                self.module_optimizers[name].backward(out.loss / len(self.parts))
             lines.append(out.metrics)
-            if out.verdict is not None:
-                self._verdicts[number] = out.verdict
+            if out.log_ratio_output is not None:
+                self._verdicts[number] = out.log_ratio_output
         self._metrics |= _means(lines)
         self._update(name)
 
@@ -182,10 +182,10 @@ class DistillationStep:
 
     def _accumulating(self, name: str, number: int) -> AbstractContextManager[None]:
         """Gradients wait for the last part before processes exchange them."""
-        return self.learners[name].accumulating() if number < len(self.parts) - 1 else nullcontext()
+        return self.module_optimizers[name].accumulating() if number < len(self.parts) - 1 else nullcontext()
 
     def _update(self, name: str) -> None:
-        self._metrics |= {f"{name}_{key}": value for key, value in self.learners[name].update().items()}
+        self._metrics |= {f"{name}_{key}": value for key, value in self.module_optimizers[name].update().items()}
 
 
 def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _discriminator(last: dict[str, float]) -> dict[str, str]:
         meaning = (
             f"The discriminator is near chance (accuracy {accuracy:.2f}): its reward and its guidance say little. "
             "Either the student is as good as its reference, or the discriminator lags: raise its learning rate, or "
-            "take ratio_warmup."
+            "take log_ratio_warmup."
         )
     else:
         meaning = (

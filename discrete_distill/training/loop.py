@@ -15,14 +15,14 @@ from torch import Generator
 from tqdm import tqdm
 
 from ..checks import check_all_counts, check_count
-from ..collective import num_processes
+from ..distributed.collectives import num_processes
+from ..distributed.processes import agree, check_all_equal
 from ..streams import LastingStream
 from .checkpoint import CheckpointStore
 from .health import explain
 from .lock import folder_lock
 from .metrics import METRICS_FILE, MetricWindow, append_metrics, read_metrics, rewrite_metrics, set_aside
 from .mode_collapse import mode_collapse, stop_if_collapsed
-from .processes import agree, check_all_equal
 from .seeding import step_generator
 from .stopping import stop_requests
 from .stored_settings import Setting, refuse_changes

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_number
+from ..distributed.processes import agree
 from .metrics import MetricWindow, on_the_host
-from .processes import agree
 
 Line = Mapping[str, float]
 
@@ -25,7 +25,7 @@ AGREEMENT, FIRST_ENTROPY = "sample_agreement", "first_entropy"
 NOISE_LINES = 20
 REMEDY = (
     "take DiDiInstructConfig.recommended() (data_kl_coefficient with diversity_tolerance), lower the student's "
-    "learning rate, draw more paths for an update, or fit the auxiliary more often (ratio_updates)"
+    "learning rate, draw more paths for an update, or fit the auxiliary more often (log_ratio_updates)"
 )
 
 

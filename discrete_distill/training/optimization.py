@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checks import check_count, check_number
-from ..collective import mean_over_processes
-from .parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
+from ..distributed.collectives import mean_over_processes
+from ..distributed.parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
 from .stored_settings import flat_settings, refuse_changes
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -59,7 +59,7 @@ class OptimizerConfig:
             raise ValueError(f"schedule is one of {get_args(Schedule)}, got {self.schedule!r}")
 
 
-class Learner:
+class ModuleOptimizer:
     """Takes a loss and makes one update of one network; one whose loss or gradient is not finite is skipped, counted.
 
     Args:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from pretended_cuda import CUDA, PretendedCuda
 
-from discrete_distill.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.distill import Distillation, DistillConfig
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.distill import Distillation, DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
 
 VOCAB, LENGTH, BATCH = 67, 8, 4
-SMALL = {"group_size": 2, "ratio_warmup": 0}
+SMALL = {"group_size": 2, "log_ratio_warmup": 0}
 # The configuration of the method, whether there is a discriminator, and how often the host may wait in a step.
 CONFIGURATIONS = {
     "paper": (DiDiInstructConfig.paper(**SMALL), True, 12),

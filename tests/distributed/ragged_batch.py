@@ -17,11 +17,11 @@ from torch import Generator, Tensor, nn
 from transformers import TrainerCallback
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion
+from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process.masking import Corruption
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.distill import Distillation, DistillConfig
-from discrete_distill.rollout import Rollout
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.distill import Distillation, DistillConfig
 from discrete_distill.training import OptimizerConfig, step_generator
 
 VOCAB, LENGTH, BATCH, GROUP, MASK = 9, 8, 16, 2, 8
@@ -43,16 +43,16 @@ def rows_of_batch(padding: int = 0) -> dict[str, Tensor]:
 class DrawsOfRows(MaskedDiffusion):
     """Hides what the row says, not what a generator says."""
 
-    def _hidden(self, x: Tensor, movable: Tensor | None) -> Tensor:
+    def _hidden(self, x: Tensor, generation_mask: Tensor | None) -> Tensor:
         chosen = (x * 3 + POSITIONS) % 2 == 0
-        return chosen if movable is None else chosen & movable
+        return chosen if generation_mask is None else chosen & generation_mask
 
-    def corrupt(self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
-        return torch.where(self._hidden(x, movable), self.mask_token_id, x)
+    def corrupt(self, x: Tensor, t: Tensor, *, generation_mask: Tensor | None = None, generator: Any = None) -> Tensor:
+        return torch.where(self._hidden(x, generation_mask), self.mask_token_id, x)
 
-    def draw_corruption(self, x: Tensor, *, movable: Tensor | None = None, **_: Any) -> Corruption:
+    def draw_corruption(self, x: Tensor, *, generation_mask: Tensor | None = None, **_: Any) -> Corruption:
         half = torch.full((len(x),), 0.5)
-        return Corruption(self.corrupt(x, half, movable=movable), half, 1.0 / half)
+        return Corruption(self.corrupt(x, half, generation_mask=generation_mask), half, 1.0 / half)
 
 
 def networks(config: DiDiInstructConfig) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def config_of(ratio: str, baseline: Any = "leave_one_out") -> DiDiInstructConfig
         "data_kl_coefficient": 0.4,
         "entropy_coefficient": 0.2,
         "step_conditioning": False,
-        "ratio_conditioning": False,
-        "ratio_warmup": 0,
-        "ratio_updates": 1,
+        "log_ratio_conditioning": False,
+        "log_ratio_warmup": 0,
+        "log_ratio_updates": 1,
     }
     if ratio == "auxiliary":
         return DiDiInstructConfig(corruption_by="parts", corruptions=1, window=1, **changes)
@@ -165,9 +165,9 @@ def gradients_of_the_loop(
         loop = RaggedDistillation(settings, made["teacher"], stream, DrawsOfRows(MASK), Accelerator(cpu=True))
     loop.given(share_of(rank, processes, parts, padding))
     found: dict[str, Tensor] = {}
-    for name, learner in loop.parts().items():
-        learner.optimizer.register_step_pre_hook(
-            lambda *_, name=name, net=learner.module: found.update(grads(name, net))
+    for name, module_optimizer in loop.parts().items():
+        module_optimizer.optimizer.register_step_pre_hook(
+            lambda *_, name=name, net=module_optimizer.module: found.update(grads(name, net))
         )
     loop.step(0, step_generator(0, 0, rank=rank))
     return found
@@ -231,9 +231,9 @@ def gradients_of_the_trainer(
         callbacks=[watch],
     )
     trainer.create_optimizer_and_scheduler(1)
-    for name, learner in trainer.learners.items():
-        learner.optimizer.register_step_pre_hook(
-            lambda *_, name=name, net=learner.module: watch.found.update(grads(name, net))
+    for name, module_optimizer in trainer.module_optimizers.items():
+        module_optimizer.optimizer.register_step_pre_hook(
+            lambda *_, name=name, net=module_optimizer.module: watch.found.update(grads(name, net))
         )
     trainer.train()
     return watch.found

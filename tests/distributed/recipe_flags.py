@@ -7,7 +7,7 @@ FLAGS = [
     "--distill.batch-size=8",
     "--distill.accumulate=2",
     "--distill.method.group-size=4",
-    "--distill.method.ratio-warmup=1",
+    "--distill.method.log-ratio-warmup=1",
     "--distill.method.path-steps", "2", "4",
     "--distill.discriminator-every=2",
     "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",

@@ -14,8 +14,8 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 SEEN = """
 import json, sys
-from discrete_distill.collective import leave_processes
-from discrete_distill.recipes.environment import make_accelerator
+from discrete_distill.distributed.collectives import leave_processes
+from discrete_distill.recipes.common.environment import make_accelerator
 from discrete_distill.training import gather_in_order, step_generator
 import torch
 
@@ -40,7 +40,7 @@ LOCKED = """
 import faulthandler, sys
 import torch
 import torch.distributed as dist
-from discrete_distill.collective import leave_processes
+from discrete_distill.distributed.collectives import leave_processes
 
 faulthandler.dump_traceback_later(300, exit=True)
 for _ in range(10):

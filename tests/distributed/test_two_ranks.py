@@ -11,9 +11,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.torch_version import TorchVersion
 
+from discrete_distill.distributed.parallel import can_shard
 from discrete_distill.recipes.owt import main
 from discrete_distill.training import ParallelConfig, shard
-from discrete_distill.training.parallel import can_shard
 
 WORKER = Path(__file__).parent / "two_ranks.py"
 SHARDED = pytest.mark.skipif(not can_shard(), reason="PyTorch 2.6 cannot shard these networks")

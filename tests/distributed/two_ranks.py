@@ -17,13 +17,14 @@ from torch import Generator, Tensor, nn
 from whole_batch import ACCELERATOR, BATCH, LENGTH, RANK, VOCAB, network, same_as_one_process
 
 from discrete_distill import AncestralSampler, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, group_advantages
-from discrete_distill.collective import leave_processes
+from discrete_distill.distributed.collectives import leave_processes
+from discrete_distill.distributed.parallel import can_shard, gathered
 from discrete_distill.evaluation import CausalLMJudge
 from discrete_distill.models import Discriminator, DiT, DiTConfig
-from discrete_distill.recipes.sharded import SharedJudge, draw_in_shares
+from discrete_distill.recipes.common.sharded import SharedJudge, draw_in_shares
 from discrete_distill.training import (
-    Learner,
     LoopConfig,
+    ModuleOptimizer,
     OptimizerConfig,
     ParallelConfig,
     TrainingLoop,
@@ -33,7 +34,6 @@ from discrete_distill.training import (
     shard,
     step_generator,
 )
-from discrete_distill.training.parallel import can_shard, gathered
 
 STRATEGIES = ("ddp", "fsdp") if can_shard() else ("ddp",)
 
@@ -59,11 +59,13 @@ class Poisoned(Exception):
     """Stands for a process that dies."""
 
 
-def train(directory: Path, strategy: str, *, die_at: int | None = None, bad: int | None = None, **more: Any) -> Learner:
+def train(
+    directory: Path, strategy: str, *, die_at: int | None = None, bad: int | None = None, **more: Any
+) -> ModuleOptimizer:
     """Six updates in two micro-batches each; on rank 1 the loss of step ``bad`` is not a number."""
     made = network(dropout=0.1).float()
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=2, ema_decay=0.5)
-    learner = Learner(made, config, 6, ACCELERATOR, ParallelConfig(strategy=strategy, **more))
+    module_optimizer = ModuleOptimizer(made, config, 6, ACCELERATOR, ParallelConfig(strategy=strategy, **more))
     process = MaskedDiffusion(VOCAB - 1)
 
     def step(index: int, generator: Generator) -> dict[str, float]:
@@ -72,19 +74,21 @@ def train(directory: Path, strategy: str, *, die_at: int | None = None, bad: int
         for part in range(2):
             x = torch.randint(VOCAB - 1, (BATCH, LENGTH), generator=generator)
             if part == 0:
-                with learner.accumulating():
-                    learner.backward(process.nelbo(learner.network, x, by="count", generator=generator).loss / 2)
-        loss = process.nelbo(learner.network, x, by="count", generator=generator).loss / 2
-        metrics = learner.step(loss * (float("nan") if index == bad and RANK == 1 else 1.0))
+                with module_optimizer.accumulating():
+                    module_optimizer.backward(
+                        process.nelbo(module_optimizer.network, x, by="count", generator=generator).loss / 2
+                    )
+        loss = process.nelbo(module_optimizer.network, x, by="count", generator=generator).loss / 2
+        metrics = module_optimizer.step(loss * (float("nan") if index == bad and RANK == 1 else 1.0))
         return {"rank": float(RANK), **metrics}
 
     loop = LoopConfig(num_steps=6, seed=5, log_every=3, checkpoint_every=2)
-    TrainingLoop(loop, directory, {"network": learner}, step, label="t", rank=RANK, quiet=True).run()
-    return learner
+    TrainingLoop(loop, directory, {"network": module_optimizer}, step, label="t", rank=RANK, quiet=True).run()
+    return module_optimizer
 
 
-def weights(learner: Learner) -> Tensor:
-    states = (gathered(learner.module.state_dict()), gathered(learner.averaged.state_dict()))
+def weights(module_optimizer: ModuleOptimizer) -> Tensor:
+    states = (gathered(module_optimizer.module.state_dict()), gathered(module_optimizer.averaged.state_dict()))
     return torch.cat([value.flatten() for state in states for value in state.values()])
 
 
@@ -122,14 +126,16 @@ def stop(folder: Path) -> dict[str, Any]:
     import os
     import signal
 
-    learner = Learner(nn.Linear(2, 1), OptimizerConfig(), 9, ACCELERATOR)
+    module_optimizer = ModuleOptimizer(nn.Linear(2, 1), OptimizerConfig(), 9, ACCELERATOR)
 
     def step(index: int, generator: Generator) -> dict[str, float]:
         if index == 2 and RANK == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return learner.step(learner.network(torch.ones(1, 2)).sum())
+        return module_optimizer.step(module_optimizer.network(torch.ones(1, 2)).sum())
 
-    loop = TrainingLoop(LoopConfig(num_steps=9), folder, {"net": learner}, step, label="stop", rank=RANK, quiet=True)
+    loop = TrainingLoop(
+        LoopConfig(num_steps=9), folder, {"net": module_optimizer}, step, label="stop", rank=RANK, quiet=True
+    )
     message = ""
     try:
         loop.run()
@@ -165,7 +171,7 @@ def sharding() -> dict[str, Any]:
         "order": gather_in_order(my_share(list(range(5)))),
         "empty_share": gather_in_order(my_share(["only"])),
         "same_samples": bool(torch.equal(shared, alone)),
-        "same_counts": bool(torch.equal(one.counted, two.counted)),
+        "same_counts": bool(torch.equal(one.loss_mask, two.loss_mask)),
         "price_gap": float((one.nats - two.nats).abs().max()),
         "ranks_draw_differently": len(set(gather_in_order([int(step_generator(0, 0, rank=RANK).initial_seed())]))) == 2,
     }
@@ -192,7 +198,7 @@ def half_precision() -> dict[str, float]:
     batch."""
     torch.manual_seed(2)
     plain = {"denoiser": network().float(), "discriminator": Discriminator.from_denoiser(network().float(), 1)}
-    z, t = torch.randint(VOCAB, (BATCH, LENGTH), generator=Generator().manual_seed(0)), torch.full((BATCH,), 0.3)
+    x_t, t = torch.randint(VOCAB, (BATCH, LENGTH), generator=Generator().manual_seed(0)), torch.full((BATCH,), 0.3)
     found = {}
     for name, one in plain.items():
         sharded = copy.deepcopy(one)
@@ -200,7 +206,7 @@ def half_precision() -> dict[str, float]:
         gradients = []
         for each in (one, sharded):
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                out = each(z, t)
+                out = each(x_t, t)
             out.float().square().mean().backward()
             weights = [w.grad for w in each.parameters() if w.grad is not None]
             assert all(w.dtype == torch.float32 for w in weights)
@@ -221,7 +227,7 @@ def trainer(folder: Path) -> dict[str, Any]:
     """transformers' Trainer puts the student under its own DDP: one student and one auxiliary on both ranks."""
     from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 
-    config = DiDiInstructConfig(group_size=2, path_steps=(2,), ratio_warmup=0)
+    config = DiDiInstructConfig(group_size=2, path_steps=(2,), log_ratio_warmup=0)
     teacher = network(dropout=0.1).float()
     quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
     made = DiDiInstructTrainer(
@@ -242,7 +248,7 @@ def trainer(folder: Path) -> dict[str, Any]:
         auxiliary=DiDiInstruct.make_auxiliary(teacher, config),
     )
     made.train()
-    networks = (made.model, made.averaged_student, made.learners["auxiliary"].module)
+    networks = (made.model, made.averaged_student, made.module_optimizers["auxiliary"].module)
     mine = torch.cat([nn.utils.parameters_to_vector(each.parameters()).detach() for each in networks])
     both = [torch.zeros_like(mine) for _ in range(2)]
     dist.all_gather(both, mine)

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.collective import mean_over_processes
+from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
+from discrete_distill.distributed.collectives import mean_over_processes
+from discrete_distill.distributed.parallel import gathered
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process.masking import Corruption
-from discrete_distill.rollout import PathStep, Rollout
-from discrete_distill.training import Learner, OptimizerConfig, ParallelConfig, step_generator
-from discrete_distill.training.parallel import gathered
+from discrete_distill.training import ModuleOptimizer, OptimizerConfig, ParallelConfig, step_generator
 
 VOCAB, LENGTH, BATCH, GROUP = 9, 8, 4, 2
 ACCELERATOR = Accelerator(cpu=True)
@@ -26,26 +26,36 @@ RANK = ACCELERATOR.process_index
 class JoinedDraws(MaskedDiffusion):
     """Takes two generators and corrupts either half of a batch with one, as two processes would have."""
 
-    def corrupt(self, x: Tensor, t: Tensor, *, movable: Tensor | None = None, generator: Any = None) -> Tensor:
-        masks = (None, None) if movable is None else movable.chunk(2)
+    def corrupt(self, x: Tensor, t: Tensor, *, generation_mask: Tensor | None = None, generator: Any = None) -> Tensor:
+        masks = (None, None) if generation_mask is None else generation_mask.chunk(2)
         parts = zip(x.chunk(2), t.chunk(2), masks, generator, strict=True)
-        return torch.cat([super(JoinedDraws, self).corrupt(a, b, movable=m, generator=g) for a, b, m, g in parts])
+        return torch.cat(
+            [super(JoinedDraws, self).corrupt(a, b, generation_mask=m, generator=g) for a, b, m, g in parts]
+        )
 
     def draw_corruption(
-        self, x: Tensor, *, generator: Any = None, movable: Tensor | None = None, **kw: Any
+        self, x: Tensor, *, generator: Any = None, generation_mask: Tensor | None = None, **kw: Any
     ) -> Corruption:
-        masks = (None, None) if movable is None else movable.chunk(2)
+        masks = (None, None) if generation_mask is None else generation_mask.chunk(2)
         parts = zip(x.chunk(2), masks, generator, strict=True)
-        drawn = [super(JoinedDraws, self).draw_corruption(a, movable=m, generator=g, **kw) for a, m, g in parts]
+        drawn = [super(JoinedDraws, self).draw_corruption(a, generation_mask=m, generator=g, **kw) for a, m, g in parts]
         return Corruption(*(torch.cat(each) for each in zip(*drawn, strict=True)))
 
     def draw_parts(
-        self, x: Tensor, count: int, *, movable: Tensor | None = None, generator: Any = None, group_size: int = 1
+        self,
+        x: Tensor,
+        count: int,
+        *,
+        generation_mask: Tensor | None = None,
+        generator: Any = None,
+        group_size: int = 1,
     ) -> Tensor:
         assert group_size == 1
-        masks = (None, None) if movable is None else movable.chunk(2)
+        masks = (None, None) if generation_mask is None else generation_mask.chunk(2)
         parts = zip(x.chunk(2), masks, generator, strict=True)
-        return torch.cat([super(JoinedDraws, self).draw_parts(a, count, movable=m, generator=g) for a, m, g in parts])
+        return torch.cat(
+            [super(JoinedDraws, self).draw_parts(a, count, generation_mask=m, generator=g) for a, m, g in parts]
+        )
 
 
 def network(step_conditioning: bool = False, dropout: float = 0.0) -> DiT:
@@ -71,18 +81,18 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     steps = []
     for index, pair in enumerate(zip(*(rollout.steps for rollout in rollouts), strict=True)):
         first, second = pair
-        fields = {name: torch.cat([getattr(s, name) for s in pair]) for name in ("z", "z_next", "t", "s")}
-        rows = torch.cat([first.rows, second.rows + first.z.numel()])
+        fields = {name: torch.cat([getattr(s, name) for s in pair]) for name in ("x_t", "x_s", "t", "s")}
+        rows = torch.cat([first.rows, second.rows + first.x_t.numel()])
         revealed = torch.cat([first.revealed, second.revealed])
         logits = torch.cat([first.logits_NV, second.logits_NV])
-        steps.append(PathStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
+        steps.append(TrajectoryStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
         assert index < 2
     times = [rollout.drawn_time for rollout in rollouts]
     drawn_time = (
         None if any(time is None for time in times) else torch.cat([time for time in times if time is not None])
     )
-    movable = torch.cat([rollout.movable for rollout in rollouts])
-    return replace(rollouts[0], steps=steps, movable=movable, drawn_time=drawn_time)
+    generation_mask = torch.cat([rollout.generation_mask for rollout in rollouts])
+    return replace(rollouts[0], steps=steps, generation_mask=generation_mask, drawn_time=drawn_time)
 
 
 def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generator: Any) -> dict[str, Tensor]:
@@ -92,7 +102,7 @@ def losses_of(method: DiDiInstruct, rollout: Rollout, reference: Tensor, generat
             "student": method.student_loss(rollout, generator=generator).loss,
         }
     judged = method.discriminator_loss(rollout, reference, generator=generator)
-    student = method.student_loss(rollout, verdict=judged.verdict, generator=generator)
+    student = method.student_loss(rollout, log_ratio_output=judged.log_ratio_output, generator=generator)
     return {"discriminator": judged.loss, "student": student.loss}
 
 
@@ -108,7 +118,7 @@ def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
     changes: dict[str, Any] = {"scale": "batch", "group_size": GROUP, "step_conditioning": True}
     if ratio == "auxiliary":
         changes |= {"log_ratio": "auxiliary", "corruption_by": "parts", "corruptions": 2, "credit": "token"}
-    config = DiDiInstructConfig.paper(reuse_verdict=ratio == "discriminator", **changes)
+    config = DiDiInstructConfig.paper(reuse_discriminator_logits=ratio == "discriminator", **changes)
     teacher = network()
     torch.manual_seed(2)
     plain = {"student": network(step_conditioning=True)}
@@ -118,31 +128,33 @@ def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
         plain["discriminator"] = Discriminator.from_denoiser(teacher, 1).double()
         plain["discriminator"].logits_of_features = lambda h: plain["discriminator"].head(h).squeeze(-1)
     parallel = ParallelConfig(strategy=strategy)
-    learners = {}
+    module_optimizers = {}
     for name, each in plain.items():
         twin = copy.deepcopy(each)
         if name == "discriminator":
             twin.logits_of_features = lambda h, twin=twin: twin.head(h).squeeze(-1)
-        learners[name] = Learner(twin, OptimizerConfig(), 1, ACCELERATOR, parallel)
+        module_optimizers[name] = ModuleOptimizer(twin, OptimizerConfig(), 1, ACCELERATOR, parallel)
     process = MaskedDiffusion(VOCAB - 1)
     data = torch.randint(VOCAB - 1, (2 * BATCH, LENGTH), generator=Generator().manual_seed(3))
 
-    def method_of(networks: dict[str, nn.Module], law: MaskedDiffusion) -> DiDiInstruct:
+    def method_of(networks: dict[str, nn.Module], distribution: MaskedDiffusion) -> DiDiInstruct:
         return DiDiInstruct(
             networks["student"],
             teacher,
             networks.get("discriminator"),
-            law,
+            distribution,
             config,
             auxiliary=networks.get("auxiliary"),
         )
 
-    sharded = method_of({name: learner.network for name, learner in learners.items()}, process)
+    sharded = method_of(
+        {name: module_optimizer.network for name, module_optimizer in module_optimizers.items()}, process
+    )
     generator = step_generator(7, 0, rank=RANK)
     rollout = sharded.rollout(x_init=prompt(RANK), generator=generator)
     mine = losses_of(sharded, rollout, data.chunk(2)[RANK], generator)
     for name, loss in mine.items():
-        learners[name].backward(loss)
+        module_optimizers[name].backward(loss)
 
     whole = method_of(plain, JoinedDraws(VOCAB - 1))
     generators = [step_generator(7, 0, rank=rank) for rank in range(2)]
@@ -152,7 +164,7 @@ def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
     for name, loss in theirs.items():
         loss.backward()
         found[f"{name}_loss"] = float((mean_over_processes(mine[name].detach()) - loss.detach()).abs())
-        pairs = zip(learners[name].module.named_parameters(), plain[name].named_parameters(), strict=True)
+        pairs = zip(module_optimizers[name].module.named_parameters(), plain[name].named_parameters(), strict=True)
         gaps, sizes = [0.0], [0.0]
         for (_, ours), (_, one) in pairs:
             if one.grad is not None:

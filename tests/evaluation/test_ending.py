@@ -11,11 +11,11 @@ EOS = 0
 
 
 def belongs_to_text(row: list[int]) -> list[bool]:
-    ended, verdict = False, []
+    ended, log_ratio_output = False, []
     for position, token in enumerate(row):
-        verdict.append(not ended)
+        log_ratio_output.append(not ended)
         ended = ended or (token == EOS and position > 0)
-    return verdict
+    return log_ratio_output
 
 
 @settings(deadline=None)

@@ -169,12 +169,12 @@ def test_a_frontier_survives_json() -> None:
 def test_methods_are_compared_at_equal_entropy() -> None:
     teacher = frontier_of({0: [(4.0, 3.0), (5.0, 5.0)], 1: [(4.0, 3.2), (5.0, 5.2)]}, method="teacher")
     student = frontier_of({0: [(4.0, 2.0), (5.0, 4.0)], 1: [(4.0, 2.6), (5.0, 4.6)]}, method="student")
-    verdict = compare_at_entropy(student, teacher, 4.5)
-    assert verdict.log_ratio == pytest.approx(3.3 - 4.1)
-    assert verdict.ratio == pytest.approx(math.exp(-0.8))
-    assert verdict.standard_error == pytest.approx(math.hypot(0.1, 0.3))
-    assert verdict.note == ""
-    assert str(verdict) == (
+    log_ratio_output = compare_at_entropy(student, teacher, 4.5)
+    assert log_ratio_output.log_ratio == pytest.approx(3.3 - 4.1)
+    assert log_ratio_output.ratio == pytest.approx(math.exp(-0.8))
+    assert log_ratio_output.standard_error == pytest.approx(math.hypot(0.1, 0.3))
+    assert log_ratio_output.note == ""
+    assert str(log_ratio_output) == (
         "student: 0.449 times the perplexity of teacher, at an entropy of 4.500 nats (standard error 31.6%)"
     )
 
@@ -182,11 +182,11 @@ def test_methods_are_compared_at_equal_entropy() -> None:
 def test_a_comparison_out_of_range_gives_no_ratio_and_says_whose_fault_it_is() -> None:
     teacher = frontier_of({0: [(4.0, 3.0), (5.0, 5.0)]}, method="teacher")
     student = frontier_of({0: [(4.0, 3.0), (4.4, 5.0)]}, method="student")
-    verdict = compare_at_entropy(student, teacher, 4.5)
-    assert (verdict.ratio, verdict.log_ratio, verdict.standard_error) == (None, None, None)
-    assert str(verdict) == verdict.note
-    assert verdict.note.startswith("student:")
-    assert "teacher" not in verdict.note
+    log_ratio_output = compare_at_entropy(student, teacher, 4.5)
+    assert (log_ratio_output.ratio, log_ratio_output.log_ratio, log_ratio_output.standard_error) == (None, None, None)
+    assert str(log_ratio_output) == log_ratio_output.note
+    assert log_ratio_output.note.startswith("student:")
+    assert "teacher" not in log_ratio_output.note
 
 
 @pytest.mark.parametrize("other", [{"judge": "k"}, {"num_samples": 5}])

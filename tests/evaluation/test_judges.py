@@ -34,10 +34,10 @@ def random_ids(rows: int, length: int, seed: int = 0) -> Tensor:
 
 def test_prices_are_those_of_each_token_given_its_past(tiny_gpt2: nn.Module) -> None:
     ids = random_ids(3, CONTEXT)
-    nats, counted = CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=EOS).token_nats(ids)
+    nats, loss_mask = CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=EOS).token_nats(ids)
     expected = [[price_one(tiny_gpt2, row[:i], int(row[i])) for i in range(1, CONTEXT)] for row in ids]
     torch.testing.assert_close(nats[:, 1:].double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-5)
-    assert counted.tolist() == [[False] + [True] * (CONTEXT - 1)] * 3
+    assert loss_mask.tolist() == [[False] + [True] * (CONTEXT - 1)] * 3
     assert nats[:, 1:].std() > 0.3, "prices that hardly differ would prove nothing"
 
 
@@ -57,11 +57,11 @@ def test_windows_price_every_token_but_the_first_once(length: int, context: int,
 def test_text_longer_than_the_context_is_priced_with_the_past_of_its_window(tiny_gpt2: nn.Module) -> None:
     ids = random_ids(2, 19)
     judge = CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=EOS, stride=3)
-    nats, counted = judge.token_nats(ids)
+    nats, loss_mask = judge.token_nats(ids)
     starts = dict.fromkeys(range(1, 8), 0) | {i: -(-(i - 7) // 3) * 3 for i in range(8, 19)}
     expected = [[price_one(tiny_gpt2, row[starts[i] : i], int(row[i])) for i in range(1, 19)] for row in ids]
     torch.testing.assert_close(nats[:, 1:].double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-5)
-    assert int(counted.sum()) == 2 * 18
+    assert int(loss_mask.sum()) == 2 * 18
 
 
 def test_nothing_after_the_first_end_counts(tiny_gpt2: nn.Module) -> None:
@@ -77,7 +77,9 @@ def test_nothing_after_the_first_end_counts(tiny_gpt2: nn.Module) -> None:
 
 def test_an_end_token_at_the_start_is_context(tiny_gpt2: nn.Module) -> None:
     judge = CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=EOS)
-    assert judge.token_nats(torch.tensor([[EOS, 4, 5, EOS, 6]])).counted.tolist() == [[False, True, True, True, False]]
+    assert judge.token_nats(torch.tensor([[EOS, 4, 5, EOS, 6]])).loss_mask.tolist() == [
+        [False, True, True, True, False]
+    ]
 
 
 class Bigram(nn.Module):
@@ -154,10 +156,10 @@ def text_judge(tiny_gpt2: nn.Module) -> TextJudge:
 
 
 def test_a_text_judge_prices_its_own_tokens_of_the_decoded_text(text_judge: TextJudge, tiny_gpt2: nn.Module) -> None:
-    nats, counted = text_judge.token_nats(torch.tensor([[3, 4, 5]]))
+    nats, loss_mask = text_judge.token_nats(torch.tensor([[3, 4, 5]]))
     encoded = torch.tensor([4, 20, 5, 20, 6, 20])
     expected = [price_one(tiny_gpt2, encoded[:i], int(encoded[i])) for i in range(1, 6)]
-    assert counted.tolist() == [[False] + [True] * 5]
+    assert loss_mask.tolist() == [[False] + [True] * 5]
     torch.testing.assert_close(nats[0, 1:].double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-5)
 
 
@@ -165,8 +167,10 @@ def test_samples_of_different_lengths_do_not_disturb_each_other(text_judge: Text
     rows = [[3, 4, 5, 6], [7, 8, EOS, 2], [EOS, 1, 2, EOS], [9, EOS, 3, 3], [11, 12, 13, 14]]
     together = generative_perplexity(torch.tensor(rows), text_judge)
     alone = [generative_perplexity(torch.tensor([row]), text_judge) for row in rows]
-    assert together.sample_tokens == tuple(verdict.num_tokens for verdict in alone) == (7, 4, 5, 2, 3)
-    assert together.sample_nats == pytest.approx([verdict.sample_nats[0] for verdict in alone], rel=1e-5)
+    assert together.sample_tokens == tuple(log_ratio_output.num_tokens for log_ratio_output in alone) == (7, 4, 5, 2, 3)
+    assert together.sample_nats == pytest.approx(
+        [log_ratio_output.sample_nats[0] for log_ratio_output in alone], rel=1e-5
+    )
 
 
 def test_ends_become_the_judges_ends_and_no_tail_is_decoded(tiny_gpt2: nn.Module) -> None:
@@ -190,10 +194,10 @@ def test_ends_become_the_judges_ends_and_no_tail_is_decoded(tiny_gpt2: nn.Module
         judge_eos_token_id=JUDGE_EOS,
         context=64,
     )
-    counted = judge.token_nats(torch.tensor([[EOS, 3, EOS, 9], [5, EOS, 9, 9]])).counted
+    loss_mask = judge.token_nats(torch.tensor([[EOS, 3, EOS, 9], [5, EOS, 9, 9]])).loss_mask
     assert decoded == [[3], [5]]
     assert seen[0].tolist() == [[JUDGE_EOS, 4, 20, JUDGE_EOS], [6, 20, JUDGE_EOS, JUDGE_EOS]]
-    assert counted.tolist() == [[False, True, True, True], [False, True, True, False]]
+    assert loss_mask.tolist() == [[False, True, True, True], [False, True, True, False]]
 
 
 def test_a_sample_that_decodes_to_nothing_counts_nothing(text_judge: TextJudge) -> None:
@@ -205,7 +209,7 @@ def test_a_sample_that_decodes_to_nothing_counts_nothing(text_judge: TextJudge) 
         eos_token_id=None,
         judge_eos_token_id=JUDGE_EOS,
     )
-    assert int(judge.token_nats(torch.tensor([[3, 4]])).counted.sum()) == 0
+    assert int(judge.token_nats(torch.tensor([[3, 4]])).loss_mask.sum()) == 0
 
 
 @pytest.fixture
@@ -235,11 +239,11 @@ def test_a_pretrained_judge_is_loaded_once_and_prices_as_its_parts_do(
     )
     judge = TextJudge.from_pretrained(str(judge_folder), decode=spell, eos_token_id=None)
     ids = random_ids(5, 6).clamp(max=21)
-    verdicts = [generative_perplexity(ids, judge, batch_size=2) for _ in range(3)]
+    log_ratio_outputs = [generative_perplexity(ids, judge, batch_size=2) for _ in range(3)]
     assert loads == [str(judge_folder)]
     assert judge.judge_eos_token_id == JUDGE_EOS
     direct = generative_perplexity(ids, CausalLMJudge(tiny_gpt2, name="tiny", eos_token_id=None))
-    assert [v.perplexity for v in verdicts] == pytest.approx([direct.perplexity] * 3, rel=1e-5)
+    assert [v.perplexity for v in log_ratio_outputs] == pytest.approx([direct.perplexity] * 3, rel=1e-5)
 
 
 def test_a_judge_in_half_precision_says_so(judge_folder: Path) -> None:

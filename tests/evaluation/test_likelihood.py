@@ -12,7 +12,7 @@ PROCESS = MaskedDiffusion(5)
 
 
 def test_for_a_perfect_denoiser_the_bound_is_the_likelihood(seeded) -> None:
-    chain, length = exact.small_law()
+    chain, length = exact.small_chain()
     x = chain.sample(400, length, generator=seeded(0))
     bound = likelihood_bound(PROCESS, chain.denoiser(5), x, repeats=16, generator=seeded(1))
     true = -float(chain.log_prob(x).mean()) / length
@@ -22,13 +22,13 @@ def test_for_a_perfect_denoiser_the_bound_is_the_likelihood(seeded) -> None:
     assert bound.perplexity == pytest.approx(math.exp(bound.nats_per_token))
     spread = float(chain.log_prob(x).std()) / length / 20.0
     assert bound.standard_error == pytest.approx(spread, rel=0.3)
-    uniform = likelihood_bound(PROCESS, lambda z, t: torch.zeros(*z.shape, 6), x, generator=seeded(1))
+    uniform = likelihood_bound(PROCESS, lambda x_t, t: torch.zeros(*x_t.shape, 6), x, generator=seeded(1))
     assert uniform.nats_per_token == pytest.approx(math.log(5.0), abs=1e-5)
     assert uniform.nats_per_token > bound.nats_per_token + 0.5
 
 
 def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:
-    chain, length = exact.small_law()
+    chain, length = exact.small_chain()
     x = chain.sample(100, length, generator=seeded(0))
     values = [
         likelihood_bound(PROCESS, chain.denoiser(5), x, batch_size=size, generator=seeded(2)).nats_per_token
@@ -50,15 +50,15 @@ def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:
         {"sequences_NL": torch.zeros(3, dtype=torch.long)},
         {"sequences_NL": torch.tensor([[1, 5]])},
         {"batch_size": 0},
-        {"denoiser": lambda z, t: torch.full((*z.shape, 6), math.nan)},
+        {"denoiser": lambda x_t, t: torch.full((*x_t.shape, 6), math.nan)},
     ],
 )
 def test_what_has_no_bound_is_refused(wrong: dict) -> None:
-    settings = {"denoiser": lambda z, t: torch.zeros(*z.shape, 6), "sequences_NL": torch.tensor([[1, 2]]), **wrong}
+    settings = {"denoiser": lambda x_t, t: torch.zeros(*x_t.shape, 6), "sequences_NL": torch.tensor([[1, 2]]), **wrong}
     with pytest.raises(ValueError, match=r"must|finite"):
         likelihood_bound(PROCESS, **settings)
 
 
 def test_text_is_ids_and_no_numbers() -> None:
     with pytest.raises(TypeError, match="float32"):
-        likelihood_bound(PROCESS, lambda z, t: torch.zeros(*z.shape, 6), torch.zeros(2, 3))
+        likelihood_bound(PROCESS, lambda x_t, t: torch.zeros(*x_t.shape, 6), torch.zeros(2, 3))

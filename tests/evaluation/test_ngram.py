@@ -1,4 +1,4 @@
-"""The n-gram judge against Witten-Bell by hand, and as a law that sums to one."""
+"""The n-gram judge against Witten-Bell by hand, and as a distribution that sums to one."""
 
 from collections import Counter
 
@@ -43,8 +43,8 @@ def test_it_prefers_its_own_language_and_stops_at_the_end(seeded) -> None:
     own = generative_perplexity(text, judge)
     other = generative_perplexity(torch.randint(5, (6, 10), generator=seeded(0)), judge)
     assert own.perplexity < 1.5 < other.perplexity
-    counted = judge.token_nats(torch.tensor([[0, 1, 5, 3, 3]])).counted
-    assert counted.tolist() == [[False, True, True, False, False]]
+    loss_mask = judge.token_nats(torch.tensor([[0, 1, 5, 3, 3]])).loss_mask
+    assert loss_mask.tolist() == [[False, True, True, False, False]]
     assert judge.name.startswith("2-gram@")
     assert NGramJudge(text.flip(1), vocab_size=7, order=2).name != judge.name
 

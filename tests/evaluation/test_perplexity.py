@@ -40,31 +40,31 @@ samples = st.integers(1, 5).flatmap(
 def test_the_mean_is_over_all_counted_tokens_whatever_the_batches(rows: list[list[int]], batch_size: int) -> None:
     rows = [*rows, [7] * len(rows[0])]
     judge = TableJudge()
-    verdict = generative_perplexity(torch.tensor(rows), judge, batch_size=batch_size)
+    log_ratio_output = generative_perplexity(torch.tensor(rows), judge, batch_size=batch_size)
     tokens = [token for row in rows for token in row if token != SKIP]
-    assert verdict.nats_per_token == pytest.approx(0.1 * sum(tokens) / len(tokens), rel=1e-6)
-    assert verdict.num_tokens == len(tokens)
-    assert verdict.num_samples == len(rows) == sum(judge.batches)
-    assert verdict.sample_tokens == tuple(sum(token != SKIP for token in row) for row in rows)
+    assert log_ratio_output.nats_per_token == pytest.approx(0.1 * sum(tokens) / len(tokens), rel=1e-6)
+    assert log_ratio_output.num_tokens == len(tokens)
+    assert log_ratio_output.num_samples == len(rows) == sum(judge.batches)
+    assert log_ratio_output.sample_tokens == tuple(sum(token != SKIP for token in row) for row in rows)
 
 
 def test_a_long_sample_weighs_more_than_a_short_one_and_batches_do_not() -> None:
     rows = torch.tensor([[9, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
-    verdict = generative_perplexity(rows, TableJudge(), batch_size=2)
-    assert verdict.perplexity == pytest.approx(math.exp((0.9 + 8 * 0.1) / 9), rel=1e-6)
+    log_ratio_output = generative_perplexity(rows, TableJudge(), batch_size=2)
+    assert log_ratio_output.perplexity == pytest.approx(math.exp((0.9 + 8 * 0.1) / 9), rel=1e-6)
 
 
 def test_the_result_names_judge_and_precision_and_is_fit_for_json() -> None:
-    verdict = generative_perplexity(torch.tensor([[1, 2]]), TableJudge(), precision="fp64")
-    saved = json.loads(json.dumps(asdict(verdict)))
+    log_ratio_output = generative_perplexity(torch.tensor([[1, 2]]), TableJudge(), precision="fp64")
+    saved = json.loads(json.dumps(asdict(log_ratio_output)))
     assert (saved["judge"], saved["precision"], saved["num_samples"]) == ("table", "fp64", 1)
 
 
 def test_standard_error_of_samples_of_equal_length_is_that_of_their_means() -> None:
     rows = torch.randint(1, 10, (40, 6), generator=torch.Generator().manual_seed(3))
-    verdict = generative_perplexity(rows, TableJudge())
+    log_ratio_output = generative_perplexity(rows, TableJudge())
     means = [0.1 * statistics.fmean(row) for row in rows.tolist()]
-    assert verdict.standard_error == pytest.approx(statistics.stdev(means) / math.sqrt(40), rel=1e-5)
+    assert log_ratio_output.standard_error == pytest.approx(statistics.stdev(means) / math.sqrt(40), rel=1e-5)
 
 
 def test_standard_error_of_samples_of_unequal_length_agrees_with_the_jackknife() -> None:
@@ -72,11 +72,11 @@ def test_standard_error_of_samples_of_unequal_length_agrees_with_the_jackknife()
     rows = torch.randint(1, 10, (300, 8), generator=generator)
     keep = torch.randint(1, 9, (300, 1), generator=generator)
     rows = torch.where(torch.arange(8) < keep, rows, SKIP)
-    verdict = generative_perplexity(rows, TableJudge())
-    nats, tokens = verdict.sample_nats, verdict.sample_tokens
+    log_ratio_output = generative_perplexity(rows, TableJudge())
+    nats, tokens = log_ratio_output.sample_nats, log_ratio_output.sample_tokens
     left_out = [(sum(nats) - n) / (sum(tokens) - k) for n, k in zip(nats, tokens, strict=True)]
     jackknife = math.sqrt(299 / 300 * sum((x - statistics.fmean(left_out)) ** 2 for x in left_out))
-    assert verdict.standard_error == pytest.approx(jackknife, rel=0.01)
+    assert log_ratio_output.standard_error == pytest.approx(jackknife, rel=0.01)
 
 
 def test_a_single_sample_has_no_standard_error() -> None:
@@ -114,10 +114,10 @@ def test_prices_that_are_not_finite_are_refused() -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
-    verdict = GenerativePerplexity(
+    log_ratio_output = GenerativePerplexity(
         judge="j", precision="fp32", num_samples=2, num_tokens=4, sample_nats=(3.0, 5.0), sample_tokens=(1, 3)
     )
-    assert verdict.perplexity == pytest.approx(math.exp(2.0))
+    assert log_ratio_output.perplexity == pytest.approx(math.exp(2.0))
 
 
 def test_samples_are_ids_and_no_numbers() -> None:
@@ -147,7 +147,7 @@ def test_a_judge_that_prices_other_samples_than_it_was_given_is_refused() -> Non
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
-    verdict = GenerativePerplexity(
+    log_ratio_output = GenerativePerplexity(
         judge="j", precision="fp32", num_samples=1, num_tokens=1, sample_nats=(1e4,), sample_tokens=(1,)
     )
-    assert verdict.perplexity == math.inf
+    assert log_ratio_output.perplexity == math.inf

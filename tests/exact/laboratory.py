@@ -30,14 +30,14 @@ def chain(vocab_size: int, seed: int = 0, concentration: float = 0.7) -> MarkovC
     return random_chain(vocab_size, seeded(seed), concentration)
 
 
-def random_law(vocab_size: int, length: int, seed: int) -> Tensor:
-    """A law without any structure."""
+def random_distribution(vocab_size: int, length: int, seed: int) -> Tensor:
+    """A distribution without any structure."""
     logits = 1.5 * torch.randn(vocab_size**length, dtype=torch.float64, generator=seeded(seed))
     return logits.softmax(0).reshape([vocab_size] * length)
 
 
 def all_tokens(size: int, length: int) -> Tensor:
-    """Every noisy state, as token ids, in the order of a flattened state law."""
+    """Every noisy state, as token ids, in the order of a flattened state distribution."""
     return torch.cartesian_prod(*[torch.arange(size)] * length).reshape(-1, length)
 
 
@@ -58,7 +58,7 @@ class RandomDenoiser:
 
 
 def transition_matrix(denoiser, process: MaskedDiffusion, t: Tensor, s: Tensor, size: int, length: int):
-    """``P(z_s | z_t)`` between all pairs of states, from `MaskedDiffusion.posterior` alone."""
+    """``P(x_s | x_t)`` between all pairs of states, from `MaskedDiffusion.posterior` alone."""
     states = all_tokens(size, length)
     t_B, s_B = t.float().expand(len(states)), s.float().expand(len(states))
     logits = denoiser(states, t_B, s=s_B) if getattr(denoiser, "accepts_step", False) else denoiser(states, t_B)

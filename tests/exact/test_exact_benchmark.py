@@ -3,22 +3,22 @@
 import pytest
 
 from benchmarks.exact import Row, closed, diversity_table
-from benchmarks.laboratory import score_law
+from benchmarks.laboratory import score_distribution
 from discrete_distill import exact
 
-CHAIN, LENGTH = exact.small_law()
-LAW = CHAIN.law(LENGTH)
+CHAIN, LENGTH = exact.small_chain()
+LAW = CHAIN.distribution(LENGTH)
 
 
-def rows_of(name: str, law, steps: int = 2) -> list[Row]:
-    return [Row("distances", name, 0, *score_law(law, LAW, steps), 0.0)]
+def rows_of(name: str, distribution, steps: int = 2) -> list[Row]:
+    return [Row("distances", name, 0, *score_distribution(distribution, LAW, steps), 0.0)]
 
 
 def one_sequence():
-    """The most probable sequence, and a little of the law."""
-    law = 0.05 * LAW
-    law.view(-1)[int(LAW.argmax())] += 0.95
-    return law
+    """The most probable sequence, and a little of the distribution."""
+    distribution = 0.05 * LAW
+    distribution.view(-1)[int(LAW.argmax())] += 0.95
+    return distribution
 
 
 def test_a_student_that_says_one_sequence_has_crossed_nothing() -> None:
@@ -32,12 +32,12 @@ def test_a_student_that_says_one_sequence_has_crossed_nothing() -> None:
     assert isinstance(said, str)
     assert said.startswith("collapsed, agreement of two samples")
     lines = {line.split()[0]: line for line in diversity_table(rows, LAW).splitlines()[1:]}
-    assert f"{float(exact.agreement(LAW)):.1%} / {float(exact.collision(LAW)):.2%}" in lines["law"]
+    assert f"{float(exact.agreement(LAW)):.1%} / {float(exact.collision(LAW)):.2%}" in lines["distribution"]
     assert f"* {float(exact.agreement(one_sequence())):.1%} / " in lines["collapsed"]
     assert "*" not in lines["healthy"]
 
 
 def test_scores_carry_agreement_and_collision() -> None:
-    score = score_law(LAW, LAW, 2)
+    score = score_distribution(LAW, LAW, 2)
     assert score.agreement == pytest.approx(float(exact.agreement(LAW)))
     assert score.collision == pytest.approx(float(exact.collision(LAW)))

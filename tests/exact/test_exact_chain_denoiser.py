@@ -20,7 +20,7 @@ def hidden_half(words, mask, seed=0):
 def test_equals_enumeration_on_every_state(mask):
     markov = chain(3, seed=1)
     states = all_tokens(4, 4)
-    expected = exact.LawDenoiser(markov.law(4), mask)(states)
+    expected = exact.DistributionDenoiser(markov.distribution(4), mask)(states)
     torch.testing.assert_close(markov.denoiser(mask)(states, TIME), expected, atol=1e-10, rtol=0)
 
 
@@ -28,52 +28,52 @@ def test_equals_enumeration_on_every_state(mask):
 def test_equals_torch_struct():
     markov, mask, length = chain(5, seed=2), 5, 9
     words = markov.sample(16, length, generator=seeded(0))
-    z = hidden_half(words, mask)
+    x_t = hidden_half(words, mask)
     impossible = -1e9
-    visible = z[..., None] == torch.arange(5)
-    evidence = torch.where(visible | (z == mask)[..., None], 0.0, impossible).double()
+    visible = x_t[..., None] == torch.arange(5)
+    evidence = torch.where(visible | (x_t == mask)[..., None], 0.0, impossible).double()
     edges = (markov.transition.log().T + evidence[:, 1:, :, None]).contiguous()
     edges[:, 0] += (markov.initial.log() + evidence[:, 0])[:, None, :]
     marginals = LinearChainCRF(edges).marginals
     expected = torch.cat([marginals[:, :1].sum(2), marginals.sum(3)], dim=1)
-    actual = markov.denoiser(mask)(z, TIME).exp()[..., :5]
+    actual = markov.denoiser(mask)(x_t, TIME).exp()[..., :5]
     torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 12), st.integers(0, 10_000), st.data())
-def test_one_token_at_a_time_in_any_order_gives_the_law(vocab_size, length, seed, data):
+def test_one_token_at_a_time_in_any_order_gives_the_distribution(vocab_size, length, seed, data):
     markov, mask = chain(vocab_size, seed), data.draw(st.integers(0, vocab_size))
     words = markov.sample(1, length, generator=seeded(seed))
     tokens = exact.tokens_of_words(words, mask)
-    z = torch.full_like(tokens, mask)
+    x_t = torch.full_like(tokens, mask)
     total = 0.0
     for i in data.draw(st.permutations(range(length))):
-        total += float(markov.denoiser(mask)(z, TIME)[0, i, tokens[0, i]])
-        z[0, i] = tokens[0, i]
+        total += float(markov.denoiser(mask)(x_t, TIME)[0, i, tokens[0, i]])
+        x_t[0, i] = tokens[0, i]
     assert total == pytest.approx(float(markov.log_prob(words)), abs=1e-9)
 
 
 def test_a_single_hidden_word_of_a_long_sequence_sees_its_two_neighbours():
     markov, mask, length = chain(64, seed=3), 64, 256
-    z = markov.sample(4, length, generator=seeded(1))
-    before, after = z[:, 99].clone(), z[:, 101].clone()
-    z[:, 100] = mask
+    x_t = markov.sample(4, length, generator=seeded(1))
+    before, after = x_t[:, 99].clone(), x_t[:, 101].clone()
+    x_t[:, 100] = mask
     bridge = markov.transition[before] * markov.transition[:, after].T
     expected = bridge / bridge.sum(1, keepdim=True)
-    actual = markov.denoiser(mask)(z, TIME)[:, 100, :64].exp()
+    actual = markov.denoiser(mask)(x_t, TIME)[:, 100, :64].exp()
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-9)
 
 
 def test_logits_of_long_sequences_are_normalised_and_exclude_the_mask():
     markov, mask = chain(64, seed=3), 17
-    z = hidden_half(markov.sample(8, 256, generator=seeded(1)), mask)
+    x_t = hidden_half(markov.sample(8, 256, generator=seeded(1)), mask)
     with torch.inference_mode():
-        logits = markov.denoiser(mask)(z, TIME)
+        logits = markov.denoiser(mask)(x_t, TIME)
     torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(8, 256, dtype=torch.float64), atol=1e-10, rtol=0)
     assert bool((logits[..., mask] == float("-inf")).all())
     process = MaskedDiffusion(mask)
-    torch.testing.assert_close(process.log_probs(logits, z), logits, atol=1e-10, rtol=0)
+    torch.testing.assert_close(process.log_probs(logits, x_t), logits, atol=1e-10, rtol=0)
 
 
 FORCED = exact.MarkovChain(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
@@ -85,10 +85,10 @@ def test_certainty_is_exact():
 
 
 def test_impossible_evidence_raises_or_is_answered_uniformly():
-    z = torch.tensor([[0, 2, 2], [2, 0, 2]])
+    x_t = torch.tensor([[0, 2, 2], [2, 0, 2]])
     with pytest.raises(ValueError, match=r"\[2, 0, 2\].*impossible"):
-        FORCED.denoiser(2)(z, TIME)
-    logits = FORCED.denoiser(2, impossible="uniform")(z, TIME)
+        FORCED.denoiser(2)(x_t, TIME)
+    logits = FORCED.denoiser(2, impossible="uniform")(x_t, TIME)
     assert logits[1].exp().tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]
     assert logits[0].exp().tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
 

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
-from laboratory import random_law
+from laboratory import random_distribution
 from scipy import special, stats
 
 from discrete_distill import exact
 
-P, Q = random_law(3, 3, 0), random_law(3, 3, 1)
+P, Q = random_distribution(3, 3, 0), random_distribution(3, 3, 1)
 
 
 def test_kl_total_variation_and_entropy_equal_scipy():
@@ -40,9 +40,9 @@ def test_total_correlation_is_the_kl_to_the_product_of_marginals():
 
 
 @pytest.mark.parametrize("measure", [exact.kl, exact.total_variation, exact.subset_kl])
-def test_laws_over_different_sequences_are_refused(measure):
+def test_distributions_over_different_sequences_are_refused(measure):
     with pytest.raises(ValueError, match=r"\[3, 3, 3\].*\[3, 3\]"):
-        measure(P, random_law(3, 2, 0))
+        measure(P, random_distribution(3, 2, 0))
 
 
 def test_agreement_and_collision_are_those_of_pairs_of_sequences():

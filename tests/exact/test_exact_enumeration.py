@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laboratory import all_tokens, random_law
+from laboratory import all_tokens, random_distribution
 
 from discrete_distill import exact
 from discrete_distill.exact.enumeration import masked_states, with_mask_at, with_mask_last
@@ -17,13 +17,13 @@ def test_sequences_are_all_there_in_order(vocab_size, length):
 
 
 def test_look_up_reads_the_flat_order():
-    law = random_law(3, 4, 0)
-    assert torch.equal(exact.look_up(law, exact.enumerate_sequences(3, 4)), law.flatten())
+    distribution = random_distribution(3, 4, 0)
+    assert torch.equal(exact.look_up(distribution, exact.enumerate_sequences(3, 4)), distribution.flatten())
 
 
 @pytest.mark.parametrize("mask", range(4))
 def test_mask_order_round_trips_and_moves_only_the_mask(mask):
-    table = random_law(4, 3, 0)
+    table = random_distribution(4, 3, 0)
     moved = with_mask_at(table, mask)
     assert torch.equal(with_mask_last(moved, mask), table)
     assert moved[mask, mask, mask] == table[3, 3, 3]

@@ -12,12 +12,12 @@ sizes = st.tuples(st.integers(2, 4), st.integers(1, 5), st.integers(0, 1000))
 
 @settings(max_examples=30, deadline=None)
 @given(sizes)
-def test_law_is_the_enumerated_log_prob_and_sums_to_one(size):
+def test_distribution_is_the_enumerated_log_prob_and_sums_to_one(size):
     vocab_size, length, seed = size
-    law = chain(vocab_size, seed).law(length)
+    distribution = chain(vocab_size, seed).distribution(length)
     sequences = exact.enumerate_sequences(vocab_size, length)
-    torch.testing.assert_close(law.flatten(), chain(vocab_size, seed).log_prob(sequences).exp())
-    assert float(law.sum()) == pytest.approx(1.0, abs=1e-12)
+    torch.testing.assert_close(distribution.flatten(), chain(vocab_size, seed).log_prob(sequences).exp())
+    assert float(distribution.sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -25,32 +25,32 @@ def test_law_is_the_enumerated_log_prob_and_sums_to_one(size):
 def test_closed_forms_equal_enumeration(size):
     vocab_size, length, seed = size
     markov = chain(vocab_size, seed)
-    law = markov.law(length)
-    assert markov.entropy(length) == pytest.approx(float(exact.entropy(law)), abs=1e-10)
-    assert markov.total_correlation(length) == pytest.approx(float(exact.total_correlation(law)), abs=1e-10)
-    torch.testing.assert_close(markov.marginals(length), exact.position_marginals(law))
+    distribution = markov.distribution(length)
+    assert markov.entropy(length) == pytest.approx(float(exact.entropy(distribution)), abs=1e-10)
+    assert markov.total_correlation(length) == pytest.approx(float(exact.total_correlation(distribution)), abs=1e-10)
+    torch.testing.assert_close(markov.marginals(length), exact.position_marginals(distribution))
 
 
-def test_window_law_is_a_marginal_of_the_law():
+def test_window_distribution_is_a_marginal_of_the_distribution():
     markov = chain(3)
-    torch.testing.assert_close(markov.window_law(2, 3), markov.law(6).sum((0, 1, 5)))
+    torch.testing.assert_close(markov.window_distribution(2, 3), markov.distribution(6).sum((0, 1, 5)))
 
 
 @pytest.mark.parametrize("mask", range(4))
 def test_evidence_is_the_sum_over_what_is_hidden(mask):
     markov = chain(3, seed=1)
-    expected = exact.visible_marginals(markov.law(4), mask).flatten()
+    expected = exact.visible_marginals(markov.distribution(4), mask).flatten()
     torch.testing.assert_close(markov.log_evidence(all_tokens(4, 4), mask).exp(), expected)
 
 
-def test_samples_have_the_law():
+def test_samples_have_the_distribution():
     markov = chain(3, seed=2)
     n = 20_000
     samples = markov.sample(n, 4, generator=seeded(0))
     counts = torch.zeros(3, 3, 3, 3, dtype=torch.float64)
     counts.index_put_(tuple(samples.T), torch.ones(n, dtype=torch.float64), accumulate=True)
-    assert stats.chisquare(counts.flatten(), n * markov.law(4).flatten()).pvalue > 1e-3
-    wrong = chain(3, seed=3).law(4).flatten()
+    assert stats.chisquare(counts.flatten(), n * markov.distribution(4).flatten()).pvalue > 1e-3
+    wrong = chain(3, seed=3).distribution(4).flatten()
     assert stats.chisquare(counts.flatten(), n * wrong).pvalue < 1e-6
 
 
@@ -86,11 +86,11 @@ def test_completions_have_the_posterior(mask):
     markov = chain(3, seed=4)
     n = 20_000
     word = exact.tokens_of_words(torch.tensor(2), mask).item()
-    z = torch.tensor([[mask, word, mask, mask]]).expand(n, -1)
-    words = exact.words_of_tokens(markov.complete(z, mask, generator=seeded(0)), mask)
+    x_t = torch.tensor([[mask, word, mask, mask]]).expand(n, -1)
+    words = exact.words_of_tokens(markov.complete(x_t, mask, generator=seeded(0)), mask)
     assert bool((words[:, 1] == 2).all())
     counts = torch.bincount(words[:, 0] * 9 + words[:, 2] * 3 + words[:, 3], minlength=27)
-    posterior = markov.law(4)[:, 2].flatten()
+    posterior = markov.distribution(4)[:, 2].flatten()
     assert stats.chisquare(counts, n * posterior / posterior.sum()).pvalue > 1e-3
 
 
@@ -129,6 +129,6 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"length must be 1 or more, got 0"):
         markov.sample(4, 0)
     with pytest.raises(ValueError, match="-1"):
-        markov.window_law(-1, 2)
+        markov.window_distribution(-1, 2)
     with pytest.raises(ValueError, match=r"3\^40.*MarkovChain.sample"):
-        markov.law(40)
+        markov.distribution(40)

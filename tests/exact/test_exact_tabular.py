@@ -12,30 +12,30 @@ TIMES = [1.0, 0.6, 0.0]
 def test_a_copied_table_answers_and_samples_like_the_original(mask):
     process, denoiser = MaskedDiffusion(mask), RandomDenoiser(2, 3, 0)
     table = exact.TabularDenoiser(3, 2, mask, TIMES).copy_from(denoiser, process)
-    z = all_tokens(3, 3)
+    x_t = all_tokens(3, 3)
     for t, s in ((1.0, 0.6), (0.6, 0.0)):
         t_B, s_B = torch.full((27,), t), torch.full((27,), s)
-        expected = process.log_probs(denoiser(z, t_B, s=s_B), z)
-        torch.testing.assert_close(process.log_probs(table(z, t_B), z), expected)
-    laws = [exact.sampler_law(each, process, TIMES, 3, 2) for each in (table, denoiser)]
-    torch.testing.assert_close(laws[0], laws[1])
+        expected = process.log_probs(denoiser(x_t, t_B, s=s_B), x_t)
+        torch.testing.assert_close(process.log_probs(table(x_t, t_B), x_t), expected)
+    distributions = [exact.sampler_distribution(each, process, TIMES, 3, 2) for each in (table, denoiser)]
+    torch.testing.assert_close(distributions[0], distributions[1])
 
 
 def test_one_table_serves_all_times():
     markov, process = chain(2), MaskedDiffusion(2)
     table = exact.TabularDenoiser(3, 2, 2).copy_from(markov.denoiser(2), process)
-    laws = [exact.sampler_law(each, process, TIMES, 3, 2) for each in (table, markov.denoiser(2))]
-    torch.testing.assert_close(laws[0], laws[1])
+    distributions = [exact.sampler_distribution(each, process, TIMES, 3, 2) for each in (table, markov.denoiser(2))]
+    torch.testing.assert_close(distributions[0], distributions[1])
 
 
 def test_gradient_reaches_every_row_that_the_sampler_reads():
     table = exact.TabularDenoiser(2, 2, 2, TIMES)
-    process, target = MaskedDiffusion(2), chain(2).law(2)
+    process, target = MaskedDiffusion(2), chain(2).distribution(2)
     start = torch.randn(table.logits.shape, dtype=torch.float64, generator=seeded(0), requires_grad=True)
 
     def objective(logits):
         call = lambda x, t: torch.func.functional_call(table, {"logits": logits}, (x, t))  # noqa: E731
-        return exact.kl(exact.sampler_law(call, process, TIMES, 2, 2), target)
+        return exact.kl(exact.sampler_distribution(call, process, TIMES, 2, 2), target)
 
     assert torch.autograd.gradcheck(objective, (start,))
     gradient = torch.autograd.grad(objective(start), start)[0]

@@ -30,53 +30,53 @@ def apart() -> exact.MarkovMixture:
 
 def test_one_mode_costs_minus_the_logarithm_of_its_weight_in_reverse_kl_and_everything_in_forward_kl() -> None:
     mixture = apart()
-    law = mixture.law(LENGTH)
+    distribution = mixture.distribution(LENGTH)
     for chain, weight in zip(mixture.chains, mixture.weights, strict=True):
-        assert float(exact.kl(chain.law(LENGTH), law)) == pytest.approx(-math.log(weight), abs=1e-12)
-        assert float(exact.kl(law, chain.law(LENGTH))) == math.inf
+        assert float(exact.kl(chain.distribution(LENGTH), distribution)) == pytest.approx(-math.log(weight), abs=1e-12)
+        assert float(exact.kl(distribution, chain.distribution(LENGTH))) == math.inf
 
 
 def test_the_perfect_denoiser_loses_more_in_one_step_than_the_greatest_mode_costs() -> None:
     mixture = apart()
     times = exact.uniform_times(1)
     process = MaskedDiffusion(WORDS)
-    teacher = exact.sampler_law(mixture.denoiser(WORDS, impossible="uniform"), process, times, LENGTH, WORDS)
+    teacher = exact.sampler_distribution(mixture.denoiser(WORDS, impossible="uniform"), process, times, LENGTH, WORDS)
     # Total correlation: 3 H(x_1) - H(x).
     total_correlation = (LENGTH - 1) * (-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
-    assert float(exact.kl(mixture.law(LENGTH), teacher)) == pytest.approx(total_correlation, abs=1e-9)
-    one_mode = float(exact.kl(mixture.chains[1].law(LENGTH), mixture.law(LENGTH)))
-    assert one_mode < float(exact.kl(teacher, mixture.law(LENGTH)))
+    assert float(exact.kl(mixture.distribution(LENGTH), teacher)) == pytest.approx(total_correlation, abs=1e-9)
+    one_mode = float(exact.kl(mixture.chains[1].distribution(LENGTH), mixture.distribution(LENGTH)))
+    assert one_mode < float(exact.kl(teacher, mixture.distribution(LENGTH)))
 
 
 def test_the_best_student_in_reverse_kl_gives_up_modes_that_the_best_in_forward_kl_keeps() -> None:
-    mixture = exact.modal_law(4, WORDS, seed=3)
+    mixture = exact.modal_mixture(4, WORDS, seed=3)
     least = {}
     for objective in ("reverse", "forward"):
         best = exact.optimal_student(mixture, 1, LENGTH, objective=objective, iterations=150)
-        least[objective] = float((mixture.mode_mass(best.law) / mixture.weights).min())
+        least[objective] = float((mixture.mode_mass(best.distribution) / mixture.weights).min())
     assert least["reverse"] < 0.1
     assert least["forward"] > 0.5
 
 
 def test_agreement_is_that_of_all_pairs_of_sequences() -> None:
-    law = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    law = law / law.sum()
+    distribution = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    distribution = distribution / distribution.sum()
     sequences = list(itertools.product(range(3), repeat=2))
     brute = sum(
-        float(law[a] * law[b]) * sum(x == y for x, y in zip(a, b, strict=True)) / 2
+        float(distribution[a] * distribution[b]) * sum(x == y for x, y in zip(a, b, strict=True)) / 2
         for a in sequences
         for b in sequences
     )
-    assert float(exact.agreement(law)) == pytest.approx(brute)
+    assert float(exact.agreement(distribution)) == pytest.approx(brute)
 
 
 def test_table_and_plot_show_each_sampler(modes, tmp_path: Path) -> None:
     language = modes.mixture()
     weights = language.weights.tolist()
-    right = modes.row_of("teacher", 0, 2, language.law(modes.LENGTH))
+    right = modes.row_of("teacher", 0, 2, language.distribution(modes.LENGTH))
     assert right.reverse_kl == pytest.approx(0.0, abs=1e-9)
     assert right.modes == pytest.approx([1.0] * len(weights), abs=1e-3)
-    one = modes.row_of("no control", 0, 8, language.chains[-1].law(modes.LENGTH))
+    one = modes.row_of("no control", 0, 8, language.chains[-1].distribution(modes.LENGTH))
     assert one.modes[-1] == pytest.approx(1.0 / weights[-1], rel=0.02)
     rows = [
         right,
@@ -100,16 +100,16 @@ def test_a_student_of_few_paths_gives_up_modes_without_the_recommended_control_a
 ) -> None:
     """Four modes, 24 paths an update at a high rate: exact masses of modes over their weights, after 60 updates."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, law_of
+    from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, distribution_of
 
-    laboratory = Laboratory(exact.modal_law(4, WORDS, seed=3), LENGTH, hidden_size=16)
+    laboratory = Laboratory(exact.modal_mixture(4, WORDS, seed=3), LENGTH, hidden_size=16)
     training = Training(updates=60, batch=24, rate=3e-2, ratio_rate=1e-2, warmup=10)
     paths = {"path_steps": (2, 3), "group_size": 12, "window": 0}
     masses = {}
     for name, config in (("plain", DiDiInstructConfig(**paths)), ("kept", DiDiInstructConfig.recommended(**paths))):
         student = distil(laboratory, LookUpDenoiser(laboratory), config, training, seed=1)
         with torch.no_grad():
-            law = law_of(laboratory, student, LENGTH)
-        masses[name] = laboratory.chain.mode_mass(law) / laboratory.chain.weights
+            distribution = distribution_of(laboratory, student, LENGTH)
+        masses[name] = laboratory.chain.mode_mass(distribution) / laboratory.chain.weights
     assert float(masses["plain"].min()) < 0.3
     assert 0.5 < float(masses["kept"].min()) <= float(masses["kept"].max()) < 2.0

@@ -59,7 +59,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     for mine, expected in (
         (again.model, made.model),
         (again.averaged_student, made.averaged_student),
-        (again.learners["auxiliary"].module, made.learners["auxiliary"].module),
+        (again.module_optimizers["auxiliary"].module, made.module_optimizers["auxiliary"].module),
     ):
         for name, value in weights_of(expected).items():
             assert torch.equal(mine.state_dict()[name], value), name

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
+from discrete_distill.distillation.methods import RolloutMMDConfig
 from discrete_distill.integrations import transformers as integration
-from discrete_distill.methods import RolloutMMDConfig
 from discrete_distill.models import add_lora, load_denoiser
 from discrete_distill.training import TrainingDiverged
 
@@ -34,7 +34,7 @@ def test_bf16_is_computed_by_every_network(kind: str, ratio: str, tmp_path: Path
     config = CONFIG if ratio == "auxiliary" else DiDiInstructConfig.paper()
     if ratio == "discriminator":
         config = DiDiInstructConfig(
-            **{**vars(config), "step_conditioning": False, "ratio_conditioning": False, "ratio_warmup": 0}
+            **{**vars(config), "step_conditioning": False, "log_ratio_conditioning": False, "log_ratio_warmup": 0}
         )
     made = trainer(tmp_path, kind, config, Rows(), bf16=True, max_steps=1)
     seen: dict[str, set[torch.dtype]] = {}
@@ -55,7 +55,7 @@ def test_bf16_is_computed_by_every_network(kind: str, ratio: str, tmp_path: Path
 
 def test_padding_is_neither_generated_nor_learnt_from(tmp_path: Path) -> None:
     config = DiDiInstructConfig(
-        **{**vars(DiDiInstructConfig.paper()), "step_conditioning": False, "group_size": 2, "ratio_warmup": 0}
+        **{**vars(DiDiInstructConfig.paper()), "step_conditioning": False, "group_size": 2, "log_ratio_warmup": 0}
     )
     for prompt in (0, 2):
         made = trainer(tmp_path, "dit", config, Rows((8, 8, 3, 3, 6, 6, 5, 5), prompt), max_steps=2)
@@ -70,7 +70,7 @@ def test_padding_is_neither_generated_nor_learnt_from(tmp_path: Path) -> None:
         made.train()
         for rollout in rollouts:
             assert rollout.attention_mask is not None
-            assert torch.equal(rollout.movable, rollout.attention_mask & (torch.arange(LENGTH) >= prompt))
+            assert torch.equal(rollout.generation_mask, rollout.attention_mask & (torch.arange(LENGTH) >= prompt))
             assert set(rollout.attention_mask.sum(1).tolist()) <= {8, 3, 6, 5}
             assert (rollout.sequences[~rollout.attention_mask] == 0).all()
     padded, whole = Rows((8,)), Rows()  # a mask that hides nothing changes nothing
@@ -145,10 +145,10 @@ def test_gradient_checkpointing_runs_blocks_again_and_changes_nothing(kind: str,
         made = trainer(tmp_path / str(checkpointed), kind, gradient_checkpointing=checkpointed)
         without_dropout(made.model)
         block = made.model.blocks[0] if kind == "dit" else made.model.model.bert.encoder.layer[0].attention
-        counted: list[int] = []
-        block.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        loss_mask: list[int] = []
+        block.register_forward_pre_hook(lambda *_, loss_mask=loss_mask: loss_mask.append(1))
         made.train()
-        passes.append(len(counted))
+        passes.append(len(loss_mask))
         weights.append(weights_of(made.model))
     assert passes[1] == 2 * passes[0]
     for name, value in weights[0].items():
@@ -210,7 +210,7 @@ class Rates(TrainerCallback):
 def test_in_the_warm_up_of_the_ratio_the_student_has_no_update(tmp_path: Path) -> None:
     """Neither weight decay nor a loss that is not finite moves it; its schedule lies behind the warm-up."""
     warmup, steps = 3, 7
-    config = DiDiInstructConfig(**{**vars(CONFIG), "ratio_warmup": warmup})
+    config = DiDiInstructConfig(**{**vars(CONFIG), "log_ratio_warmup": warmup})
     made = trainer(
         tmp_path, "bert", config, max_steps=steps, weight_decay=0.5, warmup_steps=2, lr_scheduler_type="linear"
     )
@@ -311,21 +311,21 @@ def test_schedules_of_the_ratio_networks_end_with_their_updates(
 ) -> None:
     planned: list[int] = []
 
-    class Spy(integration.Learner):
+    class Spy(integration.ModuleOptimizer):
         def __init__(self, module: Any, config: Any, num_steps: int, *rest: Any) -> None:
             planned.append(num_steps)
             super().__init__(module, config, num_steps, *rest)
 
-    monkeypatch.setattr(integration, "Learner", Spy)
+    monkeypatch.setattr(integration, "ModuleOptimizer", Spy)
     base = CONFIG if ratio == "auxiliary" else DiDiInstructConfig.paper()
     config = DiDiInstructConfig(
-        **{**vars(base), "step_conditioning": False, "ratio_conditioning": False, "ratio_warmup": 2}
+        **{**vars(base), "step_conditioning": False, "log_ratio_conditioning": False, "log_ratio_warmup": 2}
     )
     made = trainer(tmp_path, "dit", config, Rows(), max_steps=5, gradient_accumulation_steps=2, discriminator_every=3)
     made.train()
-    updates = 5 * config.ratio_updates if ratio == "auxiliary" else 2
+    updates = 5 * config.log_ratio_updates if ratio == "auxiliary" else 2
     assert planned == [updates]
-    assert made.learners[ratio].scheduler.last_epoch == updates
+    assert made.module_optimizers[ratio].scheduler.last_epoch == updates
 
 
 def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:
 
 def test_the_student_of_a_method_that_is_told_its_step(tmp_path: Path) -> None:
     """The library's own network, checkpointed in micro-batches: every argument at once."""
-    config = DiDiInstructConfig(**{**vars(CONFIG), "step_conditioning": True, "ratio_conditioning": False})
+    config = DiDiInstructConfig(**{**vars(CONFIG), "step_conditioning": True, "log_ratio_conditioning": False})
     teacher = denoiser("dit")
     student = DiDiInstruct.make_student(teacher, config)
     made = trainer(

@@ -83,15 +83,15 @@ def trainer(folder: Path, config: DiDiInstructConfig, data: Any = None, **settin
 
 
 CONFIGS = {
-    "auxiliary": DiDiInstructConfig(group_size=4, path_steps=(2,), ratio_warmup=1),
+    "auxiliary": DiDiInstructConfig(group_size=4, path_steps=(2,), log_ratio_warmup=1),
     "discriminator": DiDiInstructConfig.paper(),
-    "controlled": DiDiInstructConfig.recommended(group_size=4, path_steps=(2,), ratio_warmup=1),
+    "controlled": DiDiInstructConfig.recommended(group_size=4, path_steps=(2,), log_ratio_warmup=1),
 }
 
 
 def state_of(made: DiDiInstructTrainer) -> dict[str, Tensor]:
     networks = {"student": made.model, "average": made.averaged_student}
-    networks |= {name: learner.module for name, learner in made.learners.items()}
+    networks |= {name: module_optimizer.module for name, module_optimizer in made.module_optimizers.items()}
     return {f"{key}.{name}": value.clone() for key, net in networks.items() for name, value in net.state_dict().items()}
 
 
@@ -153,13 +153,13 @@ def test_prompts_are_kept_and_shared_by_a_group(tmp_path: Path) -> None:
 
 
 def test_the_student_stands_still_while_the_ratio_warms_up(tmp_path: Path) -> None:
-    config = DiDiInstructConfig(group_size=4, path_steps=(2,), ratio_warmup=6)
+    config = DiDiInstructConfig(group_size=4, path_steps=(2,), log_ratio_warmup=6)
     made = trainer(tmp_path, config)
     before = state_of(made)
     made.train()
     after = state_of(made)
     assert all(torch.equal(after[key], before[key]) for key in before if key.startswith("student"))
-    assert made.learners["auxiliary"].scheduler.last_epoch == 6 * config.ratio_updates
+    assert made.module_optimizers["auxiliary"].scheduler.last_epoch == 6 * config.log_ratio_updates
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from gumbel import gumbel_kernel
-from kernel_laws import chi_square, plain_losses
+from kernel_distributions import chi_square, plain_losses
 
 from discrete_distill.kernels import philox_4x32, sample_rows, token_losses
 from discrete_distill.kernels.triton_philox import triton_philox_4x32
@@ -111,15 +111,15 @@ def test_rows_with_nothing_to_draw():
     assert both(logits[:0], return_entropy=True).tokens.shape == (0, 1)
 
 
-def test_an_independent_kernel_has_the_law_of_the_sampler():
+def test_an_independent_kernel_has_the_distribution_of_the_sampler():
     """Lanewise Gumbel-max and the inverse CDF share nothing but Philox, and draw from one softmax."""
     logits = torch.tensor([[0.5, -0.2, 1.2, -INF, 0.0, -1.0]]).expand(256, -1).contiguous()
-    law = torch.softmax(logits[0].double(), -1)
+    distribution = torch.softmax(logits[0].double(), -1)
     gumbel = torch.zeros(256, dtype=torch.int64)
     gumbel_kernel[(256,)](logits, gumbel, torch.tensor([9]), 0, 6, 6, Q=4)
     ours = sample_rows(logits, seed=3, rows_R=torch.arange(256), step=0, num_candidates=64, backend="torch").tokens
     for tokens in (gumbel, ours.flatten()):
-        statistic, critical = chi_square(torch.bincount(tokens, minlength=6), law)
+        statistic, critical = chi_square(torch.bincount(tokens, minlength=6), distribution)
         assert statistic < critical
 
 

@@ -82,26 +82,26 @@ def test_uniform_numbers_compile_without_a_break_and_stay_the_same():
 
 
 def test_a_sampler_step_compiles_without_a_break_and_replays_with_tensor_scalars():
-    def step(z, logits, seed, number, unmask):
-        rows = torch.arange(len(z))
+    def step(x_t, logits, seed, number, unmask):
+        rows = torch.arange(len(x_t))
         drawn = sample_rows(
             logits,
             seed=seed,
             rows_R=rows,
             step=number,
             mask_token_id=10,
-            active_R=z == 10,
+            active_R=x_t == 10,
             return_entropy=True,
         )
         coin = uniform(seed, row=rows, step=number, stream=STREAM_COIN) < unmask
-        return torch.where((z == 10) & coin, drawn.tokens[:, 0], z), drawn.entropy
+        return torch.where((x_t == 10) & coin, drawn.tokens[:, 0], x_t), drawn.entropy
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    z, logits, unmask = torch.full((64,), 10), torch.randn(64, 11), torch.tensor(0.4)
-    z[::3] = 1
+    x_t, logits, unmask = torch.full((64,), 10), torch.randn(64, 11), torch.tensor(0.4)
+    x_t[::3] = 1
     graphs = []
     for number in range(3):
-        arguments = (z, logits, torch.tensor(7), torch.tensor(number), unmask)
+        arguments = (x_t, logits, torch.tensor(7), torch.tensor(number), unmask)
         ours, expected = compiled(*arguments), step(*arguments)
         assert torch.equal(ours[0], expected[0])
         assert torch.equal(ours[1], expected[1])

@@ -79,7 +79,7 @@ def test_uniforms_are_strictly_inside_the_interval_at_both_ends(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_uniforms_have_the_moments_of_the_uniform_law_and_words_are_uncorrelated(dtype):
+def test_uniforms_have_the_moments_of_the_uniform_distribution_and_words_are_uncorrelated(dtype):
     rows, n = torch.arange(200_000), 200_000
     u = torch.stack([uniform(3, row=rows, word=word, dtype=dtype).double() for word in range(4)])
     assert (u.mean(1) - 0.5).abs().max() < 4 / math.sqrt(12 * n)

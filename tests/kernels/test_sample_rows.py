@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_laws import chi_square, entropy_of, law
+from kernel_distributions import chi_square, distribution, entropy_of
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,7 +36,7 @@ def draw(logits, **options):
         {"tilt": True, "mask": "last", "temperature": 0.8},
     ],
 )
-def test_tokens_follow_the_law(vocab_size, options):
+def test_tokens_follow_the_distribution(vocab_size, options):
     g = torch.Generator().manual_seed(vocab_size)
     logits = torch.randn(1, vocab_size, generator=g) * 1.5
     options = dict(options)
@@ -46,13 +46,13 @@ def test_tokens_follow_the_law(vocab_size, options):
     if options.pop("tilt", False):
         options |= {"tilt": torch.randn(1, vocab_size, generator=g) * 2, "tilt_scale": 1.3}
     sample = draw(logits, num_candidates=200_000, **options)
-    log_probs = law(logits, **options)
+    log_probs = distribution(logits, **options)
     statistic, critical = chi_square(torch.bincount(sample.tokens[0], minlength=vocab_size), log_probs[0].exp())
     assert statistic < critical
     assert torch.allclose(sample.log_probs[0].double(), log_probs[0, sample.tokens[0]], atol=1e-5)
 
 
-def test_law_over_rows_and_over_steps():
+def test_distribution_over_rows_and_over_steps():
     """Independent draws come from the row number and from the step as well as from the candidate."""
     logits = torch.tensor([[0.3, -1.0, 1.1, 0.0, -0.4]])
     for rows, step, count in ((torch.arange(50_000), 0, 1), (torch.arange(5), 0, 1)):
@@ -60,7 +60,7 @@ def test_law_over_rows_and_over_steps():
             tokens = draw(logits.expand(len(rows), -1), rows_R=rows, step=step).tokens[:, 0]
         else:
             tokens = torch.cat([draw(logits.expand(5, -1), step=s).tokens[:, 0] for s in range(1500)])
-        statistic, critical = chi_square(torch.bincount(tokens, minlength=5), law(logits)[0].exp())
+        statistic, critical = chi_square(torch.bincount(tokens, minlength=5), distribution(logits)[0].exp())
         assert statistic < critical, count
 
 
@@ -110,7 +110,7 @@ def test_log_prob_and_entropy_agree_with_fp64(vocab_size, rows, candidates, dtyp
     if tilted:
         options |= {"tilt": torch.randn(rows, vocab_size, generator=g), "tilt_scale": 2.0}
     sample = draw(logits, num_candidates=candidates, return_entropy=True, seed=seed, **options)
-    expected = law(logits, **options)
+    expected = distribution(logits, **options)
     assert sample.tokens.shape == (rows, candidates)
     assert ((sample.tokens >= 0) & (sample.tokens < vocab_size)).all()
     assert (sample.tokens != options.get("mask_token_id", -5)).all()

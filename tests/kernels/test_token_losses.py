@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_laws import plain_losses
+from kernel_distributions import plain_losses
 
 from discrete_distill.kernels import token_losses
 from discrete_distill.kernels.reference_losses import LOGIT_FLOOR

@@ -167,12 +167,12 @@ def write_didi_instruct_hub(folder: Path, student: dict[str, Tensor], judge: dic
     save_file(judge, folder / "discriminator.safetensors")
 
 
-def judged(weights: dict[str, Tensor], head: nn.Module, z: Tensor, t: Tensor) -> Tensor:
+def judged(weights: dict[str, Tensor], head: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
     """The authors' discriminator by our blocks and torch's older head: told the true sigma, no last norm."""
     body = {name: value for name, value in weights.items() if not name.startswith("output_layer.")}
     rest = {name: value for name, value in network().items() if name.startswith("output_layer.")}
     backbone = denoiser({**body, **rest}, time_conditioning=True)
-    h, cond = backbone.embed(z), backbone.condition(t, None)
+    h, cond = backbone.embed(x_t), backbone.condition(t, None)
     for block in backbone.blocks:
-        h = block(h, cond, backbone.rotary_emb(z.shape[1]), None)
+        h = block(h, cond, backbone.rotary_emb(x_t.shape[1]), None)
     return head(h).squeeze(-1)

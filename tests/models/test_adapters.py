@@ -1,4 +1,4 @@
-"""Foreign models as denoisers: equal to plain calls of the model, whatever is passed through, and in a sampler."""
+"""External models as denoisers: equal to plain calls of the model, whatever is passed through, and in a sampler."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import published
 import pytest
 import torch
 import transformers
-from foreign import (
+from external import (
     KINDS,
     LENGTH,
     MASK,

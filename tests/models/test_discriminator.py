@@ -76,12 +76,12 @@ def test_both_layers_of_the_head_have_spectral_norm_one_at_most() -> None:
 
 def test_logits_are_one_fp32_number_for_each_position_also_under_autocast() -> None:
     network = randomised()
-    z, t = example()
-    plain = network(z, t)
+    x_t, t = example()
+    plain = network(x_t, t)
     assert (plain.shape, plain.dtype) == ((4, 7), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = network(z, t)
-        features = network.backbone.encode(network.backbone.embed(z), t)
+        mixed = network(x_t, t)
+        features = network.backbone.encode(network.backbone.embed(x_t), t)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, plain, atol=0.1, rtol=0.1)
     with torch.no_grad():
@@ -98,22 +98,22 @@ def test_a_backbone_in_half_precision_still_gives_fp32_logits() -> None:
 
 def test_embeddings_of_tokens_give_the_logits_of_the_tokens() -> None:
     network = randomised()
-    z, t = example()
-    one_hot = torch.nn.functional.one_hot(z, 6).float()
+    x_t, t = example()
+    one_hot = torch.nn.functional.one_hot(x_t, 6).float()
     real = torch.arange(7)[None, :] < torch.tensor([[7], [5], [3], [7]])
     for cond in ({}, {"attention_mask": real}):
         soft = network.from_embeddings(one_hot @ network.embedding_weight(), t, **cond)
-        torch.testing.assert_close(soft, network(z, t, **cond))
+        torch.testing.assert_close(soft, network(x_t, t, **cond))
 
 
 def test_what_padding_holds_does_not_matter() -> None:
     network = randomised()
-    z, t = example()
+    x_t, t = example()
     real = (torch.arange(7) < 5)[None, :].expand(4, -1)
-    other = torch.where(real, z, (z + 1) % 6)
-    actual, expected = (network(x, t, attention_mask=real)[:, :5] for x in (other, z))
+    other = torch.where(real, x_t, (x_t + 1) % 6)
+    actual, expected = (network(x, t, attention_mask=real)[:, :5] for x in (other, x_t))
     torch.testing.assert_close(actual, expected)
-    unmasked = [network(x, t)[:, :5].detach() for x in (other, z)]
+    unmasked = [network(x, t)[:, :5].detach() for x in (other, x_t)]
     assert float((unmasked[0] - unmasked[1]).abs().max()) > 1e-3
 
 
@@ -125,12 +125,12 @@ def test_made_of_a_denoiser_it_reads_the_denoisers_own_features(step_conditionin
         for parameter in denoiser.parameters():
             parameter.normal_(std=0.2, generator=seeded(5))
     network = Discriminator.from_denoiser(denoiser, trainable_blocks=1).eval()
-    z, t = example()
+    x_t, t = example()
     with torch.no_grad():
-        expected = network.head(denoiser.features(z, t)).squeeze(-1)
-        torch.testing.assert_close(network(z, t), expected)
+        expected = network.head(denoiser.features(x_t, t)).squeeze(-1)
+        torch.testing.assert_close(network(x_t, t), expected)
         network.backbone.blocks[-1].attn_out.weight.add_(1.0)
-        torch.testing.assert_close(network.head(denoiser.features(z, t)).squeeze(-1), expected)
+        torch.testing.assert_close(network.head(denoiser.features(x_t, t)).squeeze(-1), expected)
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
@@ -162,24 +162,24 @@ def test_more_trainable_blocks_than_there_are_are_refused(trainable_blocks) -> N
 def test_the_loss_by_hand() -> None:
     student = torch.tensor([[0.0, 2.0, 9.0], [1.0, 1.0, 1.0]])
     reference = torch.tensor([[-1.0, 5.0, 5.0], [0.5, 9.0, 9.0]])
-    counted = torch.tensor([[True, True, False], [False, False, True]])
+    loss_mask = torch.tensor([[True, True, False], [False, False, True]])
     reference_counted = torch.tensor([[True, False, False], [True, False, False]])
     softplus = lambda v: torch.nn.functional.softplus(torch.tensor(v)).item()  # noqa: E731
     of_student = 0.5 * (0.5 * (softplus(0.0) + softplus(-2.0)) + softplus(-1.0))
     of_reference = 0.5 * (softplus(-1.0) + softplus(0.5))
-    actual = discriminator_loss(student, reference, counted, reference_counted)
+    actual = discriminator_loss(student, reference, loss_mask, reference_counted)
     assert actual.item() == pytest.approx(0.5 * (of_student + of_reference), abs=1e-6)
     # Smoothing moves s/2 of each label: log(1 + e^v) - label v.
-    smoothed = discriminator_loss(student, reference, counted, reference_counted, label_smoothing=0.2)
+    smoothed = discriminator_loss(student, reference, loss_mask, reference_counted, label_smoothing=0.2)
     more = 0.5 * (0.1 * 0.5 * (0.5 * (0.0 + 2.0) + 1.0) - 0.1 * 0.5 * (-1.0 + 0.5))
     assert smoothed.item() == pytest.approx(actual.item() + more, abs=1e-6)
 
 
 def test_a_sequence_counts_once_however_many_of_its_positions_do() -> None:
     logits = torch.tensor([[3.0, 3.0, 3.0], [-3.0, 0.0, 0.0]])
-    counted = torch.tensor([[True, True, True], [True, False, False]])
+    loss_mask = torch.tensor([[True, True, True], [True, False, False]])
     nobody = torch.zeros(2, 3, dtype=torch.bool)
-    actual = discriminator_loss(logits, logits, counted, nobody)
+    actual = discriminator_loss(logits, logits, loss_mask, nobody)
     softplus = torch.nn.functional.softplus(torch.tensor([-3.0, 3.0]))
     assert actual.item() == pytest.approx(0.5 * softplus.mean().item(), abs=1e-6)
     assert masked_mean(logits, nobody).tolist() == [0.0, 0.0]
@@ -207,16 +207,16 @@ def test_its_minimum_is_the_log_ratio_pulled_in_by_smoothing(smoothing) -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_label_smoothing_outside_its_range_is_refused(smoothing) -> None:
-    logits, counted = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    logits, loss_mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     with pytest.raises(ValueError, match=rf"label_smoothing must be .*below 1.*got {smoothing}"):
-        discriminator_loss(logits, logits, counted, counted, label_smoothing=smoothing)
+        discriminator_loss(logits, logits, loss_mask, loss_mask, label_smoothing=smoothing)
 
 
 def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     """One-step student against a chain of three words, length 3; weighted by how often a state is met."""
     chain, process = exact.random_chain(3, seeded(1), 0.7), MaskedDiffusion(3)
-    reference = chain.law(3)
-    student = exact.sampler_law(chain.denoiser(3), process, [1.0, 0.0], 3, 3)
+    reference = chain.distribution(3)
+    student = exact.sampler_distribution(chain.denoiser(3), process, [1.0, 0.0], 3, 3)
     torch.manual_seed(5)
     network = Discriminator(
         DiTConfig(vocab_size=4, max_length=3, hidden_size=32, num_layers=2, num_heads=2, cond_size=8, dropout=0.0), 2
@@ -227,15 +227,18 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=updates)
     # A batch meets the 64 states again and again; the network reads each once, at three times.
     every_state, times = exact.enumerate_sequences(4, 3).repeat(3, 1), torch.tensor([0.25, 0.5, 0.75])
-    laws = [
-        torch.cat([exact.forward_law(law, process, t).flatten() for t in times.tolist()])
-        for law in (student, reference)
+    distributions = [
+        torch.cat([exact.forward_distribution(distribution, process, t).flatten() for t in times.tolist()])
+        for distribution in (student, reference)
     ]
     for _ in range(updates):
         every_logit = network(every_state, times.repeat_interleave(64))
-        drawn = [torch.multinomial(law, 8192, replacement=True, generator=generator) for law in laws]
-        counted = [every_state[rows] == 3 for rows in drawn]
-        loss = discriminator_loss(*(every_logit[rows] for rows in drawn), *counted)
+        drawn = [
+            torch.multinomial(distribution, 8192, replacement=True, generator=generator)
+            for distribution in distributions
+        ]
+        loss_mask = [every_state[rows] == 3 for rows in drawn]
+        loss = discriminator_loss(*(every_logit[rows] for rows in drawn), *loss_mask)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -247,7 +250,10 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
     with torch.no_grad():
         learned = network.eval()(states, t)
     truth = exact.discriminator_logits(student, reference, process, states)
-    met = 0.5 * sum(exact.look_up(exact.forward_law(law, process, 0.5), states) for law in (student, reference))
+    met = 0.5 * sum(
+        exact.look_up(exact.forward_distribution(distribution, process, 0.5), states)
+        for distribution in (student, reference)
+    )
     weight = (met[:, None] * (states == 3)).flatten()
     x, y = truth.flatten(), learned.double().flatten()
     weight = weight / weight.sum()
@@ -261,11 +267,11 @@ def test_trained_to_convergence_it_reaches_the_exact_log_ratio() -> None:
 
 def test_what_does_not_count_reaches_neither_loss_nor_gradient_nor_accuracy() -> None:
     """NaN in padding, and a sequence that is all padding."""
-    counted = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    loss_mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
     logits = torch.randn(2, 3, 3, generator=seeded(0))
-    whole = torch.where(counted, logits, float("nan")).requires_grad_()
+    whole = torch.where(loss_mask, logits, float("nan")).requires_grad_()
     weight = torch.tensor([0.25, 0.75, 0.0])
-    loss = discriminator_loss(*whole, counted, counted, weight_B=weight)
+    loss = discriminator_loss(*whole, loss_mask, loss_mask, weight_B=weight)
     loss.backward()
     means = [
         0.25 * torch.nn.functional.softplus(sign * side[0, :2]).mean()
@@ -274,12 +280,12 @@ def test_what_does_not_count_reaches_neither_loss_nor_gradient_nor_accuracy() ->
     ]
     torch.testing.assert_close(loss.detach(), 0.5 * (means[0] + means[1]))
     assert bool(whole.grad.isfinite().all())
-    assert bool((whole.grad[:, ~counted] == 0).all())
+    assert bool((whole.grad[:, ~loss_mask] == 0).all())
     right = [
         (sign * side[0, :2].mean() > 0).float() + (sign * side[1, 0] > 0).float()
         for sign, side in ((1.0, logits[0]), (-1.0, logits[1]))
     ]
-    accuracy = discriminator_accuracy(*whole, counted, counted)
+    accuracy = discriminator_accuracy(*whole, loss_mask, loss_mask)
     torch.testing.assert_close(accuracy, 0.25 * (right[0] + right[1]))
 
 

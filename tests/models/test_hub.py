@@ -20,7 +20,7 @@ from discrete_distill.models import (
     push_distilled,
     save_distilled,
 )
-from discrete_distill.models.hub import find_file
+from discrete_distill.models.io.hub import find_file
 
 FACTS = ModelFacts(
     method="DiDi-Instruct with an auxiliary denoiser, arXiv 2509.25035",

@@ -9,7 +9,7 @@ from typing import Any
 import published
 import pytest
 import torch
-from foreign import masked_lm, randomised
+from external import masked_lm, randomised
 from published import VOCABULARY, WIDTH, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

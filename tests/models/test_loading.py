@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from discrete_distill.models import CheckpointError, Discriminator, DiT, load_denoiser, load_discriminator
-from discrete_distill.models import hub as hub_module
+from discrete_distill.models.io import hub as hub_module
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -172,16 +172,16 @@ def test_the_authors_student_and_discriminator(tmp_path: Path) -> None:
     assert_same(load_denoiser(tmp_path), network())
     for place in (tmp_path, tmp_path / "discriminator.safetensors"):
         loaded = load_discriminator(place, trainable_blocks=1)
-        z, t = example()
+        x_t, t = example()
         with torch.no_grad():
-            torch.testing.assert_close(loaded(z, t), published.judged(judge, head, z, t), atol=1e-5, rtol=1e-5)
-    assert loaded(z, t).std() > 0.01
-    assert not torch.allclose(loaded(z, t), loaded(z, 0.5 * t))  # told the time, unlike the student
+            torch.testing.assert_close(loaded(x_t, t), published.judged(judge, head, x_t, t), atol=1e-5, rtol=1e-5)
+    assert loaded(x_t, t).std() > 0.01
+    assert not torch.allclose(loaded(x_t, t), loaded(x_t, 0.5 * t))  # told the time, unlike the student
     trainable = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     assert all(name.startswith(("backbone.blocks.1.", "head.")) for name in trainable)
     assert len(load_discriminator(tmp_path).backbone.blocks) == load_discriminator(tmp_path).trainable_blocks == BLOCKS
     told_nothing = load_discriminator(tmp_path, time_conditioning=False)
-    assert torch.equal(told_nothing(z, t), told_nothing(z, 0.5 * t))
+    assert torch.equal(told_nothing(x_t, t), told_nothing(x_t, 0.5 * t))
 
 
 def test_the_authors_training_checkpoint(tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_the_authors_training_checkpoint(tmp_path: Path) -> None:
     published.write_lightning(tmp_path / "didi-instruct.ckpt", state, network(2))
     assert_same(load_denoiser(tmp_path / "didi-instruct.ckpt"), network(1))
     assert_same(load_denoiser(tmp_path / "didi-instruct.ckpt", averaging="raw"), network(0))
-    z, t = example()
+    x_t, t = example()
     with torch.no_grad():
         loaded = load_discriminator(tmp_path / "didi-instruct.ckpt")
-        torch.testing.assert_close(loaded(z, t), published.judged(judge, head, z, t), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loaded(x_t, t), published.judged(judge, head, x_t, t), atol=1e-5, rtol=1e-5)
     published.write_lightning(tmp_path / "mdlm.ckpt", prefixed(network(0), "backbone."), None)
     with pytest.raises(CheckpointError, match="holds no discriminator"):
         load_discriminator(tmp_path / "mdlm.ckpt")
@@ -303,14 +303,14 @@ def test_our_own_networks_by_the_same_two_functions(tmp_path: Path) -> None:
         network(), max_length=16, step_conditioning=False, time_conditioning=True
     ).with_step_conditioning()
     student.save_pretrained(tmp_path / "student")
-    z, t = example()
+    x_t, t = example()
     loaded = load_denoiser(tmp_path / "student")
     assert loaded.config == student.config
-    assert torch.equal(loaded(z, t, s=0.5 * t), student.eval()(z, t, s=0.5 * t))
+    assert torch.equal(loaded(x_t, t, s=0.5 * t), student.eval()(x_t, t, s=0.5 * t))
     assert load_denoiser(tmp_path / "student", max_length=8).config.max_length == 8
     judge = Discriminator.from_denoiser(denoiser(network()), trainable_blocks=1).eval()
     judge.save_pretrained(tmp_path / "judge")
-    assert torch.equal(load_discriminator(tmp_path / "judge")(z, t), judge(z, t))
+    assert torch.equal(load_discriminator(tmp_path / "judge")(x_t, t), judge(x_t, t))
     assert load_discriminator(tmp_path / "judge", trainable_blocks=2).trainable_blocks == 2
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import KINDS, TinyDream, TinyLLaDA, V, masked_lm, randomised, transformers
+from external import KINDS, TinyDream, TinyLLaDA, V, masked_lm, randomised, transformers
 from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network
 from torch import Tensor, nn
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.models import CheckpointError, Discriminator, DiT, DiTConfig, load_denoiser, load_discriminator
-from discrete_distill.models.weights import Inert, read_pickle, read_safetensors, read_weights
+from discrete_distill.models.io.weights import Inert, read_pickle, read_safetensors, read_weights
 
 CONFIG = DiTConfig(vocab_size=7, max_length=6, hidden_size=8, num_layers=2, num_heads=2, cond_size=4)
 
@@ -216,7 +216,7 @@ def test_a_header_of_a_million_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [1, 10**4])
 def test_a_pickle_of_endless_instructions(tmp_path: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuple of a tuple, and so on; and compressed, so that a small file is a long pickle."""
-    monkeypatch.setattr("discrete_distill.models.weights.INSTRUCTIONS_LIMIT", 10**4)
+    monkeypatch.setattr("discrete_distill.models.io.weights.INSTRUCTIONS_LIMIT", 10**4)
     pickled = b"\x80\x02}" + b")" * (10**4 // depth) + b"\x85" * depth + b"."
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         packed = io.BytesIO()

@@ -22,7 +22,7 @@ TWO_ROWS, HALF = X.repeat(2, 1), torch.full((2,), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("error", "x", "t", "movable"),
+    ("error", "x", "t", "generation_mask"),
     [
         (ValueError, TWO_ROWS, torch.tensor([0.5, float("nan")]), None),
         (ValueError, TWO_ROWS, torch.tensor([0.5, 1.1]), None),
@@ -36,16 +36,16 @@ TWO_ROWS, HALF = X.repeat(2, 1), torch.full((2,), 0.5)
         (TypeError, TWO_ROWS, HALF, torch.ones(2, 3)),
     ],
 )
-def test_what_cannot_be_corrupted_is_refused(error, x, t, movable) -> None:
+def test_what_cannot_be_corrupted_is_refused(error, x, t, generation_mask) -> None:
     with pytest.raises(error):
-        MaskedDiffusion(MASK).corrupt(x, t, movable=movable)
+        MaskedDiffusion(MASK).corrupt(x, t, generation_mask=generation_mask)
 
 
 @pytest.mark.parametrize("count", [[1, -1], [4, 0], [1, 3]])
 def test_a_count_outside_of_its_row_is_refused(count) -> None:
-    movable = torch.tensor([[True, True, True], [True, True, False]])
+    generation_mask = torch.tensor([[True, True, True], [True, True, False]])
     with pytest.raises(ValueError, match=str(next(c for c in count if c not in (0, 1)))):
-        MaskedDiffusion(MASK).corrupt_by_count(TWO_ROWS, torch.tensor(count), movable=movable)
+        MaskedDiffusion(MASK).corrupt_by_count(TWO_ROWS, torch.tensor(count), generation_mask=generation_mask)
     with pytest.raises(TypeError, match="float"):
         MaskedDiffusion(MASK).corrupt_by_count(TWO_ROWS, torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match="0"):
@@ -54,17 +54,20 @@ def test_a_count_outside_of_its_row_is_refused(count) -> None:
 
 @given(st.integers(0, 2**20), st.integers(1, 4))
 def test_rows_of_a_group_share_their_order_and_keep_what_is_given(seed, group_size) -> None:
-    """Given positions stay and counts are obeyed, whatever is movable; where it is the same, so are masks and parts."""
+    """Given positions stay and counts are obeyed, whatever is generated; where it is the same, so are masks and
+    parts."""
     generator, process = Generator().manual_seed(seed), MaskedDiffusion(MASK)
     x = torch.randint(2, (2 * group_size, 6), generator=generator)
-    movable = torch.rand(x.shape, generator=generator) < 0.7
-    count = (torch.rand(len(x), generator=generator) * (movable.sum(1) + 1)).long()
-    z = process.corrupt_by_count(x, count, movable=movable, generator=generator, group_size=group_size)
-    assert torch.equal((z == MASK).sum(1), count)
-    assert torch.equal(z[~movable], x[~movable])
-    same = movable[:1].expand(len(x), -1)
+    generation_mask = torch.rand(x.shape, generator=generator) < 0.7
+    count = (torch.rand(len(x), generator=generator) * (generation_mask.sum(1) + 1)).long()
+    x_t = process.corrupt_by_count(
+        x, count, generation_mask=generation_mask, generator=generator, group_size=group_size
+    )
+    assert torch.equal((x_t == MASK).sum(1), count)
+    assert torch.equal(x_t[~generation_mask], x[~generation_mask])
+    same = generation_mask[:1].expand(len(x), -1)
     most = same.sum(1) // 2
-    alike = process.corrupt_by_count(x, most, movable=same, generator=generator, group_size=group_size) == MASK
+    alike = process.corrupt_by_count(x, most, generation_mask=same, generator=generator, group_size=group_size) == MASK
     assert torch.equal(alike, alike[::group_size].repeat_interleave(group_size, dim=0))
-    parts = process.draw_parts(x, 3, movable=same, generator=generator, group_size=group_size)
+    parts = process.draw_parts(x, 3, generation_mask=same, generator=generator, group_size=group_size)
     assert torch.equal(parts, parts[::group_size].repeat_interleave(group_size, dim=0))

@@ -21,7 +21,7 @@ from discrete_distill.process import (
     MaskingSchedule,
     PolynomialSchedule,
     StratifiedTime,
-    TimeLaw,
+    TimeDistribution,
     UniformTime,
 )
 
@@ -41,7 +41,7 @@ every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: ty
 
 
 class TableDenoiser:
-    """Logits looked up by the noisy sequence: any law at all, the same at every time."""
+    """Logits looked up by the noisy sequence: any distribution at all, the same at every time."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
         generator = Generator().manual_seed(seed)
@@ -51,9 +51,9 @@ class TableDenoiser:
         return self.table[(x_t * torch.tensor([VOCAB**2, VOCAB, 1])).sum(1)]
 
     def nats(self, hidden: tuple[bool, ...]) -> np.ndarray:
-        """``-log p(x_i | z)`` of every position, with the ``hidden`` ones masked."""
-        z = torch.where(torch.tensor(hidden), MASK, X)
-        logits = self(z[None], torch.ones(1))[0, :, :MASK].double()
+        """``-log p(x_i | x_t)`` of every position, with the ``hidden`` ones masked."""
+        x_t = torch.where(torch.tensor(hidden), MASK, X)
+        logits = self(x_t[None], torch.ones(1))[0, :, :MASK].double()
         return -(logits - logits.logsumexp(-1, keepdim=True))[torch.arange(LENGTH), X].numpy()
 
 
@@ -102,19 +102,19 @@ def test_tokens_are_masked_as_often_as_the_schedule_says(
     schedule: MaskingSchedule, time: float, seeded: Seeded
 ) -> None:
     x = torch.zeros(20, 5000, dtype=torch.long)
-    z = MaskedDiffusion(MASK, schedule).corrupt(x, torch.full((20,), time), generator=seeded(0))
+    x_t = MaskedDiffusion(MASK, schedule).corrupt(x, torch.full((20,), time), generator=seeded(0))
     expected = 1.0 - schedule.alpha(torch.tensor(time, dtype=torch.float64)).item()
     standard_error = math.sqrt(expected * (1.0 - expected) / x.numel())
-    assert abs((z == MASK).double().mean().item() - expected) < 5 * standard_error
+    assert abs((x_t == MASK).double().mean().item() - expected) < 5 * standard_error
 
 
 def test_positions_are_masked_independently(seeded: Seeded) -> None:
     x = torch.zeros(50_000, 2, dtype=torch.long)
-    z = MaskedDiffusion(MASK).corrupt(x, torch.full((50_000,), 0.3), generator=seeded(1))
+    x_t = MaskedDiffusion(MASK).corrupt(x, torch.full((50_000,), 0.3), generator=seeded(1))
     masked = 0.3 * (1.0 - 1e-3)
-    pairs = torch.bincount((z == MASK).long() @ torch.tensor([2, 1]), minlength=4).numpy()
-    law = np.outer([1 - masked, masked], [1 - masked, masked]).flatten()
-    assert chisquare(pairs, law * len(x)).pvalue > 1e-3
+    pairs = torch.bincount((x_t == MASK).long() @ torch.tensor([2, 1]), minlength=4).numpy()
+    distribution = np.outer([1 - masked, masked], [1 - masked, masked]).flatten()
+    assert chisquare(pairs, distribution * len(x)).pvalue > 1e-3
 
 
 @every_schedule
@@ -128,14 +128,14 @@ def test_time_zero_is_data_and_time_one_is_all_mask(schedule: MaskingSchedule, s
 def test_corruption_by_count_masks_exactly_that_many(seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
     count = torch.arange(33)
-    z = process.corrupt_by_count(torch.zeros(33, 32, dtype=torch.long), count, generator=seeded(4))
-    assert torch.equal(process.is_masked(z).sum(1), count)
+    x_t = process.corrupt_by_count(torch.zeros(33, 32, dtype=torch.long), count, generator=seeded(4))
+    assert torch.equal(process.is_masked(x_t).sum(1), count)
 
 
 def test_corruption_by_count_picks_every_subset_equally_often(seeded: Seeded) -> None:
     x = torch.zeros(6000, 4, dtype=torch.long)
-    z = MaskedDiffusion(MASK).corrupt_by_count(x, torch.full((6000,), 2), generator=seeded(5))
-    codes = torch.bincount((z == MASK).long() @ torch.tensor([8, 4, 2, 1]), minlength=16)
+    x_t = MaskedDiffusion(MASK).corrupt_by_count(x, torch.full((6000,), 2), generator=seeded(5))
+    codes = torch.bincount((x_t == MASK).long() @ torch.tensor([8, 4, 2, 1]), minlength=16)
     chosen = codes[codes > 0]
     assert len(chosen) == 6
     assert chisquare(chosen.numpy()).pvalue > 1e-3
@@ -145,23 +145,23 @@ def test_corruption_by_count_picks_every_subset_equally_often(seeded: Seeded) ->
 def test_positions_that_may_not_move_stay(by: str, seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
     x = torch.randint(2, (64, 16), generator=seeded(6))
-    movable = torch.rand(64, 16, generator=seeded(7)) < 0.5
-    z = process.draw_corruption(x, by=by, movable=movable, generator=seeded(8)).z_t  # type: ignore[arg-type]
-    assert torch.equal(z[~movable], x[~movable])
-    assert process.is_masked(z[movable]).float().mean() > 0.3
+    generation_mask = torch.rand(64, 16, generator=seeded(7)) < 0.5
+    x_t = process.draw_corruption(x, by=by, generation_mask=generation_mask, generator=seeded(8)).x_t  # type: ignore[arg-type]
+    assert torch.equal(x_t[~generation_mask], x[~generation_mask])
+    assert process.is_masked(x_t[generation_mask]).float().mean() > 0.3
 
 
 def test_counts_are_stratified_over_one_to_all(seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
-    z = process.draw_corruption(torch.zeros(40, 8, dtype=torch.long), by="count", generator=seeded(9)).z_t
-    assert torch.bincount(process.is_masked(z).sum(1), minlength=9).tolist() == [0, *[5] * 8]
+    x_t = process.draw_corruption(torch.zeros(40, 8, dtype=torch.long), by="count", generator=seeded(9)).x_t
+    assert torch.bincount(process.is_masked(x_t).sum(1), minlength=9).tolist() == [0, *[5] * 8]
 
 
 @every_schedule
 def test_a_count_comes_with_the_time_at_which_it_is_expected(schedule: MaskingSchedule, seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK, schedule)
-    z, t, weight = process.draw_corruption(torch.zeros(16, 8, dtype=torch.long), by="count", generator=seeded(10))
-    count = process.is_masked(z).sum(1)
+    x_t, t, weight = process.draw_corruption(torch.zeros(16, 8, dtype=torch.long), by="count", generator=seeded(10))
+    count = process.is_masked(x_t).sum(1)
     torch.testing.assert_close(weight, 8 / count)
     inside = (t > 0.0) & (t < 1.0)
     assert inside.sum() >= 12
@@ -175,7 +175,7 @@ def test_the_generator_alone_decides_the_corruption(by: str, seeded: Seeded) -> 
     x = torch.zeros(8, 32, dtype=torch.long)
     before = torch.get_rng_state()
     first, again, other = (
-        process.draw_corruption(x, by=by, generator=seeded(seed)).z_t  # type: ignore[arg-type]
+        process.draw_corruption(x, by=by, generator=seeded(seed)).x_t  # type: ignore[arg-type]
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
@@ -184,9 +184,11 @@ def test_the_generator_alone_decides_the_corruption(by: str, seeded: Seeded) -> 
 
 
 def test_every_movable_position_is_dealt_to_one_of_equal_parts(seeded: Seeded) -> None:
-    movable = torch.arange(11)[None] < torch.tensor([[11], [7], [0]])
-    parts = MaskedDiffusion(5).draw_parts(torch.zeros(3, 11, dtype=torch.long), 3, movable=movable, generator=seeded(0))
-    assert bool(((parts >= 0) == movable).all())
+    generation_mask = torch.arange(11)[None] < torch.tensor([[11], [7], [0]])
+    parts = MaskedDiffusion(5).draw_parts(
+        torch.zeros(3, 11, dtype=torch.long), 3, generation_mask=generation_mask, generator=seeded(0)
+    )
+    assert bool(((parts >= 0) == generation_mask).all())
     sizes = torch.stack([(parts == part).sum(1) for part in range(3)], dim=1)
     assert sizes.tolist() == [[4, 4, 3], [3, 2, 2], [0, 0, 0]]
 
@@ -212,24 +214,24 @@ def test_a_negative_mask_id_is_refused() -> None:
 
 def test_the_mask_is_never_predicted_and_visible_tokens_are_carried_over(seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
-    z = torch.tensor([[0, MASK, 1], [MASK, MASK, MASK]])
+    x_t = torch.tensor([[0, MASK, 1], [MASK, MASK, MASK]])
     logits = 10.0 * torch.randn(2, 3, VOCAB, generator=seeded(11))
-    probs = process.log_probs(logits, z).exp()
+    probs = process.log_probs(logits, x_t).exp()
     assert probs[..., MASK].eq(0.0).all()
     assert probs[0, 0].tolist() == [1.0, 0.0, 0.0]
     assert probs[0, 2].tolist() == [0.0, 1.0, 0.0]
-    masked = process.is_masked(z)
+    masked = process.is_masked(x_t)
     torch.testing.assert_close(probs[masked][:, :MASK], logits[masked][:, :MASK].softmax(-1))
 
 
 def test_raw_logits_are_not_modified(seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
     logits = torch.randn(2, 3, VOCAB, generator=seeded(12))
-    z = torch.full((2, 3), MASK)
+    x_t = torch.full((2, 3), MASK)
     before = logits.clone()
-    process.log_probs(logits, z)
+    process.log_probs(logits, x_t)
     process.masked_log_probs(logits)
-    process.posterior(logits, z, torch.ones(2), torch.full((2,), 0.5))
+    process.posterior(logits, x_t, torch.ones(2), torch.full((2,), 0.5))
     assert torch.equal(logits, before)
 
 
@@ -251,8 +253,8 @@ def test_log_probs_have_at_least_single_precision(given: torch.dtype, expected: 
 
 def test_gradients_of_log_probs_are_finite(seeded: Seeded) -> None:
     logits = torch.randn(1, 3, VOCAB, generator=seeded(14)).requires_grad_()
-    z = torch.tensor([[MASK, 1, MASK]])
-    log_probs = MaskedDiffusion(MASK).log_probs(logits, z).gather(-1, X[None, :, None])
+    x_t = torch.tensor([[MASK, 1, MASK]])
+    log_probs = MaskedDiffusion(MASK).log_probs(logits, x_t).gather(-1, X[None, :, None])
     log_probs.sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
@@ -408,9 +410,13 @@ def replicate(process: MaskedDiffusion, seed: int, **settings: object) -> tuple[
 
 
 @every_schedule
-@pytest.mark.parametrize("time_law", [None, UniformTime(low=1e-3), BetaTime(low=1e-3, a=1.0, b=1.5)], ids=repr)
-def test_the_estimate_by_time_is_unbiased(schedule: MaskingSchedule, time_law: TimeLaw | None) -> None:
-    mean, standard_error = replicate(MaskedDiffusion(MASK, schedule), 17, by="time", time_law=time_law)
+@pytest.mark.parametrize("time_distribution", [None, UniformTime(low=1e-3), BetaTime(low=1e-3, a=1.0, b=1.5)], ids=repr)
+def test_the_estimate_by_time_is_unbiased(
+    schedule: MaskingSchedule, time_distribution: TimeDistribution | None
+) -> None:
+    mean, standard_error = replicate(
+        MaskedDiffusion(MASK, schedule), 17, by="time", time_distribution=time_distribution
+    )
     ends = 1.0 - schedule.alpha(torch.tensor([1e-3, 1.0], dtype=torch.float64))
     assert standard_error < 0.03 * mean
     assert abs(mean - nats_between(TableDenoiser(), *ends.tolist())) < 5 * standard_error
@@ -429,14 +435,14 @@ def test_uneven_micro_batches_add_up_to_the_whole_batch(monkeypatch: pytest.Monk
     process = MaskedDiffusion(MASK)
     denoiser = TableDenoiser()
     x = torch.randint(2, (6, LENGTH), generator=seeded(19))
-    movable = torch.arange(LENGTH) < torch.tensor([1, 1, 1, 3, 3, 2])[:, None]
-    drawn = process.draw_corruption(x, by="count", movable=movable, generator=seeded(20))
+    generation_mask = torch.arange(LENGTH) < torch.tensor([1, 1, 1, 3, 3, 2])[:, None]
+    drawn = process.draw_corruption(x, by="count", generation_mask=generation_mask, generator=seeded(20))
     scripted(monkeypatch, drawn)
-    whole = process.nelbo(denoiser, x, movable=movable)
+    whole = process.nelbo(denoiser, x, generation_mask=generation_mask)
     parts = []
     for rows in (slice(0, 3), slice(3, 4), slice(4, 6)):
         scripted(monkeypatch, Corruption(*(field[rows] for field in drawn)))
-        parts.append(process.nelbo(denoiser, x[rows], movable=movable[rows]))
+        parts.append(process.nelbo(denoiser, x[rows], generation_mask=generation_mask[rows]))
     nats = torch.cat([part.nats for part in parts])
     num_tokens = torch.cat([part.num_tokens for part in parts])
     torch.testing.assert_close(nats, whole.nats)
@@ -449,19 +455,19 @@ def test_uneven_micro_batches_add_up_to_the_whole_batch(monkeypatch: pytest.Monk
 def test_padding_that_looks_like_the_mask_is_not_counted(seeded: Seeded) -> None:
     process = MaskedDiffusion(MASK)
     padded = torch.tensor([[0, 1, MASK], [1, MASK, MASK]])
-    out = process.nelbo(TableDenoiser(), padded, by="count", movable=padded != MASK, generator=seeded(21))
+    out = process.nelbo(TableDenoiser(), padded, by="count", generation_mask=padded != MASK, generator=seeded(21))
     assert out.num_tokens.tolist() == [2, 1]
     assert out.nats.isfinite().all()
 
 
 @pytest.mark.parametrize("by", ["time", "count"])
 def test_a_row_with_nothing_to_mask_costs_nothing(by: str, seeded: Seeded) -> None:
-    movable = torch.tensor([[True] * LENGTH, [False] * LENGTH])
+    generation_mask = torch.tensor([[True] * LENGTH, [False] * LENGTH])
     x = X.repeat(2, 1)
-    out = MaskedDiffusion(MASK).nelbo(TableDenoiser(), x, by=by, movable=movable, generator=seeded(22))  # type: ignore[arg-type]
+    out = MaskedDiffusion(MASK).nelbo(TableDenoiser(), x, by=by, generation_mask=generation_mask, generator=seeded(22))  # type: ignore[arg-type]
     assert out.nats[1] == 0.0
     assert out.loss.isfinite()
-    nothing = MaskedDiffusion(MASK).nelbo(TableDenoiser(), x, by=by, movable=torch.zeros_like(movable))  # type: ignore[arg-type]
+    nothing = MaskedDiffusion(MASK).nelbo(TableDenoiser(), x, by=by, generation_mask=torch.zeros_like(generation_mask))  # type: ignore[arg-type]
     assert nothing.loss == 0.0
 
 

@@ -1,4 +1,4 @@
-"""Time laws: densities that integrate to one, samples that follow them, one draw in every cell."""
+"""Time distributions: densities that integrate to one, samples that follow them, one draw in every cell."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from scipy.integrate import cumulative_trapezoid, quad
 from scipy.stats import kstest
 from torch import Generator
 
-from discrete_distill.process import BetaTime, StratifiedTime, TimeLaw, UniformTime
+from discrete_distill.process import BetaTime, StratifiedTime, TimeDistribution, UniformTime
 
 LAWS = [
     UniformTime(),
@@ -19,45 +19,47 @@ LAWS = [
     BetaTime(a=1.0, b=1.0),
     BetaTime(low=0.02, high=0.98, a=3.0, b=1.5),
 ]
-every_law = pytest.mark.parametrize("law", LAWS, ids=repr)
+every_distribution = pytest.mark.parametrize("distribution", LAWS, ids=repr)
 
 
 class LastDraw(UniformTime):
-    """A uniform law whose draws all fall on the upper end, as rounding makes one in a few million do."""
+    """A uniform distribution whose draws all fall on the upper end, as rounding makes one in a few million do."""
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> torch.Tensor:
         return torch.ones(n)
 
 
-@every_law
-def test_the_density_integrates_to_one(law: TimeLaw) -> None:
-    mass, _ = quad(lambda t: law.density(torch.tensor(t, dtype=torch.float64)).item(), law.low, law.high)
+@every_distribution
+def test_the_density_integrates_to_one(distribution: TimeDistribution) -> None:
+    mass, _ = quad(
+        lambda t: distribution.density(torch.tensor(t, dtype=torch.float64)).item(), distribution.low, distribution.high
+    )
     assert mass == pytest.approx(1.0, abs=1e-6)
 
 
-@every_law
-def test_the_density_is_zero_outside_of_the_law(law: TimeLaw) -> None:
-    outside = torch.tensor([law.low - 0.01, law.high + 0.01])
-    assert law.density(outside).tolist() == [0.0, 0.0]
+@every_distribution
+def test_the_density_is_zero_outside_of_the_distribution(distribution: TimeDistribution) -> None:
+    outside = torch.tensor([distribution.low - 0.01, distribution.high + 0.01])
+    assert distribution.density(outside).tolist() == [0.0, 0.0]
 
 
-@every_law
-def test_samples_follow_the_density(law: TimeLaw, seeded) -> None:  # type: ignore[no-untyped-def]
-    t = law.sample(5000, generator=seeded(0)).t.double().numpy()
-    grid = np.linspace(law.low, law.high, 4001)
-    density = law.density(torch.from_numpy(grid)).numpy()
+@every_distribution
+def test_samples_follow_the_density(distribution: TimeDistribution, seeded) -> None:  # type: ignore[no-untyped-def]
+    t = distribution.sample(5000, generator=seeded(0)).t.double().numpy()
+    grid = np.linspace(distribution.low, distribution.high, 4001)
+    density = distribution.density(torch.from_numpy(grid)).numpy()
     distribution = cumulative_trapezoid(density, grid, initial=0.0)
     assert kstest(t, lambda q: np.interp(q, grid, distribution)).pvalue > 1e-3
 
 
-@every_law
-def test_a_sample_comes_with_its_density(law: TimeLaw, seeded) -> None:  # type: ignore[no-untyped-def]
-    t, density = law.sample(1000, generator=seeded(1))
+@every_distribution
+def test_a_sample_comes_with_its_density(distribution: TimeDistribution, seeded) -> None:  # type: ignore[no-untyped-def]
+    t, density = distribution.sample(1000, generator=seeded(1))
     assert t.shape == density.shape == (1000,)
     assert t.dtype == torch.float32
-    assert law.low <= t.min()
-    assert t.max() <= torch.tensor(law.high)
-    torch.testing.assert_close(density, law.density(t), rtol=1e-4, atol=1e-5)
+    assert distribution.low <= t.min()
+    assert t.max() <= torch.tensor(distribution.high)
+    torch.testing.assert_close(density, distribution.density(t), rtol=1e-4, atol=1e-5)
 
 
 def test_importance_weights_recover_an_integral(seeded) -> None:  # type: ignore[no-untyped-def]
@@ -85,16 +87,16 @@ def test_each_single_stratified_time_is_uniform(seeded) -> None:  # type: ignore
 def test_a_draw_on_the_upper_end_keeps_its_density() -> None:
     ends = [i / 20 for i in range(21)]
     for low, high in itertools.combinations(ends, 2):
-        law = LastDraw(low=low, high=high)
-        t, density = law.sample(1)
+        distribution = LastDraw(low=low, high=high)
+        t, density = distribution.sample(1)
         assert density.item() == pytest.approx(1.0 / (high - low))
-        assert law.density(t).item() == pytest.approx(1.0 / (high - low))
+        assert distribution.density(t).item() == pytest.approx(1.0 / (high - low))
 
 
-@every_law
-def test_the_generator_alone_decides(law: TimeLaw, seeded) -> None:  # type: ignore[no-untyped-def]
+@every_distribution
+def test_the_generator_alone_decides(distribution: TimeDistribution, seeded) -> None:  # type: ignore[no-untyped-def]
     before = torch.get_rng_state()
-    first, again, other = (law.sample(16, generator=seeded(seed)).t for seed in (5, 5, 6))
+    first, again, other = (distribution.sample(16, generator=seeded(seed)).t for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
@@ -106,7 +108,7 @@ def test_an_empty_or_outlying_range_is_refused(low: float, high: float) -> None:
         UniformTime(low=low, high=high)
 
 
-def test_shapes_of_a_beta_law_must_be_positive() -> None:
+def test_shapes_of_a_beta_distribution_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"\b0\.0\b"):
         BetaTime(a=0.0)
     with pytest.raises(ValueError, match=r"0\.7.*0\.2"):

@@ -1,4 +1,4 @@
-"""The autoregressive baseline: its law against enumeration, its cache, its likelihood, and that it learns."""
+"""The autoregressive baseline: its distribution against enumeration, its cache, its likelihood, and that it learns."""
 
 from itertools import product
 
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
 from discrete_distill.models import DiTConfig
-from discrete_distill.recipes.autoregressive import (
+from discrete_distill.recipes.compare.autoregressive import (
     AutoregressiveConfig,
     AutoregressiveSampler,
     AutoregressiveTraining,
@@ -17,7 +17,7 @@ from discrete_distill.recipes.autoregressive import (
     network_of_size,
     token_nats,
 )
-from discrete_distill.recipes.corpus import TokenStream
+from discrete_distill.recipes.text.corpus import TokenStream
 from discrete_distill.training import LoopConfig, OptimizerConfig
 
 SHAPE = DiTConfig(vocab_size=4, max_length=3, hidden_size=16, num_layers=2, num_heads=2)
@@ -37,21 +37,21 @@ def test_it_has_the_teachers_width_depth_heads_length_and_vocabulary(network) ->
 
 
 @torch.no_grad()
-def test_token_prices_make_a_law_over_sequences_without_the_mask(network) -> None:
+def test_token_prices_make_a_distribution_over_sequences_without_the_mask(network) -> None:
     x = torch.tensor(list(product(range(3), repeat=3)))
     assert float(torch.exp(-token_nats(network, x, 3).double().sum(1)).sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 @torch.no_grad()
-def test_samples_follow_that_law_and_carry_its_log_probabilities(network, seeded) -> None:
+def test_samples_follow_that_distribution_and_carry_its_log_probabilities(network, seeded) -> None:
     out = AutoregressiveSampler(3)(network, (6000, 3), generator=seeded(0))
     assert (out.nfe, out.network_evaluations) == (3, 3)
     assert not bool((out.sequences == 3).any())
     torch.testing.assert_close(out.log_probs, -token_nats(network, out.sequences, 3), atol=1e-4, rtol=1e-4)
     x = torch.tensor(list(product(range(3), repeat=3)))
-    law = torch.exp(-token_nats(network, x, 3).double().sum(1))
+    distribution = torch.exp(-token_nats(network, x, 3).double().sum(1))
     seen = torch.bincount((out.sequences * torch.tensor([9, 3, 1])).sum(1), minlength=27).double()
-    chi_square = float(((seen - 6000 * law) ** 2 / (6000 * law)).sum())
+    chi_square = float(((seen - 6000 * distribution) ** 2 / (6000 * distribution)).sum())
     assert chi_square < 54.1  # The 0.999 quantile for 26 degrees of freedom.
 
 

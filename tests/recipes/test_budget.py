@@ -7,8 +7,14 @@ from torch import Generator, nn
 
 from discrete_distill import SDTT, Discriminator, MaskedDiffusion, SDTTConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.budget import EvaluationCounter, counted_step, last_block, plan_steps, total_evaluations
-from discrete_distill.training import Learner, OptimizerConfig
+from discrete_distill.recipes.compare.budget import (
+    EvaluationCounter,
+    counted_step,
+    last_block,
+    plan_steps,
+    total_evaluations,
+)
+from discrete_distill.training import ModuleOptimizer, OptimizerConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)
 
@@ -37,7 +43,7 @@ class SDTTTrainee:
     """A pass of the teacher, and one of the student with its backward pass: four evaluations a sequence."""
 
     def __init__(self, num_steps: int) -> None:
-        self.student = Learner(DiT(SHAPE), OptimizerConfig(), num_steps, Accelerator(cpu=True))
+        self.student = ModuleOptimizer(DiT(SHAPE), OptimizerConfig(), num_steps, Accelerator(cpu=True))
         self.discriminator = None
         self.method = SDTT(
             self.student.module, DiT(SHAPE), MaskedDiffusion(5), SDTTConfig(teacher_steps=2, factor=1, rounds=1)
@@ -51,8 +57,8 @@ class SDTTTrainee:
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         x = torch.zeros(4, 8, dtype=torch.long)
-        z, t, s = torch.full_like(x, 5), torch.ones(4), torch.full((4,), 0.5)
-        out = self.method.loss_at(z, t, s, generator=generator)
+        x_t, t, s = torch.full_like(x, 5), torch.ones(4), torch.full((4,), 0.5)
+        out = self.method.loss_at(x_t, t, s, generator=generator)
         return self.student.step(out.loss)
 
 

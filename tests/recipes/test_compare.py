@@ -10,20 +10,20 @@ import torch
 from accelerate.state import AcceleratorState
 
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.ablation import TECHNIQUES, published_order, rank_correlation, variants
-from discrete_distill.recipes.compare import main
-from discrete_distill.recipes.comparison_report import (
+from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.compare.__main__ import main
+from discrete_distill.recipes.compare.ablation import TECHNIQUES, published_order, rank_correlation, variants
+from discrete_distill.recipes.compare.report import (
     ablation_factors,
     ablation_table,
     collapses,
+    diagnostics,
     perplexity_table,
     readings_table,
     step_curves,
-    worries,
 )
-from discrete_distill.recipes.comparison_settings import PRESETS, ComparisonConfig
-from discrete_distill.recipes.fingerprint import write_fingerprint
-from discrete_distill.recipes.judge import JudgeConfig, save_judge
+from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
+from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
 SIZE = 300
 COMPARED = ("sdtt", "didi", "idlm", "mmd", "ar")
@@ -33,11 +33,11 @@ TINY = [
     "--precision=fp32",
     "--budget=network_evaluations",
     "--distill.batch-size=4", "--distill.accumulate=1", "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=0", "--distill.method.ratio-updates=1", "--distill.method.corruptions=1",
+    "--distill.method.log-ratio-warmup=0", "--distill.method.log-ratio-updates=1", "--distill.method.corruptions=1",
     "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",
     "--didi-paper.batch-size=4", "--didi-paper.method.group-size=2",
-    "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.ratio-warmup=0",
-    "--idlm.method.ratio-updates=1", "--idlm.method.corruptions=1",
+    "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.log-ratio-warmup=0",
+    "--idlm.method.log-ratio-updates=1", "--idlm.method.corruptions=1",
     "--mmd.batch-size=4", "--mmd.method.group-size=2",
     "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
     "--autoregressive.batch-size=4",
@@ -59,7 +59,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small language, its tokenizer, an untrained teacher and judge."""
     from transformers import GPT2LMHeadModel
 
-    from discrete_distill.recipes.tokenizer import train_tokenizer
+    from discrete_distill.recipes.text.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("language")
     words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]
@@ -140,7 +140,7 @@ def test_several_trainings_take_turns_over_the_seeds_and_nothing_is_trained_twic
     assert main(["report", *arguments]) == 0
     _, results = results_of(flags, "twice")
     assert len(results["training"]["mmd"]) == 2
-    assert not any("training of each method" in line and line.startswith("1 ") for line in worries(results))
+    assert not any("training of each method" in line and line.startswith("1 ") for line in diagnostics(results))
 
 
 def test_the_ablation_compares_the_published_method_with_itself_less_one_technique(flags: list[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes import pipeline as stages
-from discrete_distill.recipes.settings import RecipeConfig
+from discrete_distill.recipes.text import pipeline as stages
+from discrete_distill.recipes.text.settings import RecipeConfig
 
 
 def is_compiled(network: DiT) -> bool:

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.methods import DiDiInstructConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.distill import Distillation, DistillConfig
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.distill import Distillation, DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, step_generator
 
 SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
@@ -20,7 +20,7 @@ RATE, WARMUP = 1e-3, 1
 
 
 def distillation(num_steps: int, **settings: Any) -> Distillation:
-    names = ("ratio_warmup", "ratio_updates", "log_ratio", "corruption_by", "discriminator_states")
+    names = ("log_ratio_warmup", "log_ratio_updates", "log_ratio", "corruption_by", "discriminator_states")
     method = {name: settings.pop(name) for name in names if name in settings}
     rate = OptimizerConfig(learning_rate=RATE, warmup_steps=WARMUP, schedule="linear")
     config = DistillConfig(
@@ -39,8 +39,8 @@ def distillation(num_steps: int, **settings: Any) -> Distillation:
 def recorded_rates(made: Distillation, num_steps: int) -> dict[str, list[float]]:
     """The rate of every update that an optimiser makes."""
     rates: dict[str, list[float]] = {name: [] for name in made.parts()}
-    for name, learner in made.parts().items():
-        learner.optimizer.register_step_pre_hook(
+    for name, module_optimizer in made.parts().items():
+        module_optimizer.optimizer.register_step_pre_hook(
             lambda optimizer, *_, name=name: rates[name].append(optimizer.param_groups[0]["lr"])
         )
     for index in range(num_steps):
@@ -56,13 +56,13 @@ def line(updates: int) -> list[float]:
 @pytest.mark.parametrize(
     ("settings", "updates"),
     [
-        ({"ratio_warmup": 0, "ratio_updates": 1}, (7, 7, 7)),
-        ({"ratio_warmup": 3, "ratio_updates": 2}, (4, 14, 7)),
-        ({"ratio_warmup": 2, "ratio_updates": 1, "discriminator_every": 3}, (5, 7, 3)),
-        ({"ratio_warmup": 0, "ratio_updates": 3, "discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
+        ({"log_ratio_warmup": 0, "log_ratio_updates": 1}, (7, 7, 7)),
+        ({"log_ratio_warmup": 3, "log_ratio_updates": 2}, (4, 14, 7)),
+        ({"log_ratio_warmup": 2, "log_ratio_updates": 1, "discriminator_every": 3}, (5, 7, 3)),
+        ({"log_ratio_warmup": 0, "log_ratio_updates": 3, "discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
         (
             {
-                "ratio_warmup": 6,
+                "log_ratio_warmup": 6,
                 "log_ratio": "discriminator",
                 "corruption_by": "time",
                 "discriminator_states": "corrupted",
@@ -78,15 +78,15 @@ def test_every_schedule_ends_where_the_updates_of_its_network_end(
     made = distillation(7, **settings)
     rates = recorded_rates(made, 7)
     expected = dict(zip(("student", "auxiliary", "discriminator"), updates, strict=True))
-    for name, learner in made.parts().items():
+    for name, module_optimizer in made.parts().items():
         count = expected[name]
         assert count is not None
         assert rates[name] == pytest.approx(line(count))
-        assert learner.scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12) or count <= WARMUP
+        assert module_optimizer.scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12) or count <= WARMUP
 
 
 def test_the_student_does_not_move_in_the_warm_up_of_the_ratio() -> None:
-    made = distillation(4, ratio_warmup=3)
+    made = distillation(4, log_ratio_warmup=3)
     before = [parameter.detach().clone() for parameter in made.student.module.parameters()]
     for index in range(3):
         made.step(index, step_generator(0, index))
@@ -94,11 +94,11 @@ def test_the_student_does_not_move_in_the_warm_up_of_the_ratio() -> None:
     assert made.student.scheduler.last_epoch == 0
 
 
-@pytest.mark.parametrize("ratio_warmup", [5, 6])
-def test_a_warm_up_that_leaves_the_student_no_update_is_refused(ratio_warmup: int) -> None:
+@pytest.mark.parametrize("log_ratio_warmup", [5, 6])
+def test_a_warm_up_that_leaves_the_student_no_update_is_refused(log_ratio_warmup: int) -> None:
     config = DistillConfig(loop=LoopConfig(num_steps=11))
-    with pytest.raises(ValueError, match=str(ratio_warmup)):
-        replace(config, loop=LoopConfig(num_steps=5), method=replace(config.method, ratio_warmup=ratio_warmup))
+    with pytest.raises(ValueError, match=str(log_ratio_warmup)):
+        replace(config, loop=LoopConfig(num_steps=5), method=replace(config.method, log_ratio_warmup=log_ratio_warmup))
 
 
 def test_a_discriminator_that_the_method_does_not_train_is_refused() -> None:

@@ -1,7 +1,7 @@
 """Diversity between samples in reports: cells, the word "collapsed", and what a student is held against."""
 
 from discrete_distill.evaluation import Estimate
-from discrete_distill.recipes.diversity_columns import between_cells, collapse_of, figures_of, kept_by_teacher
+from discrete_distill.recipes.common.diversity_columns import between_cells, collapse_of, figures_of, kept_by_teacher
 
 
 def figures(agreement: float, reverse: float) -> dict[str, Estimate]:

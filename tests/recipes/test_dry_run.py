@@ -8,14 +8,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.methods import IDLMConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.budget import EvaluationCounter
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.distill import Distillation, DistillConfig
-from discrete_distill.recipes.dry_run import count_parameters, matmul_speed, memory_needed, seconds_per_step, step_cost
+from discrete_distill.recipes.common.dry_run import (
+    count_parameters,
+    matmul_speed,
+    memory_needed,
+    seconds_per_step,
+    step_cost,
+)
+from discrete_distill.recipes.compare.budget import EvaluationCounter
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.settings import PRESETS
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.distill import Distillation, DistillConfig
+from discrete_distill.recipes.text.settings import PRESETS
 
 SHAPE = DiTConfig(vocab_size=12, max_length=32, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0)
 
@@ -56,7 +62,7 @@ def test_parameters_are_counted_without_making_the_network() -> None:
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
-    warm = {} if isinstance(method, RolloutMMDConfig) else {"ratio_warmup": 0}
+    warm = {} if isinstance(method, RolloutMMDConfig) else {"log_ratio_warmup": 0}
     trained = isinstance(method, DiDiInstructConfig)  # the others train no discriminator
     config = DistillConfig(method=replace(method, **warm), batch_size=8, discriminator=trained, discriminator_blocks=2)
     torch.manual_seed(0)

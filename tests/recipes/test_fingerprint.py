@@ -9,11 +9,10 @@ from accelerate.state import AcceleratorState
 from published_files import lines_of_text, write_gpt2, write_mdlm
 from tokenizers import Tokenizer
 
-from discrete_distill.models import hub
-from discrete_distill.recipes import compare, owt, protein
-from discrete_distill.recipes.assets import asset
-from discrete_distill.recipes.fasta import ResidueTokenizer
-from discrete_distill.recipes.fingerprint import (
+from discrete_distill.models.io import hub
+from discrete_distill.recipes import owt
+from discrete_distill.recipes.common.assets import asset
+from discrete_distill.recipes.common.fingerprint import (
     FINGERPRINT_FILE,
     GPT2_CLASSES,
     GPT2_IDS,
@@ -21,7 +20,10 @@ from discrete_distill.recipes.fingerprint import (
     read_fingerprint,
     write_fingerprint,
 )
-from discrete_distill.recipes.tokenizer import TextTokenizer, train_tokenizer
+from discrete_distill.recipes.compare import __main__ as compare
+from discrete_distill.recipes.protein import __main__ as protein
+from discrete_distill.recipes.protein.fasta import ResidueTokenizer
+from discrete_distill.recipes.text.tokenizer import TextTokenizer, train_tokenizer
 
 ONE = train_tokenizer(lines_of_text(), 280)
 OTHER = train_tokenizer(["entirely other words than those of presidents"] * 9, 280)
@@ -111,7 +113,7 @@ def test_a_name_on_the_hub_that_cannot_be_reached_has_no_fingerprint(monkeypatch
 
 TINY = [
     "--data.length=16", "--precision=fp32", "--name=run", "--distill.loop.num-steps=1", "--distill.batch-size=4",
-    "--distill.method.ratio-warmup=0",
+    "--distill.method.log-ratio-warmup=0",
     "--distill.method.group-size=2", "--guide.updates=0",
 ]  # fmt: skip
 

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from discrete_distill import Discriminator, MaskedDiffusion
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.guide import Guide, GuideConfig
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.guide import Guide, GuideConfig
 from discrete_distill.training import OptimizerConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=16, num_layers=2, num_heads=2, cond_size=8)

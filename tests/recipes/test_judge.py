@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.evaluation import CausalLMJudge, generative_perplexity
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.judge import (
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.judge import (
     JudgeConfig,
     heldout_nats,
     load_judge,
@@ -51,7 +51,7 @@ def steps_of(size: int, *, up: bool, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def streams() -> dict[str, TokenStream]:
-    """The train split obeys another law, so that a judge trained on it would be noticed."""
+    """The train split obeys another distribution, so that a judge trained on it would be noticed."""
     return {
         "train": TokenStream(steps_of(3000, up=False, seed=0), LENGTH),
         "judge": TokenStream(steps_of(3000, up=True, seed=1), LENGTH),
@@ -68,9 +68,9 @@ def test_the_judge_learns_the_judge_split_and_comes_near_its_entropy(
 ) -> None:
     judge = trained(streams, tmp_path)
     heldout = generative_perplexity(streams["heldout"].packed(), judge)
-    other_law = generative_perplexity(streams["train"].packed(), judge)
+    other_distribution = generative_perplexity(streams["train"].packed(), judge)
     assert math.log(2) - 0.05 < heldout.nats_per_token < math.log(2) + 0.4 < math.log(VOCAB)
-    assert other_law.nats_per_token > math.log(VOCAB)
+    assert other_distribution.nats_per_token > math.log(VOCAB)
 
 
 def test_what_is_logged_loaded_and_returned_agrees(streams: dict[str, TokenStream], tmp_path: Path) -> None:

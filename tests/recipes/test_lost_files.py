@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from discrete_distill.methods import DiDiInstruct, StepOutput
+from discrete_distill.distillation.methods import DiDiInstruct, StepOutput
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.assets import asset
-from discrete_distill.recipes.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.assets import asset
+from discrete_distill.recipes.common.fingerprint import write_fingerprint
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.tokenizer import TextTokenizer
+from discrete_distill.recipes.text.tokenizer import TextTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def flags(tmp_path: Path) -> list[str]:
         "--distill.batch-size=8",
         "--distill.accumulate=1",
         "--distill.method.group-size=4",
-        "--distill.method.ratio-warmup=0",
+        "--distill.method.log-ratio-warmup=0",
         "--distill.loop.log-every=1",
         "--distill.loop.checkpoint-every=2",
         "--distill.student.schedule=constant",
@@ -103,7 +103,11 @@ def test_a_run_that_diverges_is_one_line(
 def test_a_batch_can_be_worked_off_in_parts(log_ratio: str, flags: list[str], tmp_path: Path) -> None:
     """Every network makes one update a step (the auxiliary three), and the same seed gives the same student."""
     paper = ["--distill.method.log-ratio=discriminator", "--distill.method.credit=sequence"]
-    more = ["--distill.accumulate=2", "--distill.parallel.activation-checkpointing", "--distill.method.ratio-updates=3"]
+    more = [
+        "--distill.accumulate=2",
+        "--distill.parallel.activation-checkpointing",
+        "--distill.method.log-ratio-updates=3",
+    ]
     more += (
         [*paper, "--distill.method.corruption-by=time", "--distill.method.discriminator-states=corrupted"]
         if log_ratio == "discriminator"

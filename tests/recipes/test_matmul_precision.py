@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from discrete_distill.recipes.comparison import Comparison
-from discrete_distill.recipes.comparison_settings import ComparisonConfig
-from discrete_distill.recipes.contestants import Cost
-from discrete_distill.recipes.environment import matmul_precision
-from discrete_distill.recipes.pipeline import Pipeline
-from discrete_distill.recipes.settings import RecipeConfig
+from discrete_distill.recipes.common.environment import matmul_precision
+from discrete_distill.recipes.compare.comparison import Comparison
+from discrete_distill.recipes.compare.contestants import Cost
+from discrete_distill.recipes.compare.settings import ComparisonConfig
+from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.text.settings import RecipeConfig
 
 METHODS = {
     "teacher": "train_teacher", "judge": "train_judge", "distill": "distil", "guide": "guide", "sample": "sample",

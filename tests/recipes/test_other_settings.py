@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 TINY = [
     "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
+    "--distill.method.log-ratio-warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
     "--guide.updates=1", "--guide.pool=4", "--guide.batch-size=2", "--evaluate.num-samples=2",
     "--evaluate.seeds", "0", "1", "--evaluate.steps", "2", "--evaluate.guided-steps", "2",
     "--evaluate.frontier-steps=2", "--evaluate.teacher-frontier-steps", "2", "--evaluate.batch-size=2",

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from discrete_distill.recipes.owt import default_preset, main
-from discrete_distill.recipes.teacher import load_teacher
+from discrete_distill.recipes.text.teacher import load_teacher
 from discrete_distill.training import loop as loop_module
 
 TINY_MODEL = [
@@ -33,7 +33,7 @@ TINY_TRAINING = [
     "--distill.batch-size=4",
     "--distill.accumulate=1",
     "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=1",
+    "--distill.method.log-ratio-warmup=1",
     "--guide.updates=2",
     "--guide.pool=8",
     "--guide.batch-size=4",
@@ -87,7 +87,7 @@ def test_all_stages_leave_a_student_a_report_and_plots(
     for name in ("student/model.safetensors", "student/config.json", "student/discriminator/model.safetensors"):
         assert (run / name).is_file()
     report = (run / "report.md").read_text()
-    for part in ("At equal entropy", "By steps", "Samples", "What to worry about", "Settings", "Judge: gpt2-"):
+    for part in ("At equal entropy", "By steps", "Samples", "Limitations", "Settings", "Judge: gpt2-"):
         assert part in report
     assert str(run / "report.md") in capsys.readouterr().out.replace("\n", "")
 

@@ -10,16 +10,18 @@ from accelerate.state import AcceleratorState
 from published_files import backend_without_mask, run_tokenizer, write_dataset, write_gpt2, write_mdlm, write_tokenizer
 
 from discrete_distill.evaluation.protein import AMINO_ACIDS
-from discrete_distill.recipes import compare, owt, protein
-from discrete_distill.recipes.comparison_settings import PRESETS as COMPARISONS
-from discrete_distill.recipes.protein_settings import PRESETS as PROTEINS
-from discrete_distill.recipes.settings import PRESETS as TEXTS
+from discrete_distill.recipes import owt
+from discrete_distill.recipes.compare import __main__ as compare
+from discrete_distill.recipes.compare.settings import PRESETS as COMPARISONS
+from discrete_distill.recipes.protein import __main__ as protein
+from discrete_distill.recipes.protein.settings import PRESETS as PROTEINS
+from discrete_distill.recipes.text.settings import PRESETS as TEXTS
 from discrete_distill.training import read_metrics
 
 COMMON = ["--data.length=16", "--precision=fp32", "--guide.updates=0", "--name=run"]
 DISTILL = [
     "--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=0",
+    "--distill.method.log-ratio-warmup=0",
 ]  # fmt: skip
 MODEL = [
     "--teacher.model.hidden-size=16", "--teacher.model.num-layers=1", "--teacher.model.num-heads=2",
@@ -29,7 +31,7 @@ COMPARE = [
     "--budget=network_evaluations", "--amount=150",
     *(f"--{method}.batch-size=4" for method in ("distill", "didi-paper", "idlm", "mmd", "sdtt", "autoregressive")),
     *(f"--{method}.method.group-size=2" for method in ("distill", "didi-paper", "idlm", "mmd")),
-    "--distill.method.ratio-warmup=0", "--idlm.method.ratio-warmup=0",
+    "--distill.method.log-ratio-warmup=0", "--idlm.method.log-ratio-warmup=0",
     "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The protein recipe at tiny size, FASTA files, and the foreign models on random weights of their architecture."""
+"""The protein recipe at tiny size, FASTA files, and the external models on random weights of their architecture."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,21 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill import models
 from discrete_distill.evaluation.protein import AMINO_ACIDS
-from discrete_distill.recipes.assets import asset
-from discrete_distill.recipes.dplm import CLS, EOS, MASK, esm_canvas, esm_letters, esm_process, load_dplm, sample_dplm
-from discrete_distill.recipes.fasta import ResidueTokenizer, is_fasta, read_fasta
-from discrete_distill.recipes.folding import load_strictly, mean_plddt, plddt
-from discrete_distill.recipes.protein import main
-from discrete_distill.recipes.protein_report import protein_table, worries
+from discrete_distill.recipes.common.assets import asset
+from discrete_distill.recipes.protein.__main__ import main
+from discrete_distill.recipes.protein.dplm import (
+    CLS,
+    EOS,
+    MASK,
+    esm_letters,
+    esm_masked_sequences,
+    esm_process,
+    load_dplm,
+    sample_dplm,
+)
+from discrete_distill.recipes.protein.fasta import ResidueTokenizer, is_fasta, read_fasta
+from discrete_distill.recipes.protein.folding import load_strictly, mean_plddt, plddt
+from discrete_distill.recipes.protein.report import diagnostics, protein_table
 from discrete_distill.training import fold_seed
 
 TINY = [
@@ -23,7 +32,7 @@ TINY = [
     "--teacher.model.cond-size=8", "--teacher.model.max-length=32",
     "--teacher.loop.num-steps=3", "--teacher.batch-size=4",
     "--distill.loop.num-steps=3", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.ratio-warmup=1",
+    "--distill.method.log-ratio-warmup=1",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "--evaluate.steps", "4", "8",
     "--evaluate.guided-steps", "4", "--least-residues=4",
 ]  # fmt: skip
@@ -62,7 +71,7 @@ def test_the_recipe_distils_measures_and_reports(sequences: Path, tmp_path: Path
     real = results["lines"][0]["figures"]
     assert real["greatest_identity"] < 0.9  # Held-out sequences are not training ones.
     report = (tmp_path / "tiny" / "report.md").read_text()
-    for part in ("Quality", "UniProt", "3-gram@", "What to worry about", "facebook/esmfold_v1"):
+    for part in ("Quality", "UniProt", "3-gram@", "Limitations", "facebook/esmfold_v1"):
         assert part in report
     assert main(["sample", *flags, "--sample.prompt=MKV", "--sample.count=2"]) == 0
 
@@ -73,7 +82,7 @@ def test_collapse_and_copies_are_named() -> None:
         {"method": "real proteins", "steps": None, "entropy": 2.8, "figures": figures},
         {"method": "student", "steps": 8, "entropy": 2.0, "figures": figures},
     ]
-    found = worries({"lines": lines})
+    found = diagnostics({"lines": lines})
     assert any(line.startswith("COLLAPSE: the entropy of student at 8 steps") for line in found)
     assert any("copies its training sequences" in line for line in found)
 
@@ -97,7 +106,7 @@ def test_windows_that_are_one_sequence_have_no_perplexity() -> None:
     assert table[1].startswith("| student | 8 |  | collapsed |  | 2.800 | 90.00% ± 0.10% |")
     assert table[2].startswith("| DPLM | 8 |  | 17.00 | 1.0% | 2.800 |  |  |")
     assert len({row.count("|") for row in protein_table({"lines": lines}).splitlines()}) == 1
-    (found,) = (each for each in worries({"lines": lines}) if each.startswith("MODE COLLAPSE"))
+    (found,) = (each for each in diagnostics({"lines": lines}) if each.startswith("MODE COLLAPSE"))
     assert "student at 8 steps: collapsed, agreement of two samples 90% (reference 7%)" in found
 
 
@@ -159,7 +168,7 @@ def small_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_canvas_and_letters_of_esms_alphabet() -> None:
     assert (CLS, EOS, MASK) == (0, 2, 32)
-    canvas = esm_canvas(2, 3)
+    canvas = esm_masked_sequences(2, 3)
     assert canvas.tolist() == [[0, 32, 32, 32, 2]] * 2
     assert esm_letters(torch.tensor([[0, 5, 4, 23, 2]])) == ["ALC"]
 
@@ -176,13 +185,13 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     assert [len(protein) for protein in proteins] == [12] * 5
     assert set("".join(proteins)) <= set(AMINO_ACIDS)
     assert cost <= 4
-    config = DiDiInstructConfig(group_size=2, step_conditioning=False, ratio_conditioning=False, ratio_warmup=0)
+    config = DiDiInstructConfig(group_size=2, step_conditioning=False, log_ratio_conditioning=False, log_ratio_warmup=0)
     student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
     with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
         for parameter in auxiliary.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     method = DiDiInstruct(student, denoiser, None, esm_process(), config, auxiliary=auxiliary)
-    rollout = method.rollout(x_init=esm_canvas(4, 12), generator=torch.Generator().manual_seed(0))
+    rollout = method.rollout(x_init=esm_masked_sequences(4, 12), generator=torch.Generator().manual_seed(0))
     assert bool((rollout.sequences[:, 0] == CLS).all())
     assert bool((rollout.sequences[:, -1] == EOS).all())
     method.student_loss(rollout, generator=torch.Generator().manual_seed(1)).loss.backward()

@@ -1,11 +1,11 @@
-"""What the report worries about."""
+"""What the report diagnostics about."""
 
 from typing import Any
 
 import pytest
 
 from discrete_distill.evaluation import Frontier
-from discrete_distill.recipes.report import frontier_table, headline, step_curves, steps_table, worries
+from discrete_distill.recipes.text.report import diagnostics, frontier_table, headline, step_curves, steps_table
 
 
 def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
@@ -40,7 +40,7 @@ QUIET = [{"step": 1.0, "seconds": 1.0, "entropy": 4.0}, {"step": 2.0, "seconds":
 
 
 def test_a_healthy_run_has_one_reassuring_line() -> None:
-    (found,) = worries(results(3.88), QUIET)
+    (found,) = diagnostics(results(3.88), QUIET)
     assert found.startswith("No sign of collapse")
 
 
@@ -60,7 +60,7 @@ def test_samples_that_resemble_one_another_take_the_place_of_the_ratio() -> None
     assert "collapsed" in line_of_collapsed
     assert "75%" in line_of_collapsed
     assert "times the perplexity" not in line_of_collapsed
-    (found,) = worries(collapsed, QUIET)
+    (found,) = diagnostics(collapsed, QUIET)
     assert found.startswith("MODE COLLAPSE")
 
 
@@ -70,17 +70,17 @@ def frontiers_of(saved: dict[str, Any]) -> list[Frontier]:
 
 @pytest.mark.parametrize(("entropy", "corpus_entropy"), [(3.0, 6.0), (3.9, 5.0)])
 def test_a_lost_tenth_of_either_entropy_is_a_collapse(entropy: float, corpus_entropy: float) -> None:
-    (found,) = worries(results(entropy, corpus_entropy), QUIET)
+    (found,) = diagnostics(results(entropy, corpus_entropy), QUIET)
     assert found.startswith("COLLAPSE")
 
 
 def test_a_few_percent_ask_for_a_comparison_at_equal_entropy() -> None:
-    (found,) = worries(results(3.75), QUIET)
+    (found,) = diagnostics(results(3.75), QUIET)
     assert "compare at equal entropy only" in found
 
 
 def test_a_frontier_that_does_not_reach_the_text_is_named() -> None:
-    (found,) = worries(results(3.88, reach=3.6), QUIET)
+    (found,) = diagnostics(results(3.88, reach=3.6), QUIET)
     assert found.startswith("student, 8 steps: entropy 3.900 is outside")
 
 
@@ -94,12 +94,12 @@ def test_a_frontier_that_does_not_reach_the_text_is_named() -> None:
     ],
 )
 def test_training_signals_are_explained(last: dict[str, float], said: str) -> None:
-    (found,) = worries(results(3.88), [QUIET[0], {**QUIET[1], **last}])
+    (found,) = diagnostics(results(3.88), [QUIET[0], {**QUIET[1], **last}])
     assert said in found
 
 
 def test_a_student_from_elsewhere_is_said_to_be() -> None:
-    (found,) = worries(results(3.88), [])
+    (found,) = diagnostics(results(3.88), [])
     assert "no training metrics" in found
 
 
@@ -114,7 +114,7 @@ def test_figures_that_a_set_does_not_have_are_empty_cells() -> None:
 def test_a_teacher_that_says_one_thing_only_is_named() -> None:
     degenerate = results(3.9)
     degenerate["by_steps"][0]["diversity"]["entropy"] = 0.0
-    assert any("teacher at 8 steps is 0" in found for found in worries(degenerate, QUIET))
+    assert any("teacher at 8 steps is 0" in found for found in diagnostics(degenerate, QUIET))
 
 
 def test_steps_whose_samples_resemble_one_another_are_marked_and_older_files_have_no_marks() -> None:

@@ -11,9 +11,11 @@ from hypothesis import given
 from rich.console import Console
 from rich.markdown import Markdown
 
-from discrete_distill.recipes import compare, owt, protein
-from discrete_distill.recipes.printing import printable, quoted
-from discrete_distill.recipes.results import read_results, write_results
+from discrete_distill.recipes import owt
+from discrete_distill.recipes.common.printing import printable, quoted
+from discrete_distill.recipes.common.results import read_results, write_results
+from discrete_distill.recipes.compare import __main__ as compare
+from discrete_distill.recipes.protein import __main__ as protein
 
 
 @pytest.fixture(autouse=True)

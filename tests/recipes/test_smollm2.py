@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from discrete_distill.recipes import smollm2
+from discrete_distill.recipes.text import smollm2
 
 has_gguf = importlib.util.find_spec("gguf") is not None
 
@@ -90,7 +90,7 @@ def test_a_gguf_file_becomes_a_judge_that_prices_text(tmp_path: Path) -> None:
     judge = smollm2.load_gguf_judge(file, decode=lambda ids: "".join(chr(99 + i) for i in ids), eos_token_id=25)
     assert judge.name.startswith("small@")
     samples = torch.randint(24, (3, 20), generator=torch.Generator().manual_seed(0))
-    verdict = generative_perplexity(samples, judge)
-    assert verdict.num_tokens == 3 * 19
-    assert 1.0 < verdict.perplexity < 1e4
+    log_ratio_output = generative_perplexity(samples, judge)
+    assert log_ratio_output.num_tokens == 3 * 19
+    assert 1.0 < log_ratio_output.perplexity < 1e4
     assert encode_with_judge(judge, samples).shape == (3, 32)

@@ -8,15 +8,15 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes import token_cache
-from discrete_distill.recipes.corpus import TokenStream
-from discrete_distill.recipes.distill import DistillConfig, distil
-from discrete_distill.recipes.guide import Guide, GuideConfig
-from discrete_distill.recipes.stream_settings import stream_settings
-from discrete_distill.recipes.teacher import TeacherConfig, train_teacher
-from discrete_distill.recipes.token_cache import cached_arrays
+from discrete_distill.recipes.common.stream_settings import stream_settings
+from discrete_distill.recipes.text import token_cache
+from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.text.distill import DistillConfig, distil
+from discrete_distill.recipes.text.guide import Guide, GuideConfig
+from discrete_distill.recipes.text.teacher import TeacherConfig, train_teacher
+from discrete_distill.recipes.text.token_cache import cached_arrays
 from discrete_distill.training import LoopConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
@@ -36,7 +36,7 @@ def network() -> DiT:
 
 
 def fit_student(stream: TokenStream, folder: Path, num_steps: int) -> None:
-    method = DiDiInstructConfig(group_size=2, path_steps=(2,), ratio_warmup=0)
+    method = DiDiInstructConfig(group_size=2, path_steps=(2,), log_ratio_warmup=0)
     config = DistillConfig(method=method, loop=LoopConfig(num_steps=num_steps), batch_size=2)
     distil(config, network(), stream, PROCESS, Accelerator(cpu=True), folder)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.tokenizer import (
+from discrete_distill.recipes.text.tokenizer import (
     EOS_TOKEN,
     LONGEST_RUN,
     MASK_TOKEN,
@@ -169,7 +169,7 @@ def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path, monkeypatch: pyt
             raise PanicException("index out of bounds")
 
     TOKENIZER.save(tmp_path / "tokenizer.json")
-    monkeypatch.setattr("discrete_distill.recipes.tokenizer.Tokenizer", Panicking)
+    monkeypatch.setattr("discrete_distill.recipes.text.tokenizer.Tokenizer", Panicking)
     with pytest.raises(ValueError, match="index out of bounds"):
         TextTokenizer.load(tmp_path / "tokenizer.json")
 

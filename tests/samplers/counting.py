@@ -1,4 +1,4 @@
-"""Denoisers that count, the law of drawn sequences, and the test that compares laws."""
+"""Denoisers that count, the distribution of drawn sequences, and the test that compares distributions."""
 
 from typing import Any
 
@@ -49,16 +49,16 @@ def random_table(vocab_size: int, length: int, times: Tensor, seed: int, mask: i
 
 
 def counts_of(tokens: Tensor, vocab_size: int, mask: int) -> Tensor:
-    """How often each sequence was drawn, in the order of a flattened law."""
+    """How often each sequence was drawn, in the order of a flattened distribution."""
     words = exact.words_of_tokens(tokens, mask)
     places = vocab_size ** torch.arange(tokens.shape[1] - 1, -1, -1)
     return torch.bincount((words * places).sum(1), minlength=vocab_size ** tokens.shape[1])
 
 
-def chi_square_p(counts: Tensor, law: Tensor) -> float:
-    """P-value of the counts under the law; bins that expect fewer than five are taken together, impossible ones are not
-    to be found at all."""
-    expected = counts.sum() * law.detach().flatten().double()
+def chi_square_p(counts: Tensor, distribution: Tensor) -> float:
+    """P-value of the counts under the distribution; bins that expect fewer than five are taken together, impossible
+    ones are not to be found at all."""
+    expected = counts.sum() * distribution.detach().flatten().double()
     possible = expected > 0.0
     assert int(counts[~possible].sum()) == 0
     expected, observed = expected[possible], counts.double()[possible]

@@ -1,6 +1,7 @@
-"""Laws of samplers worked out in full: every state, every draw, every coin. Plain Python, unlike the library.
+"""Distributions of samplers worked out in full: every state, every draw, every coin. Plain Python, unlike the library.
 
-A state is a tuple of ids; a law is a dictionary from states (or states with something attached) to probabilities.
+A state is a tuple of ids; a distribution is a dictionary from states (or states with something attached) to
+probabilities.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 State = tuple[int, ...]
-Law = dict[Any, float]
+Distribution = dict[Any, float]
 Moves = Callable[[Any], Iterable[tuple[float, Any]]]
 
 
@@ -55,19 +56,19 @@ def put(state: State, tokens: dict[int, int]) -> State:
     return tuple(tokens.get(i, token) for i, token in enumerate(state))
 
 
-def advance(law: Law, moves: Moves) -> Law:
-    after: Law = {}
-    for state, probability in law.items():
+def advance(distribution: Distribution, moves: Moves) -> Distribution:
+    after: Distribution = {}
+    for state, probability in distribution.items():
         for share, target in moves(state):
             after[target] = after.get(target, 0.0) + probability * share
     return after
 
 
-def as_tensor(law: Law, vocab_size: int, mask: int) -> Tensor:
-    """Flattened law over words, in the order of `counts_of`; the mask may have any id."""
+def as_tensor(distribution: Distribution, vocab_size: int, mask: int) -> Tensor:
+    """Flattened distribution over words, in the order of `counts_of`; the mask may have any id."""
     words = [i for i in range(vocab_size + 1) if i != mask]
-    length = len(next(iter(law)))
-    return torch.tensor([law.get(state, 0.0) for state in itertools.product(words, repeat=length)]).double()
+    length = len(next(iter(distribution)))
+    return torch.tensor([distribution.get(state, 0.0) for state in itertools.product(words, repeat=length)]).double()
 
 
 def masked_positions(state: State, mask: int) -> list[int]:
@@ -75,7 +76,7 @@ def masked_positions(state: State, mask: int) -> list[int]:
 
 
 def subsets(places: list[int], probability: dict[int, float]) -> Iterable[tuple[float, set[int]]]:
-    """All outcomes of independent coins."""
+    """All outcomes of independent unmasking draws."""
     for heads in itertools.product((False, True), repeat=len(places)):
         share = math.prod(
             probability[i] if head else 1.0 - probability[i] for i, head in zip(places, heads, strict=True)

@@ -1,4 +1,5 @@
-"""Tweedie tau-leaping: the ancestral step for normalised denoisers, and the enumerated law for score networks."""
+"""Tweedie tau-leaping: the ancestral step for normalised denoisers, and the enumerated distribution for score
+networks."""
 
 import itertools
 import math
@@ -30,8 +31,8 @@ def test_a_normalised_denoiser_takes_ancestral_steps_token_for_token() -> None:
     assert plain.nfe == analytic.nfe
 
 
-def score_law(network, process, start, times):
-    law, schedule = {start: 1.0}, process.schedule
+def score_distribution(network, process, start, times):
+    distribution, schedule = {start: 1.0}, process.schedule
     for t, s in itertools.pairwise(times):
         growth = math.expm1(float(schedule.sigma(torch.tensor(t)) - schedule.sigma(torch.tensor(s))))
 
@@ -44,8 +45,8 @@ def score_law(network, process, start, times):
                 for p, tokens in draws({i: (scores[i] / total[i]).tolist() for i in sorted(revealed)}):
                     yield share * p, put(state, tokens)
 
-        law = advance(law, moves)
-    return as_tensor(law, 3, MASK)
+        distribution = advance(distribution, moves)
+    return as_tensor(distribution, 3, MASK)
 
 
 @pytest.mark.parametrize("start", [(3, 3, 3), (3, 2, 3)])
@@ -57,13 +58,13 @@ def test_scores_that_do_not_add_up_decide_how_likely_a_token_is_to_come(schedule
     x_init = torch.tensor([start]).expand(DRAWS, -1)
     out = AnalyticSampler(process, grid=times, outputs="log_scores")(network, x_init=x_init, generator=seeded(1))
     counts = counts_of(out.sequences, 3, MASK)
-    assert chi_square_p(counts, score_law(network, process, start, times)) > 1e-3
+    assert chi_square_p(counts, score_distribution(network, process, start, times)) > 1e-3
     if start == (3, 3, 3):
         network.logits[:] += 1.0
-        assert chi_square_p(counts, score_law(network, process, start, times)) < 1e-6
+        assert chi_square_p(counts, score_distribution(network, process, start, times)) < 1e-6
 
 
-def test_the_scores_of_a_normalised_denoiser_give_its_ancestral_law() -> None:
+def test_the_scores_of_a_normalised_denoiser_give_its_ancestral_distribution() -> None:
     """``s_v = p(v) alpha / (1 - alpha)``: the growth of the scores is the ancestral probability."""
     process, network = MaskedDiffusion(MASK, LogLinearSchedule(0.05)), RandomNetwork(3, 3, 0)
 

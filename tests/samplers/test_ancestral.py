@@ -1,4 +1,4 @@
-"""Ancestral sampling against its exact law."""
+"""Ancestral sampling against its exact distribution."""
 
 import pytest
 import torch
@@ -13,18 +13,18 @@ from discrete_distill.process import CosineSchedule, GeometricSchedule, LogLinea
 DRAWS = 20_000
 
 
-def exact_law(denoiser, process, steps: int, length: int, vocab_size: int) -> Tensor:
-    return exact.sampler_law(denoiser, process, exact.uniform_times(steps), length, vocab_size)
+def exact_distribution(denoiser, process, steps: int, length: int, vocab_size: int) -> Tensor:
+    return exact.sampler_distribution(denoiser, process, exact.uniform_times(steps), length, vocab_size)
 
 
 @pytest.mark.parametrize("schedule", [LogLinearSchedule(), CosineSchedule(), GeometricSchedule()])
 @pytest.mark.parametrize(("steps", "vocab_size", "length", "mask"), [(1, 3, 3, 3), (2, 3, 3, 0), (4, 2, 4, 1)])
-def test_samples_follow_the_exact_law(schedule, steps, vocab_size, length, mask) -> None:
+def test_samples_follow_the_exact_distribution(schedule, steps, vocab_size, length, mask) -> None:
     process = MaskedDiffusion(mask, schedule)
     table = random_table(vocab_size, length, exact.uniform_times(steps), 0, mask)
     out = AncestralSampler(process, num_steps=steps)(table, (DRAWS, length), generator=seeded(1))
     counts = counts_of(out.sequences, vocab_size, mask)
-    assert chi_square_p(counts, exact_law(table, process, steps, length, vocab_size)) > 1e-3
+    assert chi_square_p(counts, exact_distribution(table, process, steps, length, vocab_size)) > 1e-3
 
 
 def test_the_test_would_notice_another_number_of_steps() -> None:
@@ -32,13 +32,13 @@ def test_the_test_would_notice_another_number_of_steps() -> None:
     denoiser = chain.denoiser(3)
     out = AncestralSampler(process, num_steps=2)(denoiser, (DRAWS, length), generator=seeded(1))
     counts = counts_of(out.sequences, 3, 3)
-    assert chi_square_p(counts, exact_law(denoiser, process, 2, length, 3)) > 1e-3
-    assert chi_square_p(counts, exact_law(denoiser, process, 3, length, 3)) < 1e-6
+    assert chi_square_p(counts, exact_distribution(denoiser, process, 2, length, 3)) > 1e-3
+    assert chi_square_p(counts, exact_distribution(denoiser, process, 3, length, 3)) < 1e-6
 
 
 @pytest.mark.parametrize("given_words", [{0: 1}, {1: 2}, {0: 0, 3: 1}])
-def test_prompts_and_infills_follow_the_law_of_the_rest(given_words) -> None:
-    """The law of a sampler that starts with some words is that of a shorter sampler that is told them."""
+def test_prompts_and_infills_follow_the_distribution_of_the_rest(given_words) -> None:
+    """The distribution of a sampler that starts with some words is that of a shorter sampler that is told them."""
     process, length, steps = MaskedDiffusion(3), 4, 3
     table = random_table(3, length, exact.uniform_times(steps), 3, 3)
     free = [i for i in range(length) if i not in given_words]
@@ -46,25 +46,25 @@ def test_prompts_and_infills_follow_the_law_of_the_rest(given_words) -> None:
     for place, word in given_words.items():
         x_init[0, place] = word
 
-    def rest(z, t):
-        whole = x_init.expand(len(z), -1).clone()
-        whole[:, free] = z
+    def rest(x_t, t):
+        whole = x_init.expand(len(x_t), -1).clone()
+        whole[:, free] = x_t
         return table(whole, t)[:, free]
 
     out = AncestralSampler(process, num_steps=steps)(table, x_init=x_init.expand(DRAWS, -1), generator=seeded(4))
     for place, word in given_words.items():
         assert bool((out.sequences[:, place] == word).all())
         assert bool((out.log_probs[:, place] == 0).all())
-    law = exact_law(rest, process, steps, len(free), 3)
-    assert chi_square_p(counts_of(out.sequences[:, free], 3, 3), law) > 1e-3
+    distribution = exact_distribution(rest, process, steps, len(free), 3)
+    assert chi_square_p(counts_of(out.sequences[:, free], 3, 3), distribution) > 1e-3
 
 
 def test_temperature_is_that_of_the_tokens() -> None:
     process = MaskedDiffusion(3)
     table = random_table(3, 3, exact.uniform_times(2), 5, 3)
     out = AncestralSampler(process, num_steps=2, temperature=0.5)(table, (DRAWS, 3), generator=seeded(6))
-    law = exact_law(lambda x, t: table(x, t) / 0.5, process, 2, 3, 3)
-    assert chi_square_p(counts_of(out.sequences, 3, 3), law) > 1e-3
+    distribution = exact_distribution(lambda x, t: table(x, t) / 0.5, process, 2, 3, 3)
+    assert chi_square_p(counts_of(out.sequences, 3, 3), distribution) > 1e-3
 
 
 @settings(max_examples=25)
@@ -82,9 +82,9 @@ def test_no_mask_is_left_and_neither_prompt_nor_padding_is_written(steps, length
         generator=generator,
         return_history=True,
     )
-    movable = (x_init == 3) if real is None else (x_init == 3) & real
-    assert bool((out.sequences[~movable] == x_init[~movable]).all())
-    assert bool((out.sequences[movable] != 3).all())
+    generation_mask = (x_init == 3) if real is None else (x_init == 3) & real
+    assert bool((out.sequences[~generation_mask] == x_init[~generation_mask]).all())
+    assert bool((out.sequences[generation_mask] != 3).all())
     assert out.history is not None
     assert len(out.history) == steps + 1
     assert bool((out.history[0] == x_init).all())
@@ -168,7 +168,7 @@ def test_the_step_is_told_to_a_denoiser_that_accepts_it_and_the_callback_sees_ea
             return torch.zeros(*x_t.shape, 4)
 
     sampler = AncestralSampler(MaskedDiffusion(3), num_steps=2)
-    out = sampler(Told(), (64, 6), generator=seeded(0), callback=lambda step, z: states.append((step, z)))
+    out = sampler(Told(), (64, 6), generator=seeded(0), callback=lambda step, x_t: states.append((step, x_t)))
     assert steps_seen == [(1.0, 0.5), (0.5, 0.0)]
     assert [step for step, _ in states] == [0, 1]
     assert bool((states[-1][1] == out.sequences).all())

@@ -71,14 +71,14 @@ DENOISERS = [
     "denoiser",
 ]
 GUIDES = [
-    lambda z, t, **_: z.float(),
-    lambda z, t: z.float().mean(1),
-    lambda z, t, attention_mask=None, topic=None: -z.sum(1),
-    lambda z, t, **_: torch.full(z.shape, math.nan),
-    lambda z, t, **_: torch.full(z.shape[:1], math.inf),
-    lambda z, t, **_: torch.where(z[:, 0] == 1, -math.inf, 0.0),
-    lambda z, t, **_: z.float().T,
-    lambda z, t, **_: 3.0,
+    lambda x_t, t, **_: x_t.float(),
+    lambda x_t, t: x_t.float().mean(1),
+    lambda x_t, t, attention_mask=None, topic=None: -x_t.sum(1),
+    lambda x_t, t, **_: torch.full(x_t.shape, math.nan),
+    lambda x_t, t, **_: torch.full(x_t.shape[:1], math.inf),
+    lambda x_t, t, **_: torch.where(x_t[:, 0] == 1, -math.inf, 0.0),
+    lambda x_t, t, **_: x_t.float().T,
+    lambda x_t, t, **_: 3.0,
     TeacherRatio(denoiser, denoiser, PROCESS),
     None,
     7,
@@ -196,17 +196,17 @@ def refused_by_the_library(error):
 
 def check_output(out, sampler, call):
     x_init = torch.full((BATCH, LENGTH), sampler.process.mask_token_id) if call["x_init"] is None else call["x_init"]
-    movable = x_init == sampler.process.mask_token_id
+    generation_mask = x_init == sampler.process.mask_token_id
     for name in ("attention_mask", "generation_mask"):
         if call[name] is not None:
-            movable &= call[name].bool()
+            generation_mask &= call[name].bool()
     assert out.sequences.dtype == torch.long
-    assert bool((out.sequences[~movable] == x_init[~movable]).all())
-    assert bool(((out.sequences >= 0) & (out.sequences < V))[movable].all())
+    assert bool((out.sequences[~generation_mask] == x_init[~generation_mask]).all())
+    assert bool(((out.sequences >= 0) & (out.sequences < V))[generation_mask].all())
     left = getattr(sampler, "noise_removal", "") == "none"
-    assert left or bool((out.sequences[movable] != sampler.process.mask_token_id).all())
+    assert left or bool((out.sequences[generation_mask] != sampler.process.mask_token_id).all())
     assert bool((out.log_probs <= 0.0).all())
-    assert bool((out.log_probs[~movable] == 0.0).all())
+    assert bool((out.log_probs[~generation_mask] == 0.0).all())
 
 
 @pytest.mark.parametrize("kind", OWN_OPTIONS, ids=lambda kind: kind.__name__)

@@ -1,4 +1,4 @@
-"""Block after block: the law is a product, the callback counts on, and any sampler will do."""
+"""Block after block: the distribution is a product, the callback counts on, and any sampler will do."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ PROCESS = MaskedDiffusion(MASK)
 
 @pytest.mark.parametrize("block_length", [1, 2, 3])
 def test_blocks_follow_each_other_from_left_to_right(block_length) -> None:
-    """With one step a block the law is a product of blocks, each given those before it and masks after it."""
+    """With one step a block the distribution is a product of blocks, each given those before it and masks after it."""
     network, length, count = RandomNetwork(2, 4, 0), 4, 20_000
-    law = {(MASK,) * length: 1.0}
+    distribution = {(MASK,) * length: 1.0}
     for start in range(0, length, block_length):
         block = range(start, min(start + block_length, length))
 
@@ -34,10 +34,10 @@ def test_blocks_follow_each_other_from_left_to_right(block_length) -> None:
             rows = probabilities(network, state, 1.0, MASK)
             return ((p, put(state, tokens)) for p, tokens in draws({i: rows[i] for i in block}))
 
-        law = advance(law, moves)
+        distribution = advance(distribution, moves)
     sampler = BlockwiseSampler(AncestralSampler(PROCESS, num_steps=1), block_length=block_length)
     out = sampler(network, (count, length), generator=seeded(1))
-    assert chi_square_p(counts_of(out.sequences, 2, MASK), as_tensor(law, 2, MASK)) > 1e-3
+    assert chi_square_p(counts_of(out.sequences, 2, MASK), as_tensor(distribution, 2, MASK)) > 1e-3
     assert out.nfe == -(-length // block_length)
 
 
@@ -73,7 +73,7 @@ def test_later_blocks_are_masks_while_earlier_ones_are_drawn_by_any_sampler() ->
     network = RandomNetwork(2, 4, 0)
     for inner in (
         FirstHittingSampler(PROCESS),
-        RGASampler(PROCESS, reward=lambda z, t: z.float(), num_steps=2, num_candidates=2),
+        RGASampler(PROCESS, reward=lambda x_t, t: x_t.float(), num_steps=2, num_candidates=2),
     ):
         out = BlockwiseSampler(inner, block_length=2)(network, (30, 4), generator=seeded(0), return_history=True)
         assert out.history is not None

@@ -19,9 +19,9 @@ from discrete_distill import (
     ReMaskingSampler,
     RGASampler,
 )
+from discrete_distill.distributed.parallel import save_memory
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import ParallelConfig
-from discrete_distill.training.parallel import save_memory
 
 VOCAB, LENGTH = 11, 8
 PROCESS = MaskedDiffusion(VOCAB - 1)
@@ -34,7 +34,7 @@ SAMPLERS = [
     PathPlanningSampler(PROCESS, num_steps=3),
     ReMaskingSampler(PROCESS, num_steps=3, eta=0.5),
     BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2), block_length=4),
-    RGASampler(PROCESS, reward=lambda z, t, **_: (z % 3).float(), num_steps=3, num_candidates=2),
+    RGASampler(PROCESS, reward=lambda x_t, t, **_: (x_t % 3).float(), num_steps=3, num_candidates=2),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Confidence sampling against its enumerated law."""
+"""Confidence sampling against its enumerated distribution."""
 
 import itertools
 import math
@@ -23,9 +23,9 @@ def score(order, row, token):
     return sum(p * math.log(p) for p in row if p > 0.0)
 
 
-def law_of(network, start, steps, order, temperature=1.0):
+def distribution_of(network, start, steps, order, temperature=1.0):
     free = len(masked_positions(start, MASK))
-    law = {start: 1.0}
+    distribution = {start: 1.0}
     for step in range(steps):
         t, left = 1.0 - step / steps, math.floor(free * (1.0 - (step + 1) / steps) + 1e-6)
 
@@ -36,21 +36,21 @@ def law_of(network, start, steps, order, temperature=1.0):
                 surest = sorted(places, key=lambda i: (-score(order, rows[i], tokens[i]), i))
                 yield p, put(state, {i: tokens[i] for i in surest[: len(places) - left]})
 
-        law = advance(law, moves)
-    return as_tensor(law, 3, MASK)
+        distribution = advance(distribution, moves)
+    return as_tensor(distribution, 3, MASK)
 
 
 @pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
 @pytest.mark.parametrize(("start", "steps"), [((3, 3, 3), 2), ((3, 3, 3), 3), ((3, 1, 3), 2)])
-def test_samples_follow_the_enumerated_law(order, start, steps) -> None:
+def test_samples_follow_the_enumerated_distribution(order, start, steps) -> None:
     network = RandomNetwork(3, LENGTH, 0, times=[1.0 - k / steps for k in range(steps)])
     sampler = ConfidenceSampler(PROCESS, num_steps=steps, order=order, temperature=0.8)
     x_init = torch.tensor([start]).expand(DRAWS, -1)
     out = sampler(network, x_init=x_init, generator=seeded(1))
     counts = counts_of(out.sequences, 3, MASK)
-    assert chi_square_p(counts, law_of(network, start, steps, order, 0.8)) > 1e-3
+    assert chi_square_p(counts, distribution_of(network, start, steps, order, 0.8)) > 1e-3
     if order == "confidence" and len(set(start)) == 1:
-        assert chi_square_p(counts, law_of(network, start, steps, "margin", 0.8)) < 1e-6
+        assert chi_square_p(counts, distribution_of(network, start, steps, "margin", 0.8)) < 1e-6
 
 
 def test_the_greedy_path_is_the_likeliest_of_the_surest() -> None:

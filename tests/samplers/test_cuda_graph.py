@@ -103,8 +103,8 @@ def test_its_shapes_are_known_without_any_data() -> None:
     """Traced with tensors that hold nothing: whatever looked at data would raise."""
     static = trajectory_of(small_network())
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        z, log_probs, overflow = static.run()
-    assert (z.shape, log_probs.shape, overflow.shape) == ((4, LENGTH), (4, LENGTH), ())
+        x_t, log_probs, overflow = static.run()
+    assert (x_t.shape, log_probs.shape, overflow.shape) == ((4, LENGTH), (4, LENGTH), ())
 
 
 @pytest.mark.parametrize(

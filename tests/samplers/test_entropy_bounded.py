@@ -1,4 +1,4 @@
-"""Entropy-bounded sampling against its enumerated law."""
+"""Entropy-bounded sampling against its enumerated distribution."""
 
 import math
 
@@ -14,8 +14,8 @@ MASK, DRAWS = 3, 20_000
 PROCESS = MaskedDiffusion(MASK)
 
 
-def law_of(network, start, gamma):
-    law = {start: 1.0}
+def distribution_of(network, start, gamma):
+    distribution = {start: 1.0}
     for _ in range(len(start)):
 
         def moves(state):
@@ -31,17 +31,17 @@ def law_of(network, start, gamma):
             for p, tokens in draws({i: rows[i] for i in places}):
                 yield p, put(state, {i: tokens[i] for i in within[-1]})
 
-        law = advance(law, moves)
-    return as_tensor(law, 3, MASK)
+        distribution = advance(distribution, moves)
+    return as_tensor(distribution, 3, MASK)
 
 
 @pytest.mark.parametrize("start", [(3, 3, 3), (3, 0, 3)])
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 10.0])
-def test_samples_follow_the_enumerated_law(start, gamma) -> None:
+def test_samples_follow_the_enumerated_distribution(start, gamma) -> None:
     network = RandomNetwork(3, 3, 0)
     x_init = torch.tensor([start]).expand(DRAWS, -1)
     out = EntropyBoundedSampler(PROCESS, gamma=gamma)(network, x_init=x_init, generator=seeded(1))
-    assert chi_square_p(counts_of(out.sequences, 3, MASK), law_of(network, start, gamma)) > 1e-3
+    assert chi_square_p(counts_of(out.sequences, 3, MASK), distribution_of(network, start, gamma)) > 1e-3
 
 
 @pytest.mark.parametrize(("gamma", "calls"), [(0.0, 5), (100.0, 1)])

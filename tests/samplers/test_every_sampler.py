@@ -31,8 +31,8 @@ NETWORK = RandomNetwork(2, LENGTH, 0)
 JUDGE = RandomNetwork(2, LENGTH, 1)
 
 
-def judge(z, t, **_):
-    return JUDGE(z, t)[..., 0]
+def judge(x_t, t, **_):
+    return JUDGE(x_t, t)[..., 0]
 
 
 SAMPLERS = {
@@ -85,11 +85,11 @@ def test_masks_are_filled_in_nothing_else_moves_and_calls_are_counted(name, seed
         generator=generator,
         return_history=True,
     )
-    movable = x_init == MASK if real is None else (x_init == MASK) & real
-    assert bool((out.sequences[movable] != MASK).all())
+    generation_mask = x_init == MASK if real is None else (x_init == MASK) & real
+    assert bool((out.sequences[generation_mask] != MASK).all())
     for state in (*(out.history or []), out.sequences):
-        assert bool((state[~movable] == x_init[~movable]).all())
-    assert bool((out.log_probs[~movable] == 0).all())
+        assert bool((state[~generation_mask] == x_init[~generation_mask]).all())
+    assert bool((out.log_probs[~generation_mask] == 0).all())
     assert bool((out.log_probs <= 0).all())
     assert out.nfe == network.calls
     assert (out.network_evaluations > out.nfe) == ("guided" in name)

@@ -22,20 +22,20 @@ from discrete_distill.samplers.rows import rows_at
 MASK, DRAWS = 2, 20_000
 
 
-def random_order_law(network, start):
+def random_order_distribution(network, start):
     free = [i for i, token in enumerate(start) if token == MASK]
     total: dict = {}
     for order in itertools.permutations(free):
-        law = {start: 1.0 / math.factorial(len(free))}
+        distribution = {start: 1.0 / math.factorial(len(free))}
         for place in order:
-            law = advance(
-                law,
+            distribution = advance(
+                distribution,
                 lambda state, place=place: (
                     (p, put(state, tokens))
                     for p, tokens in draws({place: probabilities(network, state, 0.5, MASK)[place]})
                 ),
             )
-        for state, probability in law.items():
+        for state, probability in distribution.items():
             total[state] = total.get(state, 0.0) + probability
     return as_tensor(total, 2, MASK)
 
@@ -45,14 +45,14 @@ def test_a_denoiser_that_ignores_time_is_read_in_a_uniformly_random_order(start)
     network = RandomNetwork(2, 4, seed=0)
     x_init = torch.tensor([start]).expand(DRAWS, -1)
     out = FirstHittingSampler(MaskedDiffusion(MASK))(network, x_init=x_init, generator=seeded(1))
-    assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_law(network, start)) > 1e-3
+    assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_distribution(network, start)) > 1e-3
 
 
 def test_the_order_is_uniform_also_where_the_schedule_ends_early() -> None:
     """With ``alpha(1)`` near 1 nearly all times are 1: positions must still come in random order."""
     network, process = RandomNetwork(2, 3, seed=0), MaskedDiffusion(MASK, GeometricSchedule(0.01, 0.1))
     out = FirstHittingSampler(process)(network, (DRAWS, 3), generator=seeded(1))
-    assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_law(network, (MASK,) * 3)) > 1e-3
+    assert chi_square_p(counts_of(out.sequences, 2, MASK), random_order_distribution(network, (MASK,) * 3)) > 1e-3
 
 
 def test_it_is_the_limit_of_many_ancestral_steps_for_a_denoiser_that_knows_the_time() -> None:
@@ -63,8 +63,8 @@ def test_it_is_the_limit_of_many_ancestral_steps_for_a_denoiser_that_knows_the_t
         return torch.where(t[:, None, None] > 0.6, early(x, t), late(x, t))
 
     out = FirstHittingSampler(process)(network, (DRAWS, 3), generator=seeded(1))
-    law = exact.sampler_law(network, process, exact.uniform_times(steps), 3, 2)
-    assert chi_square_p(counts_of(out.sequences, 2, MASK), law) > 1e-3
+    distribution = exact.sampler_distribution(network, process, exact.uniform_times(steps), 3, 2)
+    assert chi_square_p(counts_of(out.sequences, 2, MASK), distribution) > 1e-3
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), MaskedDiffusion(MASK).schedule])

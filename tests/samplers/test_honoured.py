@@ -50,8 +50,8 @@ class Network:
         return features
 
 
-def reward(z, t, attention_mask=None, topic=None):
-    return torch.zeros(len(z))
+def reward(x_t, t, attention_mask=None, topic=None):
+    return torch.zeros(len(x_t))
 
 
 # How each sampler is made; blocks and graphs hand the options on to another.
@@ -123,7 +123,7 @@ def test_the_precision_of_the_draw_is_that_of_the_logits(name) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_guidance_moves_the_law_and_costs_twice(name) -> None:
+def test_guidance_moves_the_distribution_and_costs_twice(name) -> None:
     """Of 1.0 + 0 and 0.2 + 0.6 the first is greater; at scale 5 the second, 0.2 + 3.0."""
     sampler = made(name, cfg_scale=5.0, top_k=1)
     if sampler is None:

@@ -8,7 +8,7 @@ from counting import Counting, chi_square_p, counts_of, random_table, seeded
 from enumerated import RandomNetwork
 
 from discrete_distill import AncestralSampler, ConfidenceSampler, FirstHittingSampler, MaskedDiffusion, exact
-from discrete_distill.samplers.filtering import TokenLaw
+from discrete_distill.samplers.filtering import TokenDistribution
 
 MASK, DRAWS = 3, 20_000
 PROCESS = MaskedDiffusion(MASK)
@@ -38,23 +38,27 @@ def frequencies(sampler, logits, draws=DRAWS, **options):
 def test_tokens_outside_are_never_drawn_and_the_others_are_renormalised(choices, kept, precision) -> None:
     """The mask (3) has the greatest logit, and takes no room among the ``k`` or in ``p``."""
     masses = torch.tensor([0.15, 0.55, 0.08, 9.0, 0.2, 0.02], dtype=torch.float64)
-    law = torch.zeros(6, dtype=torch.float64)
-    law[kept] = masses[kept] ** (1.0 / choices.get("temperature", 1.0))
-    law /= law.sum()
+    distribution = torch.zeros(6, dtype=torch.float64)
+    distribution[kept] = masses[kept] ** (1.0 / choices.get("temperature", 1.0))
+    distribution /= distribution.sum()
     sampler = AncestralSampler(PROCESS, num_steps=1, precision=precision, **choices)
     counts, out = frequencies(sampler, masses.log())
-    assert int(counts[law == 0].sum()) == 0
+    assert int(counts[distribution == 0].sum()) == 0
     if len(kept) > 2:
-        assert chi_square_p(counts, law) > 1e-3
+        assert chi_square_p(counts, distribution) > 1e-3
     else:
-        assert bool(((counts / DRAWS - law).abs() < 5 * (law * (1 - law) / DRAWS).sqrt() + 1e-9).all())
-    torch.testing.assert_close(out.log_probs, law.log()[out.sequences].float(), atol=1e-5, rtol=1e-5)
+        assert bool(
+            (
+                (counts / DRAWS - distribution).abs() < 5 * (distribution * (1 - distribution) / DRAWS).sqrt() + 1e-9
+            ).all()
+        )
+    torch.testing.assert_close(out.log_probs, distribution.log()[out.sequences].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_fewest_tokens_hold_the_probability_by_their_own_definition() -> None:
     logits = torch.randn(40, 30, generator=seeded(0))
-    kept = TokenLaw(29, top_p=0.7).probabilities(logits) > 0
-    probs = TokenLaw(29).probabilities(logits)
+    kept = TokenDistribution(29, top_p=0.7).probabilities(logits) > 0
+    probs = TokenDistribution(29).probabilities(logits)
     for row in range(40):
         ranked = sorted(range(29), key=lambda v: -float(probs[row, v]))
         mass, expected = 0.0, []
@@ -81,7 +85,9 @@ def test_steps_are_taken_between_the_times_of_the_grid(grid) -> None:
     times[0], times[-1] = 1.0, 0.0
     table = random_table(3, 3, times, 0, MASK)
     out = sampler(table, (DRAWS, 3), generator=seeded(1))
-    assert chi_square_p(counts_of(out.sequences, 3, MASK), exact.sampler_law(table, PROCESS, times, 3, 3)) > 1e-3
+    assert (
+        chi_square_p(counts_of(out.sequences, 3, MASK), exact.sampler_distribution(table, PROCESS, times, 3, 3)) > 1e-3
+    )
 
 
 def test_a_grid_may_start_late_and_few_positions_are_then_revealed_by_its_first_step() -> None:
@@ -133,7 +139,7 @@ class Conditional:
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("by", ["condition", "prompt"])
-def test_guidance_mixes_both_laws_and_both_calls_are_counted(scale, by) -> None:
+def test_guidance_mixes_both_distributions_and_both_calls_are_counted(scale, by) -> None:
     network = Conditional()
     x_init = torch.full((DRAWS, 2), MASK)
     x_init[:, 0] = 1 if by == "prompt" else 0

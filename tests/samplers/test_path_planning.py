@@ -1,4 +1,4 @@
-"""P2 sampling against its enumerated law."""
+"""P2 sampling against its enumerated distribution."""
 
 import itertools
 import math
@@ -14,9 +14,9 @@ MASK, DRAWS = 3, 20_000
 PROCESS = MaskedDiffusion(MASK, LinearSchedule())
 
 
-def law_of(network, start, steps, eta, planner=None):
+def distribution_of(network, start, steps, eta, planner=None):
     free = masked_positions(start, MASK)
-    law = {start: 1.0}
+    distribution = {start: 1.0}
     for step in range(steps):
         t, hidden = 1.0 - step / steps, math.floor(len(free) * (1.0 - (step + 1) / steps) + 1e-6)
 
@@ -35,20 +35,20 @@ def law_of(network, start, steps, eta, planner=None):
                 lowest = sorted(free, key=lambda i, score=score: (-score(i), i))[len(free) - hidden :]
                 yield p, put(filled, dict.fromkeys(lowest, MASK))
 
-        law = advance(law, moves)
-    return as_tensor(law, 3, MASK)
+        distribution = advance(distribution, moves)
+    return as_tensor(distribution, 3, MASK)
 
 
 @pytest.mark.parametrize(("start", "steps"), [((3, 3, 3), 3), ((3, 3, 1), 2)])
 @pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])
-def test_samples_follow_the_enumerated_law(start, steps, eta) -> None:
+def test_samples_follow_the_enumerated_distribution(start, steps, eta) -> None:
     network = RandomNetwork(3, 3, 0, times=[1.0 - k / steps for k in range(steps)])
     sampler = PathPlanningSampler(PROCESS, num_steps=steps, eta=eta)
     out = sampler(network, x_init=torch.tensor([start]).expand(DRAWS, -1), generator=seeded(1))
     counts = counts_of(out.sequences, 3, MASK)
-    assert chi_square_p(counts, law_of(network, start, steps, eta)) > 1e-3
+    assert chi_square_p(counts, distribution_of(network, start, steps, eta)) > 1e-3
     if eta == 3.0 and steps == 3:
-        assert chi_square_p(counts, law_of(network, start, steps, 0.0)) < 1e-6
+        assert chi_square_p(counts, distribution_of(network, start, steps, 0.0)) < 1e-6
 
 
 def test_a_planner_scores_what_is_written_and_is_counted() -> None:
@@ -57,7 +57,10 @@ def test_a_planner_scores_what_is_written_and_is_counted() -> None:
     out = sampler(network, (DRAWS, 3), generator=seeded(1))
     assert planner.calls == 3
     assert (out.nfe, out.network_evaluations) == (3, 6)
-    assert chi_square_p(counts_of(out.sequences, 3, MASK), law_of(network, (3, 3, 3), 3, 1.0, planner.inner)) > 1e-3
+    assert (
+        chi_square_p(counts_of(out.sequences, 3, MASK), distribution_of(network, (3, 3, 3), 3, 1.0, planner.inner))
+        > 1e-3
+    )
 
 
 def test_eta_decides_whether_written_tokens_are_masked_again() -> None:

@@ -1,4 +1,4 @@
-"""ReMDM against its enumerated law, and against the marginals that it must keep."""
+"""ReMDM against its enumerated distribution, and against the marginals that it must keep."""
 
 import itertools
 import math
@@ -21,9 +21,9 @@ def sigma_of(strategy, eta, t, s):
     return min(eta, greatest) if strategy == "cap" else eta * greatest
 
 
-def law_of(network, start, strategy, eta):
+def distribution_of(network, start, strategy, eta):
     """States carry the probability with which each token was drawn; given tokens carry None."""
-    law = {(start, tuple(None for _ in start)): 1.0}
+    distribution = {(start, tuple(None for _ in start)): 1.0}
     for t, s in itertools.pairwise(TIMES):
 
         def moves(pair, t=t, s=s):
@@ -47,23 +47,23 @@ def law_of(network, start, strategy, eta):
                         after[i], psi[i] = token, round(rows[i][token], 9)
                     yield share * p, (tuple(after), tuple(psi))
 
-        law = advance(law, moves)
+        distribution = advance(distribution, moves)
     words: dict = {}
-    for (state, _), probability in law.items():
+    for (state, _), probability in distribution.items():
         words[state] = words.get(state, 0.0) + probability
     return as_tensor(words, 2, MASK)
 
 
 @pytest.mark.parametrize("start", [(MASK,) * 3, (MASK, MASK, 1)])
 @pytest.mark.parametrize(("strategy", "eta"), [("cap", 0.3), ("rescale", 0.8), ("conf", 1.0)])
-def test_samples_follow_the_enumerated_law(strategy, eta, start) -> None:
+def test_samples_follow_the_enumerated_distribution(strategy, eta, start) -> None:
     network = RandomNetwork(2, 3, 0, times=TIMES[:-1])
     sampler = ReMaskingSampler(PROCESS, grid=TIMES, strategy=strategy, eta=eta)
     out = sampler(network, x_init=torch.tensor([start]).expand(DRAWS, -1), generator=seeded(1))
     counts = counts_of(out.sequences, 2, MASK)
-    assert chi_square_p(counts, law_of(network, start, strategy, eta)) > 1e-3
+    assert chi_square_p(counts, distribution_of(network, start, strategy, eta)) > 1e-3
     if start == (MASK,) * 3 and strategy != "conf":
-        assert chi_square_p(counts, law_of(network, start, strategy, 0.0)) < 1e-6
+        assert chi_square_p(counts, distribution_of(network, start, strategy, 0.0)) < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["cap", "rescale"])

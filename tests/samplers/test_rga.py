@@ -29,10 +29,10 @@ def indifferent(x, t, **_):
     return torch.zeros(*x.shape, 4)
 
 
-def exact_ratio(student_law: Tensor, teacher_law: Tensor):
+def exact_ratio(student_distribution: Tensor, teacher_distribution: Tensor):
     """The optimal discriminator: the exact ratio of the state, at every position."""
-    table = exact.log_ratio(student_law, teacher_law, PROCESS)
-    return lambda z, t, **_: exact.look_up(table, z)[:, None].expand(z.shape).float()
+    table = exact.log_ratio(student_distribution, teacher_distribution, PROCESS)
+    return lambda x_t, t, **_: exact.look_up(table, x_t)[:, None].expand(x_t.shape).float()
 
 
 @pytest.mark.parametrize("x_init", [None, torch.tensor([[0, 3, 3, 3, 2], [3, 3, 1, 3, 3]])])
@@ -47,12 +47,12 @@ def test_one_candidate_and_no_tilt_is_ancestral_sampling_token_for_token(x_init)
     assert out.nfe == out.network_evaluations == plain.nfe
 
 
-def test_a_blind_discriminator_leaves_the_law_as_it_is() -> None:
+def test_a_blind_discriminator_leaves_the_distribution_as_it_is() -> None:
     times = exact.uniform_times(2)
     table = random_table(3, 3, times, 0, 3)
-    blind = lambda z, t: torch.zeros(z.shape)  # noqa: E731
+    blind = lambda x_t, t: torch.zeros(x_t.shape)  # noqa: E731
     out = RGASampler(PROCESS, reward=blind, num_steps=2)(table, (20_000, 3), generator=seeded(2))
-    assert chi_square_p(counts_of(out.sequences, 3, 3), exact.sampler_law(table, PROCESS, times, 3, 3)) > 1e-3
+    assert chi_square_p(counts_of(out.sequences, 3, 3), exact.sampler_distribution(table, PROCESS, times, 3, 3)) > 1e-3
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
@@ -65,43 +65,43 @@ def test_temperature_is_that_of_the_tokens_when_reranking_and_when_tilting(fract
         blind.head[0].weight.zero_()
     sampler = RGASampler(PROCESS, reward=blind, num_steps=1, tilt_fraction=fraction, temperature=0.5)
     out = sampler(table, (20_000, 3), generator=seeded(2))
-    law = exact.sampler_law(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
-    assert chi_square_p(counts_of(out.sequences, 3, 3), law) > 1e-3
+    distribution = exact.sampler_distribution(lambda x, t: table(x, t) / 0.5, PROCESS, times, 3, 3)
+    assert chi_square_p(counts_of(out.sequences, 3, 3), distribution) > 1e-3
 
 
-def test_reranking_with_the_exact_ratio_moves_the_law_towards_the_chain() -> None:
+def test_reranking_with_the_exact_ratio_moves_the_distribution_towards_the_chain() -> None:
     """One step: candidates are whole samples, and re-ranking is importance resampling towards the chain."""
     chain = exact.random_chain(3, seeded(4))
-    law, draws = chain.law(3), 20_000
-    student = exact.sampler_law(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)
+    distribution, draws = chain.distribution(3), 20_000
+    student = exact.sampler_distribution(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)
     kls = {}
     for candidates in (1, 4, 16):
-        sampler = RGASampler(PROCESS, reward=exact_ratio(student, law), num_steps=1, num_candidates=candidates)
+        sampler = RGASampler(PROCESS, reward=exact_ratio(student, distribution), num_steps=1, num_candidates=candidates)
         out = sampler(chain.denoiser(3), (draws, 3), generator=seeded(5))
         frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3)
-        kls[candidates] = float(exact.kl(frequency, law))
-    assert kls[1] == pytest.approx(float(exact.kl(student, law)), rel=0.05)
+        kls[candidates] = float(exact.kl(frequency, distribution))
+    assert kls[1] == pytest.approx(float(exact.kl(student, distribution)), rel=0.05)
     assert kls[4] < 0.5 * kls[1]
     assert kls[16] < 0.5 * kls[4]
 
 
 def test_reranking_at_every_step_of_several_helps_too() -> None:
     chain = exact.random_chain(3, seeded(4))
-    law, draws = chain.law(4), 20_000
-    student = exact.sampler_law(chain.denoiser(3), PROCESS, exact.uniform_times(2), 4, 3)
+    distribution, draws = chain.distribution(4), 20_000
+    student = exact.sampler_distribution(chain.denoiser(3), PROCESS, exact.uniform_times(2), 4, 3)
     kls = []
     for candidates in (1, 4):
-        sampler = RGASampler(PROCESS, reward=exact_ratio(student, law), num_steps=2, num_candidates=candidates)
+        sampler = RGASampler(PROCESS, reward=exact_ratio(student, distribution), num_steps=2, num_candidates=candidates)
         out = sampler(chain.denoiser(3), (draws, 4), generator=seeded(5))
         frequency = (counts_of(out.sequences, 3, 3).double() / draws).view(3, 3, 3, 3)
-        kls.append(float(exact.kl(frequency, law)))
+        kls.append(float(exact.kl(frequency, distribution)))
     assert kls[1] < 0.6 * kls[0]
 
 
 def test_two_candidates_are_chosen_with_the_softmax_of_their_scores() -> None:
-    """One position, two words, scores 0 and -log 3: the law is that of the better of two, by hand."""
+    """One position, two words, scores 0 and -log 3: the distribution is that of the better of two, by hand."""
     logit = torch.tensor([0.0, math.log(3.0), 0.0])
-    judge = lambda z, t: logit[z]  # noqa: E731
+    judge = lambda x_t, t: logit[x_t]  # noqa: E731
     sampler = RGASampler(MaskedDiffusion(2), reward=judge, num_steps=1, num_candidates=2)
     out = sampler(lambda x, t: torch.zeros(*x.shape, 3), (20_000, 1), generator=seeded(0))
     first = 0.25 + 0.5 * 0.75
@@ -110,7 +110,7 @@ def test_two_candidates_are_chosen_with_the_softmax_of_their_scores() -> None:
 
 
 def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
-    judge = lambda z, t: -z.float()  # noqa: E731
+    judge = lambda x_t, t: -x_t.float()  # noqa: E731
     state = SamplerState(MaskedDiffusion(9), indifferent, (1, 4), generator=seeded(0))
     tokens = torch.tensor([1, 2, 3, 6])
     t = torch.tensor([0.5])
@@ -127,7 +127,7 @@ def test_the_scale_multiplies_scores_and_sum_adds_them_over_positions() -> None:
 
 
 def test_masked_positions_alone_count_where_so_chosen_and_prompt_and_padding_never() -> None:
-    judge = lambda z, t, attention_mask: torch.arange(1.0, 5.0).expand(z.shape)  # noqa: E731
+    judge = lambda x_t, t, attention_mask: torch.arange(1.0, 5.0).expand(x_t.shape)  # noqa: E731
     x_init = torch.tensor([[0, 3, 3, 3]])
     real = torch.tensor([[True, True, True, False]])
     state = SamplerState(PROCESS, indifferent, x_init=x_init, attention_mask=real, generator=seeded(0))
@@ -209,7 +209,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(normalize) -> 
     assert float(actual.abs().max()) > 1e-3
 
 
-def test_a_tilted_step_follows_the_tilted_law() -> None:
+def test_a_tilted_step_follows_the_tilted_distribution() -> None:
     judge, strength = small_discriminator(1), 20.0
     chain = exact.random_chain(3, seeded(0), 1.0)
     sampler = RGASampler(
@@ -220,10 +220,10 @@ def test_a_tilted_step_follows_the_tilted_law() -> None:
     logits = chain.denoiser(3)(state.tokens)[0]
     gradient = sampler.reward_gradient(state, torch.arange(3), logits, torch.ones(1))
     tilted = (PROCESS.masked_log_probs(logits) + strength * gradient.clamp(-1.0, 1.0)).softmax(-1)[:, :3]
-    law = tilted[0][:, None, None] * tilted[1][None, :, None] * tilted[2]
+    distribution = tilted[0][:, None, None] * tilted[1][None, :, None] * tilted[2]
     counts = counts_of(out.sequences, 3, 3)
-    assert chi_square_p(counts, law) > 1e-3
-    assert chi_square_p(counts, exact.sampler_law(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)) < 1e-6
+    assert chi_square_p(counts, distribution) > 1e-3
+    assert chi_square_p(counts, exact.sampler_distribution(chain.denoiser(3), PROCESS, [1.0, 0.0], 3, 3)) < 1e-6
 
 
 def test_tilting_raises_the_reward() -> None:
@@ -245,9 +245,9 @@ def test_prompt_and_padding_stay_and_no_mask_is_left() -> None:
     network = lambda x, t, attention_mask: torch.zeros(*x.shape, 4)  # noqa: E731
     sampler = RGASampler(PROCESS, reward=small_discriminator(), num_steps=4, num_candidates=2, tilt_fraction=0.5)
     out = sampler(network, x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True)
-    movable = (x_init == 3) & real
-    assert bool((out.sequences[~movable] == x_init[~movable]).all())
-    assert bool((out.sequences[movable] != 3).all())
+    generation_mask = (x_init == 3) & real
+    assert bool((out.sequences[~generation_mask] == x_init[~generation_mask]).all())
+    assert bool((out.sequences[generation_mask] != 3).all())
     assert out.history is not None
     assert len(out.history) == 5
 
@@ -268,7 +268,7 @@ def test_bad_choices_are_refused(choices, message) -> None:
 
 def test_tilting_by_a_plain_function_is_refused() -> None:
     with pytest.raises(TypeError, match="set tilt_fraction=0 to re-rank only"):
-        RGASampler(PROCESS, reward=lambda z, t: z.float(), num_steps=4, tilt_fraction=0.5)
+        RGASampler(PROCESS, reward=lambda x_t, t: x_t.float(), num_steps=4, tilt_fraction=0.5)
 
 
 def test_a_reward_that_cannot_be_called_is_refused() -> None:
@@ -317,8 +317,8 @@ def test_no_more_rows_than_a_chunk_or_a_sequence_are_tilted_at_once() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("per_position", [False, True])
 def test_scores_that_are_no_numbers_are_refused_and_the_sequence_named(check, bad, per_position) -> None:
-    def judge(z, t):
-        scores = torch.zeros(z.shape) if per_position else torch.zeros(len(z))
+    def judge(x_t, t):
+        scores = torch.zeros(x_t.shape) if per_position else torch.zeros(len(x_t))
         scores[2] = -bad if per_position else bad
         return scores
 
@@ -330,11 +330,11 @@ def test_scores_that_are_no_numbers_are_refused_and_the_sequence_named(check, ba
 
 def test_a_candidate_of_reward_minus_infinity_is_never_kept_and_all_of_them_are_refused() -> None:
     """Words 0 are forbidden; with many candidates one without them is there."""
-    forbidden = lambda z, t: torch.where((z == 0).any(1), -math.inf, 0.0)  # noqa: E731
+    forbidden = lambda x_t, t: torch.where((x_t == 0).any(1), -math.inf, 0.0)  # noqa: E731
     sampler = RGASampler(PROCESS, reward=forbidden, num_steps=1, num_candidates=200)
     out = sampler(indifferent, (20, 3), generator=seeded(0))
     assert bool((out.sequences != 0).all())
-    hopeless = RGASampler(PROCESS, reward=lambda z, t: torch.full((len(z),), -math.inf), num_steps=1)
+    hopeless = RGASampler(PROCESS, reward=lambda x_t, t: torch.full((len(x_t),), -math.inf), num_steps=1)
     with pytest.raises(ValueError, match="sequence 0"):
         hopeless(indifferent, (2, 3), generator=seeded(0))
 

@@ -10,9 +10,9 @@ from discrete_distill import Discriminator, RGASampler, TeacherRatio
 TOPICS = torch.tensor([0, 1, 2, 0, 1])
 
 
-def by_topic(z, t, topic):
+def by_topic(x_t, t, topic):
     """Prefers the word that is the topic of the sequence, whatever the batch."""
-    return (z == topic[:, None]).double().sum(1)
+    return (x_t == topic[:, None]).double().sum(1)
 
 
 class Topical(Discriminator):
@@ -22,8 +22,8 @@ class Topical(Discriminator):
         wanted_BD = self.embedding_weight()[topic]
         return -(h_BLD * wanted_BD[:, None]).sum(-1) * 1e3
 
-    def forward(self, z_t, t, *, topic=None, attention_mask=None):
-        return self.from_embeddings(self.backbone.embed(z_t), t, topic=topic)
+    def forward(self, x_t, t, *, topic=None, attention_mask=None):
+        return self.from_embeddings(self.backbone.embed(x_t), t, topic=topic)
 
 
 def test_candidates_are_judged_under_the_conditions_of_their_sequence() -> None:
@@ -52,7 +52,7 @@ def test_a_discriminator_that_takes_no_such_condition_is_refused_before_anything
     with pytest.raises(TypeError, match="takes no keyword 'topic'"):
         sampler(network, (5, 6), model_kwargs={"topic": TOPICS})
     with pytest.raises(TypeError, match="takes no keyword 'attention_mask'"):
-        RGASampler(PROCESS, reward=lambda z, t: z.float())(
+        RGASampler(PROCESS, reward=lambda x_t, t: x_t.float())(
             network, (1, 2), attention_mask=torch.tensor([[True, False]])
         )
     assert network.calls == 0

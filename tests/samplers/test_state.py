@@ -75,13 +75,13 @@ def test_writing_leaves_earlier_states_and_the_prompt_as_they_were() -> None:
 
 def test_coins_are_the_seeds_alone_and_fall_with_their_probability() -> None:
     states = [SamplerState(PROCESS, silent, (rows, 50), generator=seeded(5)) for rows in (40, 400)]
-    coins = [state.coins(3, torch.full((state.batch,), 0.3)) for state in states]
-    assert bool((coins[1][:40] == coins[0]).all())
-    frequency = coins[1].float().mean().item()
+    unmask_draws = [state.unmask_draws(3, torch.full((state.batch,), 0.3)) for state in states]
+    assert bool((unmask_draws[1][:40] == unmask_draws[0]).all())
+    frequency = unmask_draws[1].float().mean().item()
     assert abs(frequency - 0.3) < 5 * (0.21 / 20_000) ** 0.5
-    assert not bool((coins[0] == states[0].coins(4, torch.full((40,), 0.3))).all())
-    assert not bool(states[0].coins(0, torch.zeros(40)).any())
-    assert bool(states[0].coins(0, torch.ones(40)).all())
+    assert not bool((unmask_draws[0] == states[0].unmask_draws(4, torch.full((40,), 0.3))).all())
+    assert not bool(states[0].unmask_draws(0, torch.zeros(40)).any())
+    assert bool(states[0].unmask_draws(0, torch.ones(40)).all())
 
 
 def test_the_seed_is_one_draw_of_the_generator() -> None:
@@ -188,8 +188,8 @@ def test_a_sample_and_a_student_path_of_one_seed_and_the_same_times_are_the_same
     assert torch.equal(path.sequences, sample.sequences)
     assert sample.history is not None
     for step, before, after in zip(path.steps, sample.history, sample.history[1:], strict=False):
-        assert torch.equal(step.z, before)
-        assert torch.equal(step.z_next, after)
+        assert torch.equal(step.x_t, before)
+        assert torch.equal(step.x_s, after)
     torch.testing.assert_close(path.token_log_probs(), sample.log_probs)
 
 
@@ -213,10 +213,10 @@ def test_an_attention_mask_of_another_shape_is_refused() -> None:
 def test_coins_of_several_steps_are_those_of_each() -> None:
     state = SamplerState(PROCESS, silent, (3, 50), generator=seeded(5))
     probabilities = torch.tensor([0.2, 0.5, 1.0])
-    together = state.coins_of_steps(4, probabilities)
-    of_rows = state.coins_of_steps(4, probabilities[:, None].expand(3, 3))
+    together = state.unmask_draws_of_steps(4, probabilities)
+    of_rows = state.unmask_draws_of_steps(4, probabilities[:, None].expand(3, 3))
     for k in range(3):
-        assert bool((together[k] == state.coins(4 + k, probabilities[k].expand(3))).all())
+        assert bool((together[k] == state.unmask_draws(4 + k, probabilities[k].expand(3))).all())
     assert bool((together == of_rows).all())
 
 

@@ -21,7 +21,7 @@ import transformers.optimization  # noqa: F401  Once here, and not in every fork
 from accelerate import Accelerator
 from torch import Generator, nn
 
-from discrete_distill.training import CheckpointStore, Learner, LoopConfig, OptimizerConfig, TrainingLoop
+from discrete_distill.training import CheckpointStore, LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop
 
 torch.set_num_threads(1)
 # Saving is watched line by line down to the standard library; networks are not.
@@ -32,16 +32,18 @@ def train(directory: Path) -> list[float]:
     """Twelve steps of a small network with dropout and a moving average; a checkpoint after every second one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-    learner = Learner(network, OptimizerConfig(learning_rate=0.01, warmup_steps=3, ema_decay=0.9), 12, ACCELERATOR)
+    module_optimizer = ModuleOptimizer(
+        network, OptimizerConfig(learning_rate=0.01, warmup_steps=3, ema_decay=0.9), 12, ACCELERATOR
+    )
 
     def step(index: int, generator: Generator) -> dict[str, float]:
         x = torch.randn(8, 4, generator=generator)
-        loss = (learner.network(x) - x.sum(1, keepdim=True)).square().mean()
-        return {"loss": loss.item(), **learner.step(loss)}
+        loss = (module_optimizer.network(x) - x.sum(1, keepdim=True)).square().mean()
+        return {"loss": loss.item(), **module_optimizer.step(loss)}
 
     config = LoopConfig(num_steps=12, seed=3, log_every=3, checkpoint_every=2, keep_checkpoints=2)
-    TrainingLoop(config, directory, {"network": learner}, step, label="killed", quiet=True).run()
-    states = (network.state_dict(), learner.averaged.state_dict())
+    TrainingLoop(config, directory, {"network": module_optimizer}, step, label="killed", quiet=True).run()
+    states = (network.state_dict(), module_optimizer.averaged.state_dict())
     return [value for state in states for tensor in state.values() for value in tensor.flatten().tolist()]
 
 
@@ -79,7 +81,7 @@ def in_fork(body: Any) -> tuple[bool, Any]:
     return os.WIFSIGNALED(status), json.loads(said) if said else None
 
 
-def counted(directory: Path, last: int | None) -> list[Any]:
+def loss_mask(directory: Path, last: int | None) -> list[Any]:
     counter = LineCounter(last)
     sys.settrace(counter)
     weights = train(directory)
@@ -112,14 +114,14 @@ def killed_while_writing(directory: Path, kept: int) -> list[float]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    _, (lines, whole) = in_fork(lambda: counted(folder / "whole", None))
+    _, (lines, whole) = in_fork(lambda: loss_mask(folder / "whole", None))
     moments = random.Random(0)
     kills, saving, fronts = 0, 0, []
     while kills < 20:
         last = moments.randrange(1, lines)
         run = folder / f"cut-{len(fronts)}"
         while kills < 20:  # Killed at random moments until one session of it gets through.
-            killed, _ = in_fork(lambda run=run, last=last: counted(run, last))
+            killed, _ = in_fork(lambda run=run, last=last: loss_mask(run, last))
             if not killed:
                 break
             kills += 1

@@ -9,12 +9,12 @@ from benchmarks.laboratory import Laboratory, LookUpDenoiser, Networks, trained
 from discrete_distill import DiDiInstructConfig, exact
 from discrete_distill.training import CollapseWatch, TrainingCollapsed, mode_collapse
 
-LABORATORY = Laboratory(exact.modal_law(4, 3, concentration=0.3), length=4, hidden_size=16)
+LABORATORY = Laboratory(exact.modal_mixture(4, 3, concentration=0.3), length=4, hidden_size=16)
 
 
 def distil(updates: int, paths: int, rate: float) -> CollapseWatch:
     """Own-token credit and an auxiliary that is updated once, as a hurried run has it."""
-    config = DiDiInstructConfig(window=0, path_steps=(2,), group_size=paths, ratio_updates=1)
+    config = DiDiInstructConfig(window=0, path_steps=(2,), group_size=paths, log_ratio_updates=1)
     networks = Networks(LABORATORY, LookUpDenoiser(LABORATORY), config, seed=0)
     method, g = networks.method(LABORATORY.process, config), Generator().manual_seed(0)
     optimizers = [
@@ -44,6 +44,8 @@ def test_the_same_run_at_a_smaller_rate_is_healthy_and_its_metrics_are_exact() -
     assert not any(mode_collapse(watch.history[:end]) for end in range(len(watch.history) + 1))
     # The first lines are the teacher's, of two steps.
     teacher = LookUpDenoiser(LABORATORY)
-    law = exact.sampler_law(teacher, LABORATORY.process, exact.uniform_times(2), 4, 3, time_dependent=False)
+    distribution = exact.sampler_distribution(
+        teacher, LABORATORY.process, exact.uniform_times(2), 4, 3, time_dependent=False
+    )
     first = [line["sample_agreement"] for line in watch.history[:3]]
-    assert sum(first) / 3 == pytest.approx(float(exact.agreement(law)), abs=0.03)
+    assert sum(first) / 3 == pytest.approx(float(exact.agreement(distribution)), abs=0.03)

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from discrete_distill.training import CheckpointStore, Learner, OptimizerConfig, TrainingLoop, read_metrics
+from discrete_distill.training import CheckpointStore, ModuleOptimizer, OptimizerConfig, TrainingLoop, read_metrics
 from discrete_distill.training.loop import LoopConfig
 from discrete_distill.training.stopping import stop_requests
 
@@ -162,13 +162,13 @@ def test_a_step_saved_again_is_never_missing(tmp_path: Path, monkeypatch: pytest
 
 def test_a_loss_that_is_not_finite_is_skipped_even_if_its_gradient_is() -> None:
     torch.manual_seed(0)
-    learner = Learner(nn.Linear(2, 1), OptimizerConfig(warmup_steps=0), 5, Accelerator(cpu=True))
-    before = [parameter.clone() for parameter in learner.module.parameters()]
-    metrics = learner.step(learner.network(torch.ones(1, 2)).sum() + float("inf"))
+    module_optimizer = ModuleOptimizer(nn.Linear(2, 1), OptimizerConfig(warmup_steps=0), 5, Accelerator(cpu=True))
+    before = [parameter.clone() for parameter in module_optimizer.module.parameters()]
+    metrics = module_optimizer.step(module_optimizer.network(torch.ones(1, 2)).sum() + float("inf"))
     assert metrics["skipped_updates"] == 1.0
     assert math.isnan(metrics["gradient_norm"])
-    assert all(torch.equal(a, b) for a, b in zip(learner.module.parameters(), before, strict=True))
-    assert learner.step(learner.network(torch.ones(1, 2)).sum())["skipped_updates"] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(module_optimizer.module.parameters(), before, strict=True))
+    assert module_optimizer.step(module_optimizer.network(torch.ones(1, 2)).sum())["skipped_updates"] == 1.0
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
@@ -176,11 +176,11 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     weights = []
     for parts in (1, 4):
         torch.manual_seed(0)
-        learner = Learner(nn.Linear(2, 1), OptimizerConfig(warmup_steps=0), 5, Accelerator(cpu=True))
+        module_optimizer = ModuleOptimizer(nn.Linear(2, 1), OptimizerConfig(warmup_steps=0), 5, Accelerator(cpu=True))
         for part in x.chunk(parts):
-            learner.backward(learner.network(part).square().mean() / parts)
-        norm = learner.update()["gradient_norm"]
-        weights.append((norm, *nn.utils.parameters_to_vector(learner.module.parameters()).tolist()))
+            module_optimizer.backward(module_optimizer.network(part).square().mean() / parts)
+        norm = module_optimizer.update()["gradient_norm"]
+        weights.append((norm, *nn.utils.parameters_to_vector(module_optimizer.module.parameters()).tolist()))
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 

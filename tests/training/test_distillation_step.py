@@ -10,17 +10,19 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.methods import UpdatePlan
+from discrete_distill.distillation.methods import UpdatePlan
+from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.rollout import Rollout
-from discrete_distill.training import BatchPart, DistillationStep, Learner, OptimizerConfig
+from discrete_distill.training import BatchPart, DistillationStep, ModuleOptimizer, OptimizerConfig
 
 PROCESS, LENGTH = MaskedDiffusion(8), 6
-CONFIG = DiDiInstructConfig(group_size=2, path_steps=(2,), ratio_warmup=1, ratio_updates=3, data_kl_coefficient=0.5)
+CONFIG = DiDiInstructConfig(
+    group_size=2, path_steps=(2,), log_ratio_warmup=1, log_ratio_updates=3, data_kl_coefficient=0.5
+)
 
 
 class Scene:
-    """A small method with its learners, and a record of what its losses were asked for."""
+    """A small method with its module_optimizers, and a record of what its losses were asked for."""
 
     def __init__(self, config: DiDiInstructConfig = CONFIG) -> None:
         torch.manual_seed(0)
@@ -30,10 +32,11 @@ class Scene:
         self.accelerator = Accelerator(cpu=True)
         networks = {"student": DiDiInstruct.make_student, "auxiliary": DiDiInstruct.make_auxiliary}
         settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
-        self.learners = {
-            name: Learner(make(teacher, config), settings, 10, self.accelerator) for name, make in networks.items()
+        self.module_optimizers = {
+            name: ModuleOptimizer(make(teacher, config), settings, 10, self.accelerator)
+            for name, make in networks.items()
         }
-        student, auxiliary = (self.learners[name].network for name in networks)
+        student, auxiliary = (self.module_optimizers[name].network for name in networks)
         self.method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
         self.asked: list[str] = []
         self.references = 0
@@ -57,20 +60,22 @@ class Scene:
             BatchPart(draw=self.draw, reference=self.reference, generator=Generator().manual_seed(10 * index + number))
             for number in range(parts)
         ]
-        return DistillationStep(self.method, self.learners, self.accelerator, made, index, **given)
+        return DistillationStep(self.method, self.module_optimizers, self.accelerator, made, index, **given)
 
     def updates(self) -> dict[str, int]:
-        return {name: learner.scheduler.last_epoch for name, learner in self.learners.items()}
+        return {
+            name: module_optimizer.scheduler.last_epoch for name, module_optimizer in self.module_optimizers.items()
+        }
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_obeys_the_plan(parts: int) -> None:
     scene = Scene()
-    student = [p.detach().clone() for p in scene.learners["student"].parameters]
+    student = [p.detach().clone() for p in scene.module_optimizers["student"].parameters]
     metrics = scene.step(0, parts).run()
     assert scene.asked == ["auxiliary"] * 3 * parts
     assert scene.references == 0
-    assert all(torch.equal(*pair) for pair in zip(student, scene.learners["student"].parameters, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(student, scene.module_optimizers["student"].parameters, strict=True))
     assert {"sample_agreement", "auxiliary_loss", "auxiliary_learning_rate"} <= metrics.keys()
     scene.asked.clear()
     metrics = scene.step(1, parts).run()
@@ -90,14 +95,14 @@ def test_a_caller_with_its_own_optimiser_of_the_student_has_the_same_step() -> N
     """`begin`, `student_loss` of every part, and `finish`, as a Trainer calls them."""
     whole, pieces = Scene(), Scene()
     whole.step(1, 2).run()
-    step, learner = pieces.step(1, 2), pieces.learners["student"]
+    step, module_optimizer = pieces.step(1, 2), pieces.module_optimizers["student"]
     step.begin()
     while not step.is_taught:
-        learner.backward(step.student_loss()[1] / 2)
-    learner.update()
+        module_optimizer.backward(step.student_loss()[1] / 2)
+    module_optimizer.update()
     step.finish()
-    for name in whole.learners:
-        weights = zip(whole.learners[name].parameters, pieces.learners[name].parameters, strict=True)
+    for name in whole.module_optimizers:
+        weights = zip(whole.module_optimizers[name].parameters, pieces.module_optimizers[name].parameters, strict=True)
         assert all(torch.equal(*pair) for pair in weights)
 
 
@@ -111,7 +116,7 @@ class Rival:
         self.update_plan = UpdatePlan(order=("auxiliary", "student"), reads_reference=("auxiliary",))
 
     def loss(self, name: str, rollout: Rollout, *, reference: Tensor | None = None, **given: Any) -> Any:
-        from discrete_distill.methods import StepOutput
+        from discrete_distill.distillation.methods import StepOutput
 
         assert (reference is None) == (name == "student")
         if name == "student":
@@ -129,7 +134,7 @@ class Rival:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_method_of_ones_own_needs_the_protocol_alone(parts: int) -> None:
-    scene = Scene(replace(CONFIG, ratio_conditioning=False))
+    scene = Scene(replace(CONFIG, log_ratio_conditioning=False))
     scene.method = Rival(scene)  # type: ignore[assignment]
     metrics = scene.step(0, parts).run()
     assert scene.updates() == {"student": 1, "auxiliary": 1}

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Generator, nn
 
 from discrete_distill.training import (
-    Learner,
     LoopConfig,
+    ModuleOptimizer,
     OptimizerConfig,
     TrainingDiverged,
     TrainingLoop,
@@ -52,22 +52,22 @@ def loop_of(directory: Path, parts: dict[str, Any], step: Step, **settings: Any)
     return TrainingLoop(LoopConfig(**settings), directory, parts, step, label="test", quiet=True, rank=rank)
 
 
-def network_run(directory: Path, *, die_at: int | None = None) -> tuple[Learner, list[dict[str, float]]]:
+def network_run(directory: Path, *, die_at: int | None = None) -> tuple[ModuleOptimizer, list[dict[str, float]]]:
     """Twelve steps of a small network with dropout and a moving average, from where its folder left off."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 1))
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=3, schedule="cosine", ema_decay=0.9)
-    learner = Learner(network, config, 12, Accelerator(cpu=True))
+    module_optimizer = ModuleOptimizer(network, config, 12, Accelerator(cpu=True))
 
     def step(index: int, generator: Generator) -> dict[str, float]:
         if index == die_at:
             raise Killed
         x = torch.randn(8, 4, generator=generator)
         loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
-        return {"loss": loss.item(), **learner.step(loss)}
+        return {"loss": loss.item(), **module_optimizer.step(loss)}
 
     settings = {"num_steps": 12, "seed": 3, "log_every": 4, "checkpoint_every": 5, "keep_checkpoints": 2}
-    return learner, loop_of(directory, {"network": learner}, step, **settings).run()
+    return module_optimizer, loop_of(directory, {"network": module_optimizer}, step, **settings).run()
 
 
 def flattened(value: Any) -> list[Any]:

@@ -90,7 +90,7 @@ def test_the_sentence_has_the_figures_and_says_what_to_change() -> None:
     for said in ("agree at 80.0%", "at first 1.0%", "divergence from the teacher", "learning rate", "kl_coefficient"):
         assert said in found
     assert "more paths" in found
-    assert "ratio_updates" in found
+    assert "log_ratio_updates" in found
 
 
 @pytest.mark.parametrize("wrong", [{"agreement_factor": 1.0}, {"entropy_share": 1.0}, {"errors": -1.0}, {"updates": 0}])

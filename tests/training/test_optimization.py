@@ -8,26 +8,26 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from discrete_distill.training import Learner, OptimizerConfig
+from discrete_distill.training import ModuleOptimizer, OptimizerConfig
 
 
-def learner(num_steps: int = 20, **settings: object) -> Learner:
+def module_optimizer(num_steps: int = 20, **settings: object) -> ModuleOptimizer:
     torch.manual_seed(0)
     config = OptimizerConfig(**{"learning_rate": 0.05, "warmup_steps": 0, **settings})  # type: ignore[arg-type]
-    return Learner(nn.Linear(3, 2), config, num_steps, Accelerator(cpu=True))
+    return ModuleOptimizer(nn.Linear(3, 2), config, num_steps, Accelerator(cpu=True))
 
 
-def weights(made: Learner) -> torch.Tensor:
+def weights(made: ModuleOptimizer) -> torch.Tensor:
     return nn.utils.parameters_to_vector(made.module.parameters()).detach().clone()
 
 
-def loss_of(made: Learner, seed: int) -> torch.Tensor:
+def loss_of(made: ModuleOptimizer, seed: int) -> torch.Tensor:
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
     return (made.module(x) - 1.0).square().mean()
 
 
 def test_updates_are_those_of_a_bare_adamw_with_clipping() -> None:
-    made = learner(weight_decay=0.1, gradient_clip=0.3)
+    made = module_optimizer(weight_decay=0.1, gradient_clip=0.3)
     torch.manual_seed(0)
     bare = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=0.05, betas=(0.9, 0.999), weight_decay=0.1)
@@ -43,7 +43,7 @@ def test_updates_are_those_of_a_bare_adamw_with_clipping() -> None:
 
 
 def test_no_clipping_leaves_a_large_gradient_whole() -> None:
-    made = learner(gradient_clip=0.0)
+    made = module_optimizer(gradient_clip=0.0)
     kept = []
     made.optimizer.register_step_pre_hook(
         lambda optimizer, *_: kept.extend(p.grad.clone() for p in optimizer.param_groups[0]["params"])
@@ -55,7 +55,7 @@ def test_no_clipping_leaves_a_large_gradient_whole() -> None:
 
 def test_the_moving_average_is_its_closed_form() -> None:
     """After ``w_1 .. w_n``: ``d^(n-1) w_1 + (1 - d) sum_(k >= 2) d^(n-k) w_k``, one term an update."""
-    decay, made = 0.7, learner(ema_decay=0.7)
+    decay, made = 0.7, module_optimizer(ema_decay=0.7)
     path = []
     for seed in range(8):
         made.step(loss_of(made, seed))
@@ -70,13 +70,13 @@ def test_the_moving_average_is_its_closed_form() -> None:
 
 
 def test_without_an_average_the_network_itself_is_sampled_from() -> None:
-    made = learner(ema_decay=0.0)
+    made = module_optimizer(ema_decay=0.0)
     assert made.averaged is made.module
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(poison: float) -> None:
-    made = learner(ema_decay=0.9)
+    made = module_optimizer(ema_decay=0.9)
     made.step(loss_of(made, 0))
     before, average_before = weights(made), [p.clone() for p in made.averaged.parameters()]
     moments = [state["exp_avg"].clone() for state in made.optimizer.state.values()]
@@ -99,7 +99,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(poison: float) -> 
     ],
 )
 def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule: str, expected: list[float]) -> None:
-    made = learner(num_steps=6, warmup_steps=2, learning_rate=1.0, schedule=schedule)
+    made = module_optimizer(num_steps=6, warmup_steps=2, learning_rate=1.0, schedule=schedule)
     rates = [made.step(loss_of(made, seed))["learning_rate"] for seed in range(6)]
     assert rates == pytest.approx(expected, abs=1e-6)
 
@@ -110,18 +110,18 @@ def test_frozen_parameters_stay() -> None:
     network[0].requires_grad_(False)
     frozen, trained = network[0].weight.clone(), network[1].weight.clone()
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, warmup_steps=0)
-    made = Learner(network, config, 5, Accelerator(cpu=True))
+    made = ModuleOptimizer(network, config, 5, Accelerator(cpu=True))
     made.step(network(torch.ones(2, 3)).sum())
     assert torch.equal(network[0].weight, frozen)
     assert not torch.equal(network[1].weight, trained)
 
 
 def test_a_learner_goes_on_exactly_where_another_was_saved() -> None:
-    one = learner(ema_decay=0.9, schedule="cosine", warmup_steps=3)
+    one = module_optimizer(ema_decay=0.9, schedule="cosine", warmup_steps=3)
     for seed in range(4):
         one.step(loss_of(one, seed))
     one.step(float("nan") * loss_of(one, 4))
-    other = learner(ema_decay=0.9, schedule="cosine", warmup_steps=3)
+    other = module_optimizer(ema_decay=0.9, schedule="cosine", warmup_steps=3)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for seed in range(4, 8):
         first, second = (made.step(loss_of(made, seed)) for made in (one, other))
@@ -141,7 +141,7 @@ def test_impossible_settings_are_refused() -> None:
 def test_scaled_half_precision_is_refused() -> None:
     scaling = SimpleNamespace(scaler=object())
     with pytest.raises(ValueError, match="fp16 is not supported; use bf16"):
-        Learner(nn.Linear(1, 1), OptimizerConfig(), 1, scaling)  # type: ignore[arg-type]
+        ModuleOptimizer(nn.Linear(1, 1), OptimizerConfig(), 1, scaling)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -150,4 +150,4 @@ def test_weights_that_are_not_finite_are_refused_before_training(value: float) -
     with torch.no_grad():
         network.weight[1, 2] = value
     with pytest.raises(ValueError, match="weight"):
-        Learner(network, OptimizerConfig(), 5, Accelerator(cpu=True))
+        ModuleOptimizer(network, OptimizerConfig(), 5, Accelerator(cpu=True))

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from discrete_distill.training import (
-    Learner,
     LoopConfig,
+    ModuleOptimizer,
     OptimizerConfig,
     TrainingLoop,
     flat_settings,
@@ -51,15 +51,15 @@ def run(directory: Path, num_steps: int = 2, *, seed: int = 0, settings: Any = N
     torch.manual_seed(0)
     network = nn.Linear(3, 3)
     config = OptimizerConfig(**{"learning_rate": 0.01, "warmup_steps": 0, **optimizer})
-    learner, used = Learner(network, config, num_steps, Accelerator(cpu=True)), []
+    module_optimizer, used = ModuleOptimizer(network, config, num_steps, Accelerator(cpu=True)), []
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
         loss = network(torch.randn(4, 3, generator=generator)).square().mean()
-        used.append(learner.step(loss)["learning_rate"])
+        used.append(module_optimizer.step(loss)["learning_rate"])
         return {"loss": loss.item()}
 
     loop = LoopConfig(num_steps=num_steps, seed=seed, checkpoint_every=1)
-    TrainingLoop(loop, directory, {"network": learner}, step, label="x", quiet=True, settings=settings).run()
+    TrainingLoop(loop, directory, {"network": module_optimizer}, step, label="x", quiet=True, settings=settings).run()
     return used
 
 

@@ -1,0 +1,172 @@
+"""Estimators of ``log q_student(x_t) / q_teacher(x_t)`` behind one interface. Student minus teacher, always.
+
+Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...checks import check_per_row, check_same_shape
+from ...kernels import token_losses
+from ...process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
+from ...process.sequences import check_sequences
+
+
+class LogRatio(NamedTuple):
+    """Values ``[B, L]`` at the positions that count (0 elsewhere) and one value ``[B]`` for each sequence, nats."""
+
+    per_position: Tensor
+    per_sequence: Tensor
+
+
+class LogRatioEstimator(Protocol):
+    """``estimator(x_t, t, x=x, generated=..., s=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that
+    read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that tell students of different steps apart."""
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio: ...
+
+
+@dataclass(frozen=True)
+class DiscriminatorLogRatio:
+    """The logit of a classifier of student (1) against reference (0), averaged over masked positions; arXiv 2509.25035.
+
+    Where the corruption left no mask, it is averaged over the positions that may be masked: such states are a part of
+    the divergence as well. The network is read in evaluation mode.
+
+    Biased by what the classifier has not learned (towards 0), by its lag behind the student, and by label smoothing,
+    which bounds it by ``log((2 - s) / s)``.
+
+    Args:
+        process: names the mask.
+        network: ``network(x_t, t) -> logits [B, L]``.
+    """
+
+    process: MaskedDiffusion
+    network: Callable[..., Tensor]
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio:
+        check_sequences(x_t, generation_mask)
+        check_per_row("t", t, len(x_t))
+        judged = self.process.judged_positions(x_t, generation_mask)
+        with evaluation_mode(self.network):
+            logits = self.network(x_t, t, **cond)
+        logits = torch.where(judged, logits.to(torch.promote_types(logits.dtype, torch.float32)), 0.0)
+        return LogRatio(logits, logits.sum(1) / judged.sum(1).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class AuxiliaryDenoiserLogRatio:
+    """Two denoisers on the same masks: one fitted to the student's samples, and the teacher; as in DMD (arXiv
+    2311.18828) and IDLM (arXiv 2602.19066).
+
+    ``r_i = log q(x_i | x_t) - log p(x_i | x_t)`` at masked positions, and their sum for the sequence. Averaged over
+    corruptions of ``x`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
+    NELBOs, ``log q_student(x) - log p_teacher(x)``. The noise of the masks cancels in the difference.
+
+    An auxiliary that ``accepts_step`` is told ``s``, the `Rollout.last_time` of the samples. One that is not sees the
+    mixture of all numbers of steps, and so does the gradient: some may then sharpen as long as others blur.
+
+    Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's
+    conditionals are from those of one joint distribution. Both networks are read in evaluation mode.
+
+    Args:
+        process: names the mask.
+        auxiliary: denoiser fitted to student samples.
+        teacher: the frozen teacher.
+    """
+
+    process: MaskedDiffusion
+    auxiliary: Denoiser
+    teacher: Denoiser
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio:
+        """Raises ValueError without the clean tokens ``x``, or where shapes do not fit."""
+        if x is None:
+            raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
+        check_sequences(x_t, generation_mask)
+        check_sequences(x, None)
+        if x.shape != x_t.shape:
+            raise ValueError(f"x has shape {list(x.shape)}, z_t {list(x_t.shape)}; they must agree")
+        masked = self.process.is_masked(x_t, generation_mask)
+        rows = masked.flatten().nonzero().squeeze(1)
+        with evaluation_mode(self.auxiliary, self.teacher):
+            auxiliary_NV = logits_at(self.auxiliary, x_t, t, rows, s=s, **cond)
+            auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[rows])
+            values = auxiliary_N - self._log_prob(logits_at(self.teacher, x_t, t, rows, **cond), x.flatten()[rows])
+        per_position = torch.zeros(x_t.shape, dtype=values.dtype, device=x_t.device)
+        per_position = per_position.flatten().index_put((rows,), values).view_as(x_t)
+        return LogRatio(per_position, per_position.sum(1))
+
+    def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+        return token_losses(logits_NV, None, tokens_N, mask_token_id=self.process.mask_token_id).log_prob
+
+
+@dataclass(frozen=True)
+class ExactLogRatio:
+    """The true log-ratio, from a function that knows it (see ``discrete_distill.exact``). Unbiased.
+
+    Args:
+        process: names the mask.
+        function: ``function(x_t, t) -> [B]``, ``log q_student(x_t) - log q_teacher(x_t)`` in nats.
+    """
+
+    process: MaskedDiffusion
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        s: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio:
+        """The value of the sequence stands at every judged position, as the optimal discriminator's logit does."""
+        value = self.function(x_t, t)
+        return LogRatio(value[:, None] * self.process.judged_positions(x_t, generation_mask), value)
+
+
+def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """``log q - log p``, 0 where both are minus infinity (the mask).
+
+    Raises:
+        TypeError: if they are no floating-point numbers.
+        ValueError: if their shapes differ.
+    """
+    check_same_shape(log_q=log_q, log_p=log_p)
+    return torch.where(torch.isneginf(log_q) & torch.isneginf(log_p), 0.0, log_q - log_p)

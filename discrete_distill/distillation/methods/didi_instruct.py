@@ -1,0 +1,266 @@
+"""DiDi-Instruct (arXiv 2509.25035): distil a masked diffusion teacher into a few-step student by an integral KL
+divergence. `DistillationMethod` has the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...models import DiT
+from ...process import Denoiser, MaskedDiffusion
+from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..rollout import Rollout
+from .assembly import make_diversity_control, make_estimator, make_matcher
+from .auxiliary_fit import fit_auxiliary
+from .config import DiDiInstructConfig
+from .data_divergence import data_divergence
+from .discriminator_fit import fit_discriminator
+from .networks import check_accepts_step, trainable_copy
+from .output import Credit, LogRatioOutput, StepOutput
+from .path_method import PathMethod, divisor
+from .path_metrics import reference_agreement
+from .protocol import UpdatePlan
+from .sample_credit import SampleCredit
+from .vocabulary_credit import VocabularyCredit
+
+
+class DiDiInstruct(PathMethod[DiDiInstructConfig]):
+    """DiDi-Instruct, published and recommended, assembled from the library's parts; see `PathMethod`.
+
+    Args:
+        student: denoiser that is trained.
+        teacher: any denoiser; read without a graph, never given a gradient.
+        discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
+        process: mask and schedule.
+        config: every choice.
+        auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+
+    Raises:
+        ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
+            attribute ``accepts_step``.
+
+    Example:
+        >>> config = DiDiInstructConfig.recommended(group_size=4)  # doctest: +SKIP
+        >>> student = DiDiInstruct.make_student(teacher, config)  # doctest: +SKIP
+        >>> auxiliary = DiDiInstruct.make_auxiliary(teacher, config)  # doctest: +SKIP
+        >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
+    """
+
+    network_names = ("student", "teacher", "discriminator", "auxiliary")
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Denoiser,
+        discriminator: nn.Module | None,
+        process: MaskedDiffusion,
+        config: DiDiInstructConfig | None = None,
+        *,
+        auxiliary: nn.Module | None = None,
+    ) -> None:
+        config = config if config is not None else DiDiInstructConfig()
+        if config.log_ratio == "discriminator" and discriminator is None:
+            raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
+        if config.log_ratio == "auxiliary" and auxiliary is None:
+            raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
+        if config.log_ratio == "auxiliary" and config.log_ratio_conditioning:
+            check_accepts_step(auxiliary, "auxiliary", "log_ratio_conditioning")
+        self.discriminator = discriminator
+        self.auxiliary = auxiliary
+        scored = config.credit != "vocabulary"
+        super().__init__(
+            student,
+            teacher,
+            process,
+            config,
+            matcher=make_matcher(process, config),
+            estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
+        )
+        self.diversity = make_diversity_control(config)
+
+    @staticmethod
+    def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
+        what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
+        told = config.credit == "vocabulary" or config.log_ratio_conditioning
+        return trainable_copy(teacher, step_conditioning=told)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
+        where it has them."""
+        state = super().state_dict()
+        return state if self.diversity is None else {**state, "diversity": self.diversity.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: if it is of another baseline, or lacks the state of the `DiversityControl`.
+        """
+        state = dict(state)
+        diversity = state.pop("diversity", None)
+        if (diversity is None) != (self.diversity is None):
+            raise ValueError("the state is of another diversity_tolerance; set it as it was")
+        if self.diversity is not None and diversity is not None:
+            self.diversity.load_state_dict(diversity)
+        super().load_state_dict(state)
+
+    def _log_ratio(
+        self, process: MaskedDiffusion, teacher: nn.Module | Denoiser, config: DiDiInstructConfig
+    ) -> LogRatioEstimator:
+        if config.log_ratio == "discriminator":
+            assert self.discriminator is not None
+            return DiscriminatorLogRatio(process, self.discriminator)
+        assert self.auxiliary is not None
+        return AuxiliaryDenoiserLogRatio(process, self.auxiliary, teacher)
+
+    @property
+    def update_plan(self) -> UpdatePlan:
+        """See `DiDiInstructConfig.update_plan`."""
+        return self.config.update_plan(discriminator=self.discriminator is not None)
+
+    def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
+        """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
+        are."""
+        rollout = super().rollout(*sizes, tokens=tokens, **given)
+        if self.diversity is not None and tokens is None:
+            for agreement in self.rollout_metrics(rollout).values():
+                self.diversity.add(agreement)
+        return rollout
+
+    def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:
+        if name == "auxiliary":
+            return self.auxiliary_loss(rollout, **given)
+        assert reference is not None
+        return self.discriminator_loss(rollout, reference, **given)
+
+    def discriminator_loss(
+        self,
+        rollout: Rollout,
+        reference: Tensor,
+        *,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+    ) -> StepOutput:
+        """Binary cross-entropy between student states and reference tokens corrupted to the same times: averaged within
+        a sequence over its masked positions (all generated ones where there is no mask), then over sequences by their
+        numbers of generated tokens. With ``reuse_discriminator_logits`` it is taken without dropout, since it is the
+        reward too.
+
+        Args:
+            rollout: of this step.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``; given positions must agree with the rollout's.
+            generator: source of randomness.
+            num_tokens: see `student_loss`.
+
+        Raises:
+            ValueError: if there is no discriminator or the shapes differ.
+        """
+        if self.discriminator is None:
+            raise ValueError("this method was made without a discriminator")
+        return fit_discriminator(
+            self.discriminator,
+            self.process,
+            self.config,
+            rollout,
+            reference,
+            num_tokens=divisor(rollout, num_tokens),
+            generator=generator,
+        )
+
+    def auxiliary_loss(
+        self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None
+    ) -> StepOutput:
+        """Fit the auxiliary denoiser to the student.
+
+        With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's
+        remasked (soft targets: ``q(v | z') = E[p_student(v | x_t) | z']``); otherwise to its samples, by the NELBO.
+
+        Args:
+            rollout: of this step.
+            generator: source of randomness.
+            num_tokens: see `student_loss`.
+
+        Raises:
+            ValueError: if there is no auxiliary denoiser.
+        """
+        if self.auxiliary is None:
+            raise ValueError("this method was made without an auxiliary denoiser")
+        tokens = divisor(rollout, num_tokens)
+        if self.config.credit != "vocabulary":
+            return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
+        loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, tokens)
+        return StepOutput(loss, {"auxiliary_loss": loss.detach()})
+
+    def _vocabulary_credit(self) -> VocabularyCredit:
+        return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
+
+    def _sample_credit(self) -> SampleCredit:
+        return replace(
+            super()._sample_credit(),
+            regularization=self.config.regularization,
+            coupled_time=self.config.coupled_time,
+        )
+
+    def student_loss(
+        self,
+        rollout: Rollout,
+        *,
+        log_ratio_output: LogRatioOutput | None = None,
+        credit: Credit | None = None,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+    ) -> StepOutput:
+        """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone.
+
+        Args:
+            rollout: of this step.
+            log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
+            credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient``; given
+                positions must agree with the rollout's.
+            generator: source of randomness.
+            num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
+                part of it, as a mean over processes. `Rollout.num_tokens` by default.
+
+        Raises:
+            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
+                another shape than the samples.
+        """
+        tokens = divisor(rollout, num_tokens)
+        if self.config.data_kl_coefficient and reference is None:
+            raise ValueError(
+                f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
+                "student_loss(rollout, reference=...): data, or samples of the teacher at many steps"
+            )
+        if self.config.credit == "vocabulary":
+            out = self._vocabulary_credit().student_loss(rollout, generator, tokens)
+        else:
+            out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
+        return out if reference is None else self._with_data_divergence(out, rollout, reference, generator, tokens)
+
+    def _with_data_divergence(
+        self,
+        out: StepOutput,
+        rollout: Rollout,
+        reference: Tensor,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
+    ) -> StepOutput:
+        """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
+        if self.diversity is not None:
+            self.diversity.add_reference(reference_agreement(rollout, reference))
+        weight = self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
+        metrics = dict(out.metrics)
+        if self.diversity is not None:
+            metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
+        if not weight:
+            return StepOutput(out.loss, metrics)
+        divergence = data_divergence(
+            self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator
+        )
+        return StepOutput(out.loss + weight * divergence, {**metrics, "data_divergence": divergence.detach()})

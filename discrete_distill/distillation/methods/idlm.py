@@ -1,0 +1,143 @@
+"""The objective of IDLM (arXiv 2602.19066): a likelihood bound of the teacher less one of an auxiliary denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Generator, Tensor, nn
+
+from ...checks import check_all_counts
+from ...models import DiT
+from ...process import BetaTime, ConstantWeight, Denoiser, MaskedDiffusion
+from ..divergence import AuxiliaryDenoiserLogRatio, ScoreFunctionIntegralKL
+from ..rollout import Rollout
+from .auxiliary_fit import fit_auxiliary
+from .networks import check_accepts_step, trainable_copy
+from .output import StepOutput
+from .path_config import PathConfig
+from .path_method import PathMethod, divisor
+from .protocol import UpdatePlan
+
+
+@dataclass(kw_only=True)
+class IDLMConfig(PathConfig):
+    """Configuration of `IDLM`; `PathConfig` has the other fields.
+
+    Args:
+        corruptions: corruptions averaged for each sample.
+        log_ratio_warmup: steps in which the auxiliary alone is updated.
+        log_ratio_updates: updates of the auxiliary for each one of the student.
+        log_ratio_conditioning: tell the auxiliary which number of steps its samples were drawn in, so that each is
+            compared with the teacher by itself; off: the mixture of all is.
+
+    Raises:
+        TypeError: if a number that counts something is not whole.
+        ValueError: if a number is out of range.
+    """
+
+    corruptions: int = 2
+    log_ratio_warmup: int = 10
+    log_ratio_updates: int = 4
+    log_ratio_conditioning: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_all_counts(self, "corruptions", "log_ratio_updates")
+        check_all_counts(self, "log_ratio_warmup", least=0)
+
+    @property
+    def method_class(self) -> type[IDLM]:
+        """`IDLM`."""
+        return IDLM
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student, then the auxiliary; a discriminator is not trained."""
+        updates = {"auxiliary": self.log_ratio_updates}
+        return UpdatePlan(order=("student", "auxiliary"), updates=updates, warmup=self.log_ratio_warmup)
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """Teacher and auxiliary on each corruption, and the updates of the auxiliary."""
+        return 2.0 * self.corruptions * batch + self.log_ratio_updates * batch, float(self.log_ratio_updates * batch)
+
+
+class IDLM(PathMethod[IDLMConfig]):
+    """Inverse distillation: the reward of a sample ``x`` is
+
+        r(x) = E[ nelbo_auxiliary(x; z_t) - nelbo_teacher(x; z_t) ],    z_t ~ q(. | x)
+
+    with an auxiliary denoiser that is fitted to the student's samples, and one reward for the whole sequence.
+
+    Our implementation: the gradient is that of the score function along the student's path, with leave-one-out
+    baselines, where the paper (arXiv 2602.19066) relaxes the tokens and differentiates the reward.
+
+    Args:
+        student: denoiser that is trained; see `PathMethod.make_student`.
+        teacher: any denoiser; never given a gradient.
+        auxiliary: denoiser that is fitted to the student; see `make_auxiliary`.
+        process: mask and schedule.
+        config: every choice.
+
+    Raises:
+        ValueError: if there is no auxiliary denoiser, or a network that is to be told its step has no true attribute
+            ``accepts_step``.
+
+    Example:
+        >>> config = IDLMConfig(group_size=4)  # doctest: +SKIP
+        >>> student = IDLM.make_student(teacher, config)  # doctest: +SKIP
+        >>> auxiliary = IDLM.make_auxiliary(teacher, config)  # doctest: +SKIP
+        >>> method = IDLM(student, teacher, auxiliary, process, config)  # doctest: +SKIP
+    """
+
+    network_names = ("student", "teacher", "auxiliary")
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Denoiser,
+        auxiliary: nn.Module,
+        process: MaskedDiffusion,
+        config: IDLMConfig | None = None,
+    ) -> None:
+        config = config if config is not None else IDLMConfig()
+        if auxiliary is None:
+            raise ValueError("IDLM needs an auxiliary denoiser; see IDLM.make_auxiliary")
+        if config.log_ratio_conditioning:
+            check_accepts_step(auxiliary, "auxiliary", "log_ratio_conditioning")
+        estimator = ScoreFunctionIntegralKL(
+            process,
+            AuxiliaryDenoiserLogRatio(process, auxiliary, teacher),
+            time_distribution=BetaTime(0.02, 0.98, a=1.0, b=1.0),
+            weight=ConstantWeight(),
+            importance_weight=False,
+            corruptions=config.corruptions,
+            by="count",
+            shared_masks=config.branching,
+            baseline=config.baseline,
+            scale=config.scale,
+            advantage_clip=config.advantage_clip,
+        )
+        super().__init__(student, teacher, process, config, estimator=estimator)
+        self.auxiliary = auxiliary
+
+    @staticmethod
+    def make_auxiliary(teacher: DiT, config: IDLMConfig) -> DiT:
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
+        its samples' paths, if so configured."""
+        return trainable_copy(teacher, step_conditioning=config.log_ratio_conditioning)
+
+    def auxiliary_loss(
+        self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None
+    ) -> StepOutput:
+        """Fit the auxiliary denoiser to the student's samples; see `fit_auxiliary`.
+
+        Args:
+            rollout: of this step.
+            generator: source of randomness.
+            num_tokens: see `student_loss`.
+        """
+        tokens = divisor(rollout, num_tokens)
+        return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
+
+    def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:
+        return self.auxiliary_loss(rollout, **given)

@@ -1,0 +1,145 @@
+"""The reward of `RolloutMMD`: features of a frozen network at the student's tokens, against those of data.
+
+It is a log-ratio by interface and the gradient of a squared MMD by meaning (see `token_witness`): paths, groups,
+leave-one-out baselines and credit are those of the other methods, and there is no auxiliary network to train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count
+from ...process import evaluation_mode
+from ..divergence import LogRatio, token_witness
+from ..divergence.mmd import check_bandwidth
+from ..rollout import Rollout
+from .output import LogRatioOutput
+
+
+class FeatureNetwork(Protocol):
+    """``network(x, t, **cond) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen."""
+
+    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Hidden states of a denoiser after one of its blocks, scaled to unit length: directions are compared, not norms.
+    The network is read in evaluation mode.
+
+    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block says little;
+    a block in the middle has read token and context.
+
+    Args:
+        network: with a list ``blocks`` of modules, such as `DiT`, and ``features(x, t, **cond)``.
+        block: index of the block; the one in the middle if None.
+
+    Raises:
+        ValueError: if the network has no such block.
+    """
+
+    network: nn.Module
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        count = len(getattr(self.network, "blocks", ()))
+        if not count or not 0 <= self._index(count) < count:
+            raise ValueError(
+                f"{type(self.network).__name__} has {count} blocks, none of them is block {self.block}; "
+                "pass features=, a function from clean tokens to [B, L, D]"
+            )
+
+    def _index(self, count: int) -> int:
+        return (count - 1) // 2 if self.block is None else self.block
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+        blocks: Any = self.network.blocks
+        kept: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
+            kept.append(out[0] if isinstance(out, tuple) else out)
+
+        hook = blocks[self._index(len(blocks))].register_forward_hook(keep)
+        try:
+            network: Any = self.network
+            with evaluation_mode(network):
+                network.features(x, t, **cond)
+        finally:
+            hook.remove()
+        return nn.functional.normalize(kept[0].float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class MMDLogRatio:
+    """``2 w(f_i) / n`` at each of the ``n`` tokens of a student sequence, and their sum, the sequence's share of
+    ``grad MMD^2``. It reads clean samples: there is no time in it.
+
+    Args:
+        features: frozen.
+        group_size: rows of a group are not compared with each other; the leave-one-out baseline does that.
+        bandwidth: of the kernel; the median distance within the reference if None.
+
+    Raises:
+        TypeError: if the group size is no integer, or the bandwidth no number.
+        ValueError: if the group size or the bandwidth is not positive.
+    """
+
+    features: FeatureNetwork
+    group_size: int
+    bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        check_count("group_size", self.group_size)
+        if self.bandwidth is not None:
+            check_bandwidth(self.bandwidth)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        x: Tensor | None = None,
+        generation_mask: Tensor | None = None,
+        s: Tensor | None = None,
+        reference: Tensor | None = None,
+        **cond: Any,
+    ) -> LogRatio:
+        """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
+        where positions are given, but not as many reference sequences as samples."""
+        if x is None or reference is None:
+            raise ValueError("the MMD compares samples with data; pass reference=")
+        if len(reference) != len(x) and generation_mask is not None and not bool(generation_mask.all()):
+            raise ValueError(
+                f"{len(reference)} reference sequences for {len(x)} samples with given positions: give one for each "
+                "sample, with the same positions given"
+            )
+        clean = torch.zeros(len(x), device=x.device)
+        clean_reference = torch.zeros(len(reference), device=x.device)
+        with evaluation_mode(self.features):
+            witness_BL = token_witness(
+                self.features(x, clean, **cond),
+                self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
+                group_size=self.group_size,
+                loss_mask_BL=generation_mask,
+                bandwidth=self.bandwidth,
+            )
+        loss_mask = (
+            witness_BL.new_full((len(x),), x.shape[1])
+            if generation_mask is None
+            else generation_mask.sum(1).clamp(min=1)
+        )
+        per_position = 2.0 * witness_BL / loss_mask[:, None]
+        return LogRatio(per_position, per_position.sum(1))
+
+    def log_ratio_output(self, rollout: Rollout, reference: Tensor) -> LogRatioOutput:
+        """Of a rollout's samples, for `RolloutMMD.student_loss`."""
+        x = rollout.sequences
+        t = torch.zeros(len(x), device=x.device)
+        given = {"x": x, "generation_mask": rollout.generation_mask, "reference": reference}
+        return LogRatioOutput(t, self(x, t, **given, **rollout.denoiser_kwargs()))

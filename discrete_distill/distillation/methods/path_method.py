@@ -1,0 +1,260 @@
+"""What the methods that train on student paths share: paths, credit to their samples, and dispatch by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...models import DiT
+from ...process import Denoiser, MaskedDiffusion
+from ..divergence import ScoreFunctionIntegralKL
+from ..paths import IntermediateStateMatcher
+from ..rollout import Rollout
+from .networks import check_accepts_step, trainable_copy
+from .output import Credit, LogRatioOutput, StepOutput
+from .path_config import PathConfig
+from .path_metrics import agreement_metrics
+from .protocol import UpdatePlan
+from .sample_credit import SampleCredit
+
+ConfigT = TypeVar("ConfigT", bound=PathConfig)
+
+
+class PathMethod(Generic[ConfigT]):
+    """A `DistillationMethod` on student paths, whose samples are scored.
+
+    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. Paths are drawn and rewards
+    read in evaluation mode; ratio networks are trained in the mode that they are in.
+
+    Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
+    changes a gradient. A batch in parts has the gradient of the whole if each part's losses are given ``num_tokens`` of
+    the whole, and the student's its `credits`, and they are added up.
+
+    Args:
+        student: denoiser that is trained.
+        teacher: any denoiser; read without a graph, never given a gradient.
+        process: mask and schedule.
+        config: every choice.
+        matcher: draws the paths.
+        estimator: scores the samples; None for a method that scores none.
+
+    Raises:
+        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+
+    Attributes:
+        network_names: of the arguments of the class that are networks.
+    """
+
+    network_names: ClassVar[tuple[str, ...]] = ("student", "teacher")
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Denoiser,
+        process: MaskedDiffusion,
+        config: ConfigT,
+        *,
+        matcher: IntermediateStateMatcher | None = None,
+        estimator: ScoreFunctionIntegralKL | None,
+    ) -> None:
+        if config.step_conditioning:
+            check_accepts_step(student, "student", "step_conditioning")
+        self.config = config
+        self.student = student
+        self.teacher: Any = teacher
+        self.process = process
+        self.matcher = matcher or IntermediateStateMatcher(
+            process,
+            num_steps=config.path_steps,
+            rows="revealed",
+            gradient_steps=config.gradient_steps,
+            branching=config.branching,
+        )
+        self.estimator = estimator
+
+    @classmethod
+    def assemble(cls, config: PathConfig, process: MaskedDiffusion, **networks: Any) -> PathMethod[Any]:
+        """The method from its networks by name.
+
+        Args:
+            config: of this class.
+            process: mask and schedule.
+            **networks: student, teacher, auxiliary, discriminator; those that the method has no use for are ignored.
+
+        Raises:
+            ValueError: as the class.
+        """
+        kind: Any = cls
+        return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
+
+    @staticmethod
+    def make_student(teacher: DiT, config: PathConfig) -> DiT:
+        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
+        are the teacher's."""
+        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
+
+    @property
+    def update_plan(self) -> UpdatePlan:
+        """Order and number of the updates in a training step."""
+        return self.config.update_plan()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs beside the networks: the estimator's `RunningMean`, where it has one."""
+        return {} if self.estimator is None else self.estimator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: if it is of another baseline.
+        """
+        if self.estimator is not None:
+            self.estimator.load_state_dict(state)
+
+    def rollout(
+        self,
+        batch_size: int | None = None,
+        length: int | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        tokens: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> Rollout:
+        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
+        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
+        ``model_kwargs`` by keyword.
+
+        Raises:
+            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
+        """
+        shape = None
+        if x_init is None:
+            if batch_size is None or length is None:
+                raise ValueError("give batch_size and length, or x_init")
+            shape = (batch_size, length)
+        return self.matcher(
+            self.student,
+            shape,
+            group_size=self.config.group_size,
+            x_init=x_init,
+            attention_mask=attention_mask,
+            generator=generator,
+            device=device,
+            tokens=tokens,
+            model_kwargs=model_kwargs,
+        )
+
+    def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """See `agreement_metrics`."""
+        return agreement_metrics(rollout, branching=self.config.branching)
+
+    def loss(
+        self,
+        name: str,
+        rollout: Rollout,
+        *,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+        credit: Credit | None = None,
+        log_ratio_output: LogRatioOutput | None = None,
+    ) -> StepOutput:
+        """The loss of one network of `update_plan`; see `DistillationMethod`.
+
+        Raises:
+            ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
+        """
+        plan = self.update_plan
+        if name not in plan.order:
+            raise ValueError(f"this method trains {', '.join(plan.order)}, not {name!r}")
+        if name in plan.reads_reference and reference is None and credit is None:
+            raise ValueError(f"the loss of the {name} reads reference sequences; pass reference=")
+        given: dict[str, Any] = {"generator": generator, "num_tokens": num_tokens}
+        if name == "student":
+            return self.student_loss(
+                rollout, log_ratio_output=log_ratio_output, credit=credit, reference=reference, **given
+            )
+        return self._ratio_loss(name, rollout, reference, **given)
+
+    def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:
+        raise NotImplementedError
+
+    def credits(
+        self,
+        rollouts: Sequence[Rollout],
+        log_ratio_outputs: Sequence[LogRatioOutput | None] | None = None,
+        generators: Sequence[Generator] | None = None,
+        *,
+        references: Sequence[Callable[[], Tensor]] | None = None,
+    ) -> list[Credit] | None:
+        """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None if the method
+        compares no samples.
+
+        Args:
+            rollouts: of every part; graphs and logits are not needed.
+            log_ratio_outputs: of every part; see `student_loss`.
+            generators: of every part.
+            references: of every part, called where the rewards read a reference.
+
+        Raises:
+            ValueError: if a reward is not finite.
+        """
+        if self.estimator is None:
+            return None
+        credit, none = self._sample_credit(), [None] * len(rollouts)
+        each = zip(rollouts, log_ratio_outputs or none, generators or none, references or none, strict=True)
+        scores = [
+            credit.score(rollout, log_ratio_output or self._judge(rollout, reference), generator)
+            for rollout, log_ratio_output, generator, reference in each
+        ]
+        return [Credit(*pair) for pair in zip(scores, self.estimator.advantages(scores), strict=True)]
+
+    def student_loss(
+        self,
+        rollout: Rollout,
+        *,
+        log_ratio_output: LogRatioOutput | None = None,
+        credit: Credit | None = None,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+    ) -> StepOutput:
+        """The surrogate; its gradient is for the student alone.
+
+        Args:
+            rollout: of this step.
+            log_ratio_output: log-ratios of its samples that are already there.
+            credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
+            reference: clean tokens, for methods that compare samples with them.
+            generator: source of randomness.
+            num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
+                part of it, as a mean over processes. `Rollout.num_tokens` by default.
+
+        Raises:
+            ValueError: if a log-probability of the path, or a reward, is not finite.
+        """
+        if credit is None and log_ratio_output is None:
+            log_ratio_output = self._judge(rollout, None if reference is None else lambda: reference)
+        return self._sample_credit().student_loss(
+            rollout, credit, log_ratio_output, generator, divisor(rollout, num_tokens)
+        )
+
+    def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> LogRatioOutput | None:
+        """Log-ratios from a comparison with reference sequences, where the method makes one."""
+        return None
+
+    def _sample_credit(self) -> SampleCredit:
+        if self.estimator is None:
+            raise ValueError('credit="vocabulary" has no rewards of samples')
+        return SampleCredit(self.process, self.teacher, self.estimator, branching=self.config.branching)
+
+
+def divisor(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:
+    """What sums over generated tokens are divided by: ``num_tokens``, or those of the rollout."""
+    return rollout.num_tokens() if num_tokens is None else num_tokens

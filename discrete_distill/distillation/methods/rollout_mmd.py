@@ -1,0 +1,113 @@
+"""Distillation by a maximum mean discrepancy between samples of the student and data, in features of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...process import Denoiser, MaskedDiffusion
+from ..divergence import ScoreFunctionIntegralKL
+from ..divergence.mmd import check_bandwidth
+from ..rollout import Rollout
+from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
+from .output import LogRatioOutput
+from .path_config import PathConfig
+from .path_method import PathMethod
+from .protocol import UpdatePlan
+
+
+@dataclass(kw_only=True)
+class RolloutMMDConfig(PathConfig):
+    """Configuration of `RolloutMMD`; `PathConfig` has the other fields. The batch must hold two groups or more. Rewards
+    are scaled by their deviation over the batch, since kernel values differ by hundredths.
+
+    Args:
+        group_size: rows of a group are not compared with each other.
+        bandwidth: of the kernel; the median distance within the reference if None.
+
+    Raises:
+        TypeError: if a number that counts something is not whole.
+        ValueError: if a number is out of range.
+    """
+
+    group_size: int = 4
+    bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bandwidth is not None:
+            check_bandwidth(self.bandwidth)
+
+    @property
+    def method_class(self) -> type[RolloutMMD]:
+        """`RolloutMMD`."""
+        return RolloutMMD
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student alone, which reads reference sequences; a discriminator is not trained."""
+        return UpdatePlan(order=("student",), reads_reference=("student",))
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """Features of samples and reference."""
+        return 2.0 * batch, 0.0
+
+
+class RolloutMMD(PathMethod[RolloutMMDConfig]):
+    """Minimise ``MMD^2`` between the tokens of whole student samples and of unpaired data.
+
+    The reward of a token is the witness ``E k(f, data's) - E k(f, student's)`` in the features ``f`` of a frozen
+    network, with an RBF kernel; the student's distribution is estimated from *other* groups, so that the gradient, that
+    of the score function along the path, is exactly that of ``MMD^2``. No network beside the student is trained.
+
+    Our implementation, and no published method. The feature-space MMD of the literature (arXiv 2610.06648) is paired:
+    it fills the masks of one corrupted data sequence with several candidates from a single student pass, compares each
+    with that same sequence, and needs no path. Here whole paths are drawn from all mask, and compared with data that
+    has nothing to do with them.
+
+    Args:
+        student: denoiser that is trained; see `PathMethod.make_student`.
+        teacher: any denoiser; never given a gradient.
+        process: mask and schedule.
+        config: every choice.
+        features: ``features(x, t, **cond) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
+            teacher by default.
+
+    Raises:
+        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``, or the teacher has
+            no blocks and no features are given.
+
+    Example:
+        >>> method = RolloutMMD(student, teacher, process, RolloutMMDConfig())  # doctest: +SKIP
+        >>> rollout = method.rollout(8, 16, generator=g)  # doctest: +SKIP
+        >>> method.loss("student", rollout, reference=data, generator=g).loss.backward()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Denoiser,
+        process: MaskedDiffusion,
+        config: RolloutMMDConfig | None = None,
+        *,
+        features: FeatureNetwork | None = None,
+    ) -> None:
+        config = config if config is not None else RolloutMMDConfig()
+        if features is None:
+            features = FrozenFeatures(teacher)  # type: ignore[arg-type]
+        self.log_ratio = MMDLogRatio(features, config.group_size, config.bandwidth)
+        estimator = ScoreFunctionIntegralKL(
+            process,
+            self.log_ratio,
+            importance_weight=False,
+            baseline=config.baseline,
+            scale=config.scale,
+            advantage_clip=config.advantage_clip,
+        )
+        super().__init__(student, teacher, process, config, estimator=estimator)
+
+    def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> LogRatioOutput:
+        if reference is None:
+            raise ValueError("the MMD compares samples with data; pass reference=")
+        return self.log_ratio.log_ratio_output(rollout, reference())

@@ -1,0 +1,112 @@
+"""Credit to the samples that were drawn: the integral KL's score function, with the method's regularisers.
+
+Shape suffixes: B batch, L length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ...process import Denoiser, MaskedDiffusion
+from ..divergence import SampleScores, ScoreFunctionIntegralKL
+from ..rollout import Rollout
+from .output import Credit, LogRatioOutput, StepOutput
+from .path_metrics import path_metrics
+from .reward_metrics import reward_metrics
+from .step_losses import Regularization, step_losses
+
+
+@dataclass(frozen=True)
+class SampleCredit:
+    """The student's loss, in two halves: scores of its samples, and the gradient of their paths.
+
+    Args:
+        process: names the mask.
+        teacher: frozen.
+        estimator: of the integral KL.
+        regularization: added to the surrogate.
+        coupled_time: corrupt samples to a time of their own path.
+        branching: whether rows of a group share their path up to one step.
+    """
+
+    process: MaskedDiffusion
+    teacher: Denoiser
+    estimator: ScoreFunctionIntegralKL
+    regularization: Regularization = field(default_factory=Regularization)
+    coupled_time: bool = False
+    branching: bool = False
+
+    def score(
+        self, rollout: Rollout, log_ratio_output: LogRatioOutput | None, generator: Generator | None
+    ) -> SampleScores:
+        """Log-ratios of a rollout's samples; its logits are not read.
+
+        Args:
+            rollout: paths of the student.
+            log_ratio_output: log-ratios that are already there; estimated here if None.
+            generator: source of randomness.
+        """
+        given: dict[str, Any] = {"group_size": rollout.group_size, "generation_mask": rollout.generation_mask}
+        if log_ratio_output is not None:
+            return self.estimator.score_of(log_ratio_output.log_ratio, log_ratio_output.t, **given)
+        return self.estimator.score(
+            rollout.sequences,
+            t=own_time(rollout) if self.coupled_time else None,
+            generator=generator,
+            s=rollout.last_time,
+            **given,
+            **rollout.denoiser_kwargs(),
+        )
+
+    def student_loss(
+        self,
+        rollout: Rollout,
+        credit: Credit | None,
+        log_ratio_output: LogRatioOutput | None,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
+    ) -> StepOutput:
+        """The surrogate, with the regularisers.
+
+        Args:
+            rollout: paths of the student, with their graph.
+            credit: of its samples; if None, the rollout is the whole batch and is scored here.
+            log_ratio_output: as for `score`.
+            generator: source of randomness.
+            num_tokens: what sums over generated tokens are divided by.
+
+        Raises:
+            ValueError: if a log-probability of the path, or a reward, is not finite.
+        """
+        regularization = self.regularization
+        steps = [
+            (step, step_losses(self.process, regularization, self.teacher, rollout, step)) for step in rollout.steps
+        ]
+        token_log_probs = torch.stack([step.scatter_to_sequence(each.log_prob) for step, each in steps]).sum(0)
+        rollout.check_log_probs(token_log_probs.detach())
+        if credit is None:
+            scores = self.score(rollout, log_ratio_output, generator)
+            credit = Credit(scores, self.estimator.advantages([scores])[0])
+        out = self.estimator.surrogate(token_log_probs, *credit)
+        # The surrogate is a mean over sequences.
+        loss = out.loss * len(token_log_probs) / num_tokens
+        entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / num_tokens
+        metrics = reward_metrics(self.estimator, rollout, out) | {"entropy": entropy.detach()}
+        metrics |= path_metrics(rollout, [each.entropy for _, each in steps], branching=self.branching)
+        if regularization.kl_coefficient:
+            divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / num_tokens
+            loss = loss + regularization.kl_coefficient * divergence
+            metrics["teacher_divergence"] = divergence.detach()
+        if regularization.entropy_coefficient:
+            loss = loss - regularization.entropy_coefficient * entropy
+        return StepOutput(loss, metrics)
+
+
+def own_time(rollout: Rollout) -> Tensor | None:
+    """Time of an intermediate state of the path, ``[B]``; None of a path of one step. It has no intermediate time:
+    corrupted to its tau, 1, nothing could be told apart."""
+    return rollout.tau if len(rollout.steps) > 1 else None

@@ -1,0 +1,114 @@
+"""Credit over the whole vocabulary at every step of a path: every token is scored, none is drawn.
+
+What a token does to the steps after its own is ignored; see `vocabulary_surrogate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ...process import Denoiser, MaskedDiffusion, evaluation_mode, logits_at
+from ...samplers.logits import read_logits
+from ..divergence import difference_of_logs, token_divergence, vocabulary_cost
+from ..remasked_state import RemaskedState, remask
+from ..rollout import Rollout, TrajectoryStep
+from .config import DiDiInstructConfig
+from .output import StepOutput
+from .path_metrics import path_metrics
+
+
+@dataclass(frozen=True)
+class VocabularyCredit:
+    """The losses of student and auxiliary denoiser.
+
+    Args:
+        process: names the mask.
+        config: of the method.
+        teacher: frozen.
+        auxiliary: fitted to the student, or None where the distribution of the path itself is taken.
+    """
+
+    process: MaskedDiffusion
+    config: DiDiInstructConfig
+    teacher: Denoiser
+    auxiliary: Denoiser | None
+
+    def auxiliary_loss(self, rollout: Rollout, generator: Generator | None, num_tokens: Tensor | float) -> Tensor:
+        """Cross-entropy with the student's own probabilities at what every step's probe hides, nats per token.
+
+        Soft targets: ``q(v | z') = E[p_student(v | x_t) | z']``."""
+        total = torch.zeros((), device=rollout.sequences.device)
+        for step in rollout.steps:
+            remasked = self._probe(rollout, step, generator)
+            target_NV = self.process.masked_log_probs(step.logits_NV.detach()[remasked.index])
+            distribution_NV = self._auxiliary_log_probs(step, remasked, rollout.denoiser_kwargs())
+            total = total + (remasked.weight * token_divergence(distribution_NV, target_NV, kind="forward")).sum()
+        return total / num_tokens
+
+    def student_loss(self, rollout: Rollout, generator: Generator | None, num_tokens: Tensor | float) -> StepOutput:
+        """The surrogate, with the regularisers; teacher and auxiliary are read in evaluation mode.
+
+        Raises:
+            ValueError: if the cost of a position is not finite: names step, sequence and position.
+        """
+        kwargs, config = rollout.denoiser_kwargs(), self.config
+        cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
+        costs: list[tuple[Tensor, Tensor]] = []
+        entropies: list[Tensor] = []
+        for step in rollout.steps:
+            remasked = self._probe(rollout, step, generator)
+            student_NV = self.process.masked_log_probs(step.logits_NV[remasked.index])
+            with torch.no_grad():
+                teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.rows, kwargs)
+                teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
+                own_distribution = config.log_ratio == "path"
+                with evaluation_mode(self.auxiliary):
+                    distribution_NV = (
+                        student_NV if own_distribution else self._auxiliary_log_probs(step, remasked, kwargs)
+                    )
+                ratio_NV = difference_of_logs(distribution_NV, teacher_NV).clamp(
+                    -config.reward_clip, config.reward_clip
+                )
+            cost_N = vocabulary_cost(student_NV, ratio_NV)
+            costs.append((remasked.rows, cost_N.detach()))
+            cost = cost + (remasked.weight * cost_N).sum()
+            if config.kl_coefficient:
+                divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
+                divergence = divergence + (remasked.weight * divergence_N).sum()
+            entropies.append(step.losses().entropy)
+            entropy = entropy + entropies[-1].sum()
+        _check_costs(costs, rollout.sequences.shape[1])
+        cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
+        loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
+        metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
+        metrics |= path_metrics(rollout, entropies, branching=config.branching)
+        if config.kl_coefficient:
+            metrics["teacher_divergence"] = divergence.detach()
+        return StepOutput(loss, metrics)
+
+    def _probe(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
+        return remask(self.process, step, rollout.generation_mask, hidden=self.config.hidden, generator=generator)
+
+    def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
+        assert self.auxiliary is not None
+        # It is told the step that made the probe: which tokens are new depends on it.
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, **kwargs)
+        return self.process.masked_log_probs(logits)
+
+
+def _check_costs(costs: list[tuple[Tensor, Tensor]], length: int) -> None:
+    """Positions and costs of every step; waits for the device once."""
+    if bool(torch.cat([cost_N for _, cost_N in costs]).isfinite().all()):
+        return
+    for index, (rows, cost_N) in enumerate(costs):
+        wrong = rows[~cost_N.isfinite()]
+        if len(wrong):
+            sequence, position = divmod(int(wrong[0]), length)
+            raise ValueError(
+                f"step {index}, sequence {sequence}, position {position}: the student's cost is not finite; look for "
+                "NaN in student, teacher and auxiliary, and for tokens that the teacher rules out, or set reward_clip"
+            )

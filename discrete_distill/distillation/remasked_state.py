@@ -1,0 +1,77 @@
+"""Probes: a step's outcome with some of it hidden again, to ask a network how the rest continues.
+
+Shape suffixes: B batch, L length, N chosen rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ..process import MaskedDiffusion
+from .rollout import TrajectoryStep
+
+
+@dataclass
+class RemaskedState:
+    """A step's outcome with some of what it revealed hidden again: where a network is asked how the rest continues.
+
+    A position that was masked at ``t`` is hidden with probability ``h`` whether or not it was revealed, so given the
+    state ``x_t`` all hidden positions are alike, and a sum over them weighted by ``q / h``, with ``q`` the step's
+    probability of revealing, estimates the sum over revealed positions.
+
+    Attributes:
+        x_t: int64 ``[B, L]``.
+        t: its time by the number of masks, ``[B]``.
+        rows: flattened hidden positions, int64 ``[N]``.
+        index: where each stands in the step's own ``rows``, int64 ``[N]``.
+        weight: ``q / h``, ``[N]``.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    rows: Tensor
+    index: Tensor
+    weight: Tensor
+
+
+def remask(
+    process: MaskedDiffusion,
+    step: TrajectoryStep,
+    generation_mask: Tensor,
+    *,
+    hidden: float = 0.5,
+    generator: Generator | None = None,
+) -> RemaskedState:
+    """Hide again what a step revealed, until a fraction of at least ``hidden`` of its masked positions is hidden.
+
+    With ``q`` the step's probability of revealing, ``h = max(1 - q, hidden)``: what is still masked stays so, and each
+    revealed position is hidden again with probability ``(h - (1 - q)) / q``.
+
+    Args:
+        process: mask and schedule.
+        step: of a path whose logits were kept at all masked positions.
+        generated: bool ``[B, L]``.
+        hidden: least fraction hidden, in ``(0, 1]``; the last step leaves no mask, so 0 would leave nothing to ask.
+        generator: source of randomness.
+
+    Raises:
+        ValueError: if ``hidden`` is outside ``(0, 1]``, or the path kept only what each step revealed.
+    """
+    if not 0.0 < hidden <= 1.0:
+        raise ValueError(f"hidden must lie in (0, 1], got {hidden}")
+    reveal_B = process.unmask_probability(step.t, step.s)
+    hidden_B = (1.0 - reveal_B).clamp(min=hidden)
+    again_B = ((hidden_B - (1.0 - reveal_B)) / reveal_B.clamp(min=1e-6)).clamp(0.0, 1.0)
+    unmask_draws = torch.rand(step.x_t.shape, device=step.x_t.device, generator=generator) < again_B[:, None]
+    was_masked = process.is_masked(step.x_t, generation_mask)
+    if not step.has_all_masked and len(step.rows) != int(was_masked.sum()):
+        raise ValueError('a probe needs logits at all masked positions; draw the path with rows="masked"')
+    hide = was_masked & (process.is_masked(step.x_s) | unmask_draws)
+    rows = hide.flatten().nonzero().squeeze(1)
+    x_t = torch.where(hide, process.mask_token_id, step.x_s)
+    t = process.time_of_count(hide.sum(1), process.num_generated(x_t, generation_mask))
+    weight = (reveal_B / hidden_B)[rows // x_t.shape[1]]
+    return RemaskedState(x_t, t, rows, torch.searchsorted(step.rows, rows), weight)

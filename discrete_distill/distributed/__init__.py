@@ -1,0 +1,1 @@
+"""What many processes of a run share."""

@@ -1,0 +1,297 @@
+"""Networks that are saved, loaded and published, strictly, with a card that states what was done and measured."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    HfApi,
+    ModelCard,
+    PyTorchModelHubMixin,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import save_file
+from torch import nn
+
+from ..lora import refuse_unmerged
+from ..shapes import check_stated, read_shape
+from .card import ModelFacts, model_card
+from .weights import CheckpointError, build, read_json, read_safetensors
+
+Network = TypeVar("Network", bound="HubNetwork")
+
+
+class Fingerprinted(Protocol):
+    """A tokenizer that can be told from others: equal fingerprints mean that every id stands for the same text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+FINGERPRINT_FILE = "tokenizer_fingerprint.json"
+STUDENT_FILE = "model.safetensors"
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+DISCRIMINATOR_CONFIG_FILE = "discriminator.json"
+
+
+class HubNetwork(nn.Module, PyTorchModelHubMixin):
+    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all.
+
+    Attributes:
+        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights says, so that it is written again
+            where the network is saved or pushed; None where there was none.
+    """
+
+    tokenizer_fingerprint: dict[str, Any] | None = None
+
+    def save_pretrained(self, save_directory: str | Path, *, facts: ModelFacts | None = None, **kwargs: Any) -> Any:
+        """Write ``model.safetensors``, ``config.json`` and a card; see `PyTorchModelHubMixin.save_pretrained`.
+
+        Args:
+            save_directory: made if it is not there.
+            facts: what the card states; given, a card that is there already is written again.
+            **kwargs: of the mixin.
+
+        Raises:
+            ValueError: if there are LoRA weights that were not merged.
+        """
+        if facts is not None:
+            (Path(save_directory) / CARD_FILE).unlink(missing_ok=True)
+            kwargs["model_card_kwargs"] = {"facts": facts}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, facts: ModelFacts | None = None, **kwargs: Any) -> str:
+        """Save and upload; see `PyTorchModelHubMixin.push_to_hub` for the rest of the arguments."""
+        if facts is not None:
+            kwargs["model_card_kwargs"] = {"facts": facts}
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def generate_model_card(self, *, facts: ModelFacts | None = None, **_: Any) -> ModelCard:
+        """The card that is saved beside the weights."""
+        return model_card(type(self).__name__, facts, network_config(self))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        refuse_unmerged(self)
+        super()._save_pretrained(save_directory)
+        if self.tokenizer_fingerprint is not None:
+            _write_json(Path(save_directory) / FINGERPRINT_FILE, self.tokenizer_fingerprint)
+
+    @classmethod
+    def from_pretrained(cls: type[Network], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Network:
+        """Load strictly; see `PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if a file is missing, or the name is neither a folder nor one that the hub could have.
+            CheckpointError: if a file is damaged, hostile, or of another network.
+        """
+        config = Path(pretrained_model_name_or_path) / CONFIG_FILE
+        if config.is_file():
+            read_json(config)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except HFValidationError as error:
+            raise FileNotFoundError(nothing_at(pretrained_model_name_or_path)) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[Network],
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        map_location: str | torch.device = "cpu",
+        **arguments: Any,
+    ) -> Network:
+        for old in ("proxies", "resume_download"):  # of earlier releases of the mixin
+            arguments.pop(old, None)
+        # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
+        file = find_file(
+            model_id,
+            STUDENT_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        if file is None:
+            raise FileNotFoundError(f"no {STUDENT_FILE} at {model_id}")
+        network = network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
+        network.tokenizer_fingerprint = stored_fingerprint(
+            model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        return network
+
+
+def network_from(
+    cls: type[Network], arguments: Mapping[str, Any], weights: Mapping[str, Any], *, source: str
+) -> Network:
+    """A network of this class, from the arguments in its config file and its weights.
+
+    Raises:
+        FileNotFoundError: if there was no config file.
+        CheckpointError: if it and the weights do not agree.
+    """
+    shape = arguments.get("config", arguments.get("backbone"))
+    if shape is None:
+        raise FileNotFoundError(f"no {CONFIG_FILE} beside {source}; it holds the shape of the {cls.__name__}")
+    if not isinstance(shape, Mapping) and not is_dataclass(shape):
+        raise CheckpointError(f"{source}: its config file has a {type(shape).__name__} where the shape should be")
+    stated = shape if isinstance(shape, Mapping) else asdict(cast(Any, shape))
+    prefix = "backbone." if "backbone" in arguments else ""
+    check_stated(stated, read_shape(weights, source=source, prefix=prefix), source=source)
+
+    def make() -> Network:
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: its config file describes no {cls.__name__}: {error}") from error
+
+    return build(make, weights, source=source)
+
+
+def network_config(network: nn.Module) -> dict[str, Any]:
+    """What the mixin writes to ``config.json``."""
+    config: Any = getattr(network, "_hub_mixin_config", None) or {}
+    return dict(config) if isinstance(config, Mapping) else asdict(config)
+
+
+def fingerprint_of(tokenizer: Fingerprinted) -> dict[str, Any]:
+    """What is written to ``tokenizer_fingerprint.json``."""
+    return {"fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size}
+
+
+def stored_fingerprint(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """What ``tokenizer_fingerprint.json`` of a folder or a repository says; None where there is none, or the hub cannot
+    be reached.
+
+    Raises:
+        CheckpointError: if it is no JSON object.
+    """
+    path = Path(name_or_path)
+    try:
+        file = find_file(path.parent if path.is_file() else name_or_path, FINGERPRINT_FILE, **hub)
+    except (OSError, HfHubHTTPError):
+        return None
+    return None if file is None else read_json(file)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
+    """A file of a local folder, or of a repository on the hub, downloaded; None where there is none of that name.
+
+    Raises:
+        OSError: if the hub, or a repository of that name, cannot be reached; `FileNotFoundError` if the hub could have
+            no repository of that name.
+    """
+    if Path(name_or_path).is_dir():
+        file = Path(name_or_path) / filename
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(repo_id=str(name_or_path), filename=filename, **hub))
+    except LocalEntryNotFoundError:
+        asked = {name: hub.get(name) for name in ("cache_dir", "revision")}
+        if try_to_load_from_cache(str(name_or_path), filename, **asked) is _CACHED_NO_EXIST:
+            return None  # Known from when the hub was last asked.
+        raise
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise FileNotFoundError(nothing_at(name_or_path)) from error
+
+
+def nothing_at(name_or_path: str | Path) -> str:
+    """Message of the error where neither a file, nor a folder, nor a repository can have this name."""
+    return f"nothing at {name_or_path}: give a file, a folder, or a name on the hub such as user/model"
+
+
+def save_distilled(
+    directory: str | Path,
+    student: HubNetwork,
+    discriminator: HubNetwork | None = None,
+    *,
+    facts: ModelFacts | None = None,
+    tokenizer: Fingerprinted | None = None,
+) -> None:
+    """A student and its discriminator in one folder, under the names by which the authors of DiDi-Instruct publish:
+    ``model.safetensors`` with ``config.json``, ``discriminator.safetensors`` with ``discriminator.json``, one card; and
+    ``tokenizer_fingerprint.json``, where the tokenizer is known.
+
+    Args:
+        directory: made if it is not there.
+        student: to save.
+        discriminator: likewise, or None.
+        facts: what the card states.
+        tokenizer: whose ids the student reads; None takes the fingerprint that the student was loaded with, if any.
+
+    Raises:
+        ValueError: if there are LoRA weights that were not merged, or the tokenizer has another number of entries than
+            the student classes.
+        TypeError: if one of them is no network of this library.
+    """
+    for network in (student, discriminator):
+        if network is not None and not isinstance(network, HubNetwork):
+            raise TypeError(
+                f"a {type(network).__name__} is no network of this library: save it by its own save_pretrained, "
+                "and read it back by load_denoiser"
+            )
+        if network is not None:
+            refuse_unmerged(network)
+    stated = network_config(student).get("vocab_size")
+    if tokenizer is not None and stated not in (None, tokenizer.vocab_size):
+        raise ValueError(
+            f"the student has {stated} classes and the tokenizer {tokenizer.vocab_size} entries (mask included); give "
+            "the tokenizer that it was trained with"
+        )
+    student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
+    if tokenizer is not None:
+        _write_json(Path(directory) / FINGERPRINT_FILE, fingerprint_of(tokenizer))
+    if discriminator is None:
+        return
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
+    save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
+    config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)
+    (Path(directory) / DISCRIMINATOR_CONFIG_FILE).write_text(config, encoding="utf-8")
+
+
+def push_distilled(
+    repo_id: str,
+    student: HubNetwork,
+    discriminator: HubNetwork | None = None,
+    *,
+    facts: ModelFacts | None = None,
+    tokenizer: Fingerprinted | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    commit_message: str = "Distilled student",
+) -> str:
+    """`save_distilled` into a repository of the hub, which is made if it is not there; returns the commit's address."""
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_distilled(folder, student, discriminator, facts=facts, tokenizer=tokenizer)
+        repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        return str(
+            api.upload_folder(
+                repo_id=repo_id, repo_type="model", folder_path=folder, revision=branch, commit_message=commit_message
+            )
+        )

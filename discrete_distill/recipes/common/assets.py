@@ -1,0 +1,20 @@
+"""Files that ship with the package: text, tokenizer, teacher and judge of the demo."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+BUNDLED = "bundled"
+
+
+def asset(name: str) -> Path:
+    """Path of a shipped file or folder.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    path = Path(str(resources.files("discrete_distill.recipes"))) / "bundled" / name
+    if not path.exists():
+        raise FileNotFoundError(f"the package lacks its file bundled/{name}; install it again")
+    return path

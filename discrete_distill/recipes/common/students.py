@@ -1,0 +1,63 @@
+"""Students as files: their weights, and the digest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Generator, nn
+
+from ...digests import file_digest
+from ...models import Discriminator, DiT
+from ...training import ModuleOptimizer
+
+
+class Trainee(Protocol):
+    """What the loop trains: a student, whatever else a checkpoint holds, and one training step."""
+
+    student: ModuleOptimizer
+    discriminator: ModuleOptimizer | None
+
+    def parts(self) -> Mapping[str, Any]: ...
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]: ...
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that a step calls."""
+        ...
+
+
+def save_student(distillation: Trainee, directory: Path) -> None:
+    """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
+    hand over what is sharded."""
+    student, discriminator = distillation.student, distillation.discriminator
+    weights = directory / "model.safetensors"
+    before = file_digest(weights) if weights.exists() else None
+    save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    if student.accelerator.is_main_process and before not in (None, file_digest(weights)):
+        # A discriminator that was fitted to the student before this one knows nothing of it.
+        shutil.rmtree(directory / "discriminator", ignore_errors=True)
+    if discriminator is not None:
+        network = discriminator.module
+        whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
+        save_network(whole, discriminator, directory / "discriminator")
+
+
+def save_network(whole: DiT | Discriminator, module_optimizer: ModuleOptimizer, directory: Path) -> None:
+    """The module_optimizer's averaged weights, gathered into ``whole``; all processes call it, the first one writes."""
+    weights = module_optimizer.averaged_weights()
+    if module_optimizer.accelerator.is_main_process:
+        whole.load_state_dict(weights)
+        whole.save_pretrained(directory)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Methods from one teacher, compared."""

@@ -1,0 +1,186 @@
+"""The autoregressive baseline: GPT-2's architecture at the teacher's size, on the teacher's text, sampled with a cache.
+
+A sequence is a window of text, as for the denoisers: the mask stands before it as a start sign, and all its tokens are
+predicted, so that likelihoods can be compared.
+
+Shape suffixes: B batch, L length, V vocabulary (mask included).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+
+from ...checks import check_count, check_number
+from ...kernels import sample_rows
+from ...models import DiTConfig
+from ...process import MaskedDiffusion
+from ...samplers import SamplerOutput
+from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig
+from ..text.corpus import TokenStream
+from ..text.judge import WEIGHTS_FILE, JudgeConfig, load_gpt2
+
+
+@dataclass(kw_only=True)
+class AutoregressiveConfig:
+    """The baseline; its width, depth, heads, length and vocabulary are the teacher's.
+
+    Args:
+        path: folder of a trained one, or empty to train it.
+        loop: how long.
+        optimizer: how; the teacher's recipe.
+        batch_size: sequences per update.
+        dropout: everywhere, while it is trained.
+    """
+
+    path: str = ""
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=8000, log_every=20))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.1,
+            warmup_steps=50,
+            schedule="cosine",
+            ema_decay=0.99,
+        )
+    )
+    batch_size: int = 64
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("--autoregressive.batch-size", self.batch_size)
+        check_number("--autoregressive.dropout", self.dropout, least=0.0, below=1.0)
+
+
+def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0) -> nn.Module:
+    """A GPT-2 of the teacher's width, depth, heads, length and vocabulary; weights random."""
+    from transformers import GPT2LMHeadModel
+
+    shape = JudgeConfig(
+        vocab_size=teacher.vocab_size,
+        eos_token_id=eos_token_id,
+        context=teacher.max_length,
+        hidden_size=teacher.hidden_size,
+        num_layers=teacher.num_layers,
+        num_heads=teacher.num_heads,
+        dropout=dropout,
+    )
+    return GPT2LMHeadModel(shape.network_config())
+
+
+def load_autoregressive(folder: Path) -> nn.Module:
+    """One that was written with ``save_pretrained``; strictly, in fp32, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    if not (folder / WEIGHTS_FILE).exists():
+        raise FileNotFoundError(f"no autoregressive model in {folder}; train it first, or name another folder")
+    network: nn.Module = load_gpt2(folder)
+    return network
+
+
+def token_nats(network: nn.Module, x: Tensor, start_token_id: int) -> Tensor:
+    """``-log p(x_i | start, x_1 .. x_{i-1})`` of every token, fp32 ``[B, L]``; the start sign is never predicted."""
+    start = torch.full_like(x[:, :1], start_token_id)
+    logits_BLV = network(input_ids=torch.cat((start, x[:, :-1]), dim=1)).logits.float()
+    logits_BLV = logits_BLV.index_fill(2, torch.tensor([start_token_id], device=x.device), float("-inf"))
+    return F.cross_entropy(logits_BLV.flatten(0, 1), x.flatten(), reduction="none").view_as(x)
+
+
+class AutoregressiveTraining:
+    """A `Trainee` that learns text by next-token likelihood."""
+
+    def __init__(
+        self,
+        config: AutoregressiveConfig,
+        teacher: DiTConfig,
+        stream: TokenStream,
+        process: MaskedDiffusion,
+        eos_token_id: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.stream = stream
+        self.process = process
+        self.accelerator = accelerator
+        network = network_of_size(teacher, eos_token_id, config.dropout).to(accelerator.device)
+        self.student = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
+        self.discriminator: ModuleOptimizer | None = None
+
+    def parts(self) -> dict[str, ModuleOptimizer]:
+        """What a checkpoint holds."""
+        return {"student": self.student}
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that a step calls."""
+        return [self.student.module]
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]:
+        """One update on random windows of the text."""
+        x = self.stream.crops(self.config.batch_size, generator=generator).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            loss = token_nats(self.student.module, x, self.process.mask_token_id).mean()
+        metrics = self.student.step(loss)
+        return {"loss": float(loss.detach()), **{f"student_{key}": value for key, value in metrics.items()}}
+
+
+@dataclass(frozen=True)
+class AutoregressiveSampler:
+    """Draws token after token; past keys and values are kept, so each evaluation reads one token.
+
+    Args:
+        start_token_id: stands before the first token; never drawn.
+        temperature: of the tokens.
+    """
+
+    start_token_id: int
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        network: Any,
+        shape: tuple[int, int],
+        *,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        use_cache: bool = True,
+    ) -> SamplerOutput:
+        """Draw ``shape = (B, L)`` tokens; a seed gives the same ones with and without the cache, up to rounding.
+
+        ``nfe`` is ``L``: each costs about a token's share of a denoiser's evaluation.
+        """
+        batch, length = shape
+        place = device if device is not None else next(network.parameters()).device
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)).to(place)
+        x = torch.full((batch, 1), self.start_token_id, dtype=torch.long, device=place)
+        rows = torch.arange(batch, device=place)
+        log_probs, past = [], None
+        for position in range(length):
+            given = x[:, -1:] if use_cache and position else x
+            out = network(input_ids=given, past_key_values=past, use_cache=use_cache)
+            past = out.past_key_values if use_cache else None
+            drawn = sample_rows(
+                out.logits[:, -1],
+                seed=seed,
+                rows_R=rows,
+                step=position,
+                temperature=self.temperature,
+                mask_token_id=self.start_token_id,
+            )
+            x = torch.cat((x, drawn.tokens), dim=1)
+            log_probs.append(drawn.log_probs)
+        return SamplerOutput(x[:, 1:], length, length, torch.cat(log_probs, dim=1))
+
+
+def _place(generator: Generator | None) -> torch.device:
+    return generator.device if generator is not None else torch.device("cpu")

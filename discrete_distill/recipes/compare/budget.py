@@ -1,0 +1,160 @@
+"""Equal budgets: what a training step costs, in seconds and network evaluations, and how many steps are paid for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ...training import step_generator
+from ..common.results import write_results
+from ..common.students import Trainee
+
+BudgetKind = Literal["seconds", "network_evaluations"]
+FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
+
+
+class EvaluationCounter:
+    """Counts evaluations of whole sequences: one for each forward pass of one sequence through one network, two more
+    where a backward pass follows. Seen at the last block, so any network of blocks will do."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._watched: WeakSet[nn.Module] = WeakSet()
+
+    def watch(self, networks: Iterable[nn.Module]) -> None:
+        """Count these from now on; those that are watched already are not counted twice."""
+        for network in networks:
+            block = last_block(network)
+            if block not in self._watched:
+                self._watched.add(block)
+                block.register_forward_hook(self._note)
+
+    def _note(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+        self.count += len(hidden) * (3 if hidden.requires_grad else 1)
+
+    def take(self) -> int:
+        """The count since the last take."""
+        count, self.count = self.count, 0
+        return count
+
+
+def last_block(network: nn.Module) -> nn.Module:
+    """The last block of a denoiser, a discriminator or a GPT-2.
+
+    Raises:
+        TypeError: for a network of another make.
+    """
+    for path in ("blocks", "backbone.blocks", "transformer.h"):
+        found: Any = network
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None:
+            return found[-1]
+    raise TypeError(f"{type(network).__name__} has no list of blocks to count evaluations at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a method is trained.
+
+    Attributes:
+        num_steps: training steps.
+        seconds_per_step: when it was tried.
+        evaluations_per_step: likewise.
+        kind: of the budget.
+        amount: seconds or evaluations.
+    """
+
+    num_steps: int
+    seconds_per_step: float
+    evaluations_per_step: float
+    kind: str
+    amount: float
+
+
+def plan_steps(
+    make: Callable[[int], Trainee], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
+) -> Plan:
+    """Steps that ``amount`` pays for, from a few steps of a throw-away trainee; written to ``file``, and read from
+    there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
+
+    Args:
+        make: a fresh trainee for a number of steps.
+        kind: of the budget.
+        amount: seconds or evaluations.
+        file: where the plan is kept.
+        seed: of the tried steps.
+        probes: steps that are tried after a first one that is not timed.
+
+    Raises:
+        ValueError: if the budget is less than one step.
+    """
+    known = _read_plan(file)
+    if known is not None and (known.kind, known.amount) == (kind, amount):
+        return known
+    trainee, counter = make(2 * FIRST_PROBE), EvaluationCounter()
+    seconds = []
+    for index in range(FIRST_PROBE - 1, FIRST_PROBE + probes):
+        counter.watch(trainee.networks())
+        if index == FIRST_PROBE:
+            counter.take()
+        generator = step_generator(seed, index, device=_device_of(trainee))
+        started = time.perf_counter()
+        trainee.step(index, generator)
+        seconds.append(time.perf_counter() - started)
+    per_step = sum(seconds[1:]) / probes
+    evaluations = counter.take() / probes
+    cost = per_step if kind == "seconds" else evaluations
+    if amount < cost:
+        raise ValueError(f"a budget of {amount:g} {kind} is less than one training step, which costs {cost:.3g}")
+    plan = Plan(
+        num_steps=int(amount / cost),
+        seconds_per_step=per_step,
+        evaluations_per_step=evaluations,
+        kind=kind,
+        amount=amount,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_results(file, asdict(plan))
+    return plan
+
+
+def _read_plan(file: Path) -> Plan | None:
+    """None where there is none that can be read."""
+    try:
+        return Plan(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def counted_step(trainee: Trainee, counter: EvaluationCounter) -> Callable[[int, torch.Generator], dict[str, float]]:
+    """The trainee's step with ``network_evaluations`` among its metrics."""
+
+    def step(index: int, generator: torch.Generator) -> dict[str, float]:
+        counter.watch(trainee.networks())
+        metrics = trainee.step(index, generator)
+        return {**metrics, "network_evaluations": float(counter.take())}
+
+    return step
+
+
+def total_evaluations(history: list[dict[str, float]]) -> float:
+    """Of a whole run, from the means in its log."""
+    before, total = 0.0, 0.0
+    for entry in history:
+        total += entry.get("network_evaluations", 0.0) * (entry["step"] - before)
+        before = entry["step"]
+    return total
+
+
+def _device_of(trainee: Trainee) -> torch.device:
+    return next(trainee.student.module.parameters()).device

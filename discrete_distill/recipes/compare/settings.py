@@ -1,0 +1,192 @@
+"""Settings of the comparison, and its presets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...checks import check_count, check_number
+from ...distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig, SDTTConfig
+from ...training import LoopConfig, OptimizerConfig
+from ..text.distill import DistillConfig
+from ..text.evaluate import EvaluateConfig
+from ..text.guide import GuideConfig
+from ..text.settings import PRESETS as RECIPE_PRESETS
+from ..text.settings import RecipeConfig
+from .ablation import variants
+from .autoregressive import AutoregressiveConfig
+from .budget import BudgetKind
+from .sdtt import SDTTStageConfig
+
+METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "ar")
+
+
+@dataclass(kw_only=True)
+class ComparisonConfig(RecipeConfig):
+    """Methods trained from one teacher under one budget, and evaluated alike.
+
+    Args:
+        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd and ar. The teacher is always there,
+            and each method that has a discriminator is sampled with RGAS too.
+        budget: what is equal: training seconds, or network evaluations (passes of one sequence through one network, a
+            backward pass counted as two).
+        amount: of the budget, for each method.
+        autoregressive_share: budgets that the autoregressive model is given, since it starts from nothing.
+        train_seeds: trainings of each method; the seeds of sampling take turns over them. With one, spread is that of
+            sampling alone.
+        ablation: instead of ``methods``, compare DiDi-Instruct as published with itself less one technique at a time.
+        temperatures: measured first; more follow until the entropy of held-out text is enclosed.
+        temperature_spacing: of those that follow.
+        temperature_limits: least and greatest of those that follow.
+        extra_judges: beside the recipe's own: 'smollm2', a folder, or a hub name such as gpt2-large.
+        texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
+        bound_sequences: sequences of each text for the bound.
+        didi_paper: the published method, ``didi-paper``, and what is ablated.
+        idlm: our implementation of IDLM: auxiliary denoiser, reward for the whole sequence.
+        mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
+        sdtt: rounds of self-distillation.
+        autoregressive: trained anew within the budget, unless it has a path.
+    """
+
+    methods: tuple[str, ...] = ("sdtt", "didi", "mmd", "ar")
+    budget: BudgetKind = "seconds"
+    amount: float = 200.0
+    autoregressive_share: float = 1.0
+    train_seeds: tuple[int, ...] = (0,)
+    ablation: bool = False
+    temperatures: tuple[float, ...] = (0.88, 1.0)
+    temperature_spacing: float = 0.12
+    temperature_limits: tuple[float, float] = (0.5, 1.6)
+    extra_judges: tuple[str, ...] = ()
+    texts: tuple[Path, ...] = ()
+    bound_sequences: int = 64
+    didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
+    idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
+    mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
+    sdtt: SDTTStageConfig = field(default_factory=SDTTStageConfig)
+    autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
+        check_number("--amount", self.amount, above=0.0)
+        check_number("--autoregressive-share", self.autoregressive_share, above=0.0)
+        check_number("--temperature-spacing", self.temperature_spacing, above=0.0)
+        check_count("--bound-sequences", self.bound_sequences)
+        for temperature in (*self.temperatures, *self.temperature_limits):
+            check_number("--temperatures and --temperature-limits", temperature, above=0.0)
+        if not self.temperatures:
+            raise ValueError("--temperatures needs one or more values, got none")
+        if not self.train_seeds:
+            raise ValueError("--train-seeds needs one or more seeds, got none")
+        if self.evaluate.frontier_steps not in self.evaluate.steps:
+            raise ValueError(
+                f"--evaluate.frontier-steps {self.evaluate.frontier_steps} is not among --evaluate.steps "
+                f"{self.evaluate.steps}"
+            )
+
+    def trained(self) -> dict[str, DistillConfig | SDTTStageConfig | AutoregressiveConfig]:
+        """What is trained, by name."""
+        if self.ablation:
+            return dict(variants(self.didi_paper))
+        every: dict[str, DistillConfig | SDTTStageConfig | AutoregressiveConfig] = {
+            "sdtt": self.sdtt,
+            "didi": self.distill,
+            "didi-paper": self.didi_paper,
+            "idlm": self.idlm,
+            "mmd": self.mmd,
+            "ar": self.autoregressive,
+        }
+        return {name: every[name] for name in self.methods}
+
+
+def demo() -> ComparisonConfig:
+    """Bundled text and teacher; under 40 minutes on two cores."""
+    base = RECIPE_PRESETS["demo"]()
+
+    def distilled(method: PathConfig, rate: float, *, discriminator: bool) -> DistillConfig:
+        made = copy.deepcopy(base.distill)
+        made.method, made.discriminator = method, discriminator
+        made.student.learning_rate = rate
+        return made
+
+    return ComparisonConfig(
+        name="compare",
+        amount=160.0,
+        autoregressive_share=3.0,
+        distill=base.distill,
+        guide=base.guide,
+        didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
+        idlm=distilled(
+            IDLMConfig(group_size=base.distill.batch_size, gradient_steps=2),
+            3e-4,
+            discriminator=False,
+        ),
+        mmd=distilled(RolloutMMDConfig(gradient_steps=2), 3e-4, discriminator=False),
+        sdtt=SDTTStageConfig(
+            method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
+            loop=LoopConfig(num_steps=100, log_every=5, checkpoint_every=50),
+            batch_size=24,
+            student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, ema_decay=0.9),
+        ),
+        autoregressive=AutoregressiveConfig(
+            loop=LoopConfig(num_steps=500, log_every=5, checkpoint_every=200), batch_size=16
+        ),
+        evaluate=EvaluateConfig(
+            num_samples=16,
+            steps=(4, 8, 16, 32, 64, 128),
+            guided_steps=(4, 8, 16),
+            rerank_scale=5.0,
+            batch_size=16,
+        ),
+    )
+
+
+def quick() -> ComparisonConfig:
+    """The demo in a few minutes: what the report looks like, and nothing more."""
+    config = demo()
+    config.name, config.amount = "compare-quick", 12.0
+    config.evaluate = EvaluateConfig(num_samples=4, steps=(4, 8, 16), guided_steps=(8,), batch_size=16)
+    config.guide = GuideConfig(updates=20, pool=64, batch_size=16)
+    config.temperatures, config.temperature_spacing, config.bound_sequences = (0.85, 1.0), 0.15, 8
+    return config
+
+
+def scaled(preset: str) -> ComparisonConfig:
+    """A preset of the paper: OpenWebText, length 1024, its budget counted in evaluations of the published run."""
+    base = RECIPE_PRESETS[preset]()
+
+    def distilled(method: PathConfig, *, discriminator: bool) -> DistillConfig:
+        made = copy.deepcopy(base.distill)
+        made.method, made.discriminator = method, discriminator
+        return made
+
+    return ComparisonConfig(
+        name=f"compare-{preset}",
+        data=base.data,
+        teacher=base.teacher,
+        judge=base.judge,
+        distill=distilled(DiDiInstructConfig.recommended(), discriminator=False),
+        guide=GuideConfig(updates=2000),
+        didi_paper=base.distill,
+        idlm=distilled(IDLMConfig(), discriminator=False),
+        mmd=distilled(RolloutMMDConfig(), discriminator=False),
+        methods=("sdtt", "didi", "didi-paper", "mmd", "ar"),
+        amount=3600.0,
+        evaluate=EvaluateConfig(num_samples=256, steps=(4, 8, 16, 32, 64, 128), guided_steps=(8, 16, 32)),
+        bound_sequences=256,
+    )
+
+
+PRESETS: dict[str, Callable[[], ComparisonConfig]] = {
+    "demo": demo,
+    "quick": quick,
+    "small": lambda: scaled("small"),
+    "medium": lambda: scaled("medium"),
+}

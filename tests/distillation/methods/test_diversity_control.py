@@ -1,0 +1,157 @@
+"""The weight that follows the agreement of two samples."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods.diversity_control import DiversityControl
+from discrete_distill.distillation.methods.path_metrics import reference_agreement
+from tests.distillation.methods.chain_networks import LENGTH, seeded, small_method
+
+CONFIG = DiDiInstructConfig.recommended(path_steps=(2,), group_size=4, log_ratio_warmup=2, data_kl_coefficient=0.5)
+AGREEMENTS = st.floats(0.001, 0.99)
+
+
+def after(values: list[float], **choices: float) -> DiversityControl:
+    control = DiversityControl(**choices)  # type: ignore[arg-type]
+    for value in values:
+        control.add(torch.tensor(value, dtype=torch.float64))
+    return control
+
+
+@given(st.lists(AGREEMENTS, min_size=1, max_size=20), st.integers(1, 5), st.floats(0.01, 2.0))
+def test_the_weight_is_a_share_and_rises_with_agreement(values: list[float], first: int, tolerance: float) -> None:
+    choices = {"first": first, "tolerance": tolerance}
+    control = after(values, **choices)
+    assert 0.0 <= control.weight <= 1.0
+    if len(values) > first:
+        lower = after([*values[:-1], values[-1] * 0.9], **choices)
+        assert lower.weight <= control.weight
+
+
+@given(st.lists(AGREEMENTS, min_size=1, max_size=20), st.floats(0.0, 0.9))
+def test_equal_rollouts_have_no_weight_and_lower_agreement_none_either(values: list[float], decay: float) -> None:
+    assert after([0.3] * 12, decay=decay).weight == pytest.approx(0.0, abs=1e-9)
+    assert after([max(values), *values], first=1, decay=decay).weight == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_tolerance_is_where_the_weight_is_full() -> None:
+    """Odds of 0.25 before, of 0.25 * 1.04 and 0.25 * 1.08 now."""
+    for factor, weight in ((1.04, 0.5), (1.08, 1.0), (3.0, 1.0)):
+        odds = 0.25 * factor
+        values = [0.2, odds / (1.0 + odds)]
+        assert after(values, first=1, decay=0.0, tolerance=0.08).weight == pytest.approx(weight)
+
+
+def test_samples_that_agree_everywhere_have_the_full_weight() -> None:
+    assert after([0.2, 1.0], first=1, decay=0.0).weight == 1.0
+    assert after([0.0, 0.1], first=1, decay=0.0).weight == 1.0
+    assert DiversityControl().weight == 1.0
+
+
+@given(st.lists(AGREEMENTS, min_size=0, max_size=12), st.lists(AGREEMENTS, min_size=1, max_size=5))
+def test_a_control_goes_on_from_its_state(before: list[float], later: list[float]) -> None:
+    whole, restored = after(before + later, first=3), DiversityControl(first=3)
+    restored.load_state_dict(after(before, first=3).state_dict())
+    for value in later:
+        restored.add(torch.tensor(value, dtype=torch.float64))
+    assert restored.weight == whole.weight
+    assert restored.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"decay": 1.0}, {"first": 0}])
+def test_what_means_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DiversityControl(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_student_may_be_as_alike_as_the_data() -> None:
+    """Agreement of 0.3 after 0.2: too much beside data of 0.1, nothing beside data of 0.3."""
+    for data, weight in ((0.1, 1.0), (0.3, 0.0), (float("nan"), 1.0)):
+        control = DiversityControl(first=1, decay=0.0)
+        control.add(torch.tensor(0.2))
+        control.add_reference(torch.tensor(data))
+        control.add(torch.tensor(0.3))
+        assert control.weight == weight
+
+
+def test_batches_of_data_are_averaged() -> None:
+    control = DiversityControl(first=1, decay=0.0)
+    for value in (0.1, float("nan"), 0.5):
+        control.add_reference(torch.tensor(value))
+    control.add(torch.tensor(0.01))
+    control.add(torch.tensor(0.301))
+    assert 0.0 < control.weight < 0.2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 70])
+def test_agreement_of_reference_sequences_is_that_of_all_pairs(rows: int) -> None:
+    made = small_method(replace(CONFIG, group_size=1))
+    rollout = made.rollout(rows, LENGTH, generator=seeded(3))
+    reference = torch.randint(5, (rows, LENGTH), generator=seeded(2))
+    found = float(reference_agreement(rollout, reference))
+    if rows == 1:
+        assert found != found
+        return
+    first = reference[:64]
+    pairs = [(first[i] == first[j]).float().mean() for i in range(len(first)) for j in range(i)]
+    assert found == pytest.approx(float(torch.stack(pairs).mean()))
+
+
+def test_reference_sequences_of_prompts_are_not_compared() -> None:
+    made = small_method(CONFIG)
+    x_init = torch.full((8, LENGTH), 5)
+    x_init[:, 0] = 1
+    rollout = made.rollout(x_init=x_init, generator=seeded(3))
+    assert reference_agreement(rollout, torch.ones(8, LENGTH, dtype=torch.long)).isnan()
+
+
+def collapse(made: DiDiInstruct) -> None:
+    """A student that writes one token everywhere."""
+    with torch.no_grad():
+        made.student.output_layer.linear.weight.zero_()
+        made.student.output_layer.linear.bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+
+
+def loss_of(made: DiDiInstruct) -> dict[str, torch.Tensor]:
+    reference = torch.randint(5, (8, LENGTH), generator=seeded(2))
+    rollout = made.rollout(8, LENGTH, generator=seeded(3))
+    return made.student_loss(rollout, reference=reference, generator=seeded(4)).metrics
+
+
+def test_a_healthy_student_is_let_alone_and_a_collapsed_one_held() -> None:
+    made = small_method(CONFIG)
+    for _ in range(2):
+        made.rollout(8, LENGTH, generator=seeded(3))
+    healthy = loss_of(made)
+    assert float(healthy["data_kl_weight"]) == 0.0
+    assert "data_divergence" not in healthy
+    collapse(made)
+    held = [loss_of(made) for _ in range(4)][-1]
+    assert float(held["data_kl_weight"]) == 0.5
+    assert float(held["data_divergence"]) > 0.1
+
+
+def test_a_path_that_is_walked_again_is_not_counted_twice() -> None:
+    made = small_method(CONFIG)
+    rollout = made.rollout(8, LENGTH, generator=seeded(3))
+    before = made.state_dict()
+    made.rollout(8, LENGTH, generator=seeded(3), tokens=rollout.sequences)
+    assert made.state_dict() == before
+
+
+def test_the_methods_state_has_it() -> None:
+    made, other = small_method(CONFIG), small_method(CONFIG)
+    for _ in range(3):
+        made.rollout(8, LENGTH, generator=seeded(3))
+    other.load_state_dict(made.state_dict())
+    assert other.state_dict() == made.state_dict()
+    uncontrolled = small_method(replace(CONFIG, diversity_tolerance=None))
+    with pytest.raises(ValueError, match="diversity_tolerance"):
+        uncontrolled.load_state_dict(made.state_dict())
+    with pytest.raises(ValueError, match="diversity_tolerance"):
+        made.load_state_dict(uncontrolled.state_dict())

@@ -1,0 +1,76 @@
+"""IDLM: a sequence has one reward from two likelihood bounds, and the auxiliary follows the student."""
+
+import pytest
+import torch
+from chain_networks import LENGTH, PROCESS, seeded, small_dit
+from torch import Tensor
+
+from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import IDLM, DistillationMethod, IDLMConfig
+
+SMALL = {"path_steps": (2,), "group_size": 4, "log_ratio_warmup": 1, "log_ratio_updates": 2}
+CONFIG = IDLMConfig(**SMALL)
+
+
+def method() -> IDLM:
+    networks = [small_dit(seed, step_conditioning=told) for seed, told in ((0, True), (1, False), (2, True))]
+    return IDLM(*networks, PROCESS, CONFIG)
+
+
+def gradient(network: torch.nn.Module, loss: Tensor) -> Tensor:
+    network.zero_grad()
+    loss.backward()
+    return torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None])
+
+
+def test_it_is_credit_to_sequences_by_an_auxiliary_denoiser() -> None:
+    """The same gradients as DiDi-Instruct's parts give, told so field by field."""
+    made = method()
+    config = DiDiInstructConfig(**SMALL, log_ratio="auxiliary", credit="sequence", corruption_by="count", corruptions=2)
+    other = DiDiInstruct(made.student, made.teacher, None, PROCESS, config, auxiliary=made.auxiliary)
+    found = []
+    for each in (made, other):
+        rollout = each.rollout(8, LENGTH, generator=seeded(0))
+        student = gradient(each.student, each.loss("student", rollout, generator=seeded(1)).loss)
+        found.append((student, gradient(each.auxiliary, each.loss("auxiliary", rollout, generator=seeded(1)).loss)))
+    for first, second in zip(*found, strict=True):
+        assert first.abs().max() > 0
+        assert torch.equal(first, second)
+
+
+def test_the_plan_and_the_networks_by_name() -> None:
+    made = method()
+    assert isinstance(made, DistillationMethod)
+    assert made.update_plan.networks(0) == ("auxiliary", "auxiliary")
+    assert made.update_plan.networks(1) == ("student", "auxiliary", "auxiliary")
+    assert CONFIG.method_class is IDLM
+    named = IDLM.assemble(CONFIG, PROCESS, student=made.student, teacher=made.teacher, auxiliary=made.auxiliary)
+    assert named.auxiliary is made.auxiliary
+    with pytest.raises(ValueError, match="make_auxiliary"):
+        IDLM.assemble(CONFIG, PROCESS, student=made.student, teacher=made.teacher)
+    with pytest.raises(ValueError, match="'discriminator'"):
+        made.loss("discriminator", made.rollout(4, LENGTH, generator=seeded(0)))
+
+
+def test_a_network_that_would_never_be_told_its_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="log_ratio_conditioning=True, but the auxiliary"):
+        IDLM(small_dit(0, step_conditioning=True), small_dit(1), small_dit(2), PROCESS, CONFIG)
+    with pytest.raises(ValueError, match="step_conditioning=True, but the student"):
+        IDLM(small_dit(0), small_dit(1), small_dit(2, step_conditioning=True), PROCESS, CONFIG)
+    assert IDLM.make_auxiliary(small_dit(1), CONFIG).accepts_step
+    assert IDLM.make_student(small_dit(1), CONFIG).accepts_step
+
+
+@pytest.mark.parametrize(
+    ("choices", "error"),
+    [
+        ({"corruptions": 0}, ValueError),
+        ({"log_ratio_updates": 1.5}, TypeError),
+        ({"log_ratio_warmup": -1}, ValueError),
+        ({"group_size": 0}, ValueError),
+        ({"baseline": "median"}, ValueError),
+    ],
+)
+def test_settings_out_of_range_are_refused(choices, error) -> None:
+    with pytest.raises(error, match=next(iter(choices))):
+        IDLMConfig(**choices)
