@@ -220,9 +220,9 @@ class DiDiInstructConfig(PathConfig):
 
         A reverse KL is lower on one mode of the teacher than on all, wherever parallel draws cost more than that mode's
         surprise. Where two samples of the student agree more often than its teacher's, this adds the forward KL in
-        states of data, up to a weight of 2; elsewhere it changes nothing. Student paths then need reference sequences.
+        states of data, up to a weight of 1; elsewhere it changes nothing. Student paths then need reference sequences.
         """
-        controlled: dict[str, Any] = {"data_kl_coefficient": 2.0, "diversity_tolerance": 0.05}
+        controlled: dict[str, Any] = {"data_kl_coefficient": 1.0, "diversity_tolerance": 0.05}
         return cls(**{**controlled, **changes})
 
     @classmethod
