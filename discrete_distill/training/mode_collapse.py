@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_number
+from ..distillation.methods.diversity_control import odds
 from ..distributed.processes import agree
 from .metrics import MetricWindow, on_the_host
 
@@ -64,7 +65,7 @@ class CollapseRule:
         """Whether a figure has gone from ``first`` to ``last``, with a standard error of the difference, too far."""
         if name == FIRST_ENTROPY:
             return last < self.entropy_share * first and first - last > self.errors * error
-        return _odds(last) > self.agreement_factor * _odds(first) and last - first > self.errors * error
+        return odds(last) > self.agreement_factor * odds(first) and last - first > self.errors * error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,3 @@ def _change(history: Sequence[Line], name: str, rule: CollapseRule) -> tuple[flo
         return None
     first, last = (statistics.fmean(line[name] for line in window) for window in windows)
     return first, last
-
-
-def _odds(share: float) -> float:
-    return share / (1.0 - share) if share < 1.0 else math.inf

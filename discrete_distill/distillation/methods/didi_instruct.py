@@ -177,7 +177,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         """Fit the auxiliary denoiser to the student.
 
         With credit over the vocabulary, to the student's own probabilities at the hidden positions of every step's
-        remasked (soft targets: ``q(v | z') = E[p_student(v | x_t) | z']``); otherwise to its samples, by the NELBO.
+        remasked state (soft targets: ``q(v | z') = E[p_student(v | x_t) | z']``); otherwise to its samples, by the
+        NELBO.
 
         Args:
             rollout: of this step.

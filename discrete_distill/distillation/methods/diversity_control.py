@@ -51,6 +51,13 @@ class DiversityControl:
         self._average = 0.0
         self._references = 0
         self._reference = 0.0
+        self._weight = 1.0
+
+    @property
+    def weight(self) -> float:
+        """In ``[0, 1]``, that of the last rollout, so that the parts of a batch share it; 1 before the first one whose
+        samples could be compared."""
+        return self._weight
 
     def add(self, agreement: Tensor) -> None:
         """Take in one rollout; the mean over processes, all of which must call it. Waits for the device.
@@ -65,9 +72,10 @@ class DiversityControl:
             self._average = self._undistilled
         else:
             self._average = self.decay * self._average + (1.0 - self.decay) * value
+        self._weight = self._weight_now()
 
     def add_reference(self, agreement: Tensor) -> None:
-        """Take in one batch of reference sequences; as `add`.
+        """Take in one batch of reference sequences, for the weights of later rollouts; as `add`.
 
         Args:
             agreement: of two of them, a scalar in ``[0, 1]``; NaN where they may not be compared.
@@ -79,12 +87,8 @@ class DiversityControl:
             self._references += 1
             self._reference += (total / share - self._reference) / self._references
 
-    @property
-    def weight(self) -> float:
-        """In ``[0, 1]``; 1 before the first rollout whose samples could be compared."""
-        if not self._rollouts:
-            return 1.0
-        before, now = _odds(max(self._undistilled, self._reference)), _odds(self._average)
+    def _weight_now(self) -> float:
+        before, now = odds(max(self._undistilled, self._reference)), odds(self._average)
         if now <= before:
             return 0.0
         return min(1.0, (now / before - 1.0) / self.tolerance) if before > 0.0 else 1.0
@@ -99,8 +103,9 @@ class DiversityControl:
             setattr(self, f"_{name}", state[name])
 
 
-_STATE = ("rollouts", "undistilled", "average", "references", "reference")
+_STATE = ("rollouts", "undistilled", "average", "references", "reference", "weight")
 
 
-def _odds(share: float) -> float:
+def odds(share: float) -> float:
+    """``a / (1 - a)`` of a probability; infinite at 1."""
     return share / (1.0 - share) if share < 1.0 else float("inf")

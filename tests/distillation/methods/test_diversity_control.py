@@ -79,6 +79,17 @@ def test_a_student_may_be_as_alike_as_the_data() -> None:
         assert control.weight == weight
 
 
+def test_the_parts_of_a_batch_share_one_weight() -> None:
+    """References of one part do not change the weight of the next; they count from the next rollout on."""
+    control = DiversityControl(first=1, decay=0.0)
+    control.add(torch.tensor(0.2))
+    control.add(torch.tensor(0.3))
+    control.add_reference(torch.tensor(0.3))
+    assert control.weight == 1.0
+    control.add(torch.tensor(0.3))
+    assert control.weight == 0.0
+
+
 def test_batches_of_data_are_averaged() -> None:
     control = DiversityControl(first=1, decay=0.0)
     for value in (0.1, float("nan"), 0.5):
