@@ -34,7 +34,7 @@ from discrete_distill.evaluation import CausalLMJudge, sample_agreement, sample_
 
 START, END, MASK, FIRST_RESIDUE = 2, 3, 4, 5
 HEAVY_CHAIN, HUMAN = 31, 26
-RESIDUES, SAMPLES, CHUNK = 118, 64, 32
+RESIDUES, CHUNK = 118, 32
 REFERENCE_STEPS, REFERENCE_CHUNKS = 64, 3
 PROCESS = MaskedDiffusion(MASK)
 SETTINGS = {
@@ -43,7 +43,6 @@ SETTINGS = {
     "window": 0,
     "corruptions": 2,
     "kl_kind": "forward",
-    "log_ratio_warmup": 8,
     "step_conditioning": False,
     "log_ratio_conditioning": False,
 }
@@ -83,17 +82,19 @@ def blank(count: int) -> Tensor:
     return sequences
 
 
-def sample(denoiser: nn.Module, steps: int, temperature: float, seed: int) -> Tensor:
-    """Residues, int64 ``[SAMPLES, RESIDUES]``."""
+def sample(denoiser: nn.Module, count: int, steps: int, temperature: float, seed: int) -> Tensor:
+    """Residues, int64 ``[count, RESIDUES]``."""
     sampler = AncestralSampler(PROCESS, num_steps=steps, temperature=temperature)
     generator = Generator().manual_seed(seed)
-    drawn = [sampler(denoiser, x_init=blank(CHUNK), generator=generator).sequences for _ in range(SAMPLES // CHUNK)]
+    drawn = [sampler(denoiser, x_init=blank(CHUNK), generator=generator).sequences for _ in range(count // CHUNK)]
     return torch.cat(drawn)[:, 1:-1]
 
 
-def measure(denoiser: nn.Module, judge: CausalLMJudge, steps: int, temperature: float = 1.0) -> dict[str, Any]:
+def measure(
+    denoiser: nn.Module, judge: CausalLMJudge, count: int, *, steps: int, temperature: float = 1.0
+) -> dict[str, Any]:
     """Perplexity of residues with the error over samples, entropy of a sample, agreement of two samples."""
-    residues = sample(denoiser, steps, temperature, seed=0)
+    residues = sample(denoiser, count, steps, temperature, seed=0)
     prefix = torch.tensor([[HEAVY_CHAIN, HUMAN]]).expand(len(residues), 2)
     nats, _ = judge.token_nats(torch.cat([prefix, residues], 1))
     nats_B = nats[:, 2:].mean(1)
@@ -150,6 +151,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
         data_kl_coefficient=options.data_kl,
         diversity_tolerance=options.tolerance,
         log_ratio_updates=options.log_ratio_updates,
+        log_ratio_warmup=options.warmup,
     )
     student, auxiliary, average = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(3))
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
@@ -184,7 +186,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
             }
         )
         if (update + 1) % options.every == 0:
-            write({"update": update + 1, **measure(average, judge, 8)})
+            write({"update": update + 1, **measure(average, judge, options.samples, steps=8)})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -199,10 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=3e-5)
     parser.add_argument("--auxiliary-rate", type=float, default=2e-4)
     parser.add_argument("--auxiliary-updates", type=int, default=60, help="before the student moves")
-    parser.add_argument("--ratio-updates", type=int, default=3)
+    parser.add_argument("--log-ratio-updates", type=int, default=3)
     parser.add_argument("--anchor", type=float, default=0.0, help="coefficient of the forward KL along the path")
     parser.add_argument("--data-kl", type=float, default=0.0, help="coefficient of the forward KL in states of data")
     parser.add_argument("--tolerance", type=float, help="diversity_tolerance")
+    parser.add_argument("--warmup", type=int, default=24, help="rollouts of the undistilled student, with --tolerance")
+    parser.add_argument("--samples", type=int, default=64, help="of each measurement; a multiple of 32")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     teacher_model = load(transformers.BertForMaskedLM, options.teacher)
@@ -221,10 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, fp32"
-    write({"settings": settings, "versions": versions, "machine": machine, "samples": SAMPLES})
+    write({"settings": settings, "versions": versions, "machine": machine})
     if not options.updates:
-        for steps, temperature in ((8, 1.0), (8, 0.9), (8, 0.8), (32, 1.0)):
-            write({"teacher": True, **measure(teacher, judge, steps, temperature)})
+        for steps, temperature in ((4, 1.0), (8, 1.0), (8, 0.9), (8, 0.8), (32, 1.0)):
+            write({"teacher": True, **measure(teacher, judge, options.samples, steps=steps, temperature=temperature)})
         return
     train(teacher, judge, options, write)
 

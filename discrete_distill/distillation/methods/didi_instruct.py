@@ -128,7 +128,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         rollout = super().rollout(*sizes, tokens=tokens, **given)
         if self.diversity is not None and tokens is None:
             for agreement in self.rollout_metrics(rollout).values():
-                self.diversity.add(agreement)
+                self.diversity.add(agreement, num_steps=len(rollout.steps))
         return rollout
 
     def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:

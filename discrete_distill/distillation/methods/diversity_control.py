@@ -3,6 +3,7 @@ not."""
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -19,15 +20,16 @@ class DiversityControl:
 
         weight = clip((o(a) / o(a_0) - 1) / tolerance, 0, 1)
 
-    ``a_0`` is what the student may reach: the mean of the first rollouts, those of the undistilled student, or that of
-    the reference sequences where it is greater. So a student as diverse as its teacher or as the data is not held back,
-    and one that gives up modes is. Our own; PPO's adaptive KL penalty (arXiv 1707.06347, section 4) is its relative,
-    whose target is a divergence.
+    ``a_0`` is the agreement that the student may reach: the undistilled student's at the same numbers of steps (the
+    moving average of its means over the first rollouts), or that of the reference sequences where it is greater.
+    Samples drawn in fewer steps agree more often, so that one level for all numbers of steps would let the longer paths
+    lose diversity. Our own; the adaptive KL penalty of PPO (arXiv 1707.06347, section 4) is related, with a divergence
+    as its target.
 
     Args:
         tolerance: relative excess of the odds at which the weight is 1.
-        first: rollouts of the undistilled student; it should not be updated before them.
-        decay: of the moving average.
+        first: number of rollouts of the undistilled student, which should not be updated before them.
+        decay: of the moving averages.
 
     Raises:
         ValueError: if the tolerance is not positive, the decay is outside ``[0, 1)``, or ``first`` is below 1.
@@ -35,7 +37,7 @@ class DiversityControl:
     Example:
         >>> control = DiversityControl(tolerance=0.05, first=1)
         >>> for agreement in (0.200, 0.220):
-        ...     control.add(torch.tensor(agreement))
+        ...     control.add(torch.tensor(agreement), num_steps=4)
         >>> 0.0 < control.weight < 1.0
         True
     """
@@ -47,8 +49,9 @@ class DiversityControl:
         self.first = check_count("first", first)
         self.decay = decay
         self._rollouts = 0
-        self._undistilled = 0.0
+        self._undistilled: dict[int, tuple[int, float]] = {}
         self._average = 0.0
+        self._allowed = 0.0
         self._references = 0
         self._reference = 0.0
         self._weight = 1.0
@@ -59,20 +62,28 @@ class DiversityControl:
         samples could be compared."""
         return self._weight
 
-    def add(self, agreement: Tensor) -> None:
-        """Take in one rollout; the mean over processes, all of which must call it. Waits for the device.
+    def add(self, agreement: Tensor, *, num_steps: int) -> None:
+        """Add one rollout; the mean over processes, all of which must call it. Waits for the device.
 
         Args:
             agreement: of two of its samples, a scalar in ``[0, 1]``.
+            num_steps: of its paths.
         """
         value = float(mean_over_processes(agreement.detach().double()))
         self._rollouts += 1
         if self._rollouts <= self.first:
-            self._undistilled += (value - self._undistilled) / self._rollouts
-            self._average = self._undistilled
+            count, mean = self._undistilled.get(num_steps, (0, 0.0))
+            self._undistilled[num_steps] = (count + 1, mean + (value - mean) / (count + 1))
+            self._average = self._allowed = self._undistilled_mean()
         else:
+            _, allowed = self._undistilled.get(num_steps, (0, self._undistilled_mean()))
             self._average = self.decay * self._average + (1.0 - self.decay) * value
+            self._allowed = self.decay * self._allowed + (1.0 - self.decay) * allowed
         self._weight = self._weight_now()
+
+    def _undistilled_mean(self) -> float:
+        total = sum(count for count, _ in self._undistilled.values())
+        return sum(count * mean for count, mean in self._undistilled.values()) / total
 
     def add_reference(self, agreement: Tensor) -> None:
         """Take in one batch of reference sequences, for the weights of later rollouts; as `add`.
@@ -88,22 +99,22 @@ class DiversityControl:
             self._reference += (total / share - self._reference) / self._references
 
     def _weight_now(self) -> float:
-        before, now = odds(max(self._undistilled, self._reference)), odds(self._average)
+        before, now = odds(max(self._allowed, self._reference)), odds(self._average)
         if now <= before:
             return 0.0
         return min(1.0, (now / before - 1.0) / self.tolerance) if before > 0.0 else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs."""
-        return {name: getattr(self, f"_{name}") for name in _STATE}
+        """The counts and averages that a resumed run needs."""
+        return {name: copy(getattr(self, f"_{name}")) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Continue from `state_dict`."""
         for name in _STATE:
-            setattr(self, f"_{name}", state[name])
+            setattr(self, f"_{name}", copy(state[name]))
 
 
-_STATE = ("rollouts", "undistilled", "average", "references", "reference", "weight")
+_STATE = ("rollouts", "undistilled", "average", "allowed", "references", "reference", "weight")
 
 
 def odds(share: float) -> float:

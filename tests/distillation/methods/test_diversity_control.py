@@ -19,7 +19,7 @@ AGREEMENTS = st.floats(0.001, 0.99)
 def after(values: list[float], **choices: float) -> DiversityControl:
     control = DiversityControl(**choices)  # type: ignore[arg-type]
     for value in values:
-        control.add(torch.tensor(value, dtype=torch.float64))
+        control.add(torch.tensor(value, dtype=torch.float64), num_steps=2)
     return control
 
 
@@ -47,6 +47,31 @@ def test_the_tolerance_is_where_the_weight_is_full() -> None:
         assert after(values, first=1, decay=0.0, tolerance=0.08).weight == pytest.approx(weight)
 
 
+@given(st.lists(st.sampled_from([2, 8]), min_size=1, max_size=30), st.floats(0.0, 0.9))
+def test_fewer_steps_agree_more_often_without_a_weight(steps: list[int], decay: float) -> None:
+    """A student whose paths of each length agree as before has no weight, whichever lengths are drawn."""
+    control = DiversityControl(first=4, decay=decay)
+    for num_steps in (2, 8, 8, 8, *steps):
+        control.add(torch.tensor(0.3 if num_steps == 2 else 0.2, dtype=torch.float64), num_steps=num_steps)
+        assert control.weight == pytest.approx(0.0, abs=1e-9)
+
+
+def test_long_paths_are_held_to_the_level_of_long_paths() -> None:
+    """Agreement of 0.24 is little for two steps and too much for eight, although the mean of both is 0.25."""
+    for num_steps, weight in ((2, 0.0), (8, 1.0)):
+        control = DiversityControl(first=2, decay=0.0)
+        for value, steps in ((0.3, 2), (0.2, 8), (0.24, num_steps)):
+            control.add(torch.tensor(value), num_steps=steps)
+        assert control.weight == weight
+
+
+def test_a_number_of_steps_that_was_not_seen_before_is_held_to_the_mean() -> None:
+    control = DiversityControl(first=2, decay=0.0, tolerance=0.05)
+    for value, steps in ((0.3, 2), (0.2, 8), (0.25, 4)):
+        control.add(torch.tensor(value, dtype=torch.float64), num_steps=steps)
+    assert control.weight == pytest.approx(0.0, abs=1e-9)
+
+
 def test_samples_that_agree_everywhere_have_the_full_weight() -> None:
     assert after([0.2, 1.0], first=1, decay=0.0).weight == 1.0
     assert after([0.0, 0.1], first=1, decay=0.0).weight == 1.0
@@ -58,7 +83,7 @@ def test_a_control_goes_on_from_its_state(before: list[float], later: list[float
     whole, restored = after(before + later, first=3), DiversityControl(first=3)
     restored.load_state_dict(after(before, first=3).state_dict())
     for value in later:
-        restored.add(torch.tensor(value, dtype=torch.float64))
+        restored.add(torch.tensor(value, dtype=torch.float64), num_steps=2)
     assert restored.weight == whole.weight
     assert restored.state_dict() == whole.state_dict()
 
@@ -73,20 +98,20 @@ def test_a_student_may_be_as_alike_as_the_data() -> None:
     """Agreement of 0.3 after 0.2: too much beside data of 0.1, nothing beside data of 0.3."""
     for data, weight in ((0.1, 1.0), (0.3, 0.0), (float("nan"), 1.0)):
         control = DiversityControl(first=1, decay=0.0)
-        control.add(torch.tensor(0.2))
+        control.add(torch.tensor(0.2), num_steps=2)
         control.add_reference(torch.tensor(data))
-        control.add(torch.tensor(0.3))
+        control.add(torch.tensor(0.3), num_steps=2)
         assert control.weight == weight
 
 
 def test_the_parts_of_a_batch_share_one_weight() -> None:
     """References of one part do not change the weight of the next; they count from the next rollout on."""
     control = DiversityControl(first=1, decay=0.0)
-    control.add(torch.tensor(0.2))
-    control.add(torch.tensor(0.3))
+    control.add(torch.tensor(0.2), num_steps=2)
+    control.add(torch.tensor(0.3), num_steps=2)
     control.add_reference(torch.tensor(0.3))
     assert control.weight == 1.0
-    control.add(torch.tensor(0.3))
+    control.add(torch.tensor(0.3), num_steps=2)
     assert control.weight == 0.0
 
 
@@ -94,8 +119,8 @@ def test_batches_of_data_are_averaged() -> None:
     control = DiversityControl(first=1, decay=0.0)
     for value in (0.1, float("nan"), 0.5):
         control.add_reference(torch.tensor(value))
-    control.add(torch.tensor(0.01))
-    control.add(torch.tensor(0.301))
+    control.add(torch.tensor(0.01), num_steps=2)
+    control.add(torch.tensor(0.301), num_steps=2)
     assert 0.0 < control.weight < 0.2
 
 
