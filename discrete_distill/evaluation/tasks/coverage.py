@@ -1,0 +1,170 @@
+"""Coverage: whether a sampler gives all right answers alike, or the same few again and again.
+
+``N`` is the number of right answers and ``n`` the number of right samples. A sampler that is right because it says one
+thing has an accuracy of 1 and a coverage that shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...checks import check_count, check_floats
+from ...exact import enumerate_sequences
+from ..checks import check_token_ids
+from .symbol_task import SymbolTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Of right samples, beside what a uniform sampler of as many samples shows.
+
+    The plug-in divergence is biased upwards by the noise of counts: by about ``(N - 1) / (2 n)`` where ``n`` is large
+    against ``N``; where ``n`` is small it is at least ``log(N / n)`` for any sampler. ``excess_kl`` subtracts the
+    expectation for a uniform sampler: it is 0 on average for a uniform sampler, tends to the divergence for any sampler
+    as ``n`` grows, and is too small where ``n`` is not large against ``N``. There, read ``num_distinct``.
+
+    Attributes:
+        num_samples: ``n``, right samples.
+        num_solutions: ``N``, right answers.
+        num_distinct: different ones among the samples.
+        distinct_expected: the same of a uniform sampler, on average.
+        distinct_deviation: its standard deviation over sets of samples.
+        kl_from_uniform: plug-in estimate of ``KL(samples || uniform) = log N - H``, nats.
+        kl_of_uniform: the plug-in estimate of a uniform sampler, on average, nats.
+    """
+
+    num_samples: int
+    num_solutions: int
+    num_distinct: int
+    distinct_expected: float
+    distinct_deviation: float
+    kl_from_uniform: float
+    kl_of_uniform: float
+
+    @property
+    def excess_kl(self) -> float:
+        """``kl_from_uniform - kl_of_uniform``, nats."""
+        return self.kl_from_uniform - self.kl_of_uniform
+
+
+def measure_coverage(sequences: Tensor, num_solutions: int) -> Coverage:
+    """Coverage of right answers.
+
+    Args:
+        sequences: right samples alone, token ids ``[n, L]``.
+        num_solutions: number of right answers.
+
+    Raises:
+        TypeError: if the sequences hold no integers, or the number is none.
+        ValueError: if there are no sequences, or more different ones than right answers.
+    """
+    check_token_ids(sequences, "right samples")
+    check_count("num_solutions", num_solutions)
+    counts = sequences.unique(dim=0, return_counts=True)[1].double()
+    if len(counts) > num_solutions:
+        raise ValueError(
+            f"{len(counts)} different samples are more than the {num_solutions} right answers; pass right samples alone"
+        )
+    n = len(sequences)
+    entropy = math.log(n) - float((counts * counts.log()).sum()) / n
+    return Coverage(
+        num_samples=n,
+        num_solutions=num_solutions,
+        num_distinct=len(counts),
+        distinct_expected=distinct_expected(n, num_solutions),
+        distinct_deviation=distinct_deviation(n, num_solutions),
+        kl_from_uniform=math.log(num_solutions) - entropy,
+        kl_of_uniform=plug_in_kl_of_uniform(n, num_solutions),
+    )
+
+
+def distinct_expected(num_samples: int, num_solutions: int) -> float:
+    """Expected number of different answers among samples of a uniform sampler: ``N (1 - (1 - 1/N)^n)``.
+
+    Args:
+        num_samples: ``n``, 0 or more.
+        num_solutions: ``N``.
+    """
+    n, total = check_count("num_samples", num_samples, least=0), check_count("num_solutions", num_solutions)
+    if total == 1 or n == 0:
+        return float(min(n, 1))
+    return -total * math.expm1(n * math.log1p(-1.0 / total))
+
+
+def distinct_deviation(num_samples: int, num_solutions: int) -> float:
+    """Standard deviation of the number of different answers among samples of a uniform sampler, to leading order in
+    ``1 / N`` at constant ``c = n / N``: ``sqrt(N (e^{-c} - (1 + c) e^{-2 c}))``.
+
+    Args:
+        num_samples: ``n``, 0 or more.
+        num_solutions: ``N``.
+    """
+    n, total = check_count("num_samples", num_samples, least=0), check_count("num_solutions", num_solutions)
+    c = n / total
+    # exp(c) - 1 - c, whose terms cancel where c is small.
+    difference = c * c / 2.0 + c**3 / 6.0 if c < 1e-4 else math.expm1(min(c, 700.0)) - c
+    return math.sqrt(total * math.exp(-2.0 * min(c, 700.0)) * difference)
+
+
+def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
+    """Expectation of the plug-in estimate of the divergence from uniform, for samples that are uniform; nats.
+
+    With ``K'`` binomial of ``n - 1`` trials of probability ``1 / N``, it is ``log(N / n) + E log(1 + K')``.
+
+    Args:
+        num_samples: ``n``.
+        num_solutions: ``N``.
+    """
+    n, total = check_count("num_samples", num_samples), check_count("num_solutions", num_solutions)
+    if total == 1:
+        return 0.0
+    trials, mean = n - 1, (n - 1) / total
+    reach = 12.0 * math.sqrt(mean) + 40.0
+    k = torch.arange(max(0, int(mean - reach)), min(trials, int(mean + reach)) + 1, dtype=torch.float64)
+    choices = math.lgamma(n) - torch.lgamma(k + 1) - torch.lgamma(trials - k + 1)
+    probability = (choices - k * math.log(total) + (trials - k) * math.log1p(-1.0 / total)).exp()
+    return math.log(total) - math.log(n) + float((probability * k.log1p()).sum() / probability.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactCoverage:
+    """Of a sampler whose distribution is known.
+
+    Attributes:
+        validity: probability of a right answer.
+        kl_from_uniform: ``KL(sampler given a right answer || uniform)``, nats; NaN where no answer is right.
+    """
+
+    validity: float
+    kl_from_uniform: float
+
+
+def exact_coverage(task: SymbolTask, distribution: Tensor) -> ExactCoverage:
+    """Validity and coverage of a distribution over all sequences, such as `exact.sampler_distribution` gives.
+
+    Args:
+        task: small, with a known number of right answers.
+        distribution: probabilities, one axis of ``len(task.symbols)`` for each position.
+
+    Raises:
+        TypeError: if the distribution holds no floating-point numbers.
+        ValueError: if its shape is not that of the task, or the task does not know its number of right answers.
+    """
+    check_floats("distribution", distribution)
+    words, length = len(task.symbols), task.length
+    if tuple(distribution.shape) != (words,) * length:
+        raise ValueError(
+            f"distribution has shape {list(distribution.shape)}, sequences of {task!r} {length} axes of {words}"
+        )
+    if task.num_solutions is None:
+        raise ValueError(f"the right answers of {task!r} depend on the prompt; take a task without prompts")
+    right = task.is_solution(enumerate_sequences(words, length))
+    mass = distribution.double().flatten()[right]
+    validity = float(mass.sum())
+    share = mass / mass.sum()
+    entropy = -float(torch.special.xlogy(share, share).sum())
+    return ExactCoverage(validity=validity, kl_from_uniform=math.log(task.num_solutions) - entropy)
