@@ -1,5 +1,6 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
+from ...kernels import DivergenceKind, token_divergence
 from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
@@ -11,7 +12,6 @@ from .log_ratio import (
 )
 from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .sample_scores import SampleScores
-from .token import DivergenceKind, kl_divergence, token_divergence
 from .vocabulary import vocabulary_cost, vocabulary_surrogate
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "ScoreFunctionIntegralKL",
     "SurrogateOutput",
     "difference_of_logs",
-    "kl_divergence",
     "median_bandwidth",
     "mmd_squared",
     "rbf_kernel",
