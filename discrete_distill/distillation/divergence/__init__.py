@@ -1,7 +1,7 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
 from ...kernels import DivergenceKind, token_divergence
-from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput
+from .integral_kl import ScoreFunctionIntegralKL
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -12,6 +12,7 @@ from .log_ratio import (
 )
 from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .sample_scores import SampleScores
+from .surrogate import SurrogateOutput, integral_kl
 from .vocabulary import vocabulary_cost, vocabulary_surrogate
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ScoreFunctionIntegralKL",
     "SurrogateOutput",
     "difference_of_logs",
+    "integral_kl",
     "median_bandwidth",
     "mmd_squared",
     "rbf_kernel",
