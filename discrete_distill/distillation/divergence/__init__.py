@@ -1,7 +1,6 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
 from ...kernels import DivergenceKind, token_divergence
-from .integral_kl import ScoreFunctionIntegralKL
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -12,6 +11,7 @@ from .log_ratio import (
 )
 from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .sample_scores import SampleScores
+from .score_function import ScoreFunctionIntegralKL
 from .surrogate import SurrogateOutput, integral_kl
 from .vocabulary import vocabulary_cost, vocabulary_surrogate
 

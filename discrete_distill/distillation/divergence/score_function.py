@@ -1,10 +1,10 @@
-"""The integral KL divergence and its score-function estimator.
+"""The score-function estimator of the integral KL: corruption and scores of samples.
 
     IKL = integral of omega(t) KL(q_student(., t) || q_teacher(., t)) dt
     grad IKL = E[ omega(t) / pi(t) R(z_t, t) grad log p_student(x) ],   R = log q_student - log q_teacher
 
-Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of DiDi-Instruct (arXiv 2509.25035). The exact value, by
-enumeration, is ``discrete_distill.exact.integral_kl``.
+The surrogate with this gradient is `integral_kl`. Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of
+DiDi-Instruct (arXiv 2509.25035). The exact value, by enumeration, is ``discrete_distill.exact.integral_kl``.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
 """
