@@ -34,7 +34,7 @@ TINY = [
     "--budget=network_evaluations",
     "--distill.batch-size=4", "--distill.accumulate=1", "--distill.method.group-size=2",
     "--distill.method.log-ratio-warmup=0", "--distill.method.log-ratio-updates=1", "--distill.method.corruptions=1",
-    "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",
+    "--discriminator.updates=2", "--discriminator.pool=4", "--discriminator.batch-size=2",
     "--didi-paper.batch-size=4", "--didi-paper.method.group-size=2",
     "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.log-ratio-warmup=0",
     "--idlm.method.log-ratio-updates=1", "--idlm.method.corruptions=1",
@@ -59,7 +59,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small language, its tokenizer, an untrained teacher and judge."""
     from transformers import GPT2LMHeadModel
 
-    from discrete_distill.recipes.text.tokenizer import train_tokenizer
+    from discrete_distill.recipes.common.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("language")
     words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.text import pipeline as stages
-from discrete_distill.recipes.text.settings import RecipeConfig
+from discrete_distill.recipes.common import student_stages
+from discrete_distill.recipes.common.run import Run
+from discrete_distill.recipes.text import recipe as text
+from discrete_distill.recipes.text.settings import TextConfig
 
 
 def is_compiled(network: DiT) -> bool:
@@ -23,16 +25,15 @@ def test_networks_that_are_sampled_from_are_compiled_as_configured(backend, monk
 
     seen: list[DiT] = []
     packed = SimpleNamespace(packed=lambda length: torch.zeros(1, length))
-    made = stages.Pipeline
-    monkeypatch.setattr(made, "load_teacher", lambda self: network())
-    monkeypatch.setattr(made, "load_student", lambda self: (network(), None))
-    monkeypatch.setattr(made, "load_judge", lambda self: None)
-    monkeypatch.setattr(made, "streams", {"heldout": packed})
-    monkeypatch.setattr(stages, "sample_text", lambda *arguments: seen.append(arguments[2]))
-    monkeypatch.setattr(stages, "evaluate", lambda *arguments, **options: seen.extend(arguments[1:3]))
-    config = RecipeConfig(output=tmp_path, precision="fp32")
+    monkeypatch.setattr(Run, "load_teacher", lambda self: network())
+    monkeypatch.setattr(Run, "load_student", lambda self: (network(), None))
+    monkeypatch.setattr(Run, "streams", {"heldout": packed})
+    monkeypatch.setattr(text, "judge_of", lambda *arguments: None)
+    monkeypatch.setattr(student_stages, "sample_text", lambda *arguments: seen.append(arguments[2]))
+    monkeypatch.setattr(text, "evaluate", lambda *arguments, **options: seen.extend(arguments[1:3]))
+    config = TextConfig(output=tmp_path, precision="fp32")
     config.distill.parallel.compile_backend = backend
-    pipeline = made(config, "command")
-    pipeline.sample()
-    pipeline.evaluate()
+    recipe = text.make_recipe(config, "command")
+    recipe.stages["sample"].run()
+    recipe.stages["evaluate"].run()
     assert [is_compiled(each) for each in seen] == 3 * [backend != ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...training.stored_settings import Setting
-from ..text.corpus import TokenStream
+from .corpus import TokenStream
 
 
 def stream_settings(stream: TokenStream) -> dict[str, Setting]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
-from ..tables import markdown_table, number
-from ..text.report import REPORT_FILE, flatten
+from ..common.report_page import bullets, write_page
+from ..common.tables import markdown_table, number
 
 
 def write_protein_report(
@@ -39,12 +39,9 @@ def write_protein_report(
         "## Quality\n\n" + protein_table(results),
         "## What the columns say\n\n" + LEGEND,
         "## Samples\n\n" + _samples(results),
-        "## Limitations\n\n" + "\n".join(f"- {line}" for line in diagnostics(results)),
-        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
+        "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
-    path = directory / REPORT_FILE
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+    return write_page(directory, parts, settings)
 
 
 LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...checks import check_count
-from ..common.assets import BUNDLED
+from .assets import BUNDLED
 from .documents import read_documents, source_files
 from .token_cache import cached_arrays, content_digest, is_cut
 from .tokenizer import TextTokenizer

@@ -16,8 +16,8 @@ from ...models import Discriminator, DiT
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler, SamplerOutput
 from ...training import fold_seed
-from ..common.printing import printable
-from .evaluate import EvaluateConfig
+from .evaluation import EvaluateConfig
+from .printing import printable
 from .tokenizer import TextTokenizer
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ...training import TrainingCollapsed
 from ...training.mode_collapse import DESCRIPTIONS
-from ..tables import markdown_table, number
-from .report import REPORT_FILE, flatten
+from .report_page import write_page
+from .tables import markdown_table, number
 
 
 def write_report_of_stopped_run(
@@ -41,8 +41,5 @@ def write_report_of_stopped_run(
         "The checkpoint of the step at which this was first seen is kept; give a run with other settings another name. "
         "Perplexity would not show it: one text with variations has the entropy of data and a better perplexity.",
         "## Student paths, by step\n\n" + markdown_table(["step", *columns], rows),
-        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
     ]
-    path = directory / REPORT_FILE
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+    return write_page(directory, parts, settings)
