@@ -21,7 +21,6 @@ from ...samplers import AncestralSampler
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
-from .stream_settings import stream_settings
 from .students import save_network, weights_digest
 
 METRICS_FOLDER = "discriminator"
@@ -134,7 +133,7 @@ class DiscriminatorTrainer:
         return {
             **flat_settings(self.config, "discriminator", leave_out=bookkeeping),
             "student": weights_digest(self.student),
-            **stream_settings(self.stream),
+            **self.stream.settings(),
         }
 
     def fit(self, directory: Path) -> list[dict[str, float]]:

@@ -36,7 +36,6 @@ from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
 from .results import write_results
-from .stream_settings import stream_settings
 from .students import save_student, weights_digest
 
 SETTINGS_FILE = "settings.json"
@@ -236,7 +235,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
-    made_with = {**distill_settings(config, teacher), **stream_settings(stream)}
+    made_with = {**distill_settings(config, teacher), **stream.settings()}
     history = TrainingLoop(
         config.loop,
         directory,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...training import TrainingCollapsed, flat_settings, read_metrics
+from ...training import TrainingCollapsed
 from .discriminator import DiscriminatorTrainer
 from .distill import distil
 from .environment import make_folder
 from .fingerprint import check_tokenizer
 from .run import Run
-from .sample import SampleConfig, sample_text
+from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
 from .stopped_report import write_report_of_stopped_run
 from .teacher import initial_network, train_teacher
@@ -98,15 +98,7 @@ def make_student(run: Run) -> None:
         distil(seeded, teacher, run.streams["train"], run.process, run.accelerator, folder)
     except TrainingCollapsed as error:
         if run.accelerator.is_main_process:
-            write_report_of_stopped_run(
-                error,
-                read_metrics(folder),
-                folder,
-                title=f"Distillation: {run.config.name}",
-                command=run.command,
-                machine=run.machine,
-                settings=flat_settings(run.config),
-            )
+            write_report_of_stopped_run(run, error)
         raise
     run.write_fingerprint(folder / "student")
 
@@ -134,22 +126,3 @@ def check_updates(run: Run) -> None:
     """Refuse the stage discriminator where it has nothing to do."""
     if not run.config.discriminator.updates:
         raise ValueError("nothing to fit: --discriminator.updates is 0")
-
-
-def show_samples(run: Run, sample: SampleConfig) -> None:
-    """Print samples of the student."""
-    if not run.accelerator.is_main_process:
-        return
-    student, discriminator = run.load_student()
-    run.compile(student)
-    sample_text(
-        sample,
-        run.config.evaluate,
-        student,
-        discriminator,
-        run.process,
-        run.tokenizer,
-        run.config.data.length,
-        run.accelerator,
-        run.config.seed,
-    )

@@ -17,7 +17,6 @@ from ...process import MaskedDiffusion, evaluation_mode
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .corpus import TokenStream
 from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
-from .stream_settings import stream_settings
 
 
 @dataclass(kw_only=True)
@@ -91,7 +90,7 @@ def train_teacher(
         lambda network: heldout_nelbo(network, process, heldout, accelerator),
         accelerator,
         directory,
-        made_with=stream_settings(streams["train"]),
+        made_with=streams["train"].settings(),
     )
     if accelerator.is_main_process:
         trained = copy.deepcopy(cast(DiT, averaged))

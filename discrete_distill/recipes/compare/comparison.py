@@ -125,14 +125,7 @@ class Comparison:
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""
         results = self.results()
-        path = write_comparison(
-            results,
-            self.run.tokenizer,
-            self.run.directory,
-            command=self.run.command,
-            machine=self.run.machine,
-            settings=asdict(self.config),
-        )
+        path = write_comparison(self.run, results)
         Console().print(Markdown(comparison_tables(results)))
         print(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...evaluation.checks import exponential
 from ..common.diversity_columns import COLUMNS, between_cells, collapse_warning, figures_of
 from ..common.printing import quoted
 from ..common.report_page import bullets, write_page
+from ..common.run import Run
 from ..common.tables import markdown_table, number, span
 from ..common.tokenizer import TextTokenizer
 from .ablation_report import ablation_table
@@ -18,30 +20,18 @@ from .plots import draw_plots
 from .readings import collapses, reading_of
 
 
-def write_comparison(
-    results: dict[str, Any],
-    tokenizer: TextTokenizer,
-    directory: Path,
-    *,
-    command: str,
-    machine: str,
-    settings: dict[str, Any],
-) -> Path:
-    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into ``directory``.
+def write_comparison(run: Run, results: dict[str, Any]) -> Path:
+    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run.
 
     Args:
+        run: of the comparison.
         results: what the evaluation wrote.
-        tokenizer: shows samples as text.
-        directory: where.
-        command: that made it.
-        machine: that ran it.
-        settings: every field, to be reproduced from.
     """
     title = "Ablation of DiDi-Instruct" if results["ablation"] else "Few-step language models, compared"
-    draw_plots(results, directory, title)
+    draw_plots(results, run.directory, title)
     parts = [
         f"# {title}",
-        _provenance(results, command, machine),
+        _provenance(results, run),
         comparison_tables(results),
         "![Perplexity at the entropy of data against steps](steps.png)",
         f"![Perplexity against entropy at {results['frontier_steps']} steps](frontier.png)",
@@ -50,10 +40,10 @@ def write_comparison(
         "## Cost of training\n\n" + training_table(results),
         "## Cost of sampling\n\n" + speed_table(results),
         "## Likelihood\n\n" + likelihood_table(results),
-        "## Samples\n\n" + _samples(results, tokenizer),
+        "## Samples\n\n" + _samples(results, run.tokenizer),
         "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
-    return write_page(directory, parts, settings)
+    return write_page(run.directory, parts, asdict(run.config))
 
 
 def comparison_tables(results: dict[str, Any]) -> str:
@@ -153,11 +143,11 @@ def diagnostics(results: dict[str, Any]) -> list[str]:
     return found
 
 
-def _provenance(results: dict[str, Any], command: str, machine: str) -> str:
+def _provenance(results: dict[str, Any], run: Run) -> str:
     trained = sum(cost["seconds"] for costs in results["training"].values() for cost in costs)
     lines = [
-        f"- Command: `{command}`",
-        f"- Machine: {machine}",
+        f"- Command: `{run.command}`",
+        f"- Machine: {run.machine}",
         f"- Training: {trained:.0f} s; evaluation: {results['seconds']:.0f} s",
         f"- Judges: {', '.join(results['judges'])}; samples drawn in {results['precision']}",
         f"- Every figure: {len(results['seeds'])} seeds of {results['num_samples']} samples, "

@@ -14,7 +14,6 @@ from ...models import DiT
 from ...training import LoopConfig, TrainingLoop, flat_settings
 from ..common.distill import Distillation, DistillConfig
 from ..common.run import Run
-from ..common.stream_settings import stream_settings
 from ..common.student_stages import fit_discriminator
 from ..common.students import StudentTraining, save_student, weights_digest
 from .autoregressive import AutoregressiveConfig, AutoregressiveTraining
@@ -78,7 +77,7 @@ def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodCo
         settings={
             **flat_settings(method, name, leave_out=(f"{name}.loop", f"{name}.parallel")),
             "teacher": weights_digest(teacher),
-            **stream_settings(run.streams["train"]),
+            **run.streams["train"].settings(),
         },
     ).run()
     if run.accelerator.is_main_process:

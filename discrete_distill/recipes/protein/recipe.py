@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ...evaluation import NGramJudge
-from ...training import read_metrics
 from ..common.environment import make_folder
 from ..common.evaluation import RESULTS_FILE
 from ..common.results import read_results, write_results
@@ -19,7 +17,7 @@ from ..common.run import Run
 from ..common.stages import Recipe, Stage
 from ..common.student_stages import student_recipe
 from .evaluate import RESULTS, evaluate
-from .report import protein_table, write_protein_report
+from .report import protein_table, write_report
 from .residues import ResidueTokenizer
 from .settings import ProteinConfig
 
@@ -65,14 +63,7 @@ def measure(run: Run, config: ProteinConfig, residues: ResidueTokenizer) -> None
 def report(run: Run) -> None:
     """Write ``report.md``, and print the table."""
     results = results_of(run)
-    path = write_protein_report(
-        results,
-        read_metrics(run.directory),
-        run.directory,
-        command=run.command,
-        machine=run.machine,
-        settings=asdict(run.config),
-    )
+    path = write_report(run, results)
     Console().print(Markdown(protein_table(results)))
     print(path)
 

@@ -4,20 +4,21 @@ file."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from ...evaluation import Judge, generative_perplexity, measure_diversity, measure_speeds
-from ...models import Discriminator, DiT
-from ...process import MaskedDiffusion
+from ...models import guide_by_prior
+from ...training import flat_settings
+from ...training.stored_settings import Setting
+from ..common.distill import SETTINGS_FILE
+from ..common.environment import make_folder
 from ..common.evaluation import RESULTS_FILE, EvaluateConfig, Evaluation, SamplerSpec, between_samples_of_data
+from ..common.files import read_json_object
 from ..common.results import write_results
+from ..common.run import Run
 
 RESULTS: dict[str, type] = {
     "judge": str, "precision": str, "num_samples": int, "seeds": list, "data": dict, "by_steps": list,
@@ -25,56 +26,49 @@ RESULTS: dict[str, type] = {
 }  # fmt: skip
 
 
-def evaluate(
-    config: EvaluateConfig,
-    teacher: DiT,
-    student: DiT,
-    discriminator: Discriminator | None,
-    process: MaskedDiffusion,
-    judge: Judge,
-    heldout: Tensor,
-    accelerator: Accelerator,
-    directory: Path,
-    *,
-    guided_teacher: DiT | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
-    for speeds, which are those of each.
+def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
+    """Measure teacher and student, and write ``evaluation.json``. Processes share the work and all return the same
+    figures, but for speeds, which are those of each.
 
     Args:
-        heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
-        guided_teacher: the teacher under prior guidance, where that is what was distilled; compared at the same steps.
-        provenance: command, machine and settings, for the report.
+        run: of the recipe.
+        judge: of perplexity.
 
     Returns:
         What was written.
     """
-    started = time.perf_counter()
+    started, config, settings = time.perf_counter(), run.config.evaluate, settings_used(run)
+    teacher, (student, discriminator) = run.load_teacher(), run.load_student()
+    run.compile(teacher, student)
+    heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
     # One half of the held-out text stands for data, the other is what reverse perplexity is measured on.
     data, reference = heldout[0::2], heldout[1::2]
-    run = Evaluation(config, process, judge, accelerator, heldout.shape[1], reference=reference)
-    plain_teacher, plain_student = run.plain("teacher", teacher), run.plain("student", student)
+    drawn = Evaluation(config, run.process, judge, run.accelerator, heldout.shape[1], reference=reference)
+    plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)
     curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in teacher_steps]
-    if guided_teacher is not None:
-        strong = run.plain("teacher + prior guidance", guided_teacher)
+    guidance = float(settings["distill.prior_guidance"] or 0.0)
+    if guidance:  # What was distilled is compared too.
+        guided_teacher = guide_by_prior(teacher, guidance, run.process.mask_token_id)
+        strong = drawn.plain("teacher + prior guidance", guided_teacher)
         lines += [(strong, steps) for steps in config.steps]
         curves += [(strong, steps, config.student_temperatures) for steps in teacher_steps]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
-        guided = run.guided("student + RGAS", student, discriminator.eval())
+        guided = drawn.guided("student + RGAS", student, discriminator.eval())
         lines += [(guided, steps) for steps in config.guided_steps]
         curves.append((guided, config.frontier_steps, config.student_temperatures))
-    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not accelerator.is_main_process) as bar:
-        table = [_advance(bar, run.by_steps(*line)) for line in lines]
-        frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
-    judged = generative_perplexity(heldout, run.judge, precision="text")
+    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not run.accelerator.is_main_process) as bar:
+        table = [_advance(bar, drawn.by_steps(*line)) for line in lines]
+        frontiers = [_advance(bar, drawn.frontier(*curve)) for curve in curves]
+    judged = generative_perplexity(heldout, drawn.judge, precision="text")
     results = {
-        **(provenance or {}),
+        "command": run.command,
+        "machine": run.machine,
+        "settings": settings,
         "judge": judge.name,
-        "precision": run.precision,
+        "precision": drawn.precision,
         "num_samples": config.num_samples,
         "seeds": list(config.seeds),
         "data": {
@@ -85,18 +79,27 @@ def evaluate(
         "by_steps": table,
         "frontiers": frontiers,
         "samples": {
-            f"{who.name}, {steps} steps": run.sample(who, steps, 1.0, config.seeds[0])
+            f"{who.name}, {steps} steps": drawn.sample(who, steps, 1.0, config.seeds[0])
             .sequences[: config.shown]
             .tolist()
             for who, steps in lines
             if steps in (config.frontier_steps, max(config.steps))
         },
-        "speed": _speeds(run, plain_teacher, plain_student, config),
+        "speed": _speeds(drawn, plain_teacher, plain_student, config),
         "seconds": time.perf_counter() - started,
     }
-    if accelerator.is_main_process:
-        write_results(directory / RESULTS_FILE, results)
+    if run.accelerator.is_main_process:
+        write_results(make_folder(run.directory) / RESULTS_FILE, results)
     return results
+
+
+def settings_used(run: Run) -> dict[str, Setting]:
+    """This command's settings, and those that the student was really made with."""
+    settings = flat_settings(run.config)
+    file = run.directory / "student" / SETTINGS_FILE
+    if file.exists():
+        settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
+    return settings
 
 
 def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
@@ -105,16 +108,16 @@ def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _speeds(
-    run: Evaluation, teacher: SamplerSpec, student: SamplerSpec, config: EvaluateConfig
+    drawn: Evaluation, teacher: SamplerSpec, student: SamplerSpec, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
     """Tokens per second of teacher at most steps and student at the compared number, in one run."""
     batch = min(config.batch_size, config.num_samples)
     calls = {
-        f"teacher, {max(config.steps)} steps": run.timed(teacher, max(config.steps), batch),
-        f"teacher, {config.frontier_steps} steps": run.timed(teacher, config.frontier_steps, batch),
-        f"student, {config.frontier_steps} steps": run.timed(student, config.frontier_steps, batch),
+        f"teacher, {max(config.steps)} steps": drawn.timed(teacher, max(config.steps), batch),
+        f"teacher, {config.frontier_steps} steps": drawn.timed(teacher, config.frontier_steps, batch),
+        f"student, {config.frontier_steps} steps": drawn.timed(student, config.frontier_steps, batch),
     }
-    speeds = measure_speeds(calls, repeats=3, warmup=1, device=run.accelerator.device)
+    speeds = measure_speeds(calls, repeats=3, warmup=1, device=drawn.accelerator.device)
     return [
         {"method": name, "tokens_per_second": speed.tokens_per_second, "spread": speed.spread, "batch": batch}
         for name, speed in speeds.items()

@@ -21,7 +21,6 @@ from ...training import LoopConfig, OptimizerConfig
 from ..common.corpus import TokenStream
 from ..common.files import read_json_object
 from ..common.likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
-from ..common.stream_settings import stream_settings
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -122,7 +121,7 @@ def train_judge(
         lambda network: heldout_nats(network, config, heldout),
         accelerator,
         directory,
-        made_with=stream_settings(streams["train"]),
+        made_with=streams["train"].settings(),
     )
     if accelerator.is_main_process:
         save_judge(averaged, config, directory)

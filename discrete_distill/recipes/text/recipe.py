@@ -9,14 +9,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ...evaluation import Judge
-from ...models import guide_by_prior
-from ...training import flat_settings, read_metrics
-from ...training.stored_settings import Setting
-from ..common.discriminator import METRICS_FOLDER
-from ..common.distill import SETTINGS_FILE
 from ..common.environment import make_folder
 from ..common.evaluation import RESULTS_FILE
-from ..common.files import read_json_object
 from ..common.results import read_results
 from ..common.run import Run
 from ..common.stages import Recipe, Stage
@@ -42,7 +36,7 @@ def make_recipe(config: TextConfig, command: str) -> Recipe:
         config.sample,
         judge=Stage(run=partial(make_judge, run, config)),
         evaluate=Stage(
-            run=partial(measure, run, config),
+            run=lambda: evaluate(run, judge_of(run, config)),
             # A judge is looked for without its tokenizer first: where both are missing, both are named.
             needs=(run.load_teacher, partial(find_judge, config.judge.path), partial(judge_of, run, config)),
             inputs=(run.load_student,),
@@ -72,54 +66,13 @@ def make_judge(run: Run, config: TextConfig) -> None:
     print(f"judge: {folder}")
 
 
-def measure(run: Run, config: TextConfig) -> None:
-    """Measure teacher and student; figures go to ``evaluation.json``."""
-    teacher, judge = run.load_teacher(), judge_of(run, config)
-    student, discriminator = run.load_student()
-    run.compile(teacher, student)
-    settings = settings_used(run)
-    guidance = float(settings["distill.prior_guidance"] or 0.0)
-    evaluate(
-        config.evaluate,
-        teacher,
-        student,
-        discriminator,
-        run.process,
-        judge,
-        run.streams["heldout"].packed(1024).to(run.accelerator.device),
-        run.accelerator,
-        make_folder(run.directory),
-        guided_teacher=guide_by_prior(teacher, guidance, run.process.mask_token_id) if guidance else None,
-        provenance={"command": run.command, "machine": run.machine, "settings": settings},
-    )
-
-
-def settings_used(run: Run) -> dict[str, Setting]:
-    """This command's settings, and those that the student was really made with."""
-    settings = flat_settings(run.config)
-    file = run.directory / "student" / SETTINGS_FILE
-    if file.exists():
-        settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
-    return settings
-
-
 def report(run: Run) -> None:
     """Write ``report.md`` with its plots, and print the tables."""
     run.accelerator.wait_for_everyone()
     if not run.accelerator.is_main_process:
         return
     results = results_of(run)
-    path = write_report(
-        results,
-        read_metrics(run.directory),
-        run.tokenizer,
-        run.directory,
-        discriminator_history=read_metrics(run.directory / METRICS_FOLDER),
-        title=f"Distillation: {run.config.name}",
-        command=results.get("command", run.command),
-        machine=results.get("machine", run.machine),
-        settings=results.get("settings", flat_settings(run.config)),
-    )
+    path = write_report(run, results)
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
     page = [steps_table(results), frontier_table(results, frontiers), "\n".join(headline(results, frontiers))]
     Console().print(Markdown("\n\n".join(page)))

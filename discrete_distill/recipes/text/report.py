@@ -8,38 +8,26 @@ from typing import Any
 
 from ...evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy, lost_diversity, of_samples_alone
 from ...evaluation.checks import exponential
-from ...training import explain
+from ...training import explain, flat_settings, read_metrics
+from ..common.discriminator import METRICS_FOLDER
 from ..common.diversity_columns import COLUMNS, agreement_cell, between_cells, collapse_warning, figures_of
 from ..common.printing import quoted
 from ..common.report_page import bullets, write_page
+from ..common.run import Run
 from ..common.tables import markdown_table, number, span
 from ..common.tokenizer import TextTokenizer
 
 
-def write_report(
-    results: dict[str, Any],
-    history: list[dict[str, float]],
-    tokenizer: TextTokenizer,
-    directory: Path,
-    *,
-    discriminator_history: list[dict[str, float]],
-    title: str,
-    command: str,
-    machine: str,
-    settings: dict[str, Any],
-) -> Path:
-    """Write ``report.md`` and its plots into ``directory``.
+def write_report(run: Run, results: dict[str, Any]) -> Path:
+    """Write ``report.md`` and its plots into the folder of a run.
 
     Args:
+        run: whose folder holds the metrics of distillation and discriminator.
         results: what the evaluation wrote.
-        history: metrics of the distillation.
-        tokenizer: shows samples as text.
-        discriminator_history: metrics of the discriminator stage; empty where there was none.
-        title: of the page.
-        command: that made it.
-        machine: that ran it.
-        settings: every field, to be reproduced from.
     """
+    history, discriminator_history = read_metrics(run.directory), read_metrics(run.directory / METRICS_FOLDER)
+    title, directory, tokenizer = f"Distillation: {run.config.name}", run.directory, run.tokenizer
+    command, machine = results.get("command", run.command), results.get("machine", run.machine)
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
     _draw_plots(results, frontiers, directory, title)
     parts = [
@@ -54,7 +42,7 @@ def write_report(
         "## Samples\n\n" + _samples(results, tokenizer),
         "## Limitations\n\n" + bullets(diagnostics(results, history, discriminator_history)),
     ]
-    return write_page(directory, parts, settings)
+    return write_page(directory, parts, results.get("settings", flat_settings(run.config)))
 
 
 def _provenance(
