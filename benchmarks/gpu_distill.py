@@ -33,7 +33,7 @@ from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
 from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
 from discrete_distill.recipes.compare.comparison import RESULTS_FILE, Comparison
-from discrete_distill.recipes.compare.report import collapses
+from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.settings import ComparisonConfig
 from discrete_distill.recipes.compare.settings import demo as comparison_demo
 from discrete_distill.training import LoopConfig, OptimizerConfig

@@ -13,15 +13,10 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
 from discrete_distill.recipes.compare.__main__ import main
 from discrete_distill.recipes.compare.ablation import TECHNIQUES, published_order, rank_correlation, variants
-from discrete_distill.recipes.compare.report import (
-    ablation_factors,
-    ablation_table,
-    collapses,
-    diagnostics,
-    perplexity_table,
-    readings_table,
-    step_curves,
-)
+from discrete_distill.recipes.compare.ablation_report import ablation_factors, ablation_table
+from discrete_distill.recipes.compare.plots import step_curves
+from discrete_distill.recipes.compare.readings import collapses
+from discrete_distill.recipes.compare.report import diagnostics, perplexity_table, readings_table
 from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
 from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
