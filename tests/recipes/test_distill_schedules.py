@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from discrete_distill import MaskedDiffusion
 from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, step_generator
 
 SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)

@@ -124,11 +124,12 @@ class PathMethod(Generic[ConfigT]):
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
+        num_steps: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
-        ``model_kwargs`` by keyword.
+        samples of an earlier call, the same paths once more; ``num_steps`` fixes their number of steps (see
+        `IntermediateStateMatcher`). All networks are passed ``model_kwargs`` by keyword.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -147,6 +148,7 @@ class PathMethod(Generic[ConfigT]):
             generator=generator,
             device=device,
             tokens=tokens,
+            num_steps=num_steps,
             model_kwargs=model_kwargs,
         )
 

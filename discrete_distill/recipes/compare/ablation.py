@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..text.distill import DistillConfig
+from ..common.distill import DistillConfig
 
 FULL = "didi-paper"
 

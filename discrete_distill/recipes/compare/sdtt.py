@@ -14,7 +14,7 @@ from ...distillation.methods import SDTT, SDTTConfig
 from ...models import DiT
 from ...process import MaskedDiffusion
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig
-from ..text.corpus import TokenStream
+from ..common.corpus import TokenStream
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class SDTTStageConfig:
 
 
 class SDTTDistillation:
-    """A `Trainee`: rounds share out the steps equally."""
+    """A `StudentTraining`: rounds share out the steps equally."""
 
     def __init__(
         self,

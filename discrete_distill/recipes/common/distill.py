@@ -34,10 +34,9 @@ from ...training import (
 from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
-from ..common.results import write_results
-from ..common.stream_settings import stream_settings
-from ..common.students import save_student, weights_digest
 from .corpus import TokenStream
+from .results import write_results
+from .students import save_student, weights_digest
 
 SETTINGS_FILE = "settings.json"
 
@@ -101,7 +100,7 @@ class DistillConfig:
         if self.discriminator and not trained:
             raise ValueError(
                 f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
-                "stage guide fits one to the finished student"
+                "stage discriminator fits one to the finished student"
             )
         self.planned_updates()
 
@@ -121,7 +120,7 @@ class DistillConfig:
 
 
 class Distillation:
-    """Networks, their module_optimizers and one training step."""
+    """Networks, their optimisers and one training step."""
 
     def __init__(
         self,
@@ -151,7 +150,6 @@ class Distillation:
             self.discriminator = ModuleOptimizer(network, config.ratio, updates["discriminator"], accelerator, parallel)
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
         self.method: PathMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
-        self._matcher = self.method.matcher
 
     def _place_teacher(self, teacher: DiT) -> nn.Module:
         """A frozen copy, compiled and sharded as the student is."""
@@ -196,19 +194,19 @@ class Distillation:
         return on_the_host([step.run()])[0]
 
     def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> Rollout:
-        config = self.config
+        config, num_steps = self.config, None
         if self.accelerator.num_processes > 1:
             # All processes walk paths of one length: none waits for another, and sharded weights are gathered
             # equally often everywhere.
-            lengths = self._matcher.num_steps
-            chosen = lengths[fold_seed("length of paths", config.loop.seed, index, part) % len(lengths)]
-            self.method.matcher = replace(self._matcher, num_steps=(chosen,))
+            choices = self.method.matcher.num_steps
+            num_steps = choices[fold_seed("length of paths", config.loop.seed, index, part) % len(choices)]
         return self.method.rollout(
             config.batch_size // config.accumulate,
             self.stream.length,
             generator=generator,
             device=self.accelerator.device,
             tokens=tokens,
+            num_steps=num_steps,
         )
 
     def reference(self, size: int, generator: Generator) -> Tensor:
@@ -237,7 +235,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
-    made_with = {**distill_settings(config, teacher), **stream_settings(stream)}
+    made_with = {**distill_settings(config, teacher), **stream.settings()}
     history = TrainingLoop(
         config.loop,
         directory,
