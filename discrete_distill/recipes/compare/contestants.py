@@ -22,10 +22,9 @@ from ..text.evaluate import Contestant, Evaluation
 from ..text.pipeline import Pipeline
 from .autoregressive import AutoregressiveConfig, AutoregressiveSampler, AutoregressiveTraining, load_autoregressive
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
-from .sdtt import SDTTDistillation, SDTTStageConfig
 from .settings import ComparisonConfig
 
-MethodConfig = DistillConfig | SDTTStageConfig | AutoregressiveConfig
+MethodConfig = DistillConfig | AutoregressiveConfig
 
 
 @dataclass(kw_only=True)
@@ -97,7 +96,7 @@ class Training:
         history = TrainingLoop(
             loop,
             folder,
-            trainee.parts(),
+            trainee.saved(),
             counted_step(trainee, counter),
             label=name,
             shown=("log_ratio", "divergence", "loss", "entropy"),
@@ -133,8 +132,6 @@ class Training:
         def make(num_steps: int) -> Trainee:
             torch.manual_seed(seed)
             config: Any = replace(method, loop=replace(method.loop, num_steps=num_steps, seed=seed))
-            if isinstance(config, SDTTStageConfig):
-                return SDTTDistillation(config, teacher, stream, process, accelerator)
             if isinstance(config, AutoregressiveConfig):
                 eos = pipeline.tokenizer.eos_token_id
                 return AutoregressiveTraining(config, teacher.config, stream, process, eos, accelerator)
