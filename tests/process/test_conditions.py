@@ -158,6 +158,6 @@ def test_keyword_arguments_reach_the_networks_of_a_log_ratio() -> None:
         AuxiliaryDenoiserLogRatio(process, network("auxiliary"), network("teacher")),
     ):
         estimator = ScoreFunctionIntegralKL(process, ratio)
-        estimator(x, torch.zeros(4, 3), model_kwargs={"topic": 3})
+        estimator(x, torch.zeros(4, 3), group_size=2, model_kwargs={"topic": 3})
     process.nelbo(network("bound"), x, model_kwargs={"topic": 3})
     assert heard == [(kind, 3) for kind in ("discriminator", "auxiliary", "teacher", "bound")]

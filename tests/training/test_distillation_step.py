@@ -113,7 +113,7 @@ def test_a_step_of_sdtt_has_the_gradient_of_the_whole_batch_and_starts_rounds(pa
     """Against losses of the same rollouts, added up by hand; the teacher of the second round is the average."""
     torch.manual_seed(0)
     shape = DiTConfig(vocab_size=9, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2)
-    student, teacher = DiT(shape), DiT(shape)
+    student, teacher = DiT(shape).eval(), DiT(shape).eval()
     for network in (student, teacher):
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
