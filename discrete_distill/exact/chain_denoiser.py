@@ -49,7 +49,7 @@ class ChainDenoiser:
         self.mask_token_id = mask_token_id
         self.impossible = impossible
 
-    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> Tensor:
         evidence_BLK = evidence_of_tokens(x_t, self.mask_token_id, len(self.initial))
         forward = forward_messages(self.initial, self.transition, evidence_BLK)
         backward_BLK = backward_messages(self.transition, evidence_BLK)

@@ -37,7 +37,7 @@ class TimedTable(torch.nn.Module):
         self.places = 4 ** torch.arange(length - 1, -1, -1)
         self.asked: list[Tensor] = []
 
-    def forward(self, x_t, t, *, s, **cond):
+    def forward(self, x_t, t, *, s, **model_kwargs):
         self.asked.append(x_t)
         return self.table[(x_t * self.places).sum(1)] * (1.0 + t + 2.0 * s)[:, None, None].double()
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
@@ -57,12 +57,13 @@ def test_parameters_are_counted_without_making_the_network() -> None:
         DiDiInstructConfig(group_size=4, path_steps=(4,), gradient_steps=2),
         RolloutMMDConfig(path_steps=(4,)),
         IDLMConfig(group_size=4, path_steps=(4,)),
+        SDTTConfig(teacher_steps=8, rounds=1),
     ],
-    ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
+    ids=["paper", "defaults", "gradient steps", "mmd", "idlm", "sdtt"],
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
-    warm = {} if isinstance(method, RolloutMMDConfig) else {"log_ratio_warmup": 0}
+    warm = {"log_ratio_warmup": 0} if hasattr(method, "log_ratio_warmup") else {}
     trained = isinstance(method, DiDiInstructConfig)  # the others train no discriminator
     config = DistillConfig(method=replace(method, **warm), batch_size=8, discriminator=trained, discriminator_blocks=2)
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,7 +121,8 @@ class ScoreFunctionIntegralKL:
         t: Tensor | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> SurrogateOutput:
         """Estimate from samples and the log-probabilities of their paths.
 
@@ -132,7 +133,8 @@ class ScoreFunctionIntegralKL:
             t: coupled times ``[B]``, drawn from ``time_distribution`` elsewhere; drawn here if None.
             generated: bool ``[B, L]``, positions that may be corrupted.
             generator: source of randomness.
-            **cond: passed to the log-ratio.
+            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
+            model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
             TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
@@ -140,7 +142,8 @@ class ScoreFunctionIntegralKL:
                 is not finite.
         """
         check_surrogate(token_log_probs, group_size, generation_mask)
-        scores = self.score(x, group_size=group_size, t=t, generation_mask=generation_mask, generator=generator, **cond)
+        given: dict[str, Any] = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
+        scores = self.score(x, group_size=group_size, t=t, generator=generator, **given)
         return self._surrogate_of(token_log_probs, scores)
 
     def from_log_ratio(
@@ -169,7 +172,8 @@ class ScoreFunctionIntegralKL:
         t: Tensor | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> SampleScores:
         """Estimate the log-ratios of samples, the first third of a call. A batch in parts is scored part by part;
         `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
@@ -180,7 +184,8 @@ class ScoreFunctionIntegralKL:
             t: coupled times ``[B]``; drawn here if None.
             generated: bool ``[B, L]``, positions that may be corrupted; all if None.
             generator: source of randomness.
-            **cond: passed to the log-ratio.
+            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
+            model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
             TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
@@ -190,11 +195,12 @@ class ScoreFunctionIntegralKL:
         check_groups(len(x), group_size)
         if t is not None:
             check_per_row("t", t, len(x))
+        given = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
         if self.by == "parts":
-            scores = self._scores_by_parts(x, group_size, generation_mask, generator, cond)
+            scores = self._scores_by_parts(x, group_size, generator, given)
         else:
             levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
-            scores = [self._score(x, group_size, t, level, generation_mask, generator, cond) for level in levels_MB]
+            scores = [self._score(x, group_size, t, level, generator, given) for level in levels_MB]
         return mean_score(scores, group_size, generation_mask)
 
     def score_of(
@@ -289,11 +295,11 @@ class ScoreFunctionIntegralKL:
         group_size: int,
         t: Tensor | None,
         level: Tensor,
-        generation_mask: Tensor | None,
         generator: Generator | None,
-        cond: dict[str, Any],
+        given: Mapping[str, Any],
     ) -> CorruptionScore:
-        """Of one corruption of every sample."""
+        """Of one corruption of every sample; the log-ratio is passed what is ``given``."""
+        generation_mask = given["generation_mask"]
         if self.by == "count":
             x_t, level_t, weight_B = self.process.draw_corruption(
                 x,
@@ -303,7 +309,7 @@ class ScoreFunctionIntegralKL:
                 generator=generator,
                 group_size=group_size if self.shared_masks else 1,
             )
-            out = self.log_ratio(x_t, level_t, x=x, generation_mask=generation_mask, **cond)
+            out = self.log_ratio(x_t, level_t, x=x, **given)
             return CorruptionScore(
                 weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B)
             )
@@ -311,7 +317,7 @@ class ScoreFunctionIntegralKL:
             t = self.time_distribution.sample(x.shape[0] // group_size, device=x.device, generator=generator).t
             t = t.repeat_interleave(group_size)
         x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
-        out = self.log_ratio(x_t, t, x=x, generation_mask=generation_mask, **cond)
+        out = self.log_ratio(x_t, t, x=x, **given)
         return CorruptionScore(out.per_sequence, out.per_position, self.time_weight(t))
 
     @torch.no_grad()
@@ -319,11 +325,11 @@ class ScoreFunctionIntegralKL:
         self,
         x: Tensor,
         group_size: int,
-        generation_mask: Tensor | None,
         generator: Generator | None,
-        cond: dict[str, Any],
+        given: Mapping[str, Any],
     ) -> list[CorruptionScore]:
         """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
+        generation_mask = given["generation_mask"]
         parts_BL = self.process.draw_parts(
             x,
             self.corruptions,
@@ -337,7 +343,7 @@ class ScoreFunctionIntegralKL:
             hidden = parts_BL == part
             x_t = torch.where(hidden, self.process.mask_token_id, x)
             t = self.process.time_of_count(hidden.sum(1), size)
-            out = self.log_ratio(x_t, t, x=x, generation_mask=generation_mask, **cond)
+            out = self.log_ratio(x_t, t, x=x, **given)
             weight = torch.ones_like(out.per_sequence)
             scores.append(
                 CorruptionScore(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight)

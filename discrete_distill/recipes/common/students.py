@@ -21,7 +21,9 @@ class StudentTraining(Protocol):
     student: ModuleOptimizer
     discriminator: ModuleOptimizer | None
 
-    def parts(self) -> Mapping[str, Any]: ...
+    def saved(self) -> Mapping[str, Any]:
+        """What a checkpoint holds."""
+        ...
 
     def step(self, index: int, generator: Generator) -> dict[str, float]: ...
 

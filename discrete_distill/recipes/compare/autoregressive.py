@@ -110,7 +110,7 @@ class AutoregressiveTraining:
         self.student = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
         self.discriminator: ModuleOptimizer | None = None
 
-    def parts(self) -> dict[str, ModuleOptimizer]:
+    def saved(self) -> dict[str, ModuleOptimizer]:
         """What a checkpoint holds."""
         return {"student": self.student}
 

@@ -18,10 +18,9 @@ from ..common.student_stages import fit_discriminator
 from ..common.students import StudentTraining, save_student, weights_digest
 from .autoregressive import AutoregressiveConfig, AutoregressiveTraining
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
-from .sdtt import SDTTDistillation, SDTTStageConfig
 from .settings import ComparisonConfig
 
-MethodConfig = DistillConfig | SDTTStageConfig | AutoregressiveConfig
+MethodConfig = DistillConfig | AutoregressiveConfig
 
 
 @dataclass(kw_only=True)
@@ -68,7 +67,7 @@ def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodCo
     history = TrainingLoop(
         loop,
         folder,
-        training.parts(),
+        training.saved(),
         counted_step(training, counter),
         label=name,
         shown=("log_ratio", "divergence", "loss", "entropy"),
@@ -99,8 +98,6 @@ def _maker(run: Run, method: MethodConfig, teacher: DiT, seed: int) -> Callable[
     def make(num_steps: int) -> StudentTraining:
         torch.manual_seed(seed)
         config: Any = replace(method, loop=replace(method.loop, num_steps=num_steps, seed=seed))
-        if isinstance(config, SDTTStageConfig):
-            return SDTTDistillation(config, teacher, stream, process, accelerator)
         if isinstance(config, AutoregressiveConfig):
             eos = run.tokenizer.eos_token_id
             return AutoregressiveTraining(config, teacher.config, stream, process, eos, accelerator)
