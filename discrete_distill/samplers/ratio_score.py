@@ -96,7 +96,9 @@ class TeacherRatio:
         t = self.process.time_of_count(masked.sum(1), self.process.num_generated(x_t, candidate.generation_mask))
         log_probs = [
             token_losses(
-                logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
+                self.process.forbid(
+                    logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None))
+                ),
                 None,
                 tokens,
                 weight_R=hidden.float(),

@@ -65,6 +65,7 @@ def data_divergence(
         student_NV = logits_at(student, x_t, t, positions_N, s=s, **kwargs)
     teacher_NV = read_logits(teacher, x_t, t, positions_N, kwargs)
     tokens_N = reference.flatten()[positions_N]
+    student_NV, teacher_NV = process.forbid(student_NV), process.forbid(teacher_NV)
     kl_N = token_losses(student_NV, teacher_NV, tokens_N, mask_token_id=process.mask_token_id).forward_kl
     assert kl_N is not None
     weight_B = len(times_KB) * process.unmask_probability(t, s)
