@@ -58,8 +58,9 @@ def data_divergence(
     batch = torch.arange(len(reference), device=reference.device)
     chosen_B = torch.randint(len(times_KB), batch.shape, device=reference.device, generator=generator)
     t, s = times_KB[chosen_B, batch], ends_KB[chosen_B, batch]
-    x_t = process.corrupt(reference, t, generation_mask=rollout.generation_mask, generator=generator)
-    positions_N = process.is_masked(x_t, rollout.generation_mask).flatten().nonzero().squeeze(1)
+    reference, loss_mask = rollout.judged(reference)
+    x_t = process.corrupt(reference, t, generation_mask=loss_mask, generator=generator)
+    positions_N = process.is_masked(x_t, loss_mask).flatten().nonzero().squeeze(1)
     kwargs = rollout.denoiser_kwargs()
     with differentiable_evaluation_mode(student):
         student_NV = logits_at(student, x_t, t, positions_N, s=s, **kwargs)

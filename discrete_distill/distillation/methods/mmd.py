@@ -139,7 +139,7 @@ class MMDLogRatio:
 
     def log_ratio_output(self, rollout: Rollout, reference: Tensor) -> LogRatioOutput:
         """Of a rollout's samples, for `RolloutMMD.student_loss`."""
-        x = rollout.sequences
+        x, loss_mask = rollout.judged()
         t = torch.zeros(len(x), device=x.device)
-        given = {"x": x, "generation_mask": rollout.generation_mask, "reference": reference}
+        given = {"x": x, "generation_mask": loss_mask, "reference": reference}
         return LogRatioOutput(t, self(x, t, **given, **rollout.denoiser_kwargs()))

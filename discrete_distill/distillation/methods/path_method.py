@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ...models import DiT
 from ...process import Denoiser, MaskedDiffusion
+from ...samplers import Frame
 from ..divergence import ScoreFunctionIntegralKL
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
@@ -117,7 +118,7 @@ class PathMethod(Generic[ConfigT]):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -125,10 +126,11 @@ class PathMethod(Generic[ConfigT]):
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        keep_logits: bool = True,
     ) -> Rollout:
-        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
-        ``model_kwargs`` by keyword.
+        """Student paths: ``batch_size`` sequences of ``length`` tokens (or in a `Frame`), or completions of ``x_init``;
+        with ``tokens``, samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All
+        networks are passed ``model_kwargs`` by keyword. The student's loss needs ``keep_logits``.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -148,11 +150,12 @@ class PathMethod(Generic[ConfigT]):
             device=device,
             tokens=tokens,
             model_kwargs=model_kwargs,
+            keep_logits=keep_logits,
         )
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """See `agreement_metrics`."""
-        return agreement_metrics(rollout, branching=self.config.branching)
+        return agreement_metrics(rollout)
 
     def loss(
         self,
@@ -252,7 +255,7 @@ class PathMethod(Generic[ConfigT]):
     def _sample_credit(self) -> SampleCredit:
         if self.estimator is None:
             raise ValueError('credit="vocabulary" has no rewards of samples')
-        return SampleCredit(self.process, self.teacher, self.estimator, branching=self.config.branching)
+        return SampleCredit(self.process, self.teacher, self.estimator)
 
 
 def divisor(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...checks import check_count
+from ...samplers import Frame
 from ..rollout import Rollout
 from .output import Credit, LogRatioOutput, StepOutput
 
@@ -109,7 +110,7 @@ class DistillationMethod(Protocol):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -118,7 +119,8 @@ class DistillationMethod(Protocol):
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
-        """Draw paths of the student: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``."""
+        """Draw paths of the student: ``batch_size`` sequences of ``length`` tokens (or in a `Frame`), or completions of
+        ``x_init``."""
         ...
 
     def loss(
