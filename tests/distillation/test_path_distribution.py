@@ -28,8 +28,10 @@ def student(x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def all_outcomes(order: str, temperature: float, forbidden: tuple[int, ...], end: EndOfSequence | None):
-    """Every path of two even steps as ``{((state, revealed), ...): probability}``, in plain Python; of 3 masks the first step reveals
-    2 by an order (largest remainders, the first step first), and each with probability 1/2 otherwise."""
+    """Every path of two even steps as ``{((state, revealed), ...): probability}``, in plain Python.
+
+    Of 3 masks the first step reveals 2 by an order (largest remainders, the first step first), and each with
+    probability 1/2 otherwise."""
     words = [v for v in range(3) if v not in forbidden]
 
     def rows(state, t):
