@@ -92,7 +92,11 @@ def judged_states(
     times = torch.stack([step.s for step in rollout.steps])
     batch = torch.arange(states.shape[1], device=states.device)
     which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
-    return states[which, batch], times[which, batch]
+    x_s = states[which, batch]
+    if rollout.end is not None:  # Behind the end of its sample a state shows no token of the student's.
+        behind = rollout.generation_mask & ~rollout.loss_mask
+        x_s = torch.where(behind, rollout.end.token_id, x_s)
+    return x_s, times[which, batch]
 
 
 def _corruption_time(config: DiDiInstructConfig, rollout: Rollout, generator: Generator | None) -> Tensor:
