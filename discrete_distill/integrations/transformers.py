@@ -26,13 +26,14 @@ from transformers import (
     default_data_collator,
 )
 
-from ..checks import check_all_counts, check_count, check_number
+from ..checks import check_count, check_number
 from ..distillation.methods import DiDiInstructConfig, DistillationMethod, MethodConfig
 from ..distillation.rollout import DrawnBatch
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
 from ..models import DiT
 from ..process import MaskedDiffusion
+from ..samplers import Frame
 from ..training import BatchPart, DistillationStep, LoopConfig, ModuleOptimizer, OptimizerConfig, step_generator
 from ..training.metrics import MetricWindow, on_the_host
 from .checkpoint_folders import STATE_FILE, save_network
@@ -49,7 +50,8 @@ class DiDiInstructTrainingArguments(TrainingArguments):
     """Transformers' own arguments are the student's; these are added.
 
     Args:
-        length: tokens of a student path; that of the data set's rows where there is one.
+        length: tokens of a student path, or a `Frame` of fixed tokens around them; that of the data set's rows where
+            there is one.
         ratio_learning_rate: of discriminator and auxiliary denoiser.
         ratio_warmup_steps: of that rate, in updates of theirs.
         discriminator_every: student steps between its updates.
@@ -133,7 +135,10 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         plan = self.config.update_plan(discriminator=discriminator is not None)
         if plan.reads_reference and train_dataset is None:
             raise ValueError("the method reads data; give train_dataset with rows of input_ids")
-        check_all_counts(args, "length", "discriminator_every")
+        check_count("discriminator_every", args.discriminator_every)
+        length: Any = args.length
+        if not isinstance(length, Frame):
+            check_count("length", length)
         check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
         check_number("ema_decay", args.ema_decay, least=0.0, below=1.0)
         if train_dataset is None and args.max_steps < 1:

@@ -98,8 +98,8 @@ def check_ids(denoiser: Denoiser, largest_id: int) -> None:
 
 def _unknown_id(largest_id: int, size: int) -> ValueError:
     return ValueError(
-        f"token id {largest_id} is outside the {size} classes of the denoiser; its vocabulary must hold the mask and "
-        "every given token (is it the process's mask_token_id?)"
+        f"token id {largest_id} is outside the {size} classes of the denoiser; its vocabulary must hold the mask, "
+        "every given token and every forbidden one (is it the process's mask_token_id?)"
     )
 
 

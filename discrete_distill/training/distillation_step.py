@@ -183,7 +183,8 @@ class DistillationStep:
     def _loss(
         self, name: str, number: int, rollout: DrawnBatch, reference: Callable[[], Tensor], **given: Any
     ) -> StepOutput:
-        if name in self.plan.reads_reference:
+        # Asked of the method in every step: a loss whose weight is 0 reads none, and drawing them may be costly.
+        if name in self.method.update_plan.reads_reference:
             given["reference"] = reference()
         # An autocast keeps the weights that it has cast, so each loss has its own.
         with self.accelerator.autocast():

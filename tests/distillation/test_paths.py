@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from discrete_distill import BetaTime, IntermediateStateMatcher, UniformTime, exact, group_advantages
-from discrete_distill.distillation.paths import true_places
+from discrete_distill.distillation.path_plan import true_places
 from discrete_distill.distillation.remasked_state import remask
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig

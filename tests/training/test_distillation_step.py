@@ -87,6 +87,22 @@ def test_a_step_obeys_the_plan(parts: int) -> None:
     assert {"log_ratio", "student_gradient_norm", "auxiliary_loss", "data_divergence"} <= metrics.keys()
 
 
+def test_references_are_drawn_only_where_their_weight_is_not_zero() -> None:
+    """An undistilled student agrees no more than itself: the weight is 0 until it collapses."""
+    scene = Scene(replace(CONFIG, diversity_tolerance=0.05))
+    for index in range(2):
+        metrics = scene.step(index).run()
+    weight = scene.method.diversity.weight
+    assert scene.references == (weight > 0.0)
+    assert ("data_divergence" in metrics) == (weight > 0.0)
+    for weight in (0.0, 1.0):
+        before = scene.references
+        scene.method.diversity.add = lambda *_, weight=weight, **__: setattr(scene.method.diversity, "_weight", weight)
+        metrics = scene.step(5).run()
+        assert scene.references - before == weight
+        assert float(metrics["data_kl_weight"]) == 0.5 * weight
+
+
 def test_a_network_whose_turn_it_is_not_is_left_alone() -> None:
     scene = Scene()
     scene.step(1, skipped=("auxiliary",)).run()

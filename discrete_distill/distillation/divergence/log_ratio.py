@@ -133,6 +133,7 @@ class AuxiliaryDenoiserLogRatio:
         return LogRatio(per_position, per_position.sum(1))
 
     def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+        logits_NV = self.process.forbid(logits_NV)
         return token_losses(logits_NV, None, tokens_N, mask_token_id=self.process.mask_token_id).log_prob
 
 

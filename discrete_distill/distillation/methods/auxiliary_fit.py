@@ -26,11 +26,12 @@ def fit_auxiliary(
         num_tokens: generated tokens of the batch.
         generator: source of randomness.
     """
+    sequences, loss_mask = rollout.judged()
     nelbo = process.nelbo(
         auxiliary,
-        rollout.sequences,
+        sequences,
         by="count",
-        generation_mask=rollout.generation_mask,
+        generation_mask=loss_mask,
         generator=generator,
         s=rollout.last_time,
         model_kwargs=rollout.denoiser_kwargs(),

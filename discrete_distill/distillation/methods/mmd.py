@@ -142,13 +142,13 @@ class MMDLogRatio:
 
     def log_ratio_output(self, rollout: Rollout, reference: Tensor) -> LogRatioOutput:
         """Of a rollout's samples, for `RolloutMMD.student_loss`."""
-        x = rollout.sequences
+        x, loss_mask = rollout.judged()
         t = torch.zeros(len(x), device=x.device)
         log_ratio = self(
             x,
             t,
             x=x,
-            generation_mask=rollout.generation_mask,
+            generation_mask=loss_mask,
             reference=reference,
             model_kwargs=rollout.denoiser_kwargs(),
         )

@@ -63,5 +63,5 @@ def tokens_per_part(rollouts: Sequence[DrawnBatch]) -> Tensor:
     Args:
         rollouts: of every part, on this process.
     """
-    total = torch.stack([rollout.generation_mask.sum() for rollout in rollouts]).sum().float()
+    total = torch.stack([rollout.loss_mask.sum() for rollout in rollouts]).sum().float()
     return mean_over_processes(total).clamp(min=1.0) / len(rollouts)

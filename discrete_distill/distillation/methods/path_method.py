@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...process import Denoiser, MaskedDiffusion
+from ...samplers import Frame
 from ..divergence import ScoreFunctionIntegralKL
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
@@ -79,7 +80,7 @@ class PathMethod(BaseMethod[ConfigT]):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -89,10 +90,12 @@ class PathMethod(BaseMethod[ConfigT]):
         tokens: Tensor | None = None,
         num_steps: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        keep_logits: bool = True,
     ) -> Rollout:
-        """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more; ``num_steps`` fixes their number of steps (see
-        `IntermediateStateMatcher`). All networks are passed ``model_kwargs`` by keyword; ``reference`` is not read.
+        """Student paths: ``batch_size`` sequences of ``length`` tokens (or in a `Frame`), or completions of ``x_init``;
+        with ``tokens``, samples of an earlier call, the same paths once more; ``num_steps`` fixes their number of steps
+        (see `IntermediateStateMatcher`). All networks are passed ``model_kwargs`` by keyword. The student's loss needs
+        ``keep_logits``; ``reference`` is not read.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -113,11 +116,12 @@ class PathMethod(BaseMethod[ConfigT]):
             tokens=tokens,
             num_steps=num_steps,
             model_kwargs=model_kwargs,
+            keep_logits=keep_logits,
         )
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """See `agreement_metrics`."""
-        return agreement_metrics(rollout, branching=self.config.branching)
+        return agreement_metrics(rollout)
 
     def credits(
         self,
@@ -186,7 +190,7 @@ class PathMethod(BaseMethod[ConfigT]):
     def _sample_credit(self) -> SampleCredit:
         if self.estimator is None:
             raise ValueError('credit="vocabulary" has no rewards of samples')
-        return SampleCredit(self.process, self.teacher, self.estimator, branching=self.config.branching)
+        return SampleCredit(self.process, self.teacher, self.estimator)
 
 
 def divisor(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...checks import check_count
+from ...samplers import Frame
 from ..rollout import DrawnBatch
 from .output import Credit, LogRatioOutput, StepOutput
 
@@ -134,7 +135,7 @@ class DistillationMethod(Protocol):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -148,7 +149,7 @@ class DistillationMethod(Protocol):
 
         Args:
             batch_size: number of sequences.
-            length: tokens of a sequence.
+            length: tokens of a sequence, or a `Frame` around them.
             x_init: sequences to complete, int64 ``[B, L]``; masks are generated. In place of the two sizes.
             attention_mask: bool ``[B, L]``, true at real tokens.
             reference: clean tokens of data or of the teacher, int64 ``[B, L]``, where

@@ -58,6 +58,8 @@ def step_losses(
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
     teacher_RV = read_logits(teacher, step.x_t, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
+    # The path's distribution is compared with the teacher's at the same temperature, without the same ids.
+    teacher_RV = teacher_RV if step.evaluation is None else step.evaluation.distribution(teacher_RV)
     out = step.losses(teacher_RV)
     assert out.forward_kl is not None
     assert out.reverse_kl is not None

@@ -27,7 +27,7 @@ class TeacherTargets:
         x_s: the teacher's sequences at the end of its steps, int64 ``[B, L]``.
         t: times of ``x_t``, ``[B]``.
         s: times of ``x_s``, ``[B]``.
-        generation_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` that the teacher was asked about.
+        loss_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` that the teacher was asked about.
         log_probs_NV: fp32 log-probabilities there, in flattened order; -inf at the mask.
         attention_mask: bool ``[B, L]`` or None.
         model_kwargs: what else the networks are given.
@@ -37,7 +37,7 @@ class TeacherTargets:
     x_s: Tensor
     t: Tensor
     s: Tensor
-    generation_mask: Tensor
+    loss_mask: Tensor
     log_probs_NV: Tensor
     attention_mask: Tensor | None
     model_kwargs: Mapping[str, Any]
@@ -50,11 +50,11 @@ class TeacherTargets:
     @property
     def positions(self) -> Tensor:
         """Flattened positions of the targets, int64 ``[N]``, ascending."""
-        return self.generation_mask.flatten().nonzero().squeeze(1)
+        return self.loss_mask.flatten().nonzero().squeeze(1)
 
     def num_tokens(self) -> Tensor:
         """Number of targets, mean over processes, at least 1. All processes must ask for it."""
-        return mean_over_processes(self.generation_mask.sum().float()).clamp(min=1.0)
+        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
 
     def without_logits(self) -> TeacherTargets:
         """A copy without the log-probabilities."""

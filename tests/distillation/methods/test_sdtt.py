@@ -324,10 +324,10 @@ def test_a_rollout_is_the_corruption_of_data_and_a_prompt_stays() -> None:
     x_init = torch.where(torch.arange(LENGTH) < 2, 3, 5).expand(32, -1)
     rollout = method.rollout(32, LENGTH, x_init=x_init, reference=x, generator=seeded(1))
     assert bool((rollout.x_t[:, :2] == 3).all())
-    assert torch.equal(rollout.generation_mask, rollout.x_t == 5)
+    assert torch.equal(rollout.loss_mask, rollout.x_t == 5)
     assert bool(((rollout.x_t == x) | (rollout.x_t == 5))[:, 2:].all())
-    assert float(rollout.num_tokens()) == float(rollout.generation_mask.sum())
-    assert torch.equal(rollout.positions, rollout.generation_mask.flatten().nonzero()[:, 0])
+    assert float(rollout.num_tokens()) == float(rollout.loss_mask.sum())
+    assert torch.equal(rollout.positions, rollout.loss_mask.flatten().nonzero()[:, 0])
     assert len(rollout.without_logits().log_probs_NV) == 0
     with pytest.raises(ValueError, match="'auxiliary'"):
         method.loss("auxiliary", rollout)
