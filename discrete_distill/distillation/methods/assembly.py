@@ -27,6 +27,25 @@ def make_matcher(process: MaskedDiffusion, config: DiDiInstructConfig) -> Interm
     )
 
 
+def check_matcher(matcher: IntermediateStateMatcher, config: DiDiInstructConfig) -> None:
+    """Refuse a matcher of other paths than the losses of a configuration read.
+
+    Args:
+        matcher: of the user's own.
+        config: of the method.
+
+    Raises:
+        ValueError: names the field that differs.
+    """
+    if matcher.branching != config.branching:
+        raise ValueError(f"branching is {matcher.branching} in the matcher and {config.branching} in the configuration")
+    if config.credit == "vocabulary" and (matcher.rows != "masked" or matcher.order != "random"):
+        raise ValueError(
+            'credit="vocabulary" reads logits of all masked positions of paths of random order; the matcher has '
+            f"rows={matcher.rows!r} and order={matcher.order!r}"
+        )
+
+
 def make_diversity_control(config: DiDiInstructConfig) -> DiversityControl | None:
     """What weights the KL in reference states, where a configuration asks for it.
 

@@ -12,8 +12,9 @@ from torch import Generator, Tensor, nn
 from ...models import DiT
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
-from .assembly import make_diversity_control, make_estimator, make_matcher
+from .assembly import check_matcher, make_diversity_control, make_estimator, make_matcher
 from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
@@ -37,10 +38,12 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         process: mask and schedule.
         config: every choice.
         auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+        matcher: draws the student paths, in place of that of the configuration: paths with a temperature, an order or
+            an end of sequence. Its process, with its forbidden ids, is then the method's.
 
     Raises:
-        ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
-            attribute ``accepts_step``.
+        ValueError: if the configured log-ratio lacks its network, a network that is to be told its step has no true
+            attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
         >>> config = DiDiInstructConfig.recommended(group_size=4)  # doctest: +SKIP
@@ -60,8 +63,12 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         config: DiDiInstructConfig | None = None,
         *,
         auxiliary: nn.Module | None = None,
+        matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
+        if matcher is not None:
+            check_matcher(matcher, config)
+            process = matcher.process
         if config.log_ratio == "discriminator" and discriminator is None:
             raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
         if config.log_ratio == "auxiliary" and auxiliary is None:
@@ -76,7 +83,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             teacher,
             process,
             config,
-            matcher=make_matcher(process, config),
+            matcher=matcher or make_matcher(process, config),
             estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
         )
         self.diversity = make_diversity_control(config)
@@ -119,8 +126,15 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @property
     def update_plan(self) -> UpdatePlan:
-        """See `DiDiInstructConfig.update_plan`."""
-        return self.config.update_plan(discriminator=self.discriminator is not None)
+        """See `DiDiInstructConfig.update_plan`; the student's loss reads no reference while the weight of the KL in
+        reference states is 0."""
+        plan = self.config.update_plan(discriminator=self.discriminator is not None)
+        if self._data_kl_weight():
+            return plan
+        return replace(plan, reads_reference=tuple(name for name in plan.reads_reference if name != "student"))
+
+    def _data_kl_weight(self) -> float:
+        return self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
 
     def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
         """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
@@ -222,8 +236,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             rollout: of this step.
             log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient``; given
-                positions must agree with the rollout's.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient`` while
+                `update_plan` says that the student reads them; given positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
@@ -233,7 +247,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
                 another shape than the samples.
         """
         tokens = divisor(rollout, num_tokens)
-        if self.config.data_kl_coefficient and reference is None:
+        if self._data_kl_weight() and reference is None:
             raise ValueError(
                 f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
                 "student_loss(rollout, reference=...): data, or samples of the teacher at many steps"
@@ -242,24 +256,26 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             out = self._vocabulary_credit().student_loss(rollout, generator, tokens)
         else:
             out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
-        return out if reference is None else self._with_data_divergence(out, rollout, reference, generator, tokens)
+        if not self.config.data_kl_coefficient:
+            return out
+        return self._with_data_divergence(out, rollout, reference, generator, tokens)
 
     def _with_data_divergence(
         self,
         out: StepOutput,
         rollout: Rollout,
-        reference: Tensor,
+        reference: Tensor | None,
         generator: Generator | None,
         num_tokens: Tensor | float,
     ) -> StepOutput:
         """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
-        if self.diversity is not None:
+        weight = self._data_kl_weight()
+        if self.diversity is not None and reference is not None:
             self.diversity.add_reference(reference_agreement(rollout, reference))
-        weight = self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
         metrics = dict(out.metrics)
         if self.diversity is not None:
             metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
-        if not weight:
+        if not weight or reference is None:
             return StepOutput(out.loss, metrics)
         divergence = data_divergence(
             self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator

@@ -56,7 +56,7 @@ class VocabularyCredit:
             ValueError: if the cost of a position is not finite: names step, sequence and position.
         """
         kwargs, config = rollout.denoiser_kwargs(), self.config
-        cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
+        cost, divergence = torch.zeros(2, device=rollout.sequences.device).unbind()
         costs: list[tuple[Tensor, Tensor]] = []
         entropies: list[Tensor] = []
         for step in rollout.steps:
@@ -80,23 +80,23 @@ class VocabularyCredit:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
                 divergence = divergence + (remasked.weight * divergence_N).sum()
             entropies.append(step.losses().entropy)
-            entropy = entropy + entropies[-1].sum()
         _check_costs(costs, rollout.sequences.shape[1])
+        entropy = rollout.sum_counted(entropies)
         cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
         loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
-        metrics |= path_metrics(rollout, entropies, branching=config.branching)
+        metrics |= path_metrics(rollout, entropies)
         if config.kl_coefficient:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)
 
     def _probe(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
-        return remask(self.process, step, rollout.generation_mask, hidden=self.config.hidden, generator=generator)
+        return remask(self.process, step, rollout.loss_mask, hidden=self.config.hidden, generator=generator)
 
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None
         # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, **kwargs)
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, model_kwargs=kwargs)
         return self.process.masked_log_probs(logits)
 
 

@@ -122,4 +122,4 @@ def _take_away(values_Bm: Tensor, value_B: Tensor) -> tuple[Tensor, Tensor]:
     """Each row without one value that equals ``value_B``, ``[B, m - 1]``, and whether there was one, bool ``[B]``."""
     equal_Bm = values_Bm == value_B[:, None]
     rest_Bm = torch.ones_like(equal_Bm).scatter_(1, equal_Bm.long().argmax(1, keepdim=True), False)
-    return values_Bm[rest_Bm].view(len(values_Bm), -1), equal_Bm.any(1)
+    return values_Bm[rest_Bm].view(len(values_Bm), values_Bm.shape[1] - 1), equal_Bm.any(1)

@@ -33,8 +33,9 @@ class TokenizedTask:
 
     Example:
         >>> sudoku = Sudoku(6, mask_token_id=6)
-        >>> ids = tokenizer.convert_tokens_to_ids(list(sudoku.symbols))
-        >>> task = TokenizedTask(task=sudoku, token_ids=ids, mask_token_id=tokenizer.mask_token_id, prefix=(101,))
+        >>> ids, frame = tokenizer.convert_tokens_to_ids(list(sudoku.symbols)), Frame.from_tokenizer(tokenizer, 36)
+        >>> ends = {"prefix": frame.prefix, "suffix": frame.suffix}
+        >>> task = TokenizedTask(task=sudoku, token_ids=ids, mask_token_id=tokenizer.mask_token_id, **ends)
     """
 
     task: SymbolTask
