@@ -219,3 +219,15 @@ def test_vocabularies_that_do_not_fit_are_refused(wrong: dict) -> None:
     inner = Permutations(3, mask_token_id=3)
     with pytest.raises(ValueError, match=r"token_ids|different ids|prefix"):
         TokenizedTask(**{"task": inner, "token_ids": (1, 2, 3), "mask_token_id": 9, **wrong})
+
+
+def test_rotary_positions_alone_need_a_prefix_to_tell_cells_of_an_empty_prompt_apart() -> None:
+    torch.manual_seed(0)
+    network = DiT(DiTConfig(vocab_size=8, max_length=8, hidden_size=8, num_layers=2, num_heads=2, cond_size=8)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    inner = Permutations(4, mask_token_id=4)
+    framed = TokenizedTask(task=inner, token_ids=(0, 1, 2, 3), mask_token_id=4, prefix=(7,))
+    bare_L, framed_L = (network(task.sample_prompts(1).x_init, torch.ones(1))[0, -4:] for task in (inner, framed))
+    assert torch.allclose(bare_L, bare_L[:1].expand_as(bare_L), atol=1e-4)
+    assert not torch.allclose(framed_L, framed_L[:1].expand_as(framed_L), atol=1e-2)
