@@ -82,7 +82,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     update a step. Each path is then evaluated twice. A step whose loss or gradient is not finite on any process changes
     neither weights, optimiser, schedule nor average of the student, and is counted in ``student_skipped_updates``.
 
-    For the first ``config.log_ratio_warmup`` steps only the ratio networks are trained: the student has no update of
+    In the warm-up of ``config.log_ratio`` only the ratio networks are trained: the student has no update of
     its optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
 
     Args:
@@ -117,10 +117,9 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     ) -> None:
         self.config: PathConfig = config or DiDiInstructConfig()
         batch_size = args.per_device_train_batch_size
-        if batch_size % self.config.group_size:
-            raise ValueError(
-                f"group_size {self.config.group_size} does not divide per_device_train_batch_size {batch_size}"
-            )
+        group_size = self.config.advantages.group_size
+        if batch_size % group_size:
+            raise ValueError(f"group_size {group_size} does not divide per_device_train_batch_size {batch_size}")
         if isinstance(model, PreTrainedModel):
             raise TypeError(f"a {type(model).__name__} is called with keywords of its own: give as_denoiser(model)")
         if args.eval_strategy != "no":
@@ -308,9 +307,9 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             size = self.args.per_device_train_batch_size
             return {"batch_size": size, "length": self.args.length}, torch.empty(0)
         rows = inputs["input_ids"]
-        if len(rows) % self.config.group_size:
+        if len(rows) % self.config.advantages.group_size:
             raise ValueError(
-                f"the last batch has {len(rows)} rows, not whole groups of {self.config.group_size}; "
+                f"the last batch has {len(rows)} rows, not whole groups of {self.config.advantages.group_size}; "
                 "set dataloader_drop_last=True"
             )
         real, given = inputs.get("attention_mask"), inputs.get("prompt_mask")
@@ -326,7 +325,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     def _first_of_groups(self, values: Tensor) -> Tensor:
         """The first row of each group, in the place of each of its rows."""
-        return values[:: self.config.group_size].repeat_interleave(self.config.group_size, dim=0)
+        group_size = self.config.advantages.group_size
+        return values[::group_size].repeat_interleave(group_size, dim=0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The method's metrics, averaged since the last line, go with the Trainer's own.

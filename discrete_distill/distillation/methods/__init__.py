@@ -4,6 +4,24 @@ from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
 from .idlm import IDLM, IDLMConfig
 from .mmd import FrozenFeatures, MMDLogRatio
+from .options import (
+    Advantages,
+    AuxiliaryRatio,
+    CorruptionByCount,
+    CorruptionByParts,
+    CorruptionByTime,
+    DataKL,
+    DiscriminatorRatio,
+    ElboTimeWeight,
+    PathKL,
+    PathRatio,
+    Paths,
+    Regularization,
+    SequenceCredit,
+    TokenCredit,
+    VocabularyCredit,
+    with_changes,
+)
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod
@@ -15,20 +33,36 @@ from .sdtt import SDTT, SDTTConfig
 __all__ = [
     "IDLM",
     "SDTT",
+    "Advantages",
+    "AuxiliaryRatio",
+    "CorruptionByCount",
+    "CorruptionByParts",
+    "CorruptionByTime",
     "Credit",
+    "DataKL",
     "DiDiInstruct",
     "DiDiInstructConfig",
+    "DiscriminatorRatio",
     "DistillationMethod",
+    "ElboTimeWeight",
     "FrozenFeatures",
     "IDLMConfig",
     "LogRatioOutput",
     "MMDLogRatio",
     "PathConfig",
+    "PathKL",
     "PathMethod",
+    "PathRatio",
+    "Paths",
+    "Regularization",
     "RolloutMMD",
     "RolloutMMDConfig",
     "SDTTConfig",
+    "SequenceCredit",
     "StepOutput",
+    "TokenCredit",
     "UpdatePlan",
+    "VocabularyCredit",
     "agreement_metrics",
+    "with_changes",
 ]

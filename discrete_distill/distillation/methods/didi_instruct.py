@@ -13,18 +13,18 @@ from ...models import DiT
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..rollout import Rollout
-from .assembly import make_diversity_control, make_estimator, make_matcher
 from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
 from .networks import check_accepts_step, trainable_copy
+from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
-from .vocabulary_credit import VocabularyCredit
+from .vocabulary_credit import VocabularyLosses
 
 
 class DiDiInstruct(PathMethod[DiDiInstructConfig]):
@@ -36,14 +36,14 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
         process: mask and schedule.
         config: every choice.
-        auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+        auxiliary: denoiser that is fitted to the student, for an `AuxiliaryRatio`; see `make_auxiliary`.
 
     Raises:
         ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
             attribute ``accepts_step``.
 
     Example:
-        >>> config = DiDiInstructConfig.recommended(group_size=4)  # doctest: +SKIP
+        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
         >>> student = DiDiInstruct.make_student(teacher, config)  # doctest: +SKIP
         >>> auxiliary = DiDiInstruct.make_auxiliary(teacher, config)  # doctest: +SKIP
         >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
@@ -62,31 +62,35 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         auxiliary: nn.Module | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
-        if config.log_ratio == "discriminator" and discriminator is None:
-            raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
-        if config.log_ratio == "auxiliary" and auxiliary is None:
-            raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
-        if config.log_ratio == "auxiliary" and config.log_ratio_conditioning:
-            check_accepts_step(auxiliary, "auxiliary", "log_ratio_conditioning")
+        if isinstance(config.log_ratio, DiscriminatorRatio) and discriminator is None:
+            raise ValueError("a DiscriminatorRatio needs a discriminator; see Discriminator.from_denoiser")
+        if isinstance(config.log_ratio, AuxiliaryRatio):
+            if auxiliary is None:
+                raise ValueError("an AuxiliaryRatio needs auxiliary=; see DiDiInstruct.make_auxiliary")
+            if config.log_ratio.step_conditioning:
+                check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
         self.discriminator = discriminator
         self.auxiliary = auxiliary
-        scored = config.credit != "vocabulary"
-        super().__init__(
-            student,
-            teacher,
-            process,
-            config,
-            matcher=make_matcher(process, config),
-            estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
-        )
-        self.diversity = make_diversity_control(config)
+        estimator = None
+        if not isinstance(config.credit, VocabularyCredit):
+            estimator = make_estimator(
+                config.credit,
+                process,
+                self._log_ratio(process, teacher, config),
+                paths=config.paths,
+                advantages=config.advantages,
+                reward_clip=config.reward_clip,
+            )
+        rows: Any = "revealed" if estimator is not None else "masked"
+        super().__init__(student, teacher, process, config, estimator=estimator, rows=rows)
+        self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
         what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        told = config.credit == "vocabulary" or config.log_ratio_conditioning
-        return trainable_copy(teacher, step_conditioning=told)
+        told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
+        return trainable_copy(teacher, step_conditioning=told or isinstance(config.credit, VocabularyCredit))
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
@@ -111,7 +115,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     def _log_ratio(
         self, process: MaskedDiffusion, teacher: nn.Module | Denoiser, config: DiDiInstructConfig
     ) -> LogRatioEstimator:
-        if config.log_ratio == "discriminator":
+        if isinstance(config.log_ratio, DiscriminatorRatio):
             assert self.discriminator is not None
             return DiscriminatorLogRatio(process, self.discriminator)
         assert self.auxiliary is not None
@@ -147,7 +151,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     ) -> StepOutput:
         """Binary cross-entropy between student states and reference tokens corrupted to the same times: averaged within
         a sequence over its masked positions (all generated ones where there is no mask), then over sequences by their
-        numbers of generated tokens. With ``reuse_discriminator_logits`` it is taken without dropout, since it is the
+        numbers of generated tokens. With ``log_ratio.reuse_logits`` it is taken without dropout, since it is the
         reward too.
 
         Args:
@@ -191,20 +195,19 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         if self.auxiliary is None:
             raise ValueError("this method was made without an auxiliary denoiser")
         tokens = divisor(rollout, num_tokens)
-        if self.config.credit != "vocabulary":
+        if not isinstance(self.config.credit, VocabularyCredit):
             return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
-        loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, tokens)
+        loss = self._vocabulary_losses().auxiliary_loss(rollout, generator, tokens)
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
-    def _vocabulary_credit(self) -> VocabularyCredit:
-        return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
+    def _vocabulary_losses(self) -> VocabularyLosses:
+        return VocabularyLosses(self.process, self.config, self.teacher, self.auxiliary)
 
     def _sample_credit(self) -> SampleCredit:
-        return replace(
-            super()._sample_credit(),
-            regularization=self.config.regularization,
-            coupled_time=self.config.coupled_time,
-        )
+        made, credit = super()._sample_credit(), self.config.credit
+        assert not isinstance(credit, VocabularyCredit)
+        coupled = isinstance(credit.corruption, CorruptionByTime) and credit.corruption.coupled
+        return replace(made, regularization=self.config.regularization, coupled_time=coupled)
 
     def student_loss(
         self,
@@ -222,7 +225,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             rollout: of this step.
             log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient``; given
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl``; given
                 positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
@@ -233,13 +236,14 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
                 another shape than the samples.
         """
         tokens = divisor(rollout, num_tokens)
-        if self.config.data_kl_coefficient and reference is None:
+        coefficient = self.config.regularization.data_kl.coefficient
+        if coefficient and reference is None:
             raise ValueError(
-                f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
-                "student_loss(rollout, reference=...): data, or samples of the teacher at many steps"
+                f"data_kl.coefficient = {coefficient} reads reference sequences; pass student_loss(rollout, "
+                "reference=...): data, or samples of the teacher at many steps"
             )
-        if self.config.credit == "vocabulary":
-            out = self._vocabulary_credit().student_loss(rollout, generator, tokens)
+        if isinstance(self.config.credit, VocabularyCredit):
+            out = self._vocabulary_losses().student_loss(rollout, generator, tokens)
         else:
             out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
         return out if reference is None else self._with_data_divergence(out, rollout, reference, generator, tokens)
@@ -255,7 +259,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
         if self.diversity is not None:
             self.diversity.add_reference(reference_agreement(rollout, reference))
-        weight = self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
+        share = 1.0 if self.diversity is None else self.diversity.weight
+        weight = self.config.regularization.data_kl.coefficient * share
         metrics = dict(out.metrics)
         if self.diversity is not None:
             metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 from ...models import DiT
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import ScoreFunctionIntegralKL
-from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .networks import check_accepts_step, trainable_copy
 from .output import Credit, LogRatioOutput, StepOutput
@@ -38,8 +37,8 @@ class PathMethod(Generic[ConfigT]):
         teacher: any denoiser; read without a graph, never given a gradient.
         process: mask and schedule.
         config: every choice.
-        matcher: draws the paths.
         estimator: scores the samples; None for a method that scores none.
+        rows: positions whose logits a step of a path keeps; see `IntermediateStateMatcher`.
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
@@ -57,22 +56,16 @@ class PathMethod(Generic[ConfigT]):
         process: MaskedDiffusion,
         config: ConfigT,
         *,
-        matcher: IntermediateStateMatcher | None = None,
         estimator: ScoreFunctionIntegralKL | None,
+        rows: Literal["revealed", "masked"] = "revealed",
     ) -> None:
-        if config.step_conditioning:
-            check_accepts_step(student, "student", "step_conditioning")
+        if config.paths.step_conditioning:
+            check_accepts_step(student, "student", "paths.step_conditioning")
         self.config = config
         self.student = student
         self.teacher: Any = teacher
         self.process = process
-        self.matcher = matcher or IntermediateStateMatcher(
-            process,
-            num_steps=config.path_steps,
-            rows="revealed",
-            gradient_steps=config.gradient_steps,
-            branching=config.branching,
-        )
+        self.matcher = config.paths.matcher(process, rows=rows)
         self.estimator = estimator
 
     @classmethod
@@ -94,7 +87,7 @@ class PathMethod(Generic[ConfigT]):
     def make_student(teacher: DiT, config: PathConfig) -> DiT:
         """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
         are the teacher's."""
-        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
+        return trainable_copy(teacher, step_conditioning=config.paths.step_conditioning)
 
     @property
     def update_plan(self) -> UpdatePlan:
@@ -141,7 +134,7 @@ class PathMethod(Generic[ConfigT]):
         return self.matcher(
             self.student,
             shape,
-            group_size=self.config.group_size,
+            group_size=self.config.advantages.group_size,
             x_init=x_init,
             attention_mask=attention_mask,
             generator=generator,
@@ -152,7 +145,7 @@ class PathMethod(Generic[ConfigT]):
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """See `agreement_metrics`."""
-        return agreement_metrics(rollout, branching=self.config.branching)
+        return agreement_metrics(rollout, branching=self.config.paths.branching)
 
     def loss(
         self,
@@ -251,8 +244,8 @@ class PathMethod(Generic[ConfigT]):
 
     def _sample_credit(self) -> SampleCredit:
         if self.estimator is None:
-            raise ValueError('credit="vocabulary" has no rewards of samples')
-        return SampleCredit(self.process, self.teacher, self.estimator, branching=self.config.branching)
+            raise ValueError("a method without an estimator has no rewards of samples")
+        return SampleCredit(self.process, self.teacher, self.estimator, branching=self.config.paths.branching)
 
 
 def divisor(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

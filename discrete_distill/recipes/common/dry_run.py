@@ -51,7 +51,7 @@ def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
         model: shape of the teacher.
     """
     batch, told = config.batch_size, model.time_conditioning
-    _, states, graph = config.method.path_evaluations(batch, time_conditioning=told)
+    _, states, graph = config.method.paths.evaluations(batch, time_conditioning=told)
     forward, backward = config.method.loss_evaluations(batch, time_conditioning=told)
     forward, backward = forward + states, backward + graph
     if config.discriminator:

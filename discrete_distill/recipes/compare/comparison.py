@@ -28,7 +28,7 @@ from ...evaluation import (
     measure_speeds,
     self_bleu,
 )
-from ...training import fold_seed
+from ...training import flat_settings, fold_seed
 from ..common.environment import describe_machine, make_folder, matmul_precision
 from ..common.results import read_results, write_results
 from ..text import smollm2
@@ -201,7 +201,7 @@ class Comparison(Pipeline):
             self.directory,
             command=self.command,
             machine=describe_machine(self.accelerator),
-            settings=asdict(self.config),
+            settings=flat_settings(self.config),
         )
         Console().print(Markdown(comparison_tables(results)))
         print(path)

@@ -124,11 +124,11 @@ def demo() -> ComparisonConfig:
         guide=base.guide,
         didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
         idlm=distilled(
-            IDLMConfig(group_size=base.distill.batch_size, gradient_steps=2),
+            IDLMConfig.recommended(paths={"gradient_steps": 2}, advantages={"group_size": base.distill.batch_size}),
             3e-4,
             discriminator=False,
         ),
-        mmd=distilled(RolloutMMDConfig(gradient_steps=2), 3e-4, discriminator=False),
+        mmd=distilled(RolloutMMDConfig.recommended(paths={"gradient_steps": 2}), 3e-4, discriminator=False),
         sdtt=SDTTStageConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
             loop=LoopConfig(num_steps=100, log_every=5, checkpoint_every=50),

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 
 from ...evaluation import Judge, NGramJudge, generative_perplexity, measure_diversity, measure_proteins
 from ...models import DiT
-from ...training import read_metrics
+from ...training import flat_settings, read_metrics
 from ..common.assets import BUNDLED, asset
 from ..common.environment import describe_machine, make_folder
 from ..common.results import read_results, write_results
@@ -201,7 +201,7 @@ class ProteinPipeline(Pipeline):
             self.directory,
             command=self.command,
             machine=describe_machine(self.accelerator),
-            settings=asdict(self.config),
+            settings=flat_settings(self.config),
         )
         Console().print(Markdown(protein_table(results)))
         print(path)

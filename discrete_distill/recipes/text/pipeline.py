@@ -331,7 +331,10 @@ class Pipeline:
         settings = flat_settings(self.config)
         file = self.directory / "student" / SETTINGS_FILE
         if file.exists():
-            settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
+            # The method may be of other kinds than this command's, whose settings have other names.
+            made_with = read_json_object(file)
+            settings = {name: value for name, value in settings.items() if not name.startswith("distill.method")}
+            settings |= {name: value for name, value in made_with.items() if name.startswith("distill.")}
         return settings
 
     def report(self) -> None:
