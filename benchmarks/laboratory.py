@@ -9,14 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from discrete_distill import exact
-from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import (
+    AuxiliaryRatio,
+    DiDiInstruct,
+    DiDiInstructConfig,
+    DiscriminatorRatio,
+    with_changes,
+)
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -129,11 +135,11 @@ class Networks:
 
     def __init__(self, laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, seed: int) -> None:
         self.teacher = teacher
-        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.step_conditioning)
+        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.paths.step_conditioning)
         self.ratio: nn.Module
-        if config.log_ratio == "auxiliary":
+        if isinstance(config.log_ratio, AuxiliaryRatio):
             self.ratio = Correction(
-                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio_conditioning
+                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio.step_conditioning
             )
         else:
             torch.manual_seed(1000 + seed)
@@ -141,32 +147,36 @@ class Networks:
 
     def method(self, process: MaskedDiffusion, config: DiDiInstructConfig) -> DiDiInstruct:
         """The networks under one configuration."""
-        auxiliary, discriminator = (self.ratio, None) if config.log_ratio == "auxiliary" else (None, self.ratio)
+        auxiliary, discriminator = (
+            (self.ratio, None) if isinstance(config.log_ratio, AuxiliaryRatio) else (None, self.ratio)
+        )
         return DiDiInstruct(self.student, self.teacher, discriminator, process, config, auxiliary=auxiliary)
 
 
 def distil(
     laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, training: Training, *, seed: int
 ) -> nn.Module:
-    """Train a student for all of ``config.path_steps`` at once; each update has paths of every number of steps.
+    """Train a student for all of ``config.paths.num_steps`` at once; each update has paths of every number of steps.
 
     Returns:
         The moving average of the student.
     """
     networks = Networks(laboratory, teacher, config, seed)
-    share = training.batch // len(config.path_steps)
-    group = config.group_size if share % config.group_size == 0 else share
+    share = training.batch // len(config.paths.num_steps)
+    group = config.advantages.group_size if share % config.advantages.group_size == 0 else share
     methods = [
-        networks.method(laboratory.process, replace(config, path_steps=(steps,), group_size=group))
-        for steps in config.path_steps
+        networks.method(
+            laboratory.process, with_changes(config, paths={"num_steps": (steps,)}, advantages={"group_size": group})
+        )
+        for steps in config.paths.num_steps
     ]
     g = Generator().manual_seed(seed)
-    reads_data = config.data_kl_coefficient > 0.0
+    reads_data = config.regularization.data_kl.coefficient > 0.0
 
     def update_ratio(rollouts: list) -> None:
-        for _ in range(config.log_ratio_updates):
+        for _ in range(config.update_plan().updates.get("auxiliary", 1)):
             for method, rollout in zip(methods, rollouts, strict=True):
-                if config.log_ratio == "auxiliary":
+                if isinstance(config.log_ratio, AuxiliaryRatio):
                     loss = method.auxiliary_loss(rollout, generator=g).loss
                 else:
                     reference = laboratory.chain.sample(share, laboratory.length, generator=g)
@@ -179,7 +189,7 @@ def distil(
     student = StudentOptimizer(networks.student, training)
     for index in range(training.updates + training.warmup):
         rollouts = [method.rollout(share, laboratory.length, generator=g) for method in methods]
-        if config.log_ratio == "discriminator":
+        if isinstance(config.log_ratio, DiscriminatorRatio):
             update_ratio(rollouts)
         if index >= training.warmup:
             for method, rollout in zip(methods, rollouts, strict=True):
@@ -187,7 +197,7 @@ def distil(
                 out = method.student_loss(rollout, reference=reference, generator=g)
                 (out.loss / len(methods)).backward()
             student.step(index - training.warmup)
-        if config.log_ratio == "auxiliary":
+        if isinstance(config.log_ratio, AuxiliaryRatio):
             update_ratio(rollouts)
     return student.averaged
 

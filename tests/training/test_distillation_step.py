@@ -1,7 +1,6 @@
 """One step of a method: what it updates, how often and in which order, whole and in parts."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +9,17 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.distillation.methods import UpdatePlan
+from discrete_distill.distillation.methods import DataKL, Regularization, UpdatePlan, with_changes
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import BatchPart, DistillationStep, ModuleOptimizer, OptimizerConfig
 
 PROCESS, LENGTH = MaskedDiffusion(8), 6
-CONFIG = DiDiInstructConfig(
-    group_size=2, path_steps=(2,), log_ratio_warmup=1, log_ratio_updates=3, data_kl_coefficient=0.5
+CONFIG = DiDiInstructConfig.recommended(
+    advantages={"group_size": 2},
+    paths={"num_steps": (2,)},
+    log_ratio={"warmup": 1, "updates": 3},
+    regularization=Regularization(data_kl=DataKL(coefficient=0.5)),
 )
 
 
@@ -134,7 +136,7 @@ class Rival:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_method_of_ones_own_needs_the_protocol_alone(parts: int) -> None:
-    scene = Scene(replace(CONFIG, log_ratio_conditioning=False))
+    scene = Scene(with_changes(CONFIG, log_ratio={"step_conditioning": False}))
     scene.method = Rival(scene)  # type: ignore[assignment]
     metrics = scene.step(0, parts).run()
     assert scene.updates() == {"student": 1, "auxiliary": 1}
