@@ -34,8 +34,8 @@ class DiDiInstructConfig(PathConfig):
     this library's own runs favour.
 
     Args:
-        paths: of the student.
-        advantages: of their samples.
+        paths: paths of the student.
+        advantages: normalisation of the rewards of their samples.
         log_ratio: estimator of log q_student / q_teacher.
         credit: what an advantage belongs to: the sequence, a token, or the whole vocabulary at every step.
         regularization: terms of the student's loss beside the surrogate.

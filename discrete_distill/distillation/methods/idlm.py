@@ -25,8 +25,8 @@ class IDLMConfig(PathConfig):
     """Configuration of `IDLM`; `PathConfig` has the other fields.
 
     Args:
-        log_ratio: of the auxiliary denoiser.
-        corruption: in which the two bounds are read.
+        log_ratio: log-ratio of the auxiliary denoiser and the teacher.
+        corruption: corruption in which the two bounds are read.
 
     Raises:
         TypeError: if a part is of another class.

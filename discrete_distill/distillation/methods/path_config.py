@@ -20,8 +20,8 @@ class PathConfig:
     """Paths of the student, advantages of their samples, and the reference sequences that a loop provides.
 
     Args:
-        paths: of the student.
-        advantages: of their samples.
+        paths: paths of the student.
+        advantages: normalisation of the rewards of their samples.
         reference: where reference sequences come from: "data", or "teacher" samples.
 
     Raises:

@@ -20,7 +20,7 @@ class SequenceCredit:
     """One advantage for the whole sequence (arXiv 2509.25035).
 
     Args:
-        corruption: in which the log-ratio of a sample is read.
+        corruption: corruption in which the log-ratio of a sample is read.
 
     Raises:
         TypeError: if the corruption is none.
@@ -38,7 +38,7 @@ class TokenCredit:
 
     Args:
         window: positions up to this far away count for a token.
-        corruption: in which the log-ratio of a sample is read.
+        corruption: corruption in which the log-ratio of a sample is read.
 
     Raises:
         TypeError: if the window is not an integer, or the corruption is none.

@@ -18,7 +18,7 @@ class DiscriminatorRatio:
         label_smoothing: of the discriminator's loss, in ``[0, 1)``.
         reuse_logits: read the reward from the logits that the discriminator was trained with in the same step: one
             pass fewer, one update behind. Otherwise the updated discriminator is evaluated (paper).
-        warmup: updates of the discriminator before the student's first.
+        warmup: training steps in which the discriminator alone is updated.
 
     Raises:
         TypeError: if the warm-up is not an integer, or ``reuse_logits`` no bool.
@@ -40,7 +40,7 @@ class AuxiliaryRatio:
     """The log-ratio of an auxiliary denoiser, fitted to the student, and the teacher.
 
     Args:
-        updates: of the auxiliary for each one of the student.
+        updates: number of updates of the auxiliary for each update of the student.
         warmup: training steps in which the auxiliary alone is updated.
         step_conditioning: tell the auxiliary the number of steps that its samples were drawn in, so that each number
             is compared with the teacher by itself; otherwise the mixture of all is.
