@@ -46,7 +46,7 @@ def _entropy(history: History) -> dict[str, str]:
     return {
         "entropy": f"COLLAPSE: the entropy of the student's predictions fell from {values[0]:.2f} to {values[-1]:.2f} "
         "nats. It keeps to ever fewer tokens, which a judge of perplexity likes: compare at equal entropy. Lower the "
-        "student's learning rate, or raise data_kl_coefficient or entropy_coefficient."
+        "student's learning rate, or raise regularization.data_kl.coefficient or entropy_coefficient."
     }
 
 

@@ -13,13 +13,17 @@ def check_fields(config: Any) -> None:
     """Refuse fields of a dataclass that hold another part, flag or name than their annotations allow.
 
     Args:
-        config: a dataclass. Fields of other types are left alone.
+        config: a dataclass. Fields of other types are left alone, and so is a class whose annotations name what its
+            module does not hold (a class made inside a function).
 
     Raises:
         TypeError: if a part is of another class, or a flag is no bool.
         ValueError: if a name is not one of a ``Literal``.
     """
-    hints = get_type_hints(type(config))
+    try:
+        hints = get_type_hints(type(config))
+    except NameError:
+        return
     for each in fields(config):
         name, value, hint = each.name, getattr(config, each.name), hints[each.name]
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
