@@ -9,6 +9,8 @@ the student's own distribution is computed at every update.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, nn
 
@@ -65,7 +67,7 @@ def distil_from(source: str, steps: int, training: Training, seed: int) -> Score
     teacher = LookUpDenoiser(laboratory)
     config = configuration(source, steps, training.batch)
     if source in ("auxiliary", "discriminator"):
-        student = distil(laboratory, teacher, config, training, seed=seed)
+        student = distil(laboratory, teacher, config, replace(training, discriminator_updates=4), seed=seed)
     else:
         student = _distil_exactly(laboratory, teacher, config, training, seed, sampled=source == "exact ratio")
     return score(laboratory, student, (steps,))[0]

@@ -120,6 +120,7 @@ class Training:
         ratio_rate: of auxiliary or discriminator.
         average: decay of the moving average that is the result.
         warmup: updates before the student moves.
+        discriminator_updates: of a discriminator for each one of the student; an auxiliary has its own number.
     """
 
     updates: int = 200
@@ -128,6 +129,7 @@ class Training:
     ratio_rate: float = 2e-3
     average: float = 0.98
     warmup: int = 20
+    discriminator_updates: int = 1
 
 
 class Networks:
@@ -174,7 +176,7 @@ def distil(
     reads_data = config.regularization.data_kl.coefficient > 0.0
 
     def update_ratio(rollouts: list) -> None:
-        for _ in range(config.update_plan().updates.get("auxiliary", 1)):
+        for _ in range(config.update_plan().updates.get("auxiliary", training.discriminator_updates)):
             for method, rollout in zip(methods, rollouts, strict=True):
                 if isinstance(config.log_ratio, AuxiliaryRatio):
                     loss = method.auxiliary_loss(rollout, generator=g).loss

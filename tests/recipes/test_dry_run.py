@@ -8,7 +8,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.distillation.methods import IDLMConfig, Regularization, RolloutMMDConfig, with_changes
+from discrete_distill.distillation.methods import (
+    IDLMConfig,
+    Regularization,
+    RolloutMMDConfig,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.dry_run import (
     count_parameters,
@@ -61,10 +67,16 @@ def test_parameters_are_counted_without_making_the_network() -> None:
             paths={"num_steps": (4,), "gradient_steps": 2},
             regularization=Regularization(),
         ),
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4},
+            paths={"num_steps": (4,)},
+            credit=VocabularyCredit(),
+            regularization=Regularization(),
+        ),
         RolloutMMDConfig.recommended(paths={"num_steps": (4,)}),
         IDLMConfig.recommended(advantages={"group_size": 4}, paths={"num_steps": (4,)}),
     ],
-    ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
+    ids=["paper", "defaults", "gradient steps", "vocabulary", "mmd", "idlm"],
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
