@@ -1,5 +1,6 @@
 """A run that is taken up again with other settings is refused by their names; a report states what was really used."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from discrete_distill.recipes.owt import main
+from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.text.settings import PRESETS
+from discrete_distill.training import flat_settings
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +75,17 @@ def test_a_discriminator_of_an_older_student_guides_no_newer_one(
     assert "student" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "guide")
     assert run("guide", tmp_path) == 0
+
+
+def test_a_students_own_kinds_are_reported_whatever_the_command_says(tmp_path: Path) -> None:
+    made = PRESETS["demo-paper"]().distill
+    (tmp_path / "demo" / "student").mkdir(parents=True)
+    (tmp_path / "demo" / "student" / "settings.json").write_text(json.dumps(flat_settings(made, "distill")))
+    told = PRESETS["demo"]()
+    told.output = tmp_path
+    found = Pipeline(told, "")._settings_used()
+    methods = {name: value for name, value in found.items() if name.startswith("distill.method")}
+    assert methods == json.loads(json.dumps(flat_settings(made.method, "distill.method"))) | {
+        "distill.method": "DiDiInstructConfig"
+    }
+    assert found["evaluate.num_samples"] == told.evaluate.num_samples

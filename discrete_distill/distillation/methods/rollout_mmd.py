@@ -25,7 +25,7 @@ class RolloutMMDConfig(PathConfig):
     are scaled by their deviation over the batch, since kernel values differ by hundredths.
 
     Args:
-        advantages: rows of a group are not compared with each other.
+        advantages: normalisation of the rewards; rows of a group are not compared with each other.
         bandwidth: of the kernel; the median distance within the reference if None.
 
     Raises:

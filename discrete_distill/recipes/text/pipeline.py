@@ -327,14 +327,12 @@ class Pipeline:
             save_memory(network, ParallelConfig(compile_backend=self.config.distill.parallel.compile_backend))
 
     def _settings_used(self) -> dict[str, Setting]:
-        """This command's settings, and those that the student was really made with."""
+        """This command's settings, and those of the student, whose method may be of other kinds."""
         settings = flat_settings(self.config)
         file = self.directory / "student" / SETTINGS_FILE
         if file.exists():
-            # The method may be of other kinds than this command's, whose settings have other names.
-            made_with = read_json_object(file)
             settings = {name: value for name, value in settings.items() if not name.startswith("distill.method")}
-            settings |= {name: value for name, value in made_with.items() if name.startswith("distill.")}
+            settings |= {name: value for name, value in read_json_object(file).items() if name.startswith("distill.")}
         return settings
 
     def report(self) -> None:
