@@ -23,7 +23,7 @@ class SequenceCredit:
         corruption: corruption in which the log-ratio of a sample is read.
 
     Raises:
-        TypeError: if the corruption is none.
+        TypeError: if the corruption is of another class.
     """
 
     corruption: Corruption = field(default_factory=CorruptionByTime)
@@ -41,7 +41,7 @@ class TokenCredit:
         corruption: corruption in which the log-ratio of a sample is read.
 
     Raises:
-        TypeError: if the window is not an integer, or the corruption is none.
+        TypeError: if the window is not an integer, or the corruption is of another class.
         ValueError: if the window is negative.
     """
 
