@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,6 @@ from discrete_distill.distillation.methods import (
     AuxiliaryRatio,
     DiDiInstruct,
     DiDiInstructConfig,
-    DiscriminatorRatio,
     with_changes,
 )
 from discrete_distill.models import Discriminator, DiT, DiTConfig
@@ -173,34 +172,25 @@ def distil(
         for steps in config.paths.num_steps
     ]
     g = Generator().manual_seed(seed)
-    reads_data = config.regularization.data_kl.coefficient > 0.0
-
-    def update_ratio(rollouts: list) -> None:
-        for _ in range(config.update_plan().updates.get("auxiliary", training.discriminator_updates)):
-            for method, rollout in zip(methods, rollouts, strict=True):
-                if isinstance(config.log_ratio, AuxiliaryRatio):
-                    loss = method.auxiliary_loss(rollout, generator=g).loss
-                else:
-                    reference = laboratory.chain.sample(share, laboratory.length, generator=g)
-                    loss = method.discriminator_loss(rollout, reference, generator=g).loss
-                (loss / len(methods)).backward()
-            ratio_optimizer.step()
-            ratio_optimizer.zero_grad()
-
+    plan = config.update_plan()
+    updates = {"auxiliary": 1, "discriminator": training.discriminator_updates, **plan.updates}
+    ratio_updates = {name: updates[name] for name in plan.order if name != "student"}
+    plan = replace(plan, warmup=training.warmup, updates=ratio_updates)
     ratio_optimizer = torch.optim.AdamW(trained(networks.ratio), lr=training.ratio_rate, betas=(0.9, 0.99))
     student = StudentOptimizer(networks.student, training)
     for index in range(training.updates + training.warmup):
         rollouts = [method.rollout(share, laboratory.length, generator=g) for method in methods]
-        if isinstance(config.log_ratio, DiscriminatorRatio):
-            update_ratio(rollouts)
-        if index >= training.warmup:
+        for name in plan.networks(index):
             for method, rollout in zip(methods, rollouts, strict=True):
-                reference = laboratory.chain.sample(share, laboratory.length, generator=g) if reads_data else None
-                out = method.student_loss(rollout, reference=reference, generator=g)
-                (out.loss / len(methods)).backward()
-            student.step(index - training.warmup)
-        if isinstance(config.log_ratio, AuxiliaryRatio):
-            update_ratio(rollouts)
+                reads = name in plan.reads_reference
+                reference = laboratory.chain.sample(share, laboratory.length, generator=g) if reads else None
+                loss = method.loss(name, rollout, reference=reference, generator=g).loss
+                (loss / len(methods)).backward()
+            if name == "student":
+                student.step(index - training.warmup)
+            else:
+                ratio_optimizer.step()
+                ratio_optimizer.zero_grad()
     return student.averaged
 
 

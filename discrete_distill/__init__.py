@@ -5,6 +5,7 @@ from .distillation.divergence import (
     DiscriminatorLogRatio,
     ExactLogRatio,
     ScoreFunctionIntegralKL,
+    integral_kl,
     token_divergence,
 )
 from .distillation.methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
@@ -18,7 +19,6 @@ from .distillation.rewards import (
     group_advantages,
 )
 from .distillation.rollout import Rollout
-from .exact import integral_kl
 from .models import Discriminator, as_denoiser
 from .process import (
     BetaTime,
@@ -39,6 +39,7 @@ from .samplers import (
     CudaGraphSampler,
     EntropyBoundedSampler,
     FirstHittingSampler,
+    Frame,
     PathPlanningSampler,
     ReMaskingSampler,
     RGASampler,
@@ -66,6 +67,7 @@ __all__ = [
     "EntropyBoundedSampler",
     "ExactLogRatio",
     "FirstHittingSampler",
+    "Frame",
     "GeometricSchedule",
     "GroupNormalizer",
     "IntermediateStateMatcher",

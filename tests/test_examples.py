@@ -45,6 +45,12 @@ def test_grouped_advantages_raise_a_reward() -> None:
     assert found["last"] > found["first"] + 0.02
 
 
+def test_a_masked_language_model_learns_a_reward_by_clipped_ratios() -> None:
+    found = run("grpo", steps=20)
+    assert found["last"] > found["first"] + 0.1
+    assert found["unchanged"] == 1.0
+
+
 def test_token_losses_distil_bert() -> None:
     found = run("distil_bert", steps=30)
     assert found["last"] < 0.5 * found["first"]
@@ -52,4 +58,4 @@ def test_token_losses_distil_bert() -> None:
 
 def test_every_example_is_tested() -> None:
     names = {file.stem for file in (ROOT / "examples").glob("*.py")} - {"__init__", "toy"}
-    assert names == {*DISTILLATIONS, "rgas_on_masked_lm", "grouped_advantages_in_grpo", "distil_bert"}
+    assert names == {*DISTILLATIONS, "rgas_on_masked_lm", "grouped_advantages_in_grpo", "grpo", "distil_bert"}

@@ -10,39 +10,33 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, K steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_choice, check_count, check_number
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, TimeDistribution
-from ..process.modes import differentiable_evaluation_mode
-from ..samplers.grid import coin_flags
-from ..samplers.inputs import has_rows
+from ..samplers.prompts import Frame
 from ..samplers.rows import Rows
 from ..samplers.state import SamplerState
+from .end_of_sequence import EndOfSequence, EndPolicy
+from .groups import first_of_each, first_of_each_kwarg
+from .path_plan import (
+    PathOrder,
+    PlannedStep,
+    check_path_order,
+    most_certain,
+    plan_by_draws,
+    plan_by_order,
+    reveal_counts,
+)
 from .rollout import Rollout, TrajectoryStep, repeated_rows
-
-
-class PlannedStep(NamedTuple):
-    """Positions of a step of a path, known before any token is drawn."""
-
-    rows: Rows
-    """Positions whose logits the step keeps, ascending."""
-    revealed: Tensor
-    """Bool ``[N]``: those that it reveals."""
-    place: Tensor | None
-    """Where these stand in ``rows``, int64 ``[R]``; None where nobody has looked."""
-    one_time: bool
-    """Whether all sequences take the step between the same times."""
-
-
-def true_places(flags_N: Tensor, count: int) -> Tensor:
-    """``nonzero`` of flags of which ``count`` are known to be true, int64 ``[count]``: the device is not waited for."""
-    return flags_N.logical_not().to(torch.uint8).sort(stable=True).indices[:count]
+from .step_evaluation import StepEvaluation
 
 
 @dataclass(frozen=True)
@@ -50,11 +44,10 @@ class IntermediateStateMatcher:
     """Draws student paths.
 
     The student is read in evaluation mode, whatever mode it is in: with dropout a path would be drawn from a
-        distribution that
-    nobody can ask for its log-probability again.
+    distribution that nobody can ask for its log-probability again.
 
     Args:
-        process: mask and schedule.
+        process: mask, schedule and forbidden ids.
         num_steps: numbers of steps; one of them is drawn for each batch. One step draws the sample at once; two steps
             are the paper's ``m -> z_tau -> x``; a distribution over several keeps one student good at all of them.
         tau_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
@@ -65,11 +58,23 @@ class IntermediateStateMatcher:
         branching: one step of the path, drawn uniformly, keeps a graph (of weight ``K``); the rows of a group share the
             path up to it, and all unmasking draws, and part at its draw. What became of each draw is so compared in
             equal states: unbiased, with less variance, and the shared part is evaluated once for the group (vine, arXiv
-                1502.05477).
+            1502.05477).
+        temperature: of the tokens, as in the samplers; log-probabilities are those of the tempered distribution.
+        order: how the positions of a step are chosen. "random" is the reverse process. By "margin" or "entropy" (see
+            `ConfidenceSampler`) a step reveals a fixed number of positions, those of which the student is surest;
+            which they are depends on its logits alone, so the probability of the path is the product over its tokens.
+            The gradient leaves out that the choice depends on the weights. Logits of all masked positions are computed.
+        end_token_id: the end-of-sequence token; None if there is none.
+        end_policy: what becomes of positions behind the first generated end. "padding": they are drawn, and are in no
+            loss, reward or metric (`Rollout.loss_mask`); "stop": in addition, masks behind an end that was drawn are
+            filled with it at once, with probability 1; "forbidden": no end is drawn.
 
     Raises:
-        ValueError: if a number of steps is below 1, or there is none, a name is unknown, or ``branching`` is combined
-            with ``gradient_steps`` or times of each sample.
+        TypeError: if the temperature or an id is of a wrong type.
+        ValueError: if a number of steps is below 1, or there is none, a name is unknown, the temperature is not
+            positive, ``order`` depends on drawn tokens ("confidence": the probability of such a path is a sum over the
+            tokens that were drawn and thrown away), or ``branching`` is combined with an order, with
+            ``gradient_steps`` or with times of each sample.
     """
 
     process: MaskedDiffusion
@@ -79,6 +84,10 @@ class IntermediateStateMatcher:
     rows: Literal["revealed", "masked"] = "revealed"
     gradient_steps: int | None = None
     branching: bool = False
+    temperature: float = 1.0
+    order: PathOrder = "random"
+    end_token_id: int | None = None
+    end_policy: EndPolicy = "padding"
 
     def __post_init__(self) -> None:
         if not self.num_steps or min(self.num_steps) < 1:
@@ -95,11 +104,24 @@ class IntermediateStateMatcher:
             )
         if self.branching and self.tau_per == "sample":
             raise ValueError('rows of a group share a branching path and its times; take tau_per="group" or "batch"')
+        check_number("temperature", self.temperature, above=0.0)
+        check_path_order(self.order, branching=self.branching)
+        check_choice("end_policy", self.end_policy, get_args(EndPolicy))
+        if self.end_token_id is not None and EndOfSequence(self.end_token_id, self.end_policy).policy == "forbidden":
+            forbidden = (*self.process.forbidden_token_ids, self.end_token_id)
+            object.__setattr__(self, "process", replace(self.process, forbidden_token_ids=forbidden))
+
+    @property
+    def _end(self) -> EndOfSequence | None:
+        """The end behind which nothing counts."""
+        if self.end_token_id is None or self.end_policy == "forbidden":
+            return None
+        return EndOfSequence(self.end_token_id, self.end_policy)
 
     def __call__(
         self,
         student: Denoiser,
-        shape: tuple[int, int] | None = None,
+        shape: tuple[int, int | Frame] | None = None,
         *,
         group_size: int = 1,
         x_init: Tensor | None = None,
@@ -107,26 +129,35 @@ class IntermediateStateMatcher:
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
+        num_steps: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        keep_logits: bool | None = None,
     ) -> Rollout:
         """Draw one path for every row; each state is evaluated once, with a graph if gradients are enabled.
 
         Args:
             student: any `Denoiser`.
-            shape: ``(B, L)``, or give ``x_init``, as in the samplers.
+            shape: ``(B, L)`` or ``(B, Frame)``, or give ``x_init``, as in the samplers.
             group_size: consecutive rows in a group; must divide ``B``.
             x_init: int64 ``[B, L]``, as in the samplers.
             attention_mask: bool ``[B, L]``, as in the samplers.
             generator: source of randomness.
             device: of unconditional paths.
             tokens: samples of an earlier call, int64 ``[B, L]``. Given them and a generator in the state of that call,
-                the same path is walked again, whatever the student now makes probable; drawn if None.
+                the same path is walked again, whatever the student now makes probable (with an order, only if the
+                student is the same); drawn if None. `Rollout.log_prob` asks any network about a stored path.
+            num_steps: steps of these paths; one of the matcher's is drawn if None. Processes that must call a network
+                equally often are given the same.
             model_kwargs: passed to all networks by keyword.
+            keep_logits: whether steps keep their logits, with their graph; by default where gradients are enabled, or
+                ``rows="masked"`` asks for more of them than the path needs. Without them a path holds the
+                log-probabilities of its tokens, and a step holds the logits of a few hundred positions at a time.
 
         Raises:
-            TypeError: if ``tokens`` does not hold int64, or as in the samplers.
-            ValueError: if ``group_size`` does not divide the batch, the batch is empty, ``tokens`` has another shape,
-                or the student's logits leave nothing to draw from: names step, sequence and position.
+            TypeError: if ``num_steps`` is no whole number, ``tokens`` does not hold int64, or as in the samplers.
+            ValueError: if ``num_steps`` is below 1, ``group_size`` does not divide the batch, the batch is empty,
+                ``tokens`` has another shape, or the student's logits leave nothing to draw from: names step, sequence
+                and position.
 
         Example:
             >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
@@ -136,6 +167,8 @@ class IntermediateStateMatcher:
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
             raise ValueError(f"group_size {group_size} does not divide the batch of {batch} sequences")
+        if num_steps is not None:
+            check_count("num_steps", num_steps)
         copies = group_size if self.branching else 1
         start = SamplerState(
             self.process,
@@ -143,19 +176,22 @@ class IntermediateStateMatcher:
             shape if shape is None else (batch // copies, shape[1]),
             x_init=first_of_each(x_init, copies),
             attention_mask=first_of_each(attention_mask, copies),
-            model_kwargs=_first_of_each(model_kwargs, batch, copies),
+            model_kwargs=first_of_each_kwarg(model_kwargs, batch, copies),
             generator=generator,
             device=device,
         )
         _check_tokens(tokens, (batch, start.tokens.shape[1]))
-        times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator)
+        times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator, num_steps)
         conditions = dict(model_kwargs or {})
+        keep = torch.is_grad_enabled() or self.rows == "masked" if keep_logits is None else keep_logits
         if self.branching:
-            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions)
+            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions, keep)
         else:
             weights = self._gradient_weights(len(times_KB) - 1, generator)
-            steps, state = self._walk(start, times_KB, tokens, weights), start
-        rollout = Rollout(steps, state.generation_mask, group_size, attention_mask, conditions, drawn_time)
+            steps, state = self._walk(start, times_KB, tokens, weights, keep), start
+        rollout = Rollout(
+            steps, state.generation_mask, group_size, attention_mask, conditions, drawn_time, self._end, self.branching
+        )
         rollout.check_log_probs(state.log_probs)
         return rollout
 
@@ -166,6 +202,7 @@ class IntermediateStateMatcher:
         generator: Generator | None,
         tokens: Tensor | None,
         model_kwargs: Mapping[str, Any],
+        keep: bool,
     ) -> tuple[list[TrajectoryStep], SamplerState]:
         """The steps of all rows, and their state; before the branch a step is taken once for its group."""
         copies = times_KB.shape[1] // trunk.batch
@@ -173,43 +210,81 @@ class IntermediateStateMatcher:
         branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
         trunk_times = times_KB[: branch + 2, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
-        plan = self._plan(trunk, trunk_times)
-        steps = []
-        for index in range(branch):
-            step = self._step(trunk, index, trunk_times[index], trunk_times[index + 1], 0.0, plan[index], trunk_tokens)
-            steps.append(step.repeated(copies))
+        plan = plan_by_draws(trunk, trunk_times, 0, self._rows(keep))
+        walked = self._walk(trunk, trunk_times[:-1], trunk_tokens, [0.0] * branch, keep, plan=plan)
+        shared = plan[branch] if self.end_policy != "stop" else self._plan(trunk, trunk_times[branch:], branch, keep)[0]
         state = trunk.repeated(copies, model_kwargs)
-        shared = plan[branch]
-        logits_NV = self._logits(trunk, shared, trunk_times[branch], trunk_times[branch + 1], float(num_steps))
         rows, place = repeated_rows(shared.rows.index, trunk.tokens.shape[1], copies)
-        every = torch.arange(len(rows), device=rows.device) if self.rows == "revealed" else None
+        every = torch.arange(len(rows), device=rows.device) if self._rows(keep) == "revealed" else None
         planned = PlannedStep(Rows(rows, None, rows), shared.revealed[place], every, shared.one_time)
-        steps.append(
-            self._draw(state, branch, times_KB[branch], times_KB[branch + 1], planned, logits_NV[place], tokens)
-        )
+        t, s = trunk_times[branch], trunk_times[branch + 1]
+        evaluation = StepEvaluation(
+            copy.copy(trunk), shared.rows, t, s, shared.one_time, self.temperature, repeats=place
+        )  # fmt: skip
+        at = times_KB[branch], times_KB[branch + 1]
+        steps = [step.repeated(copies) for step in walked]
+        steps.append(self._step(state, branch, at, float(num_steps), planned, evaluation, tokens, keep))
         weights = [0.0] * (num_steps - branch - 1)
-        return [*steps, *self._walk(state, times_KB[branch + 1 :], tokens, weights, first=branch + 1)], state
+        rest = self._walk(state, times_KB[branch + 1 :], tokens, weights, keep, first=branch + 1)
+        return [*steps, *rest], state
+
+    def _rows(self, keep: bool) -> Literal["revealed", "masked"]:
+        """Logits of positions that a step does not reveal are computed where they are kept."""
+        return self.rows if keep else "revealed"
+
+    def _plan(self, state: SamplerState, times_KB: Tensor, first: int, keep: bool) -> list[PlannedStep]:
+        return plan_by_draws(state, times_KB, first, self._rows(keep))
 
     def _walk(
-        self, state: SamplerState, times_KB: Tensor, tokens: Tensor | None, weights: list[float], first: int = 0
+        self,
+        state: SamplerState,
+        times_KB: Tensor,
+        tokens: Tensor | None,
+        weights: list[float],
+        keep: bool,
+        first: int = 0,
+        plan: list[PlannedStep] | None = None,
     ) -> list[TrajectoryStep]:
         """Take all steps between the times, from number ``first`` on."""
-        plan = self._plan(state, times_KB, first)
-        return [
-            self._step(state, first + index, times_KB[index], times_KB[index + 1], weight, plan[index], tokens)
-            for index, weight in enumerate(weights)
-        ]
+        by_order = self.order != "random"
+        # What a step reveals depends on tokens where an end or an order decides, and then it is looked up in each.
+        by_state = by_order or (self._end is not None and self.end_policy == "stop")
+        counts_KB = reveal_counts(self.process, times_KB, state.masked().sum(1)) if by_order else None
+        if plan is None and not by_state:
+            plan = self._plan(state, times_KB, first, keep)
+        steps = []
+        for index, weight in enumerate(weights):
+            times_2B = times_KB[index : index + 2]
+            if counts_KB is not None:
+                planned = plan_by_order(state, counts_KB[index], times_2B)
+            elif by_state or plan is None:
+                planned = self._plan(state, times_2B, first + index, keep)[0]
+            else:
+                planned = plan[index]
+            t, s = times_2B
+            # Logits that decide the order, or that rows of a group share, are held together.
+            chunk_rows = None if keep or by_order or self.branching else state.chunk_rows
+            evaluation = StepEvaluation(
+                copy.copy(state), planned.rows, t, s, planned.one_time, self.temperature, chunk_rows
+            )  # fmt: skip
+            steps.append(self._step(state, first + index, (t, s), weight, planned, evaluation, tokens, keep))
+        return steps
 
     def times(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """Times from 1 to 0, ``[K + 1, B]``, with the number of steps drawn."""
         return self._draw_times(batch, group_size, device, generator)[0]
 
     def _draw_times(
-        self, batch: int, group_size: int, device: torch.device, generator: Generator | None
+        self,
+        batch: int,
+        group_size: int,
+        device: torch.device,
+        generator: Generator | None,
+        num_steps: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
-        choice = int(torch.randint(len(self.num_steps), (), generator=generator, device=_place(generator)))
-        interior = self.num_steps[choice] - 1
+        choices = self.num_steps if num_steps is None else (num_steps,)
+        interior = choices[int(torch.randint(len(choices), (), generator=generator, device=_place(generator)))] - 1
         if self.tau_distribution is None:
             return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
         repeats = {"group": group_size, "batch": batch, "sample": 1}[self.tau_per]
@@ -233,76 +308,63 @@ class IntermediateStateMatcher:
         self,
         state: SamplerState,
         index: int,
-        t: Tensor,
-        s: Tensor,
+        times: tuple[Tensor, Tensor],
         gradient_weight: float,
         planned: PlannedStep,
+        evaluation: StepEvaluation,
         tokens: Tensor | None,
+        keep: bool,
     ) -> TrajectoryStep:
-        logits_NV = self._logits(state, planned, t, s, gradient_weight)
-        return self._draw(state, index, t, s, planned, logits_NV, tokens)
-
-    def _plan(self, state: SamplerState, times_KB: Tensor, first: int = 0) -> list[PlannedStep]:
-        """Positions of all steps from number ``first`` on: they depend on unmasking draws and not on tokens, so that
-        the host waits for the device once, for their numbers."""
-        if len(times_KB) < 2:
-            return []
-        masked, length = state.masked(), state.tokens.shape[1]
-        reveals, _ = coin_flags(state, times_KB, first=first)
-        kept: list[Tensor] = []
-        for flags in reveals:
-            kept.append(masked if self.rows == "masked" else flags)
-            masked = masked & ~flags
-        counts_KB = torch.stack(kept).sum(2)
-        t, s = times_KB[:-1], times_KB[1:]
-        one_time_K = ((t == t[:, :1]) & (s == s[:, :1])).all(1)
-        revealed_K = torch.stack(reveals).sum((1, 2))
-        numbers = torch.stack((counts_KB.sum(1), revealed_K, (counts_KB > 0).sum(1), one_time_K.long())).tolist()
-        plan = []
-        for index, (num_kept, num_revealed, num_sequences, one_time) in enumerate(zip(*numbers, strict=True)):
-            chosen = true_places(kept[index].flatten(), num_kept)
-            sequences = true_places(counts_KB[index] > 0, num_sequences)
-            compact = torch.searchsorted(sequences, chosen // length) * length + chosen % length
-            revealed = reveals[index].flatten()[chosen]
-            rows = Rows(chosen, sequences, compact)
-            plan.append(PlannedStep(rows, revealed, true_places(revealed, num_revealed), bool(one_time)))
-        return plan
-
-    def _logits(
-        self, state: SamplerState, planned: PlannedStep, t: Tensor, s: Tensor, gradient_weight: float
-    ) -> Tensor:
-        keeps_graph = torch.is_grad_enabled() and gradient_weight > 0.0
-        with torch.set_grad_enabled(keeps_graph), differentiable_evaluation_mode(state.denoiser):
-            logits_of = state.logits(planned.rows, t, s, one_time=planned.one_time, share_head=True)
-            logits_NV = logits_of(slice(None))
+        """Evaluate the student, draw what the step reveals, and write it into the state."""
+        x_t, rows = state.tokens, planned.rows
+        revealed, place, logits_NV, drawn = planned.revealed, planned.place, None, []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and keep and gradient_weight > 0.0):
+            logits_of, parts = evaluation.logits(state.denoiser), evaluation.parts()
+            for part in parts:
+                logits_NV = logits_of(part)
+                positions, chosen = rows.index[part], logits_NV.detach()
+                if planned.count_B is not None:
+                    revealed = most_certain(self.order, state, chosen, rows, planned.count_B)
+                    place = revealed.nonzero().squeeze(1)
+                if place is not None and len(place) < len(rows.index):
+                    positions, chosen = positions[place], chosen[place]
+                elif place is None and self.rows == "masked":
+                    positions, chosen = positions[revealed], chosen[revealed]
+                drawn.append((positions, *self._tokens(state, chosen, positions, index, tokens, keep)))
+        positions_R, tokens_R, log_prob_R = (torch.cat(each) for each in zip(*drawn, strict=True))
+        assert logits_NV is not None
         if logits_NV.requires_grad and gradient_weight != 1.0:
             logits_NV.register_hook(lambda gradient: gradient_weight * gradient)
-        return logits_NV
+        state.write(positions_R, tokens_R, log_prob_R.to(state.log_probs.dtype))
+        if self._end is not None and self.end_policy == "stop":
+            behind = self._end.behind(state.tokens, state.generation_mask) & state.masked()
+            state.tokens = torch.where(behind, self._end.token_id, state.tokens)
+        return TrajectoryStep(
+            x_t, state.tokens, *times, rows.index, revealed, logits_NV if keep else logits_NV[:0].clone(),
+            self.process.mask_token_id, place,
+            has_all_masked=self._rows(keep) == "masked" and planned.count_B is None,
+            log_prob_R=None if keep else log_prob_R, evaluation=evaluation,
+        )  # fmt: skip
 
-    def _draw(
+    def _tokens(
         self,
         state: SamplerState,
+        logits_RV: Tensor,
+        positions_R: Tensor,
         index: int,
-        t: Tensor,
-        s: Tensor,
-        planned: PlannedStep,
-        logits_NV: Tensor,
         tokens: Tensor | None,
-    ) -> TrajectoryStep:
-        step = TrajectoryStep(
-            state.tokens, state.tokens, t, s, planned.rows.index, planned.revealed, logits_NV,
-            self.process.mask_token_id, planned.place, has_all_masked=self.rows == "masked",
-        )  # fmt: skip
-        positions, logits_RV = step.revealed_rows(), step.revealed_logits().detach()
-        if tokens is None:
-            drawn = state.draw_tokens(logits_RV, positions, index)
-            tokens_R, log_probs_R = drawn.tokens[:, 0], drawn.log_probs[:, 0]
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, drawn or given, and their log-probabilities; those that are stored are computed as those that a
+        network is asked for later, so that they agree to the last bit."""
+        if tokens is not None:
+            tokens_R = tokens.flatten()[positions_R]
         else:
-            tokens_R = tokens.flatten()[positions]
-            log_probs_R = token_losses(logits_RV, None, tokens_R, mask_token_id=self.process.mask_token_id).log_prob
-        state.write(positions, tokens_R, log_probs_R.to(state.log_probs.dtype))
-        step.x_s = state.tokens
-        return step
+            drawn = state.draw_tokens(logits_RV, positions_R, index)
+            tokens_R = drawn.tokens[:, 0]
+            if keep:
+                return tokens_R, drawn.log_probs[:, 0]
+        return tokens_R, token_losses(logits_RV, None, tokens_R, mask_token_id=self.process.mask_token_id).log_prob
 
 
 def _check_tokens(tokens: Tensor | None, shape: tuple[int, int]) -> None:
@@ -315,28 +377,6 @@ def _check_tokens(tokens: Tensor | None, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"tokens has shape {list(tokens.shape)}, the paths {list(shape)}; give the samples of the path"
         )
-
-
-def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:
-    """One row for each group of ``copies`` equal consecutive ones.
-
-    Raises:
-        ValueError: if rows of a group differ.
-    """
-    if values is None or copies == 1:
-        return values
-    first = values[::copies]
-    if not torch.equal(values, first.repeat_interleave(copies, dim=0)):
-        raise ValueError("the rows of a group share their path: x_init and attention_mask must be equal within groups")
-    return first
-
-
-def _first_of_each(model_kwargs: Mapping[str, Any] | None, batch: int, copies: int) -> Mapping[str, Any] | None:
-    if not isinstance(model_kwargs, Mapping):
-        return model_kwargs
-    return {
-        name: first_of_each(value, copies) if has_rows(value, batch) else value for name, value in model_kwargs.items()
-    }
 
 
 def _place(generator: Generator | None) -> torch.device:

@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_mask
+from ..checks import check_choice, check_count, check_mask
 from ..distributed.collectives import mean_of_all, sum_of_all
 
 Scale = Literal["group", "batch", "none"]
 Baseline = Literal["group", "leave_one_out", "batch", "none"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class RunningMean:
 
 
 def group_advantages(
-    rewards: Tensor | Sequence[float],
+    rewards: Any,
     group_size: int,
     *,
     scale: Scale = "group",
@@ -134,6 +135,8 @@ def group_advantages(
     clip: float | None = None,
     eps: float = 1e-4,
     loss_mask: Tensor | None = None,
+    reward_weights: Sequence[float] | Tensor | None = None,
+    aggregation: Aggregation = "sum_then_normalize",
 ) -> Tensor:
     """``(r - baseline) / (scale + eps)``, clipped; GRPO's form (arXiv 2402.03300), as in DiDi-Instruct.
 
@@ -141,10 +144,13 @@ def group_advantages(
     "batch" means contain the sample itself and shrink the gradient by ``1 - 1/n``. Scaling by a standard deviation and
     clipping bias it, and where a group hardly differs, dividing by its own standard deviation amplifies noise.
 
-    Baselines and scales are computed in fp64, so that equal rewards have advantages of exactly 0.
+    Baselines and scales are computed in fp64, so that equal rewards have advantages of exactly 0. The scale is the
+    population standard deviation, that of ``G`` samples. TRL divides by the unbiased one, of ``G - 1``: our advantages
+    are its times ``sqrt(G / (G - 1))``, 1.155 for ``G = 4``.
 
     Args:
-        rewards: ``[B]``, groups of consecutive rows; a group never straddles processes. Numbers or booleans.
+        rewards: ``[B]``, or ``[B, R]`` for ``R`` rewards of each sample; groups of consecutive rows, and a group never
+            straddles processes. Numbers or booleans, as a tensor, an array of numpy or a list.
         group_size: must divide ``B``.
         scale: population standard deviation of the "group", of the "batch" (after the baseline; over all processes), or
             "none".
@@ -154,18 +160,48 @@ def group_advantages(
         eps: added to the standard deviation; not negative.
         loss_mask: bool ``[B]``, true at rewards that count (all, by default). The others enter no baseline and no
             scale, and their advantage is 0.
+        reward_weights: of ``R`` rewards, ``[R]``; all 1 by default.
+        aggregation: of ``R`` rewards: "sum_then_normalize" normalises their weighted sum (GRPO), so that a reward of
+            greater spread has more influence; "normalize_then_sum" normalises each by itself and sums the weighted
+            advantages (GDPO, arXiv 2601.05242), so that the weights alone say how much each counts.
 
     Returns:
         ``[B]``, without gradient; in the precision of the rewards, fp32 for integers and booleans.
 
     Raises:
+        TypeError: if the rewards are no numbers.
         ValueError: if the group size does not divide the batch, is 1 where a group of others is needed, a reward that
-            counts is not finite, ``eps`` or ``clip`` is out of range, or a name is unknown.
+            counts is not finite (the sample is named), there is not one weight for each reward, ``eps`` or ``clip`` is
+            out of range, a `RunningMean` is to be the baseline of several rewards, or a name is unknown.
+
+    Example:
+        >>> group_advantages([True, False], 2, eps=0.0).tolist()
+        [1.0, -1.0]
+        >>> rewards = [[1.0, 30.0], [0.0, 10.0]]
+        >>> group_advantages(rewards, 2, aggregation="normalize_then_sum", reward_weights=[1.0, 0.5], eps=0.0).tolist()
+        [1.5, -1.5]
     """
     check_advantages(scale, baseline, clip, eps)
-    rewards = torch.as_tensor(rewards)
-    if rewards.dim() != 1:
-        raise ValueError(f"rewards must be one number per sample, [B], got shape {tuple(rewards.shape)}")
+    check_choice("aggregation", aggregation, get_args(Aggregation))
+    rewards = _as_rewards(rewards)
+    if rewards.dim() == 1 and reward_weights is not None:
+        rewards = rewards[:, None]
+    if rewards.dim() == 2:
+        weights_R = _weights(reward_weights, rewards)
+        _check_finite(rewards, loss_mask)
+        given: dict[str, Any] = {"scale": scale, "baseline": baseline, "eps": eps, "loss_mask": loss_mask}
+        dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
+        if aggregation == "sum_then_normalize":
+            total_B = rewards.double().where(_counted(rewards, loss_mask), 0.0) @ weights_R
+            return group_advantages(total_B, group_size, clip=clip, **given).to(dtype)
+        if isinstance(baseline, RunningMean):
+            raise ValueError(
+                f"a RunningMean follows one stream of rewards, and there are {rewards.shape[1]}; take another "
+                'baseline, or aggregation="sum_then_normalize"'
+            )
+        each_BR = torch.stack([group_advantages(each, group_size, **given) for each in rewards.double().unbind(1)], 1)
+        advantages = (each_BR @ weights_R).to(dtype)
+        return advantages if clip is None else advantages.clamp(-clip, clip)
     if group_size < 1 or rewards.shape[0] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the batch of {rewards.shape[0]} rewards")
     if baseline == "leave_one_out" and group_size < 2:
@@ -173,10 +209,7 @@ def group_advantages(
     if loss_mask is None:
         loss_mask = torch.ones_like(rewards, dtype=torch.bool)
     check_mask("loss_mask", loss_mask, rewards.shape, of="rewards")
-    wrong = loss_mask & ~rewards.isfinite()
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        raise ValueError(f"the reward of sample {first} is {float(rewards[first])}; rewards must be finite")
+    _check_finite(rewards, loss_mask)
     dtype = rewards.dtype if rewards.is_floating_point() else torch.float32
     mask = loss_mask.view(-1, group_size)
     grouped = rewards.detach().double().view(-1, group_size).where(mask, 0.0)
@@ -189,6 +222,46 @@ def group_advantages(
         centred = centred / spread.where(spread > 0.0, 1.0)
     advantages = centred.flatten().to(dtype)
     return advantages if clip is None else advantages.clamp(-clip, clip)
+
+
+def _as_rewards(rewards: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(rewards)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"rewards are numbers or booleans, one a sample [B] or R a sample [B, R], got {rewards!r}"
+        ) from error
+    if found.is_complex() or found.dim() not in (1, 2) or (found.dim() == 2 and not found.shape[1]):
+        raise ValueError(
+            f"rewards are one number a sample, [B], or R, [B, R], got {found.dtype} of shape {tuple(found.shape)}"
+        )
+    return found
+
+
+def _weights(weights: Any, rewards: Tensor) -> Tensor:
+    """Weights of the rewards, fp64 ``[R]``, on their device."""
+    count = rewards.shape[1]
+    found = torch.as_tensor([1.0] * count if weights is None else weights, dtype=torch.double, device=rewards.device)
+    if found.shape != (count,) or not bool(found.isfinite().all()):
+        raise ValueError(f"reward_weights are {count} finite numbers, one for each reward, got {weights}")
+    return found
+
+
+def _counted(rewards: Tensor, loss_mask: Tensor | None) -> Tensor:
+    """Bool of the shape of the rewards, true where a sample counts."""
+    check_mask("loss_mask", loss_mask, rewards.shape[:1], of="samples")
+    mask = torch.ones_like(rewards[..., :1] if rewards.dim() == 2 else rewards, dtype=torch.bool)
+    counted = mask if loss_mask is None else mask & (loss_mask if rewards.dim() == 1 else loss_mask[:, None])
+    return counted.expand_as(rewards)
+
+
+def _check_finite(rewards: Tensor, loss_mask: Tensor | None) -> None:
+    wrong = _counted(rewards, loss_mask) & ~rewards.isfinite()
+    if bool(wrong.any()):
+        sample, *which = wrong.nonzero()[0].tolist()
+        name = f"reward {which[0]}" if which else "the reward"
+        value = rewards[sample].tolist() if not which else rewards[sample, which[0]].item()
+        raise ValueError(f"{name} of sample {sample} is {value}; rewards must be finite")
 
 
 def check_advantages(scale: str, baseline: str | RunningMean, clip: float | None, eps: float = 1e-4) -> None:

@@ -5,15 +5,38 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..distributed.collectives import mean_over_processes
 from ..kernels import TokenLosses, token_losses
+from ..process import Denoiser
+from .agreement import sample_agreement
+from .end_of_sequence import EndOfSequence
+from .step_evaluation import StepEvaluation
+
+
+class DrawnBatch(Protocol):
+    """What a method draws for one training step; `Rollout` is one. Losses are averages over its generated tokens."""
+
+    @property
+    def sequences(self) -> Tensor:
+        """Tokens at the end, int64 ``[B, L]``."""
+        ...
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """Bool ``[B, L]``, true at the positions that the losses count."""
+        ...
+
+    def without_logits(self) -> DrawnBatch:
+        """A copy without what takes one value for each word of the vocabulary."""
+        ...
 
 
 @dataclass
@@ -27,11 +50,15 @@ class TrajectoryStep:
         s: time after, ``[B]``.
         rows: flattened positions whose logits were computed, int64 ``[N]``, ascending.
         revealed: bool ``[N]``: those that this step revealed.
-        logits_NV: the student's raw logits there, with their graph if the step keeps one.
+        logits_NV: the student's logits there (without forbidden ids, divided by the temperature), with their graph if
+            the step keeps one; ``[0, V]`` where they were not kept.
         mask_token_id: the class that is never predicted.
         place: where the revealed positions stand in ``rows``, int64 ``[R]``; found, at the price of a wait for the
             device, where it is not given.
         has_all_masked: whether ``rows`` is known to hold all positions that were masked before.
+        log_prob_R: log-probabilities of the revealed tokens when they were drawn, ``[R]`` in nats, where logits were
+            not kept.
+        evaluation: how the logits were computed; None of a step that no `IntermediateStateMatcher` made.
     """
 
     x_t: Tensor
@@ -44,6 +71,8 @@ class TrajectoryStep:
     mask_token_id: int
     place: Tensor | None = None
     has_all_masked: bool = False
+    log_prob_R: Tensor | None = None
+    evaluation: StepEvaluation | None = None
 
     @cached_property
     def _revealed_index(self) -> Tensor:
@@ -69,7 +98,16 @@ class TrajectoryStep:
         return self.x_s.flatten()[self.revealed_rows()]
 
     def revealed_logits(self) -> Tensor:
-        """Raw logits there, ``[R, V]``; not copied if the step kept no others."""
+        """Logits there, ``[R, V]``; not copied if the step kept no others.
+
+        Raises:
+            ValueError: if the logits were not kept.
+        """
+        if len(self.logits_NV) != len(self.rows):
+            raise ValueError(
+                f"the step has {len(self.rows)} rows and the logits of {len(self.logits_NV)}: the path was drawn "
+                "without them; draw it with keep_logits=True, or ask for log_prob(denoiser)"
+            )
         kept_no_others = len(self._revealed_index) == len(self.revealed)
         return self.logits_NV if kept_no_others else self.logits_NV[self._revealed_index]
 
@@ -83,14 +121,32 @@ class TrajectoryStep:
         rows, place = repeated_rows(self.rows, self.x_t.shape[1], copies)
         x_t, x_s, t, s = (each.repeat_interleave(copies, dim=0) for each in (self.x_t, self.x_s, self.t, self.s))
         all_revealed = len(self._revealed_index) == len(self.revealed)
+        kept = len(self.logits_NV) == len(self.rows)
+        log_prob_R = self.log_prob_R
+        if log_prob_R is not None:
+            log_prob_R = log_prob_R[repeated_rows(self.revealed_rows(), self.x_t.shape[1], copies)[1]]
         return TrajectoryStep(
-            x_t, x_s, t, s, rows, self.revealed[place], self.logits_NV[place], self.mask_token_id,
-            torch.arange(len(rows), device=rows.device) if all_revealed else None, self.has_all_masked,
+            x_t, x_s, t, s, rows, self.revealed[place], self.logits_NV[place] if kept else self.logits_NV,
+            self.mask_token_id, torch.arange(len(rows), device=rows.device) if all_revealed else None,
+            self.has_all_masked, log_prob_R,
+            None if self.evaluation is None else replace(self.evaluation, repeats=place),
         )  # fmt: skip
 
-    def token_log_probs(self) -> Tensor:
+    def log_probs(self, denoiser: Denoiser | None = None) -> Tensor:
+        """Log-probabilities of the revealed tokens, ``[R]`` in nats, differentiable; see
+        `Rollout.token_log_probs`."""
+        if denoiser is None:
+            return self.losses().log_prob if self.log_prob_R is None else self.log_prob_R
+        if self.evaluation is None:
+            raise ValueError(
+                "this step does not say how its logits were computed; draw the path by an IntermediateStateMatcher"
+            )
+        place = None if len(self._revealed_index) == len(self.revealed) else self._revealed_index
+        return self.evaluation.log_probs(denoiser, self.revealed_tokens(), place)
+
+    def token_log_probs(self, denoiser: Denoiser | None = None) -> Tensor:
         """``log p(x_i | x_t)`` at the revealed positions, 0 elsewhere; ``[B, L]``, differentiable."""
-        return self.scatter_to_sequence(self.losses().log_prob)
+        return self.scatter_to_sequence(self.log_probs(denoiser))
 
 
 @dataclass
@@ -99,20 +155,24 @@ class Rollout:
 
     Attributes:
         steps: the K steps, from all mask to the sample.
-        generated: bool ``[B, L]``; the positions that the student wrote.
+        generation_mask: bool ``[B, L]``; the positions that the student wrote.
         group_size: consecutive rows that share what their comparison must hold fixed.
         attention_mask: bool ``[B, L]`` or None.
-        cond: what else the denoisers are given.
+        model_kwargs: what else the denoisers are given.
         drawn_time: ``[B]``: of paths with random times, the one that was drawn first; the others do not bear on it, so
             that it has the density of the distribution of times however many there are. None of paths on a grid.
+        end: the end-of-sequence token, where what follows it does not count.
+        branching: whether rows of a group share their path up to one step.
     """
 
     steps: list[TrajectoryStep]
     generation_mask: Tensor
     group_size: int
     attention_mask: Tensor | None
-    cond: dict[str, Any]
+    model_kwargs: dict[str, Any]
     drawn_time: Tensor | None = None
+    end: EndOfSequence | None = None
+    branching: bool = False
 
     @property
     def sequences(self) -> Tensor:
@@ -133,19 +193,84 @@ class Rollout:
         sample: a student draws from another one for each number of steps."""
         return self.steps[-1].t
 
+    @cached_property
+    def loss_mask(self) -> Tensor:
+        """Bool ``[B, L]``, true at generated positions that count in losses, rewards and metrics: all, or those up to
+        the end-of-sequence token."""
+        return self.judged()[1]
+
+    def judged(self, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cut sequences at their end, as other networks judge them.
+
+        Args:
+            x: clean tokens with the same prompts, int64 ``[B, L]``, such as references; the samples by default.
+
+        Returns:
+            The sequences, with the end-of-sequence token wherever a text has ended, and bool ``[B, L]``, true at
+            generated positions that count. Without an end both are as they are.
+        """
+        x = self.sequences if x is None else x
+        return (x, self.generation_mask) if self.end is None else self.end.cut(x, self.generation_mask)
+
+    def counted(self, values_BL: Tensor) -> Tensor:
+        """The values ``[B, L]``, 0 where a position does not count."""
+        return values_BL if self.end is None else values_BL.where(self.loss_mask, 0.0)
+
+    def sum_counted(self, values: Sequence[Tensor]) -> Tensor:
+        """Sum of values at the revealed positions of each step, ``[R]`` each, over positions that count; a scalar."""
+        if self.end is not None:
+            masks = [self.loss_mask.flatten()[step.revealed_rows()] for step in self.steps]
+            values = [each.where(mask, 0.0) for each, mask in zip(values, masks, strict=True)]
+        return torch.stack([each.sum() for each in values]).sum()
+
+    @cached_property
+    def agreement(self) -> Tensor | None:
+        """Probability that two samples have the same token; see `sample_agreement`."""
+        x, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
+        return sample_agreement(x, *masks, group_size=self.group_size, branching=pairs)
+
     def num_tokens(self) -> Tensor:
-        """Tokens that the student wrote, mean over processes, at least 1: what losses of all tokens are divided by, so
-        that each token counts alike wherever it is. All processes must ask for it."""
-        return mean_over_processes(self.generation_mask.sum().float()).clamp(min=1.0)
+        """Tokens that count (`loss_mask`), mean over processes, at least 1: what losses of all tokens are divided by,
+        so that each token counts alike wherever it is. All processes must ask for it."""
+        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
 
-    def token_log_probs(self) -> Tensor:
-        """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""
-        return torch.stack([step.token_log_probs() for step in self.steps]).sum(0)
+    def without_logits(self) -> Rollout:
+        """A copy without the student's logits."""
+        # A clone: a view would keep all of them.
+        return replace(self, steps=[replace(step, logits_NV=step.logits_NV[:0].clone()) for step in self.steps])
 
-    def log_prob(self) -> Tensor:
-        """Exact log-probability of the tokens along the path given its unmasking draws, ``[B]``, nats,
-        differentiable."""
-        return self.token_log_probs().sum(1)
+    def token_log_probs(self, denoiser: Denoiser | None = None) -> Tensor:
+        """Compute the log-probability of every token in the step that revealed it.
+
+        Args:
+            denoiser: network whose probabilities are asked, such as the student after an update, or a reference: each
+                stored state is evaluated once, in evaluation mode, at the temperature and without the forbidden ids of
+                the path. For the network that drew the path, the numbers are those of the path exactly. By default
+                those of the path itself: with their graph if the path keeps one, else as they were drawn.
+
+        Returns:
+            ``[B, L]`` in nats, differentiable; 0 where a token was given or filled in behind an end.
+
+        Raises:
+            ValueError: if the path was not drawn by an `IntermediateStateMatcher` and a denoiser is given.
+
+        Example:
+            >>> with torch.no_grad():
+            ...     rollout = matcher(student, (8, 1024), generator=generator)
+            >>> ratio = (rollout.token_log_probs(student) - rollout.token_log_probs()).exp()
+        """
+        return torch.stack([step.token_log_probs(denoiser) for step in self.steps]).sum(0)
+
+    def log_prob(self, denoiser: Denoiser | None = None) -> Tensor:
+        """Compute the exact log-probability of the tokens along the path, given the positions that each step revealed.
+
+        Args:
+            denoiser: see `token_log_probs`.
+
+        Returns:
+            ``[B]`` in nats, differentiable. It is that of all tokens, whatever counts in losses (`loss_mask`).
+        """
+        return self.token_log_probs(denoiser).sum(1)
 
     def check_log_probs(self, log_probs_BL: Tensor) -> None:
         """Refuse a path along which there was nothing to draw from; waits for the device once.
@@ -188,7 +313,7 @@ class Rollout:
     def denoiser_kwargs(self) -> dict[str, Any]:
         """What a denoiser is called with beside state and time."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        return {**mask, **self.cond}
+        return {**mask, **self.model_kwargs}
 
 
 def repeated_rows(rows: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:

@@ -277,13 +277,13 @@ class WrappedDenoiser(nn.Module):
             return None
         return getattr(table, "num_embeddings", None)
 
-    def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **model_kwargs: Any) -> Tensor:
         """Raw logits ``[B, L, V]`` of ids ``[B, L]`` at times ``[B]``."""
-        return self._aligned(self._call(x_t, t, attention_mask, cond))
+        return self._aligned(self._call(x_t, t, attention_mask, model_kwargs))
 
-    def _call(self, x_t: Tensor, t: Tensor, attention_mask: Tensor | None, cond: Mapping[str, Any]) -> Tensor:
+    def _call(self, x_t: Tensor, t: Tensor, attention_mask: Tensor | None, model_kwargs: Mapping[str, Any]) -> Tensor:
         positional: list[Tensor] = []
-        keywords = {**cond, **self._attention(x_t, attention_mask)}
+        keywords = {**model_kwargs, **self._attention(x_t, attention_mask)}
         self.keywords.check(keywords, self.model)
         arguments = [(self.convention.ids, x_t)]
         if self.convention.time is not None:
@@ -351,10 +351,10 @@ class ForeignFeatureDenoiser(WrappedDenoiser):
         model: Any = self.model
         return model.get_submodule(self.convention.head)
 
-    def features(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
+    def features(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **model_kwargs: Any) -> Tensor:
         """What the head reads, ``[B, L, D]``."""
         with set_aside(self._head()):
-            return self._aligned(self._call(x_t, t, attention_mask, cond))
+            return self._aligned(self._call(x_t, t, attention_mask, model_kwargs))
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""

@@ -22,9 +22,9 @@ from .lora import refuse_unmerged
 
 
 class RatioNetwork(Protocol):
-    """``network(x_t, t, **cond) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
+    """``network(x_t, t, **model_kwargs) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
 
 class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):

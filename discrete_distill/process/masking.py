@@ -5,8 +5,9 @@ Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,32 +17,11 @@ from ..checks import check_count, check_floats, check_generator, check_mask, che
 from ..kernels import token_losses
 from .conditions import check_conditions
 from .denoiser import Denoiser, logits_in_parts
+from .forbidden import checked_forbidden_ids, without_ids
+from .outputs import Corruption, NelboOutput
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .sequences import check_level, check_sequences
 from .time import StratifiedTime, TimeDistribution
-
-
-class Corruption(NamedTuple):
-    """Noisy tokens ``x_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that
-    turns a sum over masked positions into an unbiased estimate of the whole NELBO sum."""
-
-    x_t: Tensor
-    t: Tensor
-    weight: Tensor
-
-
-class NelboOutput(NamedTuple):
-    """Negative evidence lower bound.
-
-    Attributes:
-        loss: scalar, nats per token, averaged over all tokens of the batch (not over rows).
-        nats: ``[B]``, nats per sequence.
-        num_tokens: ``[B]``, tokens that could be masked.
-    """
-
-    loss: Tensor
-    nats: Tensor
-    num_tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,20 +37,27 @@ class MaskedDiffusion:
     Args:
         mask_token_id: id of the mask; never guessed.
         schedule: ``alpha(t)``.
+        forbidden_token_ids: further ids that are never predicted, such as special tokens: samplers, student paths,
+            log-probabilities and losses renormalise without them. Given tokens may be among them; a generated one has
+            probability 0.
 
     Raises:
-        TypeError: if ``mask_token_id`` is not an integer.
-        ValueError: if it is negative.
+        TypeError: if an id is not an integer.
+        ValueError: if an id is negative, or the mask is among the forbidden ones.
     """
 
     mask_token_id: int
     schedule: MaskingSchedule = field(default_factory=LogLinearSchedule)
+    forbidden_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.mask_token_id, bool) or not hasattr(self.mask_token_id, "__index__"):
-            raise TypeError(f"mask_token_id must be an integer, got {self.mask_token_id!r}")
-        if self.mask_token_id < 0:
-            raise ValueError(f"mask_token_id must be a token id of 0 or more, got {self.mask_token_id}")
+        check_count("mask_token_id", self.mask_token_id, least=0)
+        forbidden = checked_forbidden_ids(self.forbidden_token_ids, self.mask_token_id)
+        object.__setattr__(self, "forbidden_token_ids", forbidden)
+
+    def forbid(self, logits: Tensor) -> Tensor:
+        """Copy logits ``[..., V]`` with -inf at the forbidden ids; the mask is left as it is. See `without_ids`."""
+        return without_ids(logits, tuple(self.forbidden_token_ids))
 
     def is_masked(self, x_t: Tensor, generation_mask: Tensor | None = None) -> Tensor:
         """Bool, of the shape of ``x_t``; positions that are not ``generation_mask`` do not count.
@@ -284,7 +271,7 @@ class MaskedDiffusion:
         return generation_mask.sum(dim=1)
 
     def masked_log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask.
+        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask and forbidden ids.
 
         Raises:
             TypeError: if the logits are no floating-point numbers.
@@ -299,7 +286,7 @@ class MaskedDiffusion:
                 f"mask_token_id {self.mask_token_id} is outside the {vocab_size} classes of the logits; "
                 "the network's vocabulary must include the mask"
             )
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = self.forbid(logits).to(torch.promote_types(logits.dtype, torch.float32))
         mask_column = torch.arange(vocab_size, device=logits.device) == self.mask_token_id
         return F.log_softmax(logits.masked_fill(mask_column, float("-inf")), dim=-1)
 
@@ -342,7 +329,8 @@ class MaskedDiffusion:
         time_distribution: TimeDistribution | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> NelboOutput:
         """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
 
@@ -358,18 +346,19 @@ class MaskedDiffusion:
             generated: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
-            **cond: passed to the denoiser; ``s`` ``[B]`` only to one that ``accepts_step``.
+            s: ``[B]``, passed to a denoiser that ``accepts_step``: a label of the samples, as there are no steps here.
+            model_kwargs: passed to the denoiser by keyword.
         """
-        # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
-        s = cond.pop("s", None)
-        check_conditions(cond, denoiser)
+        check_conditions(model_kwargs, denoiser)
         x_t, t, weight = self.draw_corruption(
             x, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
         )
         masked = self.is_masked(x_t, generation_mask)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_of = logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond, largest_id=self.mask_token_id)
-        logits_NV = logits_of(slice(None))
+        logits_of = logits_in_parts(
+            denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
+        )
+        logits_NV = self.forbid(logits_of(slice(None)))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)

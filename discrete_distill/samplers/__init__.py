@@ -11,7 +11,7 @@ from .first_hitting import FirstHittingSampler
 from .options import GridOptions, SamplerOptions
 from .output import SamplerOutput
 from .path_planning import PathPlanningSampler
-from .prompts import prompted
+from .prompts import Frame, prompted
 from .ratio_score import Candidate, CandidateScorer, TeacherRatio
 from .remasking import ReMaskingSampler
 from .rga import RGASampler
@@ -27,6 +27,7 @@ __all__ = [
     "CudaGraphSampler",
     "EntropyBoundedSampler",
     "FirstHittingSampler",
+    "Frame",
     "GridOptions",
     "PathPlanningSampler",
     "RGASampler",

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ..process import Denoiser
 from .output import SamplerOutput
+from .prompts import Frame
 
 StepCallback = Callable[[int, Tensor], None]
 
@@ -20,7 +21,7 @@ class SamplerCall:
     """The arguments of one call; see `Sampler.__call__`."""
 
     denoiser: Denoiser
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, int | Frame] | None = None
     x_init: Tensor | None = None
     attention_mask: Tensor | None = None
     generation_mask: Tensor | None = None
@@ -39,7 +40,7 @@ class Sampler:
     def __call__(
         self,
         denoiser: Denoiser,
-        shape: tuple[int, int] | None = None,
+        shape: tuple[int, int | Frame] | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -55,7 +56,7 @@ class Sampler:
 
         Args:
             denoiser: any `Denoiser`.
-            shape: ``(B, L)`` of unconditional samples, or give ``x_init``.
+            shape: ``(B, L)`` of unconditional samples, ``(B, Frame)`` for fixed tokens around them; or give ``x_init``.
             x_init: int64 ``[B, L]``: prompt, suffix or infill tokens, and masks where tokens are wanted.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never written. Passed to all networks.
             generation_mask: bool ``[B, L]``, true at positions that may be generated; masks elsewhere stay.

@@ -20,6 +20,7 @@ from ..process import Denoiser
 from .ancestral import AncestralSampler
 from .call import Sampler, SamplerCall
 from .output import SamplerOutput
+from .prompts import Frame
 from .rows import Rows
 from .state import SamplerState
 
@@ -98,6 +99,11 @@ class CudaGraphSampler(Sampler):
 
 
 def _refuse_arguments(call: SamplerCall) -> None:
+    if isinstance(call.shape, (tuple, list)) and any(isinstance(each, Frame) for each in call.shape):
+        raise ValueError(
+            f"shape = {call.shape} has a frame of fixed tokens, which a CudaGraphSampler does not honour; give the "
+            "length, or call the plain sampler"
+        )
     for name in ("x_init", "attention_mask", "generation_mask", "model_kwargs", "callback"):
         if getattr(call, name) is not None:
             raise ValueError(
@@ -130,7 +136,7 @@ class FixedTrajectory:
         self,
         sampler: AncestralSampler,
         denoiser: Denoiser,
-        shape: tuple[int, int] | None,
+        shape: tuple[int, int | Frame] | None,
         device: torch.device,
         *,
         capture: bool | None = None,
@@ -155,7 +161,7 @@ class FixedTrajectory:
         self._outputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._captured_under: AutocastSetting | None = None
 
-    def serves(self, denoiser: Denoiser, shape: tuple[int, int] | None, device: torch.device) -> bool:
+    def serves(self, denoiser: Denoiser, shape: tuple[int, int | Frame] | None, device: torch.device) -> bool:
         """Whether these are the operations of such a call."""
         return self.denoiser is denoiser and self.shape == shape and self.device == device
 

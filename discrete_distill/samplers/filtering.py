@@ -59,6 +59,15 @@ class TokenDistribution(NamedTuple):
         """``[n, V]``."""
         return (self.without_mask(self.restrict(logits_nV)) / self.temperature).softmax(-1)
 
+    def undrawable(self, logits_nV: Tensor) -> dict[str, Tensor]:
+        """Bool ``[n]`` by reason: rows without a token to draw."""
+        words_nV = self.without_mask(self.restrict(logits_nV))
+        return {
+            "are NaN": words_nV.isnan().any(1),
+            "are +inf": words_nV.isposinf().any(1),
+            "are all -inf": words_nV.isneginf().all(1),
+        }
+
     def draw(
         self,
         logits_nV: Tensor,

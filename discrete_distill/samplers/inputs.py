@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count
+from .prompts import Frame
 
 MAX_POSITIONS = 2**32
 """Counters of random draws have 32 bits: positions from there on would repeat the draws of the first ones."""
@@ -21,7 +22,7 @@ def start_of(
 
     Args:
         mask_token_id: the mask.
-        shape: ``(B, L)`` of an unconditional sample, or None.
+        shape: ``(B, L)`` of an unconditional sample, ``(B, Frame)`` of one with fixed tokens around it, or None.
         x_init: int64 ``[B, L]``, or None.
         device: as the caller states it.
         default: device of an unconditional sample where the caller states none.
@@ -35,7 +36,9 @@ def start_of(
         raise ValueError("give either shape=(batch, length) or x_init, and not both")
     if x_init is None:
         place = default if device is None else device
-        return torch.full(_checked_shape(shape), mask_token_id, dtype=torch.long, device=place), mask_token_id
+        batch, frame = _checked_shape(shape)
+        largest = max((mask_token_id, *frame.prefix, *frame.suffix))
+        return frame.x_init(batch, mask_token_id=mask_token_id, device=place), largest
     smallest, largest = _range_of_ids(x_init)
     if smallest < 0:
         raise ValueError(f"x_init holds the token id {smallest}; ids are 0 or more (pad with any of them)")
@@ -110,12 +113,13 @@ def has_rows(value: Any, batch: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
 
 
-def _checked_shape(shape: Any) -> tuple[int, int]:
-    """The shape, if it is two integers of 1 or more."""
+def _checked_shape(shape: Any) -> tuple[int, Frame]:
+    """Number of sequences and their frame, if the shape is an integer of 1 or more and another one or a frame."""
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:
         raise TypeError(f"shape must be (batch, length), got {shape!r}")
     batch, length = shape
-    return check_count("batch in shape", batch), check_count("length in shape", length)
+    frame = length if isinstance(length, Frame) else Frame(check_count("length in shape", length))
+    return check_count("batch in shape", batch), frame
 
 
 def _range_of_ids(x_init: Any) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from typing import Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import MaskedDiffusion
+from ..process.forbidden import checked_forbidden_ids
 from .call import Sampler, SamplerCall, StepCallback
 from .filtering import TokenDistribution
 from .output import SamplerOutput
@@ -32,6 +33,7 @@ class SamplerOptions(Sampler):
         top_k: draw among the ``k`` likeliest tokens only, renormalised.
         top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
             distribution after temperature and ``top_k``.
+        forbidden_token_ids: ids that are never drawn beside those of the process; the distribution is renormalised.
         precision: of the draw: ``torch.float32``, whose tails are summed in fp64, or ``torch.float64`` throughout.
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional distribution and one call, everything else two calls a step, both counted.
@@ -52,6 +54,7 @@ class SamplerOptions(Sampler):
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    forbidden_token_ids: Sequence[int] = ()
     precision: torch.dtype = torch.float32
     cfg_scale: float = 1.0
     chunk_rows: int = 384
@@ -67,6 +70,8 @@ class SamplerOptions(Sampler):
             check_count("top_k", self.top_k)
         if self.top_p is not None:
             check_number("top_p", self.top_p, above=0.0, most=1.0)
+        ids = checked_forbidden_ids(self.forbidden_token_ids, self.process.mask_token_id)
+        object.__setattr__(self, "forbidden_token_ids", ids)
         if self.precision not in (torch.float32, torch.float64):
             raise ValueError(f"precision is torch.float32 or torch.float64, got {self.precision}")
         check_number("cfg_scale", self.cfg_scale)
@@ -86,8 +91,11 @@ class SamplerOptions(Sampler):
             TypeError: as `SamplerState`.
             ValueError: as `SamplerState`; or if ``check`` and no sequence has a mask to fill in.
         """
+        process = self.process
+        if self.forbidden_token_ids:
+            process = replace(process, forbidden_token_ids=(*process.forbidden_token_ids, *self.forbidden_token_ids))
         state = SamplerState(
-            self.process,
+            process,
             call.denoiser,
             call.shape,
             x_init=call.x_init,

@@ -3,12 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_count
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Fixed tokens around the generated ones of every sequence, such as ``[CLS] ... [SEP]`` of BERT and ESM.
+
+    It stands in the place of a length: in the ``shape`` of a sampler or of student paths, in ``rollout(batch_size,
+    length)`` of a method and in the Trainer's ``length``. Rows of different lengths are made by `prompted`.
+
+    Args:
+        length: generated tokens of a sequence.
+        prefix: ids before them.
+        suffix: ids behind them.
+
+    Raises:
+        TypeError: if a length or an id is no integer.
+        ValueError: if the length is below 1, or an id negative.
+
+    Example:
+        >>> Frame(2, prefix=[0], suffix=[1]).x_init(1, mask_token_id=7).tolist()
+        [[0, 7, 7, 1]]
+    """
+
+    length: int
+    prefix: Sequence[int] = ()
+    suffix: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        check_count("length", self.length)
+        for name in ("prefix", "suffix"):
+            ids = tuple(check_count(f"an id of {name}", each, least=0) for each in _ids(getattr(self, name)))
+            object.__setattr__(self, name, ids)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, length: int) -> Frame:
+        """Read the tokens that a tokenizer of transformers puts around a text.
+
+        Args:
+            tokenizer: with a ``mask_token``.
+            length: generated tokens of a sequence.
+
+        Raises:
+            ValueError: if the tokenizer has no mask token, or does not encode it as one token.
+        """
+        mask, mask_id = getattr(tokenizer, "mask_token", None), getattr(tokenizer, "mask_token_id", -1)
+        ids = [] if mask is None else _ids(tokenizer(mask, add_special_tokens=True)["input_ids"])
+        if ids.count(mask_id) != 1:
+            raise ValueError(f"the tokenizer encodes its mask token {mask!r} as {ids}; give prefix and suffix as ids")
+        place = ids.index(mask_id)
+        return cls(length, tuple(ids[:place]), tuple(ids[place + 1 :]))
+
+    def x_init(self, batch_size: int, *, mask_token_id: int, device: torch.device | str | None = None) -> Tensor:
+        """Make the start of a sampler: masks in the frame, int64 ``[B, L]`` with ``L`` the length with its frame.
+
+        Args:
+            batch_size: number of sequences.
+            mask_token_id: the mask.
+            device: of the result.
+        """
+        row = torch.tensor([*self.prefix, *[mask_token_id] * self.length, *self.suffix], device=device)
+        return row.repeat(check_count("batch_size", batch_size), 1)
 
 
 def prompted(

@@ -25,7 +25,7 @@ class Candidate:
         revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
         generated: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
-        cond: what the denoiser is passed, attention mask included.
+        model_kwargs: what the denoiser is passed, attention mask included.
     """
 
     x_t: Tensor
@@ -33,7 +33,7 @@ class Candidate:
     revealed: Tensor
     generation_mask: Tensor
     uniform: Tensor
-    cond: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -94,15 +94,20 @@ class TeacherRatio:
         x_t = candidate.x_t.flatten().index_copy(0, rows, shown).view_as(candidate.x_t)
         masked = self.process.is_masked(x_t, candidate.generation_mask)
         t = self.process.time_of_count(masked.sum(1), self.process.num_generated(x_t, candidate.generation_mask))
+        end, given = torch.zeros_like(t), candidate.model_kwargs
+        logits = [
+            logits_in_parts(network, x_t, t, rows, s=end, model_kwargs=given)(slice(None))
+            for network in (self.teacher, self.student)
+        ]
         log_probs = [
             token_losses(
-                logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
+                self.process.forbid(each),
                 None,
                 tokens,
                 weight_R=hidden.float(),
                 mask_token_id=self.process.mask_token_id,
             ).log_prob
-            for network in (self.teacher, self.student)
+            for each in logits
         ]
         scores = torch.zeros(len(x_t), device=x_t.device)
         return scores.index_add(0, rows // length, (log_probs[0] - log_probs[1]).float())

@@ -187,7 +187,9 @@ class RGASampler(GridOptions):
             soft_ND = log_probs_NV.softmax(-1).to(embedding_VD.dtype) @ embedding_VD
             hard_BLD = discriminator.backbone.embed(state.tokens).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
-            logits_BL = call_network(discriminator, discriminator.from_embeddings, h_BLD, t, cond=state.conditions())
+            logits_BL = call_network(
+                discriminator, discriminator.from_embeddings, h_BLD, t, model_kwargs=state.conditions()
+            )
             reward_B = self._reward(logits_BL, state.masked())
             (gradient_NV,) = torch.autograd.grad(reward_B.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.
@@ -218,7 +220,7 @@ class RGASampler(GridOptions):
         """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
         candidate = state.tokens_with(rows, tokens)
         reward = cast("Reward", self.reward)
-        log_ratio_output = call_network(reward, reward, candidate, s, cond=state.conditions())
+        log_ratio_output = call_network(reward, reward, candidate, s, model_kwargs=state.conditions())
         if not isinstance(log_ratio_output, Tensor):
             raise TypeError(f"a discriminator or a reward returns a tensor, got {type(log_ratio_output).__name__}")
         if log_ratio_output.shape == candidate.shape[:1]:

@@ -21,6 +21,7 @@ from .filtering import TokenDistribution
 from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
 from .logits import evaluate, guided
 from .output import SamplerOutput
+from .prompts import Frame
 from .rows import Rows, padded_rows, rows_at
 
 Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
@@ -44,7 +45,7 @@ class SamplerState:
     Args:
         process: names the mask.
         denoiser: any `Denoiser`.
-        shape: ``(B, L)`` of an unconditional sample; or give ``x_init``.
+        shape: ``(B, L)`` of an unconditional sample, ``(B, Frame)`` for fixed tokens around it; or give ``x_init``.
         x_init: int64 ``[B, L]``: prompt or infill tokens, and masks where tokens are wanted.
         attention_mask: bool ``[B, L]`` (or integers 0 and 1), true at real tokens; padding is never written.
         generation_mask: bool ``[B, L]``, true at positions that may be generated; all by default.
@@ -84,7 +85,7 @@ class SamplerState:
         self,
         process: MaskedDiffusion,
         denoiser: Denoiser,
-        shape: tuple[int, int] | None = None,
+        shape: tuple[int, int | Frame] | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -102,7 +103,8 @@ class SamplerState:
         check_conditions(model_kwargs, denoiser, {"attention_mask"})
         check_generator(generator)
         place = generator.device if generator is not None else torch.device("cpu")
-        self.tokens, self.largest_id = start_of(process.mask_token_id, shape, x_init, device, place)
+        self.tokens, largest_id = start_of(process.mask_token_id, shape, x_init, device, place)
+        self.largest_id = max((largest_id, *process.forbidden_token_ids[-1:]))
         self.attention_mask = checked_mask("attention_mask", attention_mask, self.tokens)
         generation_mask = checked_mask("generation_mask", generation_mask, self.tokens)
         self.first_row = checked_first_row(first_row, *self.tokens.shape)
@@ -207,8 +209,8 @@ class SamplerState:
     def logits(
         self, rows: Rows, t: Tensor, s: Tensor, *, one_time: bool = True, share_head: bool = False
     ) -> LogitsOfPart:
-        """Raw (guided) logits of ``rows``, in parts: ``logits(slice) -> [n, V]``. Calls the denoiser here and now, on
-        the sequences that hold the rows; while all are one state, on the first.
+        """Raw (guided) logits of ``rows``, -inf at forbidden ids, in parts: ``logits(slice) -> [n, V]``. Calls the
+        denoiser here and now, on the sequences that hold the rows; while all are one state, on the first.
 
         Args:
             rows: what is asked.
@@ -217,6 +219,10 @@ class SamplerState:
             one_time: all sequences are at the same times.
             share_head: see `evaluate`.
         """
+        logits_of = self._guided_logits(rows, t, s, one_time=one_time, share_head=share_head)
+        return lambda part: self.process.forbid(logits_of(part))
+
+    def _guided_logits(self, rows: Rows, t: Tensor, s: Tensor, *, one_time: bool, share_head: bool) -> LogitsOfPart:
         if self.one_state and (one_time or ignores_time(self.denoiser)):
             return self._call(self.tokens, t, s, rows.index, {}, one_state=True, share_head=share_head)
         chosen = rows.sequences
@@ -340,13 +346,7 @@ class SamplerState:
     def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
         """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
         draw; waits for the device."""
-        words_nV = self.token_distribution.without_mask(self.token_distribution.restrict(logits_nV))
-        reasons = {
-            "are NaN": words_nV.isnan().any(1),
-            "are +inf": words_nV.isposinf().any(1),
-            "are all -inf": words_nV.isneginf().all(1),
-        }
-        for reason, bad in reasons.items():
+        for reason, bad in self.token_distribution.undrawable(logits_nV).items():
             bad = bad if active is None else bad & active
             if bool(bad.any()):
                 sequence, position = self._place(int(index[bad.nonzero()[0, 0]]))

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -158,7 +159,7 @@ def test_advantages_carry_no_gradient() -> None:
     [
         (torch.zeros(4), {"group_size": 3}, r"group_size 3\b.*\b4\b"),
         (torch.zeros(4), {"group_size": 0}, r"group_size 0\b"),
-        (torch.zeros(4, 1), {"group_size": 2}, r"\(4, 1\)"),
+        (torch.zeros(4, 1, 1), {"group_size": 2}, r"\(4, 1, 1\)"),
         (torch.zeros(4), {"group_size": 1, "baseline": "leave_one_out"}, r"leave_one_out.*\b1\b"),
         (torch.zeros(4), {"group_size": 2, "baseline": "median"}, "'median'"),
         (torch.zeros(4), {"group_size": 2, "scale": "range"}, "'range'"),
@@ -310,3 +311,76 @@ def test_a_running_mean_goes_on_from_its_state() -> None:
     assert second.state_dict() == whole.state_dict()
     with pytest.raises(ValueError, match=r"0\.8"):
         RunningMean(decay=0.5).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    "kind", [list, np.array, lambda values: np.array(values, dtype=np.float16), lambda values: torch.tensor(values)]
+)
+def test_rewards_of_every_kind_are_numbers(kind) -> None:
+    expected = group_advantages(torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]), 3)
+    for values in ([1, 0, 0, 1, 1, 0], [True, False, False, True, True, False], [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]):
+        found = group_advantages(kind(values), 3)
+        torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=1e-3)
+        assert found.is_floating_point()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3), group_sizes, st.sampled_from(["group", "leave_one_out", "none"]))
+def test_several_rewards_are_summed_before_or_after_they_are_normalised(seed, count, size, baseline) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(2 * size, count, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(count)
+    weights = torch.rand(count, generator=generator, dtype=torch.float64)
+    choices = {"baseline": baseline, "loss_mask": torch.rand(2 * size, generator=generator) < 0.8}
+    before = group_advantages(rewards, size, reward_weights=weights, clip=1.5, **choices)
+    torch.testing.assert_close(before, group_advantages(rewards @ weights, size, clip=1.5, **choices))
+    after = group_advantages(rewards, size, reward_weights=weights, aggregation="normalize_then_sum", **choices)
+    each = [group_advantages(rewards[:, r], size, **choices) for r in range(count)]
+    torch.testing.assert_close(after, sum(w * advantage for w, advantage in zip(weights, each, strict=True)))
+
+
+def test_a_reward_of_greater_spread_counts_for_more_only_where_rewards_are_summed_first() -> None:
+    rewards = torch.tensor([[0.0, 100.0], [1.0, 0.0], [0.0, 100.0], [1.0, 0.0]], dtype=torch.float64)
+    assert group_advantages(rewards, 2, eps=0.0).tolist() == [1.0, -1.0, 1.0, -1.0]
+    after = group_advantages(rewards, 2, eps=0.0, aggregation="normalize_then_sum")
+    assert after.tolist() == [0.0] * 4
+
+
+def test_the_factor_to_the_unbiased_deviation_is_the_one_that_is_documented() -> None:
+    rewards = torch.randn(4, dtype=torch.float64)
+    unbiased = (rewards - rewards.mean()) / rewards.std()
+    torch.testing.assert_close(group_advantages(rewards, 4, eps=0.0), unbiased * (4 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "named"),
+    [
+        ([0.0, 1.0, float("nan"), 1.0], "the reward of sample 2 is nan"),
+        ([[0.0, 1.0], [1.0, float("inf")]], "reward 1 of sample 1 is inf"),
+        (np.array([[0.0], [float("nan")]]), "reward 0 of sample 1 is nan"),
+    ],
+)
+def test_a_reward_that_is_not_finite_is_named_among_several(rewards, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        group_advantages(rewards, 2)
+    mask = torch.tensor(np.isfinite(np.array(rewards)).reshape(len(rewards), -1).all(1))
+    assert bool(group_advantages(rewards, 2, loss_mask=mask).isfinite().all())
+
+
+@pytest.mark.parametrize("rewards", ["ab", [None, 1.0], [[1.0], [1.0, 2.0]], object(), [object()] * 2])
+def test_rewards_that_are_no_numbers_are_refused(rewards) -> None:
+    with pytest.raises(TypeError, match="rewards"):
+        group_advantages(rewards, 2)
+
+
+def test_choices_for_several_rewards_that_mean_nothing_are_refused() -> None:
+    rewards = [[0.0, 1.0], [1.0, 2.0]]
+    for choices, value in (
+        ({"reward_weights": [1.0]}, "1"),
+        ({"reward_weights": [1.0, float("nan")]}, "nan"),
+        ({"aggregation": "sum"}, "sum"),
+        ({"aggregation": "normalize_then_sum", "baseline": RunningMean()}, "RunningMean"),
+    ):
+        with pytest.raises(ValueError, match=value):
+            group_advantages(rewards, 2, **choices)
+    for shape in ((), (2, 0), (2, 1, 1)):
+        with pytest.raises(ValueError, match="shape"):
+            group_advantages(torch.zeros(shape), 2)

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, Frame, MaskedDiffusion
 from discrete_distill.distillation.methods import DiscriminatorRatio, Regularization
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 from discrete_distill.models import DiT, DiTConfig
@@ -197,3 +197,22 @@ def test_importing_the_package_and_the_integrations_leaves_transformers_alone() 
     code = "import sys, discrete_distill, discrete_distill.integrations; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_frame_stands_in_the_place_of_the_length(tmp_path: Path) -> None:
+    """Every path of the Trainer keeps the tokens of the frame; arguments can be written as JSON."""
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 4}, paths={"num_steps": (2,)}, regularization=Regularization()
+    )
+    frame = Frame(4, prefix=[1, 2], suffix=[3])
+    made = trainer(tmp_path, config, length=frame, max_steps=1, save_steps=100)
+    seen = []
+    rollout = made.method.rollout
+    made.method.rollout = lambda *sizes, **given: seen.append(rollout(*sizes, **given)) or seen[-1]  # type: ignore[method-assign]
+    made.train()
+    (path,) = seen
+    assert path.sequences.shape == (8, 7)
+    assert bool((path.sequences[:, :2] == torch.tensor([1, 2])).all())
+    assert bool((path.sequences[:, -1] == 3).all())
+    assert path.generation_mask.sum(1).tolist() == [4] * 8
+    assert "Frame" in made.args.to_json_string() or "prefix" in made.args.to_json_string()

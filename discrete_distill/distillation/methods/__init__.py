@@ -1,8 +1,10 @@
 """Distillation methods."""
 
+from .base import BaseMethod
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
 from .idlm import IDLM, IDLMConfig
+from .method_config import MethodConfig
 from .mmd import FrozenFeatures, MMDLogRatio
 from .options import (
     Advantages,
@@ -29,12 +31,14 @@ from .path_metrics import agreement_metrics
 from .protocol import DistillationMethod, UpdatePlan
 from .rollout_mmd import RolloutMMD, RolloutMMDConfig
 from .sdtt import SDTT, SDTTConfig
+from .teacher_targets import TeacherTargets
 
 __all__ = [
     "IDLM",
     "SDTT",
     "Advantages",
     "AuxiliaryRatio",
+    "BaseMethod",
     "CorruptionByCount",
     "CorruptionByParts",
     "CorruptionByTime",
@@ -49,6 +53,7 @@ __all__ = [
     "IDLMConfig",
     "LogRatioOutput",
     "MMDLogRatio",
+    "MethodConfig",
     "PathConfig",
     "PathKL",
     "PathMethod",
@@ -60,6 +65,7 @@ __all__ = [
     "SDTTConfig",
     "SequenceCredit",
     "StepOutput",
+    "TeacherTargets",
     "TokenCredit",
     "UpdatePlan",
     "VocabularyCredit",

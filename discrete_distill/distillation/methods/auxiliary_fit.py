@@ -26,14 +26,15 @@ def fit_auxiliary(
         num_tokens: generated tokens of the batch.
         generator: source of randomness.
     """
+    sequences, loss_mask = rollout.judged()
     nelbo = process.nelbo(
         auxiliary,
-        rollout.sequences,
+        sequences,
         by="count",
-        generation_mask=rollout.generation_mask,
+        generation_mask=loss_mask,
         generator=generator,
         s=rollout.last_time,
-        **rollout.denoiser_kwargs(),
+        model_kwargs=rollout.denoiser_kwargs(),
     )
     loss = nelbo.nats.sum() / num_tokens
     return StepOutput(loss, {"auxiliary_loss": loss.detach()})

@@ -58,13 +58,15 @@ def data_divergence(
     batch = torch.arange(len(reference), device=reference.device)
     chosen_B = torch.randint(len(times_KB), batch.shape, device=reference.device, generator=generator)
     t, s = times_KB[chosen_B, batch], ends_KB[chosen_B, batch]
-    x_t = process.corrupt(reference, t, generation_mask=rollout.generation_mask, generator=generator)
-    positions_N = process.is_masked(x_t, rollout.generation_mask).flatten().nonzero().squeeze(1)
+    reference, loss_mask = rollout.judged(reference)
+    x_t = process.corrupt(reference, t, generation_mask=loss_mask, generator=generator)
+    positions_N = process.is_masked(x_t, loss_mask).flatten().nonzero().squeeze(1)
     kwargs = rollout.denoiser_kwargs()
     with differentiable_evaluation_mode(student):
-        student_NV = logits_at(student, x_t, t, positions_N, s=s, **kwargs)
+        student_NV = logits_at(student, x_t, t, positions_N, s=s, model_kwargs=kwargs)
     teacher_NV = read_logits(teacher, x_t, t, positions_N, kwargs)
     tokens_N = reference.flatten()[positions_N]
+    student_NV, teacher_NV = process.forbid(student_NV), process.forbid(teacher_NV)
     kl_N = token_losses(student_NV, teacher_NV, tokens_N, mask_token_id=process.mask_token_id).forward_kl
     assert kl_N is not None
     weight_B = len(times_KB) * process.unmask_probability(t, s)

@@ -4,7 +4,7 @@ divergence. `DistillationMethod` has the training loop."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,11 +12,13 @@ from torch import Generator, Tensor, nn
 from ...models import DiT
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
+from .matcher_check import check_matcher
 from .networks import check_accepts_step, trainable_copy
 from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
 from .output import Credit, LogRatioOutput, StepOutput
@@ -37,10 +39,12 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         process: mask and schedule.
         config: every choice.
         auxiliary: denoiser that is fitted to the student, for an `AuxiliaryRatio`; see `make_auxiliary`.
+        matcher: draws the student paths, in place of that of the configuration: paths with a temperature, an order or
+            an end of sequence. Its process, with its forbidden ids, is then the method's.
 
     Raises:
-        ValueError: if the configured log-ratio lacks its network, or a network that is to be told its step has no true
-            attribute ``accepts_step``.
+        ValueError: if the configured log-ratio lacks its network, a network that is to be told its step has no true
+            attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
         >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
@@ -60,8 +64,14 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         config: DiDiInstructConfig | None = None,
         *,
         auxiliary: nn.Module | None = None,
+        matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
+        rows: Literal["revealed", "masked"] = "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        if matcher is None:
+            matcher = config.paths.matcher(process, rows=rows)
+        check_matcher(matcher, config)
+        process = matcher.process
         if isinstance(config.log_ratio, DiscriminatorRatio) and discriminator is None:
             raise ValueError("a DiscriminatorRatio needs a discriminator; see Discriminator.from_denoiser")
         if isinstance(config.log_ratio, AuxiliaryRatio):
@@ -81,8 +91,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
                 advantages=config.advantages,
                 reward_clip=config.reward_clip,
             )
-        rows: Any = "revealed" if estimator is not None else "masked"
-        super().__init__(student, teacher, process, config, estimator=estimator, rows=rows)
+        super().__init__(student, teacher, process, config, estimator=estimator, matcher=matcher)
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     @staticmethod
@@ -123,8 +132,17 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @property
     def update_plan(self) -> UpdatePlan:
-        """See `DiDiInstructConfig.update_plan`."""
-        return self.config.update_plan(discriminator=self.discriminator is not None)
+        """See `DiDiInstructConfig.update_plan`; the student's loss reads no reference while the weight of the KL in
+        reference states is 0."""
+        plan = self.config.update_plan(discriminator=self.discriminator is not None)
+        if self._data_kl_weight():
+            return plan
+        return replace(plan, reads_reference=tuple(name for name in plan.reads_reference if name != "student"))
+
+    def _data_kl_weight(self) -> float:
+        return self.config.regularization.data_kl.coefficient * (
+            1.0 if self.diversity is None else self.diversity.weight
+        )
 
     def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
         """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
@@ -225,8 +243,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             rollout: of this step.
             log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl``; given
-                positions must agree with the rollout's.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl`` while `update_plan`
+                says that the student reads them; given positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
@@ -237,7 +255,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         """
         tokens = divisor(rollout, num_tokens)
         coefficient = self.config.regularization.data_kl.coefficient
-        if coefficient and reference is None:
+        if self._data_kl_weight() and reference is None:
             raise ValueError(
                 f"data_kl.coefficient = {coefficient} reads reference sequences; pass student_loss(rollout, "
                 "reference=...): data, or samples of the teacher at many steps"
@@ -246,25 +264,26 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             out = self._vocabulary_losses().student_loss(rollout, generator, tokens)
         else:
             out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
-        return out if reference is None else self._with_data_divergence(out, rollout, reference, generator, tokens)
+        if not coefficient:
+            return out
+        return self._with_data_divergence(out, rollout, reference, generator, tokens)
 
     def _with_data_divergence(
         self,
         out: StepOutput,
         rollout: Rollout,
-        reference: Tensor,
+        reference: Tensor | None,
         generator: Generator | None,
         num_tokens: Tensor | float,
     ) -> StepOutput:
         """Add the forward KL in reference states, weighted by the diversity of the last rollouts."""
-        if self.diversity is not None:
+        weight = self._data_kl_weight()
+        if self.diversity is not None and reference is not None:
             self.diversity.add_reference(reference_agreement(rollout, reference))
-        share = 1.0 if self.diversity is None else self.diversity.weight
-        weight = self.config.regularization.data_kl.coefficient * share
         metrics = dict(out.metrics)
         if self.diversity is not None:
             metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
-        if not weight:
+        if not weight or reference is None:
             return StepOutput(out.loss, metrics)
         divergence = data_divergence(
             self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator

@@ -47,9 +47,10 @@ def fit_discriminator(
     """
     rollout.check_reference(reference)
     x_t, t = judged_states(process, config, rollout, generator)
-    x_t_reference = process.corrupt(reference, t, generation_mask=rollout.generation_mask, generator=generator)
-    loss_mask, loss_mask_reference = rollout.generation_mask, rollout.generation_mask
     log_ratio = config.log_ratio if isinstance(config.log_ratio, DiscriminatorRatio) else None
+    reference, loss_mask_reference = rollout.judged(reference)
+    x_t_reference = process.corrupt(reference, t, generation_mask=loss_mask_reference, generator=generator)
+    loss_mask = rollout.loss_mask
     if log_ratio is not None:
         loss_mask = process.judged_positions(x_t, loss_mask)
         loss_mask_reference = process.judged_positions(x_t_reference, loss_mask_reference)
@@ -63,7 +64,7 @@ def fit_discriminator(
         loss_mask,
         loss_mask_reference,
         label_smoothing=0.0 if log_ratio is None else log_ratio.label_smoothing,
-        weight_B=rollout.generation_mask.sum(1) / num_tokens,
+        weight_B=rollout.loss_mask.sum(1) / num_tokens,
     )
     accuracy = discriminator_accuracy(logits, logits_reference, loss_mask, loss_mask_reference)
     metrics = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
@@ -87,12 +88,17 @@ def judged_states(
     """
     if isinstance(config.log_ratio, DiscriminatorRatio):
         t = _corruption_time(config, rollout, generator)
-        return process.corrupt(rollout.sequences, t, generation_mask=rollout.generation_mask, generator=generator), t
+        sequences, loss_mask = rollout.judged()
+        return process.corrupt(sequences, t, generation_mask=loss_mask, generator=generator), t
     states = torch.stack([step.x_s for step in rollout.steps])
     times = torch.stack([step.s for step in rollout.steps])
     batch = torch.arange(states.shape[1], device=states.device)
     which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
-    return states[which, batch], times[which, batch]
+    x_s = states[which, batch]
+    if rollout.end is not None:  # Behind the end of its sample a state shows no token of the student's.
+        behind = rollout.generation_mask & ~rollout.loss_mask
+        x_s = torch.where(behind, rollout.end.token_id, x_s)
+    return x_s, times[which, batch]
 
 
 def _corruption_time(config: DiDiInstructConfig, rollout: Rollout, generator: Generator | None) -> Tensor:

@@ -6,6 +6,7 @@ leave-one-out baselines and credit are those of the other methods, and there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from .output import LogRatioOutput
 
 
 class FeatureNetwork(Protocol):
-    """``network(x, t, **cond) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen."""
+    """``network(x, t) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen. With ``model_kwargs``, the
+    keyword arguments of the networks, where a rollout has some."""
 
-    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class FrozenFeatures:
     a block in the middle has read token and context.
 
     Args:
-        network: with a list ``blocks`` of modules, such as `DiT`, and ``features(x, t, **cond)``.
+        network: with a list ``blocks`` of modules, such as `DiT`, and ``features(x, t, **model_kwargs)``.
         block: index of the block; the one in the middle if None.
 
     Raises:
@@ -57,7 +59,7 @@ class FrozenFeatures:
         return (count - 1) // 2 if self.block is None else self.block
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
         blocks: Any = self.network.blocks
         kept: list[Tensor] = []
 
@@ -68,7 +70,7 @@ class FrozenFeatures:
         try:
             network: Any = self.network
             with evaluation_mode(network):
-                network.features(x, t, **cond)
+                network.features(x, t, **(model_kwargs or {}))
         finally:
             hook.remove()
         return nn.functional.normalize(kept[0].float(), dim=-1)
@@ -108,7 +110,7 @@ class MMDLogRatio:
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         reference: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
         """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
         where positions are given, but not as many reference sequences as samples."""
@@ -121,10 +123,11 @@ class MMDLogRatio:
             )
         clean = torch.zeros(len(x), device=x.device)
         clean_reference = torch.zeros(len(reference), device=x.device)
+        given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
         with evaluation_mode(self.features):
             witness_BL = token_witness(
-                self.features(x, clean, **cond),
-                self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
+                self.features(x, clean, **given),
+                self.features(reference, clean_reference, **(given if len(reference) == len(x) else {})),
                 group_size=self.group_size,
                 loss_mask_BL=generation_mask,
                 bandwidth=self.bandwidth,
@@ -139,7 +142,14 @@ class MMDLogRatio:
 
     def log_ratio_output(self, rollout: Rollout, reference: Tensor) -> LogRatioOutput:
         """Of a rollout's samples, for `RolloutMMD.student_loss`."""
-        x = rollout.sequences
+        x, loss_mask = rollout.judged()
         t = torch.zeros(len(x), device=x.device)
-        given = {"x": x, "generation_mask": rollout.generation_mask, "reference": reference}
-        return LogRatioOutput(t, self(x, t, **given, **rollout.denoiser_kwargs()))
+        log_ratio = self(
+            x,
+            t,
+            x=x,
+            generation_mask=loss_mask,
+            reference=reference,
+            model_kwargs=rollout.denoiser_kwargs(),
+        )
+        return LogRatioOutput(t, log_ratio)

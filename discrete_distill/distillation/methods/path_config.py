@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from .method_config import MethodConfig
 from .options import Advantages, Paths, with_changes
 from .options.fields import check_fields
-from .protocol import UpdatePlan
-
-if TYPE_CHECKING:
-    from .path_method import PathMethod
 
 ConfigT = TypeVar("ConfigT", bound="PathConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathConfig:
+class PathConfig(MethodConfig):
     """Paths of the student, advantages of their samples, and the reference sequences that a loop provides.
 
     Args:
@@ -46,24 +43,15 @@ class PathConfig:
         return with_changes(cls(), **changes)
 
     @property
-    def method_class(self) -> type[PathMethod]:
-        """The class that this configures."""
-        raise NotImplementedError
+    def group_size(self) -> int:
+        """Consecutive rows of a batch that are compared with each other."""
+        return self.advantages.group_size
 
-    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """Order and number of the updates in a training step.
+    @property
+    def step_conditioning(self) -> bool:
+        """Whether the student is told the end of its step."""
+        return self.paths.step_conditioning
 
-        Args:
-            discriminator: whether one is given to the method; most methods train none.
-        """
-        raise NotImplementedError
-
-    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
-        """Expected forward and backward passes of one sequence through one network in the losses of student and
-        auxiliary, beside the student's own along the path.
-
-        Args:
-            batch: sequences.
-            time_conditioning: as for `Paths.evaluations`.
-        """
-        raise NotImplementedError
+    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
+        """See `Paths.evaluations`."""
+        return self.paths.evaluations(batch, time_conditioning=time_conditioning)

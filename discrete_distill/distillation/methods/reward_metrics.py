@@ -25,8 +25,8 @@ def reward_metrics(estimator: ScoreFunctionIntegralKL, rollout: Rollout, out: Su
     Returns:
         Detached scalars by name.
     """
-    generated_B, limit = rollout.generation_mask.any(1), estimator.advantage_clip
-    loss_mask = generated_B if out.advantages.dim() == 1 else rollout.generation_mask
+    generated_B, limit = rollout.loss_mask.any(1), estimator.advantage_clip
+    loss_mask = generated_B if out.advantages.dim() == 1 else rollout.loss_mask
     mean = _mean(out.log_ratio, generated_B)
     square = torch.where(generated_B, (out.log_ratio - mean).square(), 0.0).sum()
     size = torch.where(generated_B, out.log_ratio.abs(), torch.nan).nanmedian().nan_to_num()

@@ -31,7 +31,6 @@ class SampleCredit:
         estimator: of the integral KL.
         regularization: terms along the path that are added to the surrogate.
         coupled_time: corrupt samples to a time of their own path.
-        branching: whether rows of a group share their path up to one step.
     """
 
     process: MaskedDiffusion
@@ -39,7 +38,6 @@ class SampleCredit:
     estimator: ScoreFunctionIntegralKL
     regularization: Regularization = field(default_factory=Regularization)
     coupled_time: bool = False
-    branching: bool = False
 
     def score(
         self, rollout: Rollout, log_ratio_output: LogRatioOutput | None, generator: Generator | None
@@ -51,16 +49,17 @@ class SampleCredit:
             log_ratio_output: log-ratios that are already there; estimated here if None.
             generator: source of randomness.
         """
-        given: dict[str, Any] = {"group_size": rollout.group_size, "generation_mask": rollout.generation_mask}
+        sequences, loss_mask = rollout.judged()
+        given: dict[str, Any] = {"group_size": rollout.group_size, "generation_mask": loss_mask}
         if log_ratio_output is not None:
             return self.estimator.score_of(log_ratio_output.log_ratio, log_ratio_output.t, **given)
         return self.estimator.score(
-            rollout.sequences,
+            sequences,
             t=own_time(rollout) if self.coupled_time else None,
             generator=generator,
             s=rollout.last_time,
             **given,
-            **rollout.denoiser_kwargs(),
+            model_kwargs=rollout.denoiser_kwargs(),
         )
 
     def student_loss(
@@ -87,17 +86,18 @@ class SampleCredit:
         steps = [(step, step_losses(self.process, path_kl, self.teacher, rollout, step)) for step in rollout.steps]
         token_log_probs = torch.stack([step.scatter_to_sequence(each.log_prob) for step, each in steps]).sum(0)
         rollout.check_log_probs(token_log_probs.detach())
+        token_log_probs = rollout.counted(token_log_probs)
         if credit is None:
             scores = self.score(rollout, log_ratio_output, generator)
             credit = Credit(scores, self.estimator.advantages([scores])[0])
         out = self.estimator.surrogate(token_log_probs, *credit)
         # The surrogate is a mean over sequences.
         loss = out.loss * len(token_log_probs) / num_tokens
-        entropy = torch.stack([each.entropy.sum() for _, each in steps]).sum() / num_tokens
+        entropy = rollout.sum_counted([each.entropy for _, each in steps]) / num_tokens
         metrics = reward_metrics(self.estimator, rollout, out) | {"entropy": entropy.detach()}
-        metrics |= path_metrics(rollout, [each.entropy for _, each in steps], branching=self.branching)
+        metrics |= path_metrics(rollout, [each.entropy for _, each in steps])
         if path_kl.coefficient:
-            divergence = torch.stack([each.divergence.sum() for _, each in steps]).sum() / num_tokens
+            divergence = rollout.sum_counted([each.divergence for _, each in steps]) / num_tokens
             loss = loss + path_kl.coefficient * divergence
             metrics["teacher_divergence"] = divergence.detach()
         if entropy_coefficient:

@@ -41,13 +41,16 @@ def step_losses(
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
     teacher_RV = read_logits(teacher, step.x_t, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
+    # The path's distribution is compared with the teacher's at the same temperature, without the same ids.
+    teacher_RV = teacher_RV if step.evaluation is None else step.evaluation.distribution(teacher_RV)
     out = step.losses(teacher_RV)
     assert out.forward_kl is not None
     assert out.reverse_kl is not None
     mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": kl.beta}.get(kl.kind)
     if mix is None:
-        both = (process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
-        divergence = token_divergence(*both, kind=kl.kind, beta=kl.beta)
+        divergence = token_divergence(
+            step.revealed_logits(), teacher_RV, kind=kl.kind, beta=kl.beta, mask_token_id=process.mask_token_id
+        )
     else:
         divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
     return StepLosses(out.log_prob, out.entropy, divergence)

@@ -59,7 +59,7 @@ class VocabularyLosses:
         kwargs, clip = rollout.denoiser_kwargs(), self.config.reward_clip
         kl, entropy_coefficient = self.config.regularization.path_kl, self.config.regularization.entropy_coefficient
         own_distribution = isinstance(self.config.log_ratio, PathRatio)
-        cost, divergence, entropy = torch.zeros(3, device=rollout.sequences.device).unbind()
+        cost, divergence = torch.zeros(2, device=rollout.sequences.device).unbind()
         costs: list[tuple[Tensor, Tensor]] = []
         entropies: list[Tensor] = []
         for step in rollout.steps:
@@ -80,12 +80,12 @@ class VocabularyLosses:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=kl.kind, beta=kl.beta)
                 divergence = divergence + (remasked.weight * divergence_N).sum()
             entropies.append(step.losses().entropy)
-            entropy = entropy + entropies[-1].sum()
         _check_costs(costs, rollout.sequences.shape[1])
+        entropy = rollout.sum_counted(entropies)
         cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
         loss = cost + kl.coefficient * divergence - entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
-        metrics |= path_metrics(rollout, entropies, branching=self.config.paths.branching)
+        metrics |= path_metrics(rollout, entropies)
         if kl.coefficient:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)
@@ -93,12 +93,12 @@ class VocabularyLosses:
     def _probe(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
         credit = self.config.credit
         assert isinstance(credit, VocabularyCredit)
-        return remask(self.process, step, rollout.generation_mask, hidden=credit.mask_ratio, generator=generator)
+        return remask(self.process, step, rollout.loss_mask, hidden=credit.mask_ratio, generator=generator)
 
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None
         # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, **kwargs)
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, model_kwargs=kwargs)
         return self.process.masked_log_probs(logits)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...distillation.methods import with_changes
 from ...process import BetaTime
-from ..text.distill import DistillConfig
+from ..common.distill import DistillConfig
 
 FULL = "didi-paper"
 

@@ -21,7 +21,7 @@ from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, s
 MASK = PROCESS.mask_token_id
 
 
-def rollout_of(sequences: Tensor, generated: Tensor | None = None, group_size: int = 1) -> Rollout:
+def rollout_of(sequences: Tensor, generated: Tensor | None = None, group_size: int = 1, **choices: Any) -> Rollout:
     batch = len(sequences)
     nothing = torch.empty(0, dtype=torch.long)
     step = TrajectoryStep(
@@ -35,7 +35,7 @@ def rollout_of(sequences: Tensor, generated: Tensor | None = None, group_size: i
         MASK,
     )
     generated = torch.ones_like(sequences, dtype=torch.bool) if generated is None else generated
-    return Rollout([step], generated, group_size, None, {})
+    return Rollout([step], generated, group_size, None, {}, **choices)
 
 
 def by_hand(x: Tensor, generated: Tensor, may_compare: Any) -> float:
@@ -49,8 +49,8 @@ def by_hand(x: Tensor, generated: Tensor, may_compare: Any) -> float:
     return equal / total
 
 
-def agreement(rollout: Rollout, **choices: Any) -> float:
-    return float(agreement_metrics(rollout, **choices)["sample_agreement"])
+def agreement(rollout: Rollout) -> float:
+    return float(agreement_metrics(rollout)["sample_agreement"])
 
 
 X = torch.randint(3, (12, 8), generator=seeded(0))
@@ -77,9 +77,9 @@ def test_rows_of_one_prompt_are_compared_where_they_were_generated() -> None:
 def test_rows_that_share_a_path_are_not_compared_with_one_another() -> None:
     x = X[::4].repeat_interleave(4, dim=0)  # copies within each group
     across = by_hand(x, torch.ones_like(x, dtype=torch.bool), lambda i, j: i // 4 != j // 4)
-    assert agreement(rollout_of(x, group_size=4), branching=True) == pytest.approx(across)
+    assert agreement(rollout_of(x, group_size=4, branching=True)) == pytest.approx(across)
     assert agreement(rollout_of(x, group_size=4)) > across
-    single = agreement_metrics(rollout_of(x, group_size=12), branching=True)
+    single = agreement_metrics(rollout_of(x, group_size=12, branching=True))
     assert single == {}
 
 

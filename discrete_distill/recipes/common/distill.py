@@ -1,0 +1,280 @@
+"""The distillation stage: any method in the library's loop."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor, nn
+
+from ...checks import check_all_counts, check_count, check_number
+from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
+from ...distillation.rollout import DrawnBatch
+from ...distributed.parallel import save_memory
+from ...models import Discriminator, DiT, guide_by_prior
+from ...process import MaskedDiffusion
+from ...samplers import AncestralSampler
+from ...training import (
+    BatchPart,
+    DistillationStep,
+    LoopConfig,
+    ModuleOptimizer,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingLoop,
+    flat_settings,
+    fold_seed,
+    shard,
+)
+from ...training.loop import Stateful
+from ...training.metrics import on_the_host
+from ...training.stored_settings import Setting
+from .corpus import TokenStream
+from .results import write_results
+from .students import save_student, weights_digest
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(kw_only=True)
+class DistillConfig:
+    """How the student is made.
+
+    Args:
+        method: the method's own choices; ``--distill.method.*``.
+        loop: how long (paper: 10 000 steps).
+        batch_size: sequences per step, on each process.
+        accumulate: parts that a batch is worked off in, one after another, for less memory. The gradient is that of the
+            whole batch (the MMD compares samples within a part); rollouts are drawn twice.
+        student: its optimiser (paper: rate 1e-6, EMA 0.999).
+        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
+            updates that its network makes, see `planned_updates`.
+        discriminator: train one, for the log-ratio or for guided sampling.
+        discriminator_blocks: its trainable blocks (paper: 4).
+        discriminator_every: student steps between its updates.
+        teacher_steps: steps of the teacher where its samples are the reference.
+        prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
+        parallel: many processes, and what saves memory; ``--distill.parallel.*``.
+    """
+
+    method: MethodConfig = field(default_factory=DiDiInstructConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=10_000))
+    batch_size: int = 32
+    accumulate: int = 1
+    student: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6, ema_decay=0.999))
+    ratio: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    discriminator: bool = True
+    discriminator_blocks: int = 4
+    discriminator_every: int = 1
+    teacher_steps: int = 64
+    prior_guidance: float = 0.0
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
+        check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
+        check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
+        group_size = self.method.group_size
+        if self.batch_size % group_size:
+            raise ValueError(
+                f"group_size {group_size} does not divide batch_size {self.batch_size}; "
+                "change --distill.batch-size or --distill.method.advantages.group-size"
+            )
+        if self.batch_size % (self.accumulate * group_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
+                f"{group_size}; change --distill.accumulate"
+            )
+        if self.parallel.strategy == "fsdp" and self.method.reference == "teacher":
+            raise ValueError(
+                "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
+                'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
+            )
+        plan = self.method.update_plan(discriminator=self.discriminator)
+        if self.parallel.strategy == "fsdp" and plan.rounds > 1:
+            raise ValueError(
+                f"a sharded student cannot become the teacher of the next of {plan.rounds} rounds; take "
+                "--distill.parallel.strategy ddp"
+            )
+        trained = "discriminator" in plan.order
+        if trained and not self.discriminator:
+            raise ValueError("a DiscriminatorRatio needs --distill.discriminator")
+        if self.discriminator and not trained:
+            raise ValueError(
+                f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
+                "stage discriminator fits one to the finished student"
+            )
+        self.planned_updates()
+
+    def planned_updates(self) -> dict[str, int]:
+        """Updates of each network in the whole run, over which its learning-rate schedule is spread.
+
+        Raises:
+            ValueError: if the student would never be updated.
+        """
+        steps, plan = self.loop.num_steps, self.method.update_plan(discriminator=self.discriminator)
+        if not plan.updates_student(steps - 1):
+            raise ValueError(
+                f"a warm-up of {plan.warmup} steps leaves the student no update in {steps} steps; lower "
+                "--distill.method.log-ratio.warmup, or raise --distill.loop.num-steps"
+            )
+        return plan.planned_updates(steps, every={"discriminator": self.discriminator_every})
+
+
+class Distillation:
+    """Networks, their optimisers and one training step."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: DiT,
+        stream: TokenStream,
+        process: MaskedDiffusion,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.stream = stream
+        self.process = process
+        self.accelerator = accelerator
+        if config.prior_guidance:
+            teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
+        method, parallel, updates = config.method, config.parallel, config.planned_updates()
+        kind: Any = method.method_class
+        student = kind.make_student(teacher, method)
+        self.student = ModuleOptimizer(student, config.student, updates["student"], accelerator, parallel)
+        self.auxiliary: ModuleOptimizer | None = None
+        self.discriminator: ModuleOptimizer | None = None
+        if "auxiliary" in updates:
+            auxiliary = kind.make_auxiliary(teacher, method)
+            self.auxiliary = ModuleOptimizer(auxiliary, config.ratio, updates["auxiliary"], accelerator, parallel)
+        if config.discriminator:
+            network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
+            self.discriminator = ModuleOptimizer(network, config.ratio, updates["discriminator"], accelerator, parallel)
+        networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
+        self.method: BaseMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
+
+    def _place_teacher(self, teacher: DiT) -> nn.Module:
+        """A frozen copy, compiled and sharded as the student is."""
+        parallel = self.config.parallel
+        frozen = copy.deepcopy(teacher).requires_grad_(False).eval()
+        save_memory(frozen, replace(parallel, activation_checkpointing=False))
+        if self.accelerator.num_processes > 1 and parallel.strategy == "fsdp":
+            shard(frozen, self.accelerator.device, self.accelerator.mixed_precision)
+        return frozen
+
+    def parts(self) -> dict[str, ModuleOptimizer]:
+        """What is trained."""
+        module_optimizers = {"student": self.student, "auxiliary": self.auxiliary, "discriminator": self.discriminator}
+        return {
+            name: module_optimizer
+            for name, module_optimizer in module_optimizers.items()
+            if module_optimizer is not None
+        }
+
+    def saved(self) -> dict[str, Stateful]:
+        """What a checkpoint holds: the parts, and what the method remembers."""
+        return {**self.parts(), "method": self.method}
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that a step calls."""
+        return [self.method.teacher, *(module_optimizer.module for module_optimizer in self.parts().values())]
+
+    def step(self, index: int, generator: Generator) -> dict[str, float]:
+        """One step; see `DistillationStep`."""
+        config = self.config
+        size = config.batch_size // config.accumulate
+        parts = [
+            BatchPart(
+                draw=partial(self._rollout, index, number),
+                reference=partial(self.reference, size, generator),
+                generator=generator,
+            )
+            for number in range(config.accumulate)
+        ]
+        skipped = ("discriminator",) if index % config.discriminator_every else ()
+        step = DistillationStep(
+            self.method,
+            self.parts(),
+            self.accelerator,
+            parts,
+            index,
+            num_steps=config.loop.num_steps,
+            skipped=skipped,
+        )
+        return on_the_host([step.run()])[0]
+
+    def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> DrawnBatch:
+        config, size = self.config, self.config.batch_size // self.config.accumulate
+        fixed: dict[str, int] = {}
+        if isinstance(self.method, PathMethod) and self.accelerator.num_processes > 1:
+            # All processes walk paths of one length: none waits for another, and sharded weights are gathered
+            # equally often everywhere.
+            choices = self.method.matcher.num_steps
+            chosen = fold_seed("length of paths", config.loop.seed, index, part) % len(choices)
+            fixed = {"num_steps": choices[chosen]}
+        reads_reference = self.method.update_plan.rollout_reads_reference
+        return self.method.rollout(
+            size,
+            self.stream.length,
+            reference=self.reference(size, generator) if reads_reference else None,
+            generator=generator,
+            device=self.accelerator.device,
+            tokens=tokens,
+            **fixed,
+        )
+
+    def reference(self, size: int, generator: Generator) -> Tensor:
+        """What student and discriminator are held against: crops of the text, or samples of the teacher."""
+        if self.config.method.reference == "data":
+            crops = self.stream.crops(size, generator=generator)
+            return crops.to(self.accelerator.device)
+        sampler = AncestralSampler(self.process, num_steps=self.config.teacher_steps)
+        shape = (size, self.stream.length)
+        with self.accelerator.autocast():
+            return sampler(self.method.teacher, shape, generator=generator, device=self.accelerator.device).sequences
+
+
+def distil(
+    config: DistillConfig,
+    teacher: DiT,
+    stream: TokenStream,
+    process: MaskedDiffusion,
+    accelerator: Accelerator,
+    directory: Path,
+) -> list[dict[str, float]]:
+    """Distil ``teacher``; student (its average) and discriminator are written to ``directory/student``.
+
+    Returns:
+        The logged metrics.
+    """
+    torch.manual_seed(config.loop.seed)
+    distillation = Distillation(config, teacher, stream, process, accelerator)
+    made_with = {**distill_settings(config, teacher), **stream.settings()}
+    history = TrainingLoop(
+        config.loop,
+        directory,
+        distillation.saved(),
+        distillation.step,
+        label="distil",
+        shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),
+        rank=accelerator.process_index,
+        device=accelerator.device,
+        settings=made_with,
+    ).run()
+    save_student(distillation, directory / "student")
+    if accelerator.is_main_process:
+        write_results(directory / "student" / SETTINGS_FILE, made_with)
+    accelerator.wait_for_everyone()
+    return history
+
+
+def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Setting]:
+    """What a student depends on: the configuration, and the weights of its teacher. How long it is trained may change,
+    and how networks lie on processes."""
+    settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
+    return {**settings, "teacher": weights_digest(teacher)}

@@ -1,0 +1,159 @@
+"""The teacher stage: train a masked diffusion model by its likelihood bound."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Generator, Tensor, nn
+
+from ...models import DiT, DiTConfig, load_denoiser
+from ...process import MaskedDiffusion, evaluation_mode
+from ...training import LoopConfig, OptimizerConfig, fold_seed
+from .corpus import TokenStream
+from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
+
+
+@dataclass(kw_only=True)
+class TeacherConfig(MeasuredLikelihoodConfig):
+    """The masked diffusion teacher.
+
+    Args:
+        path: folder, file of weights or hub name of a trained teacher in any layout that `load_denoiser` reads, or
+            'bundled'.
+        init: a teacher to train further (as ``path``), of the same shape but for its length; empty to start anew.
+        model: its shape, where it is trained here.
+        loop: how long it is trained.
+        optimizer: how.
+        batch_size: sequences per update (paper: 512).
+        evaluate_every: updates between measurements of the held-out bound.
+        half_precision: write the weights in fp16 (they are read back into fp32).
+    """
+
+    stage: ClassVar[str] = "teacher"
+
+    path: str = "bundled"
+    init: str = ""
+    model: DiTConfig = field(
+        default_factory=lambda: DiTConfig(
+            vocab_size=2048,
+            max_length=128,
+            hidden_size=192,
+            num_layers=6,
+            num_heads=3,
+            cond_size=32,
+            dropout=0.0,
+        )
+    )
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(num_steps=8000, log_every=50, checkpoint_every=250, keep_checkpoints=1)
+    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: from_scratch(warmup_steps=300, ema_decay=0.998))
+    batch_size: int = 64
+    half_precision: bool = True
+
+
+def train_teacher(
+    config: TeacherConfig,
+    streams: dict[str, TokenStream],
+    process: MaskedDiffusion,
+    accelerator: Accelerator,
+    directory: Path,
+    *,
+    init: str | None = None,
+) -> DiT:
+    """Train on the ``train`` split by the likelihood bound.
+
+    Args:
+        config: how.
+        streams: token streams of the splits.
+        process: mask and schedule.
+        accelerator: device, precision and processes.
+        directory: where the averaged network is written.
+        init: where the initial weights are; ``config.init`` by default.
+
+    Returns:
+        The network as written.
+    """
+    torch.manual_seed(config.loop.seed)
+    heldout = streams["heldout"].packed(512).to(accelerator.device)
+    averaged = train_by_likelihood(
+        config,
+        initial_network(config, init).to(accelerator.device),
+        streams["train"],
+        lambda network, x, generator: process.nelbo(network, x, by="count", generator=generator).loss,
+        lambda network: heldout_nelbo(network, process, heldout, accelerator),
+        accelerator,
+        directory,
+        made_with=streams["train"].settings(),
+    )
+    if accelerator.is_main_process:
+        trained = copy.deepcopy(cast(DiT, averaged))
+        (trained.half() if config.half_precision else trained).save_pretrained(directory)
+    accelerator.wait_for_everyone()
+    return load_teacher(str(directory)).to(accelerator.device)
+
+
+def initial_network(config: TeacherConfig, init: str | None = None) -> DiT:
+    """A fresh network, or one with the weights of a teacher.
+
+    Args:
+        config: shape, and the teacher to start from.
+        init: where its weights are; ``config.init`` by default.
+
+    Raises:
+        FileNotFoundError: if they cannot be had.
+        ValueError: if they do not fit ``model``.
+    """
+    init = config.init if init is None else init
+    network = DiT(config.model)
+    if init:
+        try:
+            network.load_state_dict(load_teacher(init).state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of --teacher.init {config.init} are not of the shape --teacher.model"
+            ) from error
+    return network
+
+
+def load_teacher(path: str) -> DiT:
+    """Load a teacher in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
+
+    Args:
+        path: folder, file of weights, or hub name.
+
+    Raises:
+        FileNotFoundError: if it cannot be had, with the flag that names another.
+        ValueError: if it is damaged, or no network of MDLM's kind.
+    """
+    missing = f"no teacher at {path!r}: give --teacher.path a folder with config.json and model.safetensors"
+    if not path:
+        raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
+    try:
+        loaded = load_denoiser(path)
+    except (OSError, HfHubHTTPError) as error:
+        raise FileNotFoundError(missing) from error
+    if not isinstance(loaded, DiT):
+        raise ValueError(f"{path} is a {type(loaded).__name__}; give --teacher.path a network of MDLM's kind")
+    return loaded
+
+
+@torch.no_grad()
+def heldout_nelbo(
+    denoiser: nn.Module, process: MaskedDiffusion, x: Tensor, accelerator: Accelerator, repeats: int = 4
+) -> float:
+    """Likelihood bound of held-out sequences, nats per token, on masks that are the same at every call."""
+    generator = Generator(device=x.device).manual_seed(fold_seed("heldout"))
+    total, tokens = 0.0, 0
+    with evaluation_mode(denoiser), accelerator.autocast():
+        for chunk in x.repeat(repeats, 1).split(128):
+            out = process.nelbo(denoiser, chunk, by="count", generator=generator)
+            total += float(out.nats.sum())
+            tokens += int(out.num_tokens.sum())
+    return total / tokens
