@@ -156,7 +156,7 @@ def test_a_step_of_sdtt_has_the_gradient_of_the_whole_batch_and_starts_rounds(pa
         ]
 
     rollouts = [method.rollout(reference=data(n), generator=Generator().manual_seed(n)) for n in range(parts)]
-    total = sum(float(rollout.generation_mask.sum()) for rollout in rollouts)
+    total = sum(float(rollout.loss_mask.sum()) for rollout in rollouts)
     loss = sum(method.loss("student", rollout, num_tokens=total).loss for rollout in rollouts)
     expected = torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(student.parameters()))]).norm()
     metrics = DistillationStep(method, {"student": optimizer}, accelerator, made(0), 0, num_steps=2).run()
