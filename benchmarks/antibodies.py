@@ -29,7 +29,7 @@ import transformers
 from torch import Generator, Tensor, nn
 
 from discrete_distill import AncestralSampler, MaskedDiffusion
-from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import DataKL, DiDiInstruct, DiDiInstructConfig, PathKL, Regularization
 from discrete_distill.evaluation import CausalLMJudge, sample_agreement, sample_entropy
 
 START, END, MASK, FIRST_RESIDUE = 2, 3, 4, 5
@@ -37,15 +37,7 @@ HEAVY_CHAIN, HUMAN = 31, 26
 RESIDUES, CHUNK = 118, 32
 REFERENCE_STEPS, REFERENCE_CHUNKS = 64, 3
 PROCESS = MaskedDiffusion(MASK)
-SETTINGS = {
-    "path_steps": (4, 8),
-    "gradient_steps": 2,
-    "window": 0,
-    "corruptions": 2,
-    "kl_kind": "forward",
-    "step_conditioning": False,
-    "log_ratio_conditioning": False,
-}
+NUM_STEPS = (4, 8)
 
 
 class ResidueDenoiser(nn.Module):
@@ -114,7 +106,7 @@ def fit_auxiliary(auxiliary: nn.Module, teacher: nn.Module, options: argparse.Na
     """To samples of the teacher at the numbers of steps of the paths, before the student moves."""
     if not options.auxiliary_updates:
         return
-    samplers = [AncestralSampler(PROCESS, num_steps=steps) for steps in SETTINGS["path_steps"]]  # type: ignore[attr-defined]
+    samplers = [AncestralSampler(PROCESS, num_steps=steps) for steps in NUM_STEPS]
     pool = torch.cat([each(teacher, x_init=blank(CHUNK), generator=generator).sequences for each in samplers * 2])
     generated = blank(options.paths) == MASK
     optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=options.auxiliary_rate, weight_decay=0.0)
@@ -144,14 +136,15 @@ def reference_pool(teacher: nn.Module) -> Tensor:
 
 def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace, write: Any) -> None:
     """Distil, measuring the moving average of the student every so often."""
-    config = DiDiInstructConfig(
-        **SETTINGS,  # type: ignore[arg-type]
-        group_size=options.paths,
-        kl_coefficient=options.anchor,
-        data_kl_coefficient=options.data_kl,
-        diversity_tolerance=options.tolerance,
-        log_ratio_updates=options.log_ratio_updates,
-        log_ratio_warmup=options.warmup,
+    config = DiDiInstructConfig.recommended(
+        paths={"num_steps": NUM_STEPS, "gradient_steps": 2, "step_conditioning": False},
+        advantages={"group_size": options.paths},
+        credit={"window": 0, "corruption": {"num_draws": 2}},
+        regularization=Regularization(
+            path_kl=PathKL(coefficient=options.anchor, kind="forward"),
+            data_kl=DataKL(coefficient=options.data_kl, diversity_tolerance=options.tolerance),
+        ),
+        log_ratio={"updates": options.log_ratio_updates, "warmup": options.warmup, "step_conditioning": False},
     )
     student, auxiliary, average = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(3))
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
@@ -160,7 +153,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
     student_optimizer = torch.optim.AdamW(student.parameters(), lr=options.rate, weight_decay=0.0)
     auxiliary_optimizer = torch.optim.AdamW(auxiliary.parameters(), lr=options.auxiliary_rate, weight_decay=0.0)
     pool = reference_pool(teacher) if options.data_kl else None
-    for _ in range(config.log_ratio_warmup if options.tolerance else 0):
+    for _ in range(config.log_ratio.warmup if options.tolerance else 0):
         method.rollout(x_init=blank(options.paths), generator=generator)
     for update in range(options.updates):
         rollout = method.rollout(x_init=blank(options.paths), generator=generator)
@@ -176,7 +169,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
         with torch.no_grad():
             for mean, value in zip(average.parameters(), student.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
-        for _ in range(config.log_ratio_updates):
+        for _ in range(config.log_ratio.updates):
             step(auxiliary_optimizer, auxiliary, method.auxiliary_loss(rollout, generator=generator).loss)
         metrics = {name: round(float(value), 4) for name, value in out.metrics.items()}
         write(

@@ -9,6 +9,8 @@ the student's own distribution is computed at every update.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, nn
 
@@ -25,7 +27,16 @@ from benchmarks.laboratory import (
 )
 from discrete_distill import exact
 from discrete_distill.distillation.divergence import ExactLogRatio, ScoreFunctionIntegralKL
-from discrete_distill.distillation.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import (
+    AuxiliaryRatio,
+    CorruptionByCount,
+    CorruptionByTime,
+    DiDiInstructConfig,
+    DiscriminatorRatio,
+    Regularization,
+    SequenceCredit,
+)
+from discrete_distill.process import BetaTime
 
 LENGTH = 5
 STEPS = (2, 4)
@@ -39,13 +50,15 @@ def small_laboratory() -> Laboratory:
 
 def configuration(source: str, steps: int, batch: int) -> DiDiInstructConfig:
     """Raw advantages over the whole batch for all; unbiased but for the ratio."""
-    common = {"path_steps": (steps,), "credit": "sequence", "group_size": batch, "scale": "none"}
-    if source == "discriminator":
-        return DiDiInstructConfig(
-            **common, log_ratio="discriminator", corruption_by="time", advantage_clip=None,
-            discriminator_states="corrupted", corruptions=4,
-        )  # fmt: skip
-    return DiDiInstructConfig(**common, advantage_clip=None)
+    by_time = CorruptionByTime(num_draws=4, time_distribution=BetaTime(0.02, 0.98, a=1.0, b=1.0), time_weight=None)
+    by_discriminator = source == "discriminator"
+    return DiDiInstructConfig.recommended(
+        paths={"num_steps": (steps,)},
+        advantages={"group_size": batch, "scale": "none", "clip": None},
+        log_ratio=DiscriminatorRatio(label_smoothing=0.0) if by_discriminator else AuxiliaryRatio(),
+        credit=SequenceCredit(corruption=by_time if by_discriminator else CorruptionByCount()),
+        regularization=Regularization(),
+    )
 
 
 def distil_from(source: str, steps: int, training: Training, seed: int) -> Score:
@@ -54,7 +67,7 @@ def distil_from(source: str, steps: int, training: Training, seed: int) -> Score
     teacher = LookUpDenoiser(laboratory)
     config = configuration(source, steps, training.batch)
     if source in ("auxiliary", "discriminator"):
-        student = distil(laboratory, teacher, config, training, seed=seed)
+        student = distil(laboratory, teacher, config, replace(training, discriminator_updates=4), seed=seed)
     else:
         student = _distil_exactly(laboratory, teacher, config, training, seed, sampled=source == "exact ratio")
     return score(laboratory, student, (steps,))[0]
@@ -78,7 +91,7 @@ def _distil_exactly(
     for index in range(training.updates):
         if sampled:
             with torch.no_grad():
-                distribution = distribution_of(laboratory, networks.student, config.path_steps[0])
+                distribution = distribution_of(laboratory, networks.student, config.paths.num_steps[0])
                 ratio = exact.log_ratio(distribution, target, laboratory.process).float()
             log_ratio = ExactLogRatio(laboratory.process, lambda x_t, t, ratio=ratio: exact.look_up(ratio, x_t))
             estimator = ScoreFunctionIntegralKL(laboratory.process, log_ratio)
@@ -87,6 +100,6 @@ def _distil_exactly(
                 rollout.sequences, rollout.token_log_probs(), group_size=training.batch, t=at_data, generator=g
             ).loss.backward()
         else:
-            exact.kl(distribution_of(laboratory, networks.student, config.path_steps[0]), target).backward()
+            exact.kl(distribution_of(laboratory, networks.student, config.paths.num_steps[0]), target).backward()
         optimizer.step(index)
     return optimizer.averaged

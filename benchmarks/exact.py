@@ -35,7 +35,7 @@ from benchmarks.laboratory import (
     score_distribution,
 )
 from discrete_distill import exact
-from discrete_distill.distillation.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, Regularization
 from discrete_distill.evaluation import Estimate
 from discrete_distill.recipes.common.diversity_columns import collapse_of
 from discrete_distill.samplers import AncestralSampler
@@ -54,9 +54,19 @@ class Method(NamedTuple):
 
 METHODS = {
     "paper": Method(DiDiInstructConfig.paper(), Training(rate=3e-4, ratio_rate=1e-3)),
-    "not conditioned": Method(DiDiInstructConfig(path_steps=PATHS, log_ratio_conditioning=False), Training()),
-    "defaults": Method(DiDiInstructConfig(path_steps=PATHS), Training()),
-    "defaults, longer": Method(DiDiInstructConfig(path_steps=PATHS), Training(updates=600, batch=2048)),
+    "not conditioned": Method(
+        DiDiInstructConfig.recommended(
+            paths={"num_steps": PATHS}, log_ratio={"step_conditioning": False}, regularization=Regularization()
+        ),
+        Training(),
+    ),
+    "defaults": Method(
+        DiDiInstructConfig.recommended(paths={"num_steps": PATHS}, regularization=Regularization()), Training()
+    ),
+    "defaults, longer": Method(
+        DiDiInstructConfig.recommended(paths={"num_steps": PATHS}, regularization=Regularization()),
+        Training(updates=600, batch=2048),
+    ),
 }
 USUAL_METHODS = ("paper", "defaults")
 PARTS = ("distances", "sources", "large")

@@ -24,7 +24,13 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_run import write_json
-from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
+from discrete_distill.distillation.methods import (
+    DiDiInstructConfig,
+    Regularization,
+    RolloutMMDConfig,
+    SDTTConfig,
+    with_changes,
+)
 from discrete_distill.models import DiTConfig
 from discrete_distill.recipes.common.corpus import DataConfig
 from discrete_distill.recipes.common.dry_run import count_parameters
@@ -66,7 +72,10 @@ def full_config(output: Path) -> ComparisonConfig:
         half_precision=False,
     )
     for distill, method in (
-        (config.distill, DiDiInstructConfig(group_size=32)),
+        (
+            config.distill,
+            DiDiInstructConfig.recommended(advantages={"group_size": 32}, regularization=Regularization()),
+        ),
         (config.mmd, RolloutMMDConfig()),
     ):
         distill.method, distill.batch_size = method, 64
@@ -93,9 +102,11 @@ def tiny_config(output: Path) -> ComparisonConfig:
     config.teacher.batch_size = 4
     for distill in (config.distill, config.mmd):
         distill.batch_size = 4
-        distill.method = replace(distill.method, group_size=2)
+        distill.method = with_changes(distill.method, advantages={"group_size": 2})
     distill = config.distill
-    distill.method = replace(distill.method, log_ratio_warmup=0, log_ratio_updates=1, corruptions=1)
+    distill.method = with_changes(
+        distill.method, log_ratio={"warmup": 0, "updates": 1}, credit={"corruption": {"num_draws": 1}}
+    )
     config.sdtt.batch_size = config.autoregressive.batch_size = 4
     config.sdtt.method = SDTTConfig(teacher_steps=8, rounds=2)
     config.evaluate = EvaluateConfig(num_samples=2, steps=(4, 8), guided_steps=(8,), batch_size=2)

@@ -16,7 +16,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from discrete_distill import exact
-from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import (
+    AuxiliaryRatio,
+    DiDiInstruct,
+    DiDiInstructConfig,
+    with_changes,
+)
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -114,6 +119,7 @@ class Training:
         ratio_rate: of auxiliary or discriminator.
         average: decay of the moving average that is the result.
         warmup: updates before the student moves.
+        discriminator_updates: of a discriminator for each one of the student; an auxiliary has its own number.
     """
 
     updates: int = 200
@@ -122,6 +128,7 @@ class Training:
     ratio_rate: float = 2e-3
     average: float = 0.98
     warmup: int = 20
+    discriminator_updates: int = 1
 
 
 class Networks:
@@ -129,11 +136,11 @@ class Networks:
 
     def __init__(self, laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, seed: int) -> None:
         self.teacher = teacher
-        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.step_conditioning)
+        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.paths.step_conditioning)
         self.ratio: nn.Module
-        if config.log_ratio == "auxiliary":
+        if isinstance(config.log_ratio, AuxiliaryRatio):
             self.ratio = Correction(
-                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio_conditioning
+                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio.step_conditioning
             )
         else:
             torch.manual_seed(1000 + seed)
@@ -141,28 +148,33 @@ class Networks:
 
     def method(self, process: MaskedDiffusion, config: DiDiInstructConfig) -> DiDiInstruct:
         """The networks under one configuration."""
-        auxiliary, discriminator = (self.ratio, None) if config.log_ratio == "auxiliary" else (None, self.ratio)
+        auxiliary, discriminator = (
+            (self.ratio, None) if isinstance(config.log_ratio, AuxiliaryRatio) else (None, self.ratio)
+        )
         return DiDiInstruct(self.student, self.teacher, discriminator, process, config, auxiliary=auxiliary)
 
 
 def distil(
     laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, training: Training, *, seed: int
 ) -> nn.Module:
-    """Train a student for all of ``config.path_steps`` at once; each update has paths of every number of steps.
+    """Train a student for all of ``config.paths.num_steps`` at once; each update has paths of every number of steps.
 
     Returns:
         The moving average of the student.
     """
     networks = Networks(laboratory, teacher, config, seed)
-    share = training.batch // len(config.path_steps)
-    group = config.group_size if share % config.group_size == 0 else share
+    share = training.batch // len(config.paths.num_steps)
+    group = config.advantages.group_size if share % config.advantages.group_size == 0 else share
     methods = [
-        networks.method(laboratory.process, replace(config, path_steps=(steps,), group_size=group))
-        for steps in config.path_steps
+        networks.method(
+            laboratory.process, with_changes(config, paths={"num_steps": (steps,)}, advantages={"group_size": group})
+        )
+        for steps in config.paths.num_steps
     ]
     g = Generator().manual_seed(seed)
     plan = config.update_plan()
-    ratio_updates = {name: config.log_ratio_updates for name in plan.order if name != "student"}
+    updates = {"auxiliary": 1, "discriminator": training.discriminator_updates, **plan.updates}
+    ratio_updates = {name: updates[name] for name in plan.order if name != "student"}
     plan = replace(plan, warmup=training.warmup, updates=ratio_updates)
     ratio_optimizer = torch.optim.AdamW(trained(networks.ratio), lr=training.ratio_rate, betas=(0.9, 0.99))
     student = StudentOptimizer(networks.student, training)

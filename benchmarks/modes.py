@@ -24,19 +24,23 @@ from benchmarks.gpu_run import write_json
 from benchmarks.laboratory import Laboratory, LookUpDenoiser, Training, distil, distribution_of
 from benchmarks.modes_plot import plot_modes
 from discrete_distill import exact
-from discrete_distill.distillation.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DataKL, DiDiInstructConfig, PathKL, Regularization
 
 LENGTH = 6
 STEPS = (2, 4, 8)
 OPTIMAL_STEPS = (1, 2, 4)
 OPTIMAL_ITERATIONS = 150
 FEW_PATHS = Training(updates=200, batch=24, rate=1e-2, ratio_rate=1e-2)
-PATHS: dict[str, Any] = {"path_steps": (4, 8), "group_size": 12, "window": 0}
+PATHS: dict[str, Any] = {"advantages": {"group_size": 12}, "credit": {"window": 0}}
 METHODS = {
     "published": DiDiInstructConfig.paper(),
-    "no control": DiDiInstructConfig(**PATHS),
-    "KL along the path 0.1": DiDiInstructConfig(**PATHS, kl_kind="forward", kl_coefficient=0.1),
-    "KL on data 1": DiDiInstructConfig(**PATHS, data_kl_coefficient=1.0),
+    "no control": DiDiInstructConfig.recommended(regularization=Regularization(), **PATHS),
+    "KL along the path 0.1": DiDiInstructConfig.recommended(
+        regularization=Regularization(path_kl=PathKL(kind="forward", coefficient=0.1)), **PATHS
+    ),
+    "KL on data 1": DiDiInstructConfig.recommended(
+        regularization=Regularization(data_kl=DataKL(coefficient=1.0)), **PATHS
+    ),
     "recommended": DiDiInstructConfig.recommended(**PATHS),
 }
 

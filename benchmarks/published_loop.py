@@ -49,8 +49,8 @@ class PublishedLoop:
     @torch.no_grad()
     def sample(self, batch: int, length: int, g: Generator) -> tuple[list[Tensor], Tensor]:
         """States ``m, z_tau, x`` and ``tau``."""
-        tau = 0.02 + 0.96 * torch.rand(batch // self.config.group_size, generator=g)
-        tau = tau.repeat_interleave(self.config.group_size)
+        tau = 0.02 + 0.96 * torch.rand(batch // self.config.advantages.group_size, generator=g)
+        tau = tau.repeat_interleave(self.config.advantages.group_size)
         states = [torch.full((batch, length), self.process.mask_token_id)]
         for t, s in ((torch.ones(batch), tau), (tau, torch.zeros(batch))):
             log_probs = substituted_log_probs(self.process, self.student, states[-1], t)
@@ -72,7 +72,7 @@ class PublishedLoop:
         with torch.no_grad():
             logits = self.discriminator(x_t, tau)
             reward = -masked_mean(logits, self.process.is_masked(x_t)).clamp(-8.0, 8.0)
-            advantage = group_advantages(reward, self.config.group_size, clip=3.0)
+            advantage = group_advantages(reward, self.config.advantages.group_size, clip=3.0)
         batch = len(tau)
         loss = torch.zeros(())
         for before, after, t in ((states[0], states[1], torch.ones(batch)), (states[1], states[2], tau)):

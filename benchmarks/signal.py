@@ -19,12 +19,12 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from discrete_distill.distillation.methods import DiDiInstruct
+from discrete_distill.distillation.methods import DiDiInstruct, with_changes
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.text.run import text_run
@@ -36,17 +36,18 @@ STEPS = 8
 class Choice(NamedTuple):
     """What differs."""
 
-    changes: dict[str, Any]
+    window: int
+    corruptions: int = 4
     kept_steps: int = STEPS
 
 
 CHOICES = {
-    "own token": Choice({"window": 0}),
-    "within 2": Choice({"window": 2}),
-    "within 6": Choice({"window": 6}),
-    "within 30": Choice({"window": 30}),
-    "own token, 1 corruption": Choice({"window": 0, "corruptions": 1}),
-    "own token, 2 of 8 steps": Choice({"window": 0}, kept_steps=2),
+    "own token": Choice(0),
+    "within 2": Choice(2),
+    "within 6": Choice(6),
+    "within 30": Choice(30),
+    "own token, 1 corruption": Choice(0, corruptions=1),
+    "own token, 2 of 8 steps": Choice(0, kept_steps=2),
 }
 
 
@@ -103,21 +104,24 @@ class Subject:
         for index in range(updates):
             self.distillation.step(index, self.g)
         self.shape = (config.distill.batch_size, stream.length)
-        self.base = replace(
-            config.distill.method, path_steps=(STEPS,), gradient_steps=None, group_size=config.distill.batch_size
+        self.base = with_changes(
+            config.distill.method,
+            paths={"num_steps": (STEPS,), "gradient_steps": None},
+            advantages={"group_size": config.distill.batch_size},
         )
         self.parameters = [p for p in self.distillation.method.student.parameters() if p.requires_grad]
 
-    def method(self, **changes: Any) -> DiDiInstruct:
+    def method(self, choice: Choice) -> DiDiInstruct:
         """The same networks under other settings."""
         made = self.distillation.method
-        config = replace(self.base, **changes)
+        credit = {"window": choice.window, "corruption": {"num_draws": choice.corruptions}}
+        config = with_changes(self.base, credit=credit)
         return DiDiInstruct(made.student, made.teacher, None, made.process, config, auxiliary=made.auxiliary)
 
     def rollout(self) -> Rollout:
         """Paths of 8 steps, all with their graph."""
         with self.run.accelerator.autocast():
-            return self.method().rollout(*self.shape, generator=self.g)
+            return self.method(Choice(0)).rollout(*self.shape, generator=self.g)
 
     def gradient(self, rollout: Rollout, choice: Choice) -> Tensor:
         """One estimate, flattened."""
@@ -127,7 +131,7 @@ class Subject:
             for place, step in enumerate(rollout.steps)
         ]
         with self.run.accelerator.autocast():
-            loss = self.method(**choice.changes).student_loss(replace(rollout, steps=steps), generator=self.g).loss
+            loss = self.method(choice).student_loss(replace(rollout, steps=steps), generator=self.g).loss
         scaled = loss * (STEPS / choice.kept_steps)
         gradients = torch.autograd.grad(scaled, self.parameters, retain_graph=True, allow_unused=True)
         pieces = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]

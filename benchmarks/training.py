@@ -71,7 +71,7 @@ def library_step(
     networks: Networks, batch: int, length: int, *, reuse_discriminator_logits: bool
 ) -> Callable[[Generator], None]:
     """The same method from this library; the reward from the pass that trains the discriminator, or from another."""
-    config = DiDiInstructConfig.paper(reuse_discriminator_logits=reuse_discriminator_logits)
+    config = DiDiInstructConfig.paper(log_ratio={"reuse_logits": reuse_discriminator_logits})
     method = DiDiInstruct(networks.student, networks.teacher, networks.discriminator, networks.process, config)
 
     def step(g: Generator) -> None:

@@ -26,7 +26,7 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
     """Distil the toy teacher; every process draws its own groups, in micro-batches."""
     accelerator = Accelerator()
     teacher = train_teacher(teacher_steps).to(accelerator.device)
-    config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
+    config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
     size = 64 // accumulate
 
     def module_optimizer(network, rate: float) -> ModuleOptimizer:

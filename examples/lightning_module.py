@@ -49,7 +49,9 @@ class Distillation(lightning.LightningModule):
 def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher under Lightning's Trainer."""
     teacher = train_teacher(teacher_steps)
-    module = Distillation(teacher, DiDiInstructConfig.recommended(group_size=16, path_steps=(2,)))
+    module = Distillation(
+        teacher, DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
+    )
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

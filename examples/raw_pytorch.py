@@ -12,7 +12,7 @@ from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher into a student of two steps."""
     teacher = train_teacher(teacher_steps)
-    config = DiDiInstructConfig.recommended(group_size=16, path_steps=(2,))
+    config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
     student = DiDiInstruct.make_student(teacher, config)
     auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
     method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)

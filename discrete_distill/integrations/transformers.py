@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,35 +40,10 @@ from .checkpoint_folders import STATE_FILE, save_network
 from .checkpointing_trainer import CheckpointingTrainer
 from .collapse_callback import CollapseCallback
 from .trainer_parts import NoData, OpenConfig, WrappedStudent
+from .training_arguments import DiDiInstructTrainingArguments
 
 SKIP_LIMIT = LoopConfig.skip_limit
 NO_EVALUATION = "there is no loss to evaluate a student by; sample from averaged_student and measure the samples"
-
-
-@dataclass
-class DiDiInstructTrainingArguments(TrainingArguments):
-    """Transformers' own arguments are the student's; these are added.
-
-    Args:
-        length: tokens of a student path, or a `Frame` of fixed tokens around them; that of the data set's rows where
-            there is one.
-        ratio_learning_rate: of discriminator and auxiliary denoiser.
-        ratio_warmup_steps: of that rate, in updates of theirs.
-        discriminator_every: student steps between its updates.
-        ema_decay: of the student's moving average; 0 for none.
-        stop_on_collapse: updates for which the samples of a batch may be alike before training stops, looked at with
-            every line of the log (see `mode_collapse`); a checkpoint is saved when they are first. 0 goes on.
-    """
-
-    length: int = field(default=128, metadata={"help": "tokens of a student path"})
-    ratio_learning_rate: float = field(default=1e-5, metadata={"help": "of discriminator and auxiliary denoiser"})
-    ratio_warmup_steps: int = field(default=0, metadata={"help": "of that rate"})
-    discriminator_every: int = field(default=1, metadata={"help": "student steps between its updates"})
-    ema_decay: float = field(default=0.999, metadata={"help": "of the student's moving average; 0 for none"})
-    stop_on_collapse: int = field(default=100, metadata={"help": "updates of samples that are alike; 0 goes on"})
-    # Rows reach the loss as they are; and processes may call a network unequally often, so buffers stay at home.
-    remove_unused_columns: bool | None = False
-    ddp_broadcast_buffers: bool | None = False
 
 
 class DiDiInstructTrainer(CheckpointingTrainer):
@@ -84,7 +59,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     update a step. Each path is then evaluated twice. A step whose loss or gradient is not finite on any process changes
     neither weights, optimiser, schedule nor average of the student, and is counted in ``student_skipped_updates``.
 
-    For the first ``config.log_ratio_warmup`` steps only the ratio networks are trained: the student has no update of
+    In the warm-up of ``config.log_ratio`` only the ratio networks are trained: the student has no update of
     its optimiser, of its learning-rate schedule or of its moving average, and its schedule ends with the last step.
 
     Args:

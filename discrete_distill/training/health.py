@@ -46,7 +46,7 @@ def _entropy(history: History) -> dict[str, str]:
     return {
         "entropy": f"COLLAPSE: the entropy of the student's predictions fell from {values[0]:.2f} to {values[-1]:.2f} "
         "nats. It keeps to ever fewer tokens, which a judge of perplexity likes: compare at equal entropy. Lower the "
-        "student's learning rate, or raise data_kl_coefficient or entropy_coefficient."
+        "student's learning rate, or raise regularization.data_kl.coefficient or entropy_coefficient."
     }
 
 
@@ -58,7 +58,7 @@ def _discriminator(last: dict[str, float]) -> dict[str, str]:
         meaning = (
             f"The discriminator is near chance (accuracy {accuracy:.2f}): its reward and its guidance say little. "
             "Either the student is as good as its reference, or the discriminator lags: raise its learning rate, or "
-            "take log_ratio_warmup."
+            "take log_ratio.warmup."
         )
     else:
         meaning = (
@@ -72,7 +72,7 @@ def _rewards(last: dict[str, float]) -> dict[str, str]:
     found = {}
     for name, what, remedy in (
         ("clipped_rewards", "raw log-ratios", "reward_clip"),
-        ("clipped_advantages", "advantages", "advantage_clip"),
+        ("clipped_advantages", "advantages", "advantages.clip"),
     ):
         share = last.get(name, 0.0)
         if share > OFTEN:

@@ -25,8 +25,8 @@ Line = Mapping[str, float]
 AGREEMENT, FIRST_ENTROPY = "sample_agreement", "first_entropy"
 NOISE_LINES = 20
 REMEDY = (
-    "take DiDiInstructConfig.recommended() (data_kl_coefficient with diversity_tolerance), lower the student's "
-    "learning rate, draw more paths for an update, or fit the auxiliary more often (log_ratio_updates)"
+    "take DiDiInstructConfig.recommended() (regularization.data_kl with its diversity_tolerance), lower the "
+    "student's learning rate, draw more paths for an update, or fit the auxiliary more often (log_ratio.updates)"
 )
 
 

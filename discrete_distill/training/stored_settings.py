@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ Setting = str | int | float | bool | None
 
 
 def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = ()) -> dict[str, Setting]:
-    """Every field of a nested configuration under its dotted name, as a plain value.
+    """Every field of a nested configuration under its dotted name, as a plain value. A part that stands where several
+    classes may stand is named too: the value of its field is the name of its class.
 
     Args:
         value: dataclass, mapping, or a value.
@@ -24,16 +25,25 @@ def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = 
     """
     if prefix in leave_out:
         return {}
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+    kinds: dict[str, Setting] = {}
     if isinstance(value, Mapping):
-        found: dict[str, Setting] = {}
-        for name, each in value.items():
-            found |= flat_settings(each, f"{prefix}.{name}" if prefix else str(name), leave_out=leave_out)
-        return found
-    if isinstance(value, Path):
+        parts = {str(name): part for name, part in value.items()}
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = {each.name: getattr(value, each.name) for each in fields(value)}
+        stated = {each.name: getattr(each.type, "__name__", each.type) for each in fields(value)}
+        found = {name: type(part).__name__ for name, part in parts.items() if is_dataclass(part)}
+        kinds = {name: kind for name, kind in found.items() if kind != stated[name]}
+    elif isinstance(value, Path):
         return {prefix: str(value)}
-    return {prefix: value if isinstance(value, Setting) else repr(value)}
+    else:
+        return {prefix: value if isinstance(value, Setting) else repr(value)}
+    settings: dict[str, Setting] = {}
+    for name, part in parts.items():
+        full = f"{prefix}.{name}" if prefix else name
+        if full not in leave_out:
+            settings |= {full: kinds[name]} if name in kinds else {}
+            settings |= flat_settings(part, full, leave_out=leave_out)
+    return settings
 
 
 def refuse_changes(

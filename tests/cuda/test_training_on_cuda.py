@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pretended_cuda as pretended
@@ -11,7 +12,16 @@ import pytest
 import torch
 from pretended_cuda import CUDA, PretendedCuda
 
-from discrete_distill.distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import (
+    DiDiInstructConfig,
+    IDLMConfig,
+    PathConfig,
+    PathKL,
+    PathRatio,
+    Regularization,
+    RolloutMMDConfig,
+    VocabularyCredit,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 from discrete_distill.recipes.common.corpus import TokenStream
@@ -19,18 +29,43 @@ from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
 
 VOCAB, LENGTH, BATCH = 67, 8, 4
-SMALL = {"group_size": 2, "log_ratio_warmup": 0}
+SMALL: dict[str, Any] = {"advantages": {"group_size": 2}, "log_ratio": {"warmup": 0}}
 # The configuration of the method, whether there is a discriminator, and how often the host may wait in a step.
 CONFIGURATIONS = {
     "paper": (DiDiInstructConfig.paper(**SMALL), True, 12),
-    "default": (DiDiInstructConfig(**SMALL), False, 19),
-    "vocabulary": (DiDiInstructConfig(**SMALL, credit="vocabulary", window=0, kl_coefficient=0.1), False, 58),
-    "path": (DiDiInstructConfig(**SMALL, log_ratio="path", credit="vocabulary"), False, 22),
-    "branching": (DiDiInstructConfig(**SMALL, branching=True), False, 21),
-    "gradient steps": (DiDiInstructConfig(**SMALL, gradient_steps=2, kl_coefficient=0.1), False, 29),
-    "idlm": (IDLMConfig(**SMALL), False, 17),
-    "mmd": (RolloutMMDConfig(group_size=2), False, 11),
-    "teacher reference": (DiDiInstructConfig.paper(**SMALL, reference="teacher"), True, 13),
+    "default": (DiDiInstructConfig.recommended(regularization=Regularization(), **SMALL), False, 19),
+    "vocabulary": (
+        DiDiInstructConfig.recommended(
+            credit=VocabularyCredit(), regularization=Regularization(path_kl=PathKL(coefficient=0.1)), **SMALL
+        ),
+        False,
+        58,
+    ),
+    "path": (
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 2},
+            log_ratio=PathRatio(),
+            credit=VocabularyCredit(),
+            regularization=Regularization(),
+        ),
+        False,
+        22,
+    ),
+    "branching": (
+        DiDiInstructConfig.recommended(paths={"branching": True}, regularization=Regularization(), **SMALL),
+        False,
+        21,
+    ),
+    "gradient steps": (
+        DiDiInstructConfig.recommended(
+            paths={"gradient_steps": 2}, regularization=Regularization(path_kl=PathKL(coefficient=0.1)), **SMALL
+        ),
+        False,
+        29,
+    ),
+    "idlm": (IDLMConfig.recommended(**SMALL), False, 17),
+    "mmd": (RolloutMMDConfig.recommended(advantages={"group_size": 2}), False, 11),
+    "teacher reference": (DiDiInstructConfig.paper(reference="teacher", **SMALL), True, 13),
 }
 
 

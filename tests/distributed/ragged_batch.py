@@ -17,8 +17,17 @@ from torch import Generator, Tensor, nn
 from transformers import TrainerCallback
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion
+from discrete_distill.distillation.methods import (
+    AuxiliaryRatio,
+    CorruptionByParts,
+    DataKL,
+    PathKL,
+    Regularization,
+    TokenCredit,
+)
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.process import BetaTime
 from discrete_distill.process.masking import Corruption
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
@@ -62,7 +71,7 @@ def networks(config: DiDiInstructConfig) -> dict[str, Any]:
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.3)
     made: dict[str, Any] = {"teacher": teacher.double(), "student": DiDiInstruct.make_student(teacher, config)}
-    if config.log_ratio == "auxiliary":
+    if isinstance(config.log_ratio, AuxiliaryRatio):
         made["auxiliary"] = DiDiInstruct.make_auxiliary(teacher, config)
     else:
         made["discriminator"] = in_double(Discriminator.from_denoiser(teacher, 1))
@@ -82,22 +91,20 @@ def in_double(network: Discriminator) -> Discriminator:
 def config_of(ratio: str, baseline: Any = "leave_one_out") -> DiDiInstructConfig:
     """Every term of the losses; statistics of the whole batch."""
     changes: dict[str, Any] = {
-        "path_steps": (1,),
-        "group_size": GROUP,
-        "baseline": baseline,
-        "scale": "batch",
-        "advantage_clip": 1.2,
-        "kl_coefficient": 0.3,
-        "data_kl_coefficient": 0.4,
-        "entropy_coefficient": 0.2,
-        "step_conditioning": False,
-        "log_ratio_conditioning": False,
-        "log_ratio_warmup": 0,
-        "log_ratio_updates": 1,
+        "paths": {"num_steps": (1,), "step_conditioning": False},
+        "advantages": {"group_size": GROUP, "baseline": baseline, "scale": "batch", "clip": 1.2},
+        "regularization": Regularization(
+            path_kl=PathKL(coefficient=0.3), data_kl=DataKL(coefficient=0.4), entropy_coefficient=0.2
+        ),
     }
     if ratio == "auxiliary":
-        return DiDiInstructConfig(corruption_by="parts", corruptions=1, window=1, **changes)
-    return DiDiInstructConfig.paper(**{**changes, "coupled_time": False, "tau_low": 0.5, "tau_high": 0.5 + 1e-12})
+        return DiDiInstructConfig.recommended(
+            log_ratio=AuxiliaryRatio(updates=1, warmup=0, step_conditioning=False),
+            credit=TokenCredit(window=1, corruption=CorruptionByParts(num_parts=1)),
+            **changes,
+        )
+    half = BetaTime(0.5, 0.5 + 1e-12, a=1.0, b=1.0)
+    return DiDiInstructConfig.paper(credit={"corruption": {"time_distribution": half}}, **changes)
 
 
 def draw_tokens_of_rows(method: DiDiInstruct) -> None:

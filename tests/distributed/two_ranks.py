@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from whole_batch import ACCELERATOR, BATCH, LENGTH, RANK, VOCAB, network, same_as_one_process
 
 from discrete_distill import AncestralSampler, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, group_advantages
+from discrete_distill.distillation.methods import Regularization
 from discrete_distill.distributed.collectives import leave_processes
 from discrete_distill.distributed.parallel import can_shard, gathered
 from discrete_distill.evaluation import CausalLMJudge
@@ -227,7 +228,12 @@ def trainer(folder: Path) -> dict[str, Any]:
     """transformers' Trainer puts the student under its own DDP: one student and one auxiliary on both ranks."""
     from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 
-    config = DiDiInstructConfig(group_size=2, path_steps=(2,), log_ratio_warmup=0)
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 2},
+        paths={"num_steps": (2,)},
+        log_ratio={"warmup": 0},
+        regularization=Regularization(),
+    )
     teacher = network(dropout=0.1).float()
     quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
     made = DiDiInstructTrainer(

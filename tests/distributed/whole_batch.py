@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
+from discrete_distill.distillation.methods import AuxiliaryRatio, CorruptionByParts, TokenCredit
 from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
 from discrete_distill.distributed.collectives import mean_over_processes
 from discrete_distill.distributed.parallel import gathered
@@ -115,10 +116,13 @@ def prompt(rank: int) -> Tensor:
 
 def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
     """Greatest differences of losses and gradients from those of one process with the whole batch."""
-    changes: dict[str, Any] = {"scale": "batch", "group_size": GROUP, "step_conditioning": True}
+    changes: dict[str, Any] = {"log_ratio": {"reuse_logits": True}}
     if ratio == "auxiliary":
-        changes |= {"log_ratio": "auxiliary", "corruption_by": "parts", "corruptions": 2, "credit": "token"}
-    config = DiDiInstructConfig.paper(reuse_discriminator_logits=ratio == "discriminator", **changes)
+        told = AuxiliaryRatio(updates=1, warmup=0, step_conditioning=False)
+        changes = {"log_ratio": told, "credit": TokenCredit(corruption=CorruptionByParts(num_parts=2))}
+    config = DiDiInstructConfig.paper(
+        paths={"step_conditioning": True}, advantages={"group_size": GROUP, "scale": "batch"}, **changes
+    )
     teacher = network()
     torch.manual_seed(2)
     plain = {"student": network(step_conditioning=True)}

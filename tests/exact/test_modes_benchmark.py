@@ -3,11 +3,13 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion, exact
+from discrete_distill.distillation.methods import Regularization
 
 ROOT = Path(__file__).parents[2]
 WORDS, LENGTH = 4, 3
@@ -104,9 +106,12 @@ def test_a_student_of_few_paths_gives_up_modes_without_the_recommended_control_a
 
     laboratory = Laboratory(exact.modal_mixture(4, WORDS, seed=3), LENGTH, hidden_size=16)
     training = Training(updates=60, batch=24, rate=3e-2, ratio_rate=1e-2, warmup=10)
-    paths = {"path_steps": (2, 3), "group_size": 12, "window": 0}
+    paths: dict[str, Any] = {"paths": {"num_steps": (2, 3)}, "advantages": {"group_size": 12}, "credit": {"window": 0}}
     masses = {}
-    for name, config in (("plain", DiDiInstructConfig(**paths)), ("kept", DiDiInstructConfig.recommended(**paths))):
+    for name, config in (
+        ("plain", DiDiInstructConfig.recommended(regularization=Regularization(), **paths)),
+        ("kept", DiDiInstructConfig.recommended(**paths)),
+    ):
         student = distil(laboratory, LookUpDenoiser(laboratory), config, training, seed=1)
         with torch.no_grad():
             distribution = distribution_of(laboratory, student, LENGTH)

@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from discrete_distill import DiDiInstructConfig, Discriminator, MaskedDiffusion, as_denoiser
-from discrete_distill.distillation.methods import MethodConfig
+from discrete_distill.distillation.methods import MethodConfig, Regularization
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 from discrete_distill.models import DiT, DiTConfig
 
 MASK, V, LENGTH = 8, 9, 8
 PROCESS = MaskedDiffusion(MASK)
-CONFIG = DiDiInstructConfig(
-    group_size=4, path_steps=(2,), log_ratio_warmup=0, step_conditioning=False, log_ratio_conditioning=False
+CONFIG = DiDiInstructConfig.recommended(
+    advantages={"group_size": 4},
+    paths={"num_steps": (2,), "step_conditioning": False},
+    log_ratio={"warmup": 0, "step_conditioning": False},
+    regularization=Regularization(),
 )
 SIZE = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SPECIAL = {f"{name}_token_id": 0 for name in ("pad", "cls", "sep", "bos", "eos")}

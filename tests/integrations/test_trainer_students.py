@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
-from discrete_distill.distillation.methods import RolloutMMDConfig
+from discrete_distill.distillation.methods import AuxiliaryRatio, RolloutMMDConfig, with_changes
 from discrete_distill.integrations import transformers as integration
 from discrete_distill.models import add_lora, load_denoiser
 from discrete_distill.training import TrainingDiverged
@@ -32,10 +32,6 @@ def own_process_state() -> None:
 @pytest.mark.parametrize("ratio", ["auxiliary", "discriminator"])
 def test_bf16_is_computed_by_every_network(kind: str, ratio: str, tmp_path: Path) -> None:
     config = CONFIG if ratio == "auxiliary" else DiDiInstructConfig.paper()
-    if ratio == "discriminator":
-        config = DiDiInstructConfig(
-            **{**vars(config), "step_conditioning": False, "log_ratio_conditioning": False, "log_ratio_warmup": 0}
-        )
     made = trainer(tmp_path, kind, config, Rows(), bf16=True, max_steps=1)
     seen: dict[str, set[torch.dtype]] = {}
     for name in ("student", "teacher", ratio):
@@ -54,9 +50,7 @@ def test_bf16_is_computed_by_every_network(kind: str, ratio: str, tmp_path: Path
 
 
 def test_padding_is_neither_generated_nor_learnt_from(tmp_path: Path) -> None:
-    config = DiDiInstructConfig(
-        **{**vars(DiDiInstructConfig.paper()), "step_conditioning": False, "group_size": 2, "log_ratio_warmup": 0}
-    )
+    config = DiDiInstructConfig.paper(advantages={"group_size": 2})
     for prompt in (0, 2):
         made = trainer(tmp_path, "dit", config, Rows((8, 8, 3, 3, 6, 6, 5, 5), prompt), max_steps=2)
         method, rollouts = made.method, []
@@ -210,7 +204,7 @@ class Rates(TrainerCallback):
 def test_in_the_warm_up_of_the_ratio_the_student_has_no_update(tmp_path: Path) -> None:
     """Neither weight decay nor a loss that is not finite moves it; its schedule lies behind the warm-up."""
     warmup, steps = 3, 7
-    config = DiDiInstructConfig(**{**vars(CONFIG), "log_ratio_warmup": warmup})
+    config = with_changes(CONFIG, log_ratio={"warmup": warmup})
     made = trainer(
         tmp_path, "bert", config, max_steps=steps, weight_decay=0.5, warmup_steps=2, lr_scheduler_type="linear"
     )
@@ -318,18 +312,16 @@ def test_schedules_of_the_ratio_networks_end_with_their_updates(
 
     monkeypatch.setattr(integration, "ModuleOptimizer", Spy)
     base = CONFIG if ratio == "auxiliary" else DiDiInstructConfig.paper()
-    config = DiDiInstructConfig(
-        **{**vars(base), "step_conditioning": False, "log_ratio_conditioning": False, "log_ratio_warmup": 2}
-    )
+    config = with_changes(base, log_ratio={"warmup": 2})
     made = trainer(tmp_path, "dit", config, Rows(), max_steps=5, gradient_accumulation_steps=2, discriminator_every=3)
     made.train()
-    updates = 5 * config.log_ratio_updates if ratio == "auxiliary" else 2
+    updates = 5 * AuxiliaryRatio().updates if ratio == "auxiliary" else 2
     assert planned == [updates]
     assert made.module_optimizers[ratio].scheduler.last_epoch == updates
 
 
 def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:
-    config = RolloutMMDConfig(group_size=CONFIG.group_size, path_steps=CONFIG.path_steps, step_conditioning=False)
+    config = RolloutMMDConfig.recommended(paths={"num_steps": CONFIG.paths.num_steps, "step_conditioning": False})
     teacher = denoiser("dit")
     before = weights_of(teacher)
     with pytest.raises(ValueError, match="train_dataset"):
@@ -341,7 +333,7 @@ def test_the_method_of_mmd_compares_with_the_rows(tmp_path: Path) -> None:
 
 def test_the_student_of_a_method_that_is_told_its_step(tmp_path: Path) -> None:
     """The library's own network, checkpointed in micro-batches: every argument at once."""
-    config = DiDiInstructConfig(**{**vars(CONFIG), "step_conditioning": True, "log_ratio_conditioning": False})
+    config = with_changes(CONFIG, paths={"step_conditioning": True})
     teacher = denoiser("dit")
     student = DiDiInstruct.make_student(teacher, config)
     made = trainer(

@@ -1,5 +1,6 @@
 """DiDi-Instruct in transformers' Trainer: both optimisers move, logs say what they should, resuming changes nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, Frame, MaskedDiffusion
+from discrete_distill.distillation.methods import DiscriminatorRatio, Regularization
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 from discrete_distill.models import DiT, DiTConfig
 
@@ -56,7 +58,7 @@ def trainer(folder: Path, config: DiDiInstructConfig, data: Any = None, **settin
     teacher = DiT(shape)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.3)
-    wants = config.log_ratio == "discriminator"
+    wants = isinstance(config.log_ratio, DiscriminatorRatio)
     arguments: dict[str, Any] = {
         "max_steps": 6,
         "per_device_train_batch_size": 8,
@@ -83,9 +85,16 @@ def trainer(folder: Path, config: DiDiInstructConfig, data: Any = None, **settin
 
 
 CONFIGS = {
-    "auxiliary": DiDiInstructConfig(group_size=4, path_steps=(2,), log_ratio_warmup=1),
+    "auxiliary": DiDiInstructConfig.recommended(
+        advantages={"group_size": 4},
+        paths={"num_steps": (2,)},
+        log_ratio={"warmup": 1},
+        regularization=Regularization(),
+    ),
     "discriminator": DiDiInstructConfig.paper(),
-    "controlled": DiDiInstructConfig.recommended(group_size=4, path_steps=(2,), log_ratio_warmup=1),
+    "controlled": DiDiInstructConfig.recommended(
+        advantages={"group_size": 4}, paths={"num_steps": (2,)}, log_ratio={"warmup": 1}
+    ),
 }
 
 
@@ -153,13 +162,18 @@ def test_prompts_are_kept_and_shared_by_a_group(tmp_path: Path) -> None:
 
 
 def test_the_student_stands_still_while_the_ratio_warms_up(tmp_path: Path) -> None:
-    config = DiDiInstructConfig(group_size=4, path_steps=(2,), log_ratio_warmup=6)
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 4},
+        paths={"num_steps": (2,)},
+        log_ratio={"warmup": 6},
+        regularization=Regularization(),
+    )
     made = trainer(tmp_path, config)
     before = state_of(made)
     made.train()
     after = state_of(made)
     assert all(torch.equal(after[key], before[key]) for key in before if key.startswith("student"))
-    assert made.module_optimizers["auxiliary"].scheduler.last_epoch == 6 * config.log_ratio_updates
+    assert made.module_optimizers["auxiliary"].scheduler.last_epoch == 6 * config.update_plan().updates["auxiliary"]
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
@@ -188,7 +202,9 @@ def test_importing_the_package_and_the_integrations_leaves_transformers_alone() 
 
 def test_a_frame_stands_in_the_place_of_the_length(tmp_path: Path) -> None:
     """Every path of the Trainer keeps the tokens of the frame; arguments can be written as JSON."""
-    config = DiDiInstructConfig(group_size=4, path_steps=(2,))
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 4}, paths={"num_steps": (2,)}, regularization=Regularization()
+    )
     frame = Frame(4, prefix=[1, 2], suffix=[3])
     made = trainer(tmp_path, config, length=frame, max_steps=1, save_steps=100)
     seen = []
@@ -200,4 +216,4 @@ def test_a_frame_stands_in_the_place_of_the_length(tmp_path: Path) -> None:
     assert bool((path.sequences[:, :2] == torch.tensor([1, 2])).all())
     assert bool((path.sequences[:, -1] == 3).all())
     assert path.generation_mask.sum(1).tolist() == [4] * 8
-    assert "Frame" in made.args.to_json_string() or "prefix" in made.args.to_json_string()
+    assert json.loads(made.args.to_json_string())["length"] == {"length": 4, "prefix": [1, 2], "suffix": [3]}

@@ -159,7 +159,11 @@ def test_the_fingerprint_of_the_tokenizer_is_published_and_kept(
         ("class", lambda: DiT.from_pretrained(tmp_path / "given"), {}),
         ("loaded", lambda: load_denoiser(tmp_path / "class"), {}),
         ("file", lambda: load_denoiser(tmp_path / "loaded" / "model.safetensors"), {}),
-        ("student", lambda: DiDiInstruct.make_student(load_denoiser(tmp_path / "file"), DiDiInstructConfig()), {}),
+        (
+            "student",
+            lambda: DiDiInstruct.make_student(load_denoiser(tmp_path / "file"), DiDiInstructConfig.recommended()),
+            {},
+        ),
         ("told no step", lambda: SDTT.make_student(load_denoiser(tmp_path / "file"), SDTTConfig()), {}),
     ):
         (tmp_path / name).mkdir()

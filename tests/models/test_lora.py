@@ -11,6 +11,7 @@ from published import BLOCKS, VOCABULARY, WIDTH, denoiser, network
 from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, as_denoiser
+from discrete_distill.distillation.methods import Regularization
 from discrete_distill.models import Discriminator, DiT, add_lora, lora_weights, merge_lora
 
 
@@ -95,7 +96,9 @@ def test_the_embedding_of_the_step_stays_trainable() -> None:
 
 def test_a_step_of_the_method_moves_the_small_matrices_alone() -> None:
     net, teacher = student(), denoiser(network())
-    config = DiDiInstructConfig(group_size=2, step_conditioning=False)
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 2}, paths={"step_conditioning": False}, regularization=Regularization()
+    )
     auxiliary = DiDiInstruct.make_auxiliary(denoiser(network(1)), config)  # not the teacher: there is a reward
     method = DiDiInstruct(net, teacher, None, MaskedDiffusion(VOCABULARY - 1), config, auxiliary=auxiliary)
     before = {name: value.clone() for name, value in net.state_dict().items()}

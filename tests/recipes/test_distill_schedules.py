@@ -9,7 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
+from discrete_distill.distillation.methods import (
+    AuxiliaryRatio,
+    DiDiInstructConfig,
+    DiscriminatorRatio,
+    RolloutMMDConfig,
+    SDTTConfig,
+    with_changes,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
@@ -19,12 +26,13 @@ SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_h
 RATE, WARMUP = 1e-3, 1
 
 
-def distillation(num_steps: int, **settings: Any) -> Distillation:
-    names = ("log_ratio_warmup", "log_ratio_updates", "log_ratio", "corruption_by", "discriminator_states")
-    method = {name: settings.pop(name) for name in names if name in settings}
+def distillation(num_steps: int, log_ratio: AuxiliaryRatio | DiscriminatorRatio, **settings: Any) -> Distillation:
     rate = OptimizerConfig(learning_rate=RATE, warmup_steps=WARMUP, schedule="linear")
     config = DistillConfig(
-        method=DiDiInstructConfig(group_size=2, path_steps=(2,), **method),
+        method=DiDiInstructConfig.paper(
+            advantages={"group_size": 2},
+            log_ratio=log_ratio,
+        ),
         loop=LoopConfig(num_steps=num_steps),
         batch_size=4,
         student=rate,
@@ -54,28 +62,19 @@ def line(updates: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "updates"),
+    ("log_ratio", "settings", "updates"),
     [
-        ({"log_ratio_warmup": 0, "log_ratio_updates": 1}, (7, 7, 7)),
-        ({"log_ratio_warmup": 3, "log_ratio_updates": 2}, (4, 14, 7)),
-        ({"log_ratio_warmup": 2, "log_ratio_updates": 1, "discriminator_every": 3}, (5, 7, 3)),
-        ({"log_ratio_warmup": 0, "log_ratio_updates": 3, "discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
-        (
-            {
-                "log_ratio_warmup": 6,
-                "log_ratio": "discriminator",
-                "corruption_by": "time",
-                "discriminator_states": "corrupted",
-                "discriminator_every": 2,
-            },
-            (1, None, 4),
-        ),
+        (AuxiliaryRatio(warmup=0, updates=1), {}, (7, 7, 7)),
+        (AuxiliaryRatio(warmup=3, updates=2), {}, (4, 14, 7)),
+        (AuxiliaryRatio(warmup=2, updates=1), {"discriminator_every": 3}, (5, 7, 3)),
+        (AuxiliaryRatio(warmup=0, updates=3), {"discriminator_every": 7, "accumulate": 2}, (7, 21, 1)),
+        (DiscriminatorRatio(warmup=6), {"discriminator_every": 2}, (1, None, 4)),
     ],
 )
 def test_every_schedule_ends_where_the_updates_of_its_network_end(
-    settings: dict[str, Any], updates: tuple[int, int | None, int]
+    log_ratio: AuxiliaryRatio | DiscriminatorRatio, settings: dict[str, Any], updates: tuple[int, int | None, int]
 ) -> None:
-    made = distillation(7, **settings)
+    made = distillation(7, log_ratio, **settings)
     rates = recorded_rates(made, 7)
     expected = dict(zip(("student", "auxiliary", "discriminator"), updates, strict=True))
     for name, module_optimizer in made.parts().items():
@@ -86,7 +85,7 @@ def test_every_schedule_ends_where_the_updates_of_its_network_end(
 
 
 def test_the_student_does_not_move_in_the_warm_up_of_the_ratio() -> None:
-    made = distillation(4, log_ratio_warmup=3)
+    made = distillation(4, AuxiliaryRatio(warmup=3))
     before = [parameter.detach().clone() for parameter in made.student.module.parameters()]
     for index in range(3):
         made.step(index, step_generator(0, index))
@@ -94,11 +93,15 @@ def test_the_student_does_not_move_in_the_warm_up_of_the_ratio() -> None:
     assert made.student.scheduler.last_epoch == 0
 
 
-@pytest.mark.parametrize("log_ratio_warmup", [5, 6])
-def test_a_warm_up_that_leaves_the_student_no_update_is_refused(log_ratio_warmup: int) -> None:
+@pytest.mark.parametrize("warmup", [5, 6])
+def test_a_warm_up_that_leaves_the_student_no_update_is_refused(warmup: int) -> None:
     config = DistillConfig(loop=LoopConfig(num_steps=11))
-    with pytest.raises(ValueError, match=str(log_ratio_warmup)):
-        replace(config, loop=LoopConfig(num_steps=5), method=replace(config.method, log_ratio_warmup=log_ratio_warmup))
+    with pytest.raises(ValueError, match=str(warmup)):
+        replace(
+            config,
+            loop=LoopConfig(num_steps=5),
+            method=with_changes(config.method, log_ratio={"warmup": warmup}),
+        )
 
 
 def test_a_discriminator_that_the_method_does_not_train_is_refused() -> None:

@@ -8,7 +8,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig, SDTTConfig
+from discrete_distill.distillation.methods import (
+    IDLMConfig,
+    Regularization,
+    RolloutMMDConfig,
+    SDTTConfig,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
@@ -53,19 +60,32 @@ def test_parameters_are_counted_without_making_the_network() -> None:
     "method",
     [
         DiDiInstructConfig.paper(),
-        DiDiInstructConfig(group_size=4, path_steps=(4,)),
-        DiDiInstructConfig(group_size=4, path_steps=(4,), gradient_steps=2),
-        RolloutMMDConfig(path_steps=(4,)),
-        IDLMConfig(group_size=4, path_steps=(4,)),
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4}, paths={"num_steps": (4,)}, regularization=Regularization()
+        ),
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4},
+            paths={"num_steps": (4,), "gradient_steps": 2},
+            regularization=Regularization(),
+        ),
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4},
+            paths={"num_steps": (4,)},
+            credit=VocabularyCredit(),
+            regularization=Regularization(),
+        ),
+        RolloutMMDConfig.recommended(paths={"num_steps": (4,)}),
+        IDLMConfig.recommended(advantages={"group_size": 4}, paths={"num_steps": (4,)}),
         SDTTConfig(teacher_steps=8, rounds=1),
     ],
-    ids=["paper", "defaults", "gradient steps", "mmd", "idlm", "sdtt"],
+    ids=["paper", "defaults", "gradient steps", "vocabulary", "mmd", "idlm", "sdtt"],
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
-    warm = {"log_ratio_warmup": 0} if hasattr(method, "log_ratio_warmup") else {}
+    if not isinstance(method, RolloutMMDConfig | SDTTConfig):
+        method = with_changes(method, log_ratio={"warmup": 0})
     trained = isinstance(method, DiDiInstructConfig)  # the others train no discriminator
-    config = DistillConfig(method=replace(method, **warm), batch_size=8, discriminator=trained, discriminator_blocks=2)
+    config = DistillConfig(method=method, batch_size=8, discriminator=trained, discriminator_blocks=2)
     torch.manual_seed(0)
     stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
     trainee = Distillation(config, DiT(shape), stream, MaskedDiffusion(11), Accelerator(cpu=True))

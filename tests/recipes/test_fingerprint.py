@@ -113,8 +113,8 @@ def test_a_name_on_the_hub_that_cannot_be_reached_has_no_fingerprint(monkeypatch
 
 TINY = [
     "--data.length=16", "--precision=fp32", "--name=run", "--distill.loop.num-steps=1", "--distill.batch-size=4",
-    "--distill.method.log-ratio-warmup=0",
-    "--distill.method.group-size=2", "--discriminator.updates=0",
+    "--distill.method.log-ratio.warmup=0",
+    "--distill.method.advantages.group-size=2", "--discriminator.updates=0",
 ]  # fmt: skip
 
 

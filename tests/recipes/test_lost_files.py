@@ -44,8 +44,8 @@ def flags(tmp_path: Path) -> list[str]:
         "--precision=fp32",
         "--distill.batch-size=8",
         "--distill.accumulate=1",
-        "--distill.method.group-size=4",
-        "--distill.method.log-ratio-warmup=0",
+        "--distill.method.advantages.group-size=4",
+        "--distill.method.log-ratio.warmup=0",
         "--distill.loop.log-every=1",
         "--distill.loop.checkpoint-every=2",
         "--distill.student.schedule=constant",
@@ -102,17 +102,8 @@ def test_a_run_that_diverges_is_one_line(
 @pytest.mark.parametrize("log_ratio", ["auxiliary", "discriminator"])
 def test_a_batch_can_be_worked_off_in_parts(log_ratio: str, flags: list[str], tmp_path: Path) -> None:
     """Every network makes one update a step (the auxiliary three), and the same seed gives the same student."""
-    paper = ["--distill.method.log-ratio=discriminator", "--distill.method.credit=sequence"]
-    more = [
-        "--distill.accumulate=2",
-        "--distill.parallel.activation-checkpointing",
-        "--distill.method.log-ratio-updates=3",
-    ]
-    more += (
-        [*paper, "--distill.method.corruption-by=time", "--distill.method.discriminator-states=corrupted"]
-        if log_ratio == "discriminator"
-        else []
-    )
+    more = ["--distill.accumulate=2", "--distill.parallel.activation-checkpointing"]
+    more += ["--preset=demo-paper"] if log_ratio == "discriminator" else ["--distill.method.log-ratio.updates=3"]
     weights = []
     for name in ("one", "two"):
         assert run(flags, 2, f"--name={name}", "--distill.discriminator", *more) == 0

@@ -11,8 +11,8 @@ from discrete_distill.recipes.owt import main
 pytestmark = pytest.mark.slow
 
 TINY = [
-    "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.log-ratio-warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
+    "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.advantages.group-size=2",
+    "--distill.method.log-ratio.warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
     "--discriminator.updates=1", "--discriminator.pool=4", "--discriminator.batch-size=2", "--evaluate.num-samples=2",
     "--evaluate.seeds", "0", "1", "--evaluate.steps", "2", "--evaluate.guided-steps", "2",
     "--evaluate.frontier-steps=2", "--evaluate.teacher-frontier-steps", "2", "--evaluate.batch-size=2",
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flag", "name"),
     [
         ("--distill.student.learning-rate=0.1", "learning_rate"),
-        ("--distill.method.kl-coefficient=0.5", "kl_coefficient"),
+        ("--distill.method.regularization.path-kl.coefficient=0.5", "path_kl.coefficient"),
         ("--distill.student.ema-decay=0", "ema_decay"),
         ("--distill.prior-guidance=0.5", "prior_guidance"),
         ("--seed=7", "seed"),
@@ -51,7 +51,7 @@ def test_a_finished_run_is_not_reported_with_settings_that_it_did_not_have(
     assert name in capsys.readouterr().err
     assert (finished / "run" / "student" / "model.safetensors").read_bytes() == student
     for stage in ("evaluate", "report"):
-        if name in ("learning_rate", "kl_coefficient"):
+        if name in ("learning_rate", "path_kl.coefficient"):
             assert run(stage, finished, flag) == 0
             value = flag.split("=")[1]
             assert f"{name} = {value}\n" not in (finished / "run" / "report.md").read_text()

@@ -32,8 +32,8 @@ TINY_TRAINING = [
     "--distill.loop.checkpoint-every=2",
     "--distill.batch-size=4",
     "--distill.accumulate=1",
-    "--distill.method.group-size=2",
-    "--distill.method.log-ratio-warmup=1",
+    "--distill.method.advantages.group-size=2",
+    "--distill.method.log-ratio.warmup=1",
     "--discriminator.updates=2",
     "--discriminator.pool=8",
     "--discriminator.batch-size=4",
@@ -171,7 +171,7 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--teacher.path=missing-folder"], "--teacher.path"),
         (["--judge.path=missing-folder"], "--judge.path"),
         (["--data.length=129"], "max_length 128"),
-        (["--distill.batch-size=16", "--distill.method.group-size=5"], "group_size 5 does not divide"),
+        (["--distill.batch-size=16", "--distill.method.advantages.group-size=5"], "group_size 5 does not divide"),
         (["--distill.prior-guidance=-1"], "--distill.prior-guidance"),
         (["--distill.prior-guidance=nan"], "--distill.prior-guidance"),
         (["--distill.discriminator-every=0"], "--distill.discriminator-every"),
@@ -244,7 +244,7 @@ def test_a_run_that_collapses_ends_with_a_report_that_says_so(trained: tuple[Pat
     """A learning rate far too high drives the student onto a few tokens, which the log of every step shows."""
     output, flags = trained
     rate = ["--distill.student.learning-rate=1.0", "--distill.student.warmup-steps=0", "--distill.loop.num-steps=16"]
-    free = ["--distill.method.data-kl-coefficient=0", "--distill.method.diversity-tolerance=None"]
+    free = ["--distill.method.regularization.data-kl.coefficient=0"]
     wild = ["--name=wild", *rate, *free, "--distill.student.ema-decay=0.5"]
     assert main([*flags, *wild]) == 0
     assert "COLLAPSE" in (output / "wild" / "report.md").read_text()

@@ -20,8 +20,8 @@ from discrete_distill.training import read_metrics
 
 COMMON = ["--data.length=16", "--precision=fp32", "--discriminator.updates=0", "--name=run"]
 DISTILL = [
-    "--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.log-ratio-warmup=0",
+    "--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.advantages.group-size=2",
+    "--distill.method.log-ratio.warmup=0",
 ]  # fmt: skip
 MODEL = [
     "--teacher.model.hidden-size=16", "--teacher.model.num-layers=1", "--teacher.model.num-heads=2",
@@ -30,8 +30,8 @@ MODEL = [
 COMPARE = [
     "--budget=network_evaluations", "--amount=150",
     *(f"--{method}.batch-size=4" for method in ("distill", "didi-paper", "idlm", "mmd", "sdtt", "autoregressive")),
-    *(f"--{method}.method.group-size=2" for method in ("distill", "didi-paper", "idlm", "mmd")),
-    "--distill.method.log-ratio-warmup=0", "--idlm.method.log-ratio-warmup=0",
+    *(f"--{method}.method.advantages.group-size=2" for method in ("distill", "didi-paper", "idlm", "mmd")),
+    "--distill.method.log-ratio.warmup=0", "--idlm.method.log-ratio.warmup=0",
     "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
 ]  # fmt: skip
 

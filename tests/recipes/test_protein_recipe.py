@@ -8,6 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from discrete_distill import models
+from discrete_distill.distillation.methods import Regularization
 from discrete_distill.evaluation.protein import AMINO_ACIDS
 from discrete_distill.recipes.common.assets import asset
 from discrete_distill.recipes.common.fasta import is_fasta, read_fasta
@@ -32,8 +33,8 @@ TINY = [
     "--teacher.model.hidden-size=16", "--teacher.model.num-layers=2", "--teacher.model.num-heads=2",
     "--teacher.model.cond-size=8", "--teacher.model.max-length=32",
     "--teacher.loop.num-steps=3", "--teacher.batch-size=4",
-    "--distill.loop.num-steps=3", "--distill.batch-size=4", "--distill.method.group-size=2",
-    "--distill.method.log-ratio-warmup=1",
+    "--distill.loop.num-steps=3", "--distill.batch-size=4", "--distill.method.advantages.group-size=2",
+    "--distill.method.log-ratio.warmup=1",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "--evaluate.steps", "4", "8",
     "--evaluate.guided-steps", "4", "--least-residues=4",
 ]  # fmt: skip
@@ -186,7 +187,12 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     assert [len(protein) for protein in proteins] == [12] * 5
     assert set("".join(proteins)) <= set(AMINO_ACIDS)
     assert cost <= 4
-    config = DiDiInstructConfig(group_size=2, step_conditioning=False, log_ratio_conditioning=False, log_ratio_warmup=0)
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 2},
+        paths={"step_conditioning": False},
+        log_ratio={"step_conditioning": False, "warmup": 0},
+        regularization=Regularization(),
+    )
     student, auxiliary = (load_dplm(str(small_esm)) for _ in range(2))
     with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
         for parameter in auxiliary.parameters():

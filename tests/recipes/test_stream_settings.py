@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.distillation.methods import DiDiInstructConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, Regularization
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common import token_cache
 from discrete_distill.recipes.common.corpus import TokenStream
@@ -35,7 +35,12 @@ def network() -> DiT:
 
 
 def fit_student(stream: TokenStream, folder: Path, num_steps: int) -> None:
-    method = DiDiInstructConfig(group_size=2, path_steps=(2,), log_ratio_warmup=0)
+    method = DiDiInstructConfig.recommended(
+        advantages={"group_size": 2},
+        paths={"num_steps": (2,)},
+        log_ratio={"warmup": 0},
+        regularization=Regularization(),
+    )
     config = DistillConfig(method=method, loop=LoopConfig(num_steps=num_steps), batch_size=2)
     distil(config, network(), stream, PROCESS, Accelerator(cpu=True), folder)
 

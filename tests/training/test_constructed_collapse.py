@@ -7,6 +7,7 @@ from torch import Generator
 
 from benchmarks.laboratory import Laboratory, LookUpDenoiser, Networks, trained
 from discrete_distill import DiDiInstructConfig, exact
+from discrete_distill.distillation.methods import Regularization
 from discrete_distill.training import CollapseWatch, TrainingCollapsed, mode_collapse
 
 LABORATORY = Laboratory(exact.modal_mixture(4, 3, concentration=0.3), length=4, hidden_size=16)
@@ -14,7 +15,13 @@ LABORATORY = Laboratory(exact.modal_mixture(4, 3, concentration=0.3), length=4, 
 
 def distil(updates: int, paths: int, rate: float) -> CollapseWatch:
     """Own-token credit and an auxiliary that is updated once, as a hurried run has it."""
-    config = DiDiInstructConfig(window=0, path_steps=(2,), group_size=paths, log_ratio_updates=1)
+    config = DiDiInstructConfig.recommended(
+        credit={"window": 0},
+        paths={"num_steps": (2,)},
+        advantages={"group_size": paths},
+        log_ratio={"updates": 1},
+        regularization=Regularization(),
+    )
     networks = Networks(LABORATORY, LookUpDenoiser(LABORATORY), config, seed=0)
     method, g = networks.method(LABORATORY.process, config), Generator().manual_seed(0)
     optimizers = [

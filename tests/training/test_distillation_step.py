@@ -1,7 +1,6 @@
 """One step of a method: what it updates, how often and in which order, whole and in parts."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +9,17 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, SDTTConfig
-from discrete_distill.distillation.methods import UpdatePlan
+from discrete_distill.distillation.methods import DataKL, Regularization, UpdatePlan, with_changes
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import BatchPart, DistillationStep, ModuleOptimizer, OptimizerConfig
 
 PROCESS, LENGTH = MaskedDiffusion(8), 6
-CONFIG = DiDiInstructConfig(
-    group_size=2, path_steps=(2,), log_ratio_warmup=1, log_ratio_updates=3, data_kl_coefficient=0.5
+CONFIG = DiDiInstructConfig.recommended(
+    advantages={"group_size": 2},
+    paths={"num_steps": (2,)},
+    log_ratio={"warmup": 1, "updates": 3},
+    regularization=Regularization(data_kl=DataKL(coefficient=0.5)),
 )
 
 
@@ -89,7 +91,7 @@ def test_a_step_obeys_the_plan(parts: int) -> None:
 
 def test_references_are_drawn_only_where_their_weight_is_not_zero() -> None:
     """An undistilled student agrees no more than itself: the weight is 0 until it collapses."""
-    scene = Scene(replace(CONFIG, diversity_tolerance=0.05))
+    scene = Scene(with_changes(CONFIG, regularization={"data_kl": {"diversity_tolerance": 0.05}}))
     for index in range(2):
         metrics = scene.step(index).run()
     weight = scene.method.diversity.weight
@@ -154,7 +156,7 @@ def test_a_step_of_sdtt_has_the_gradient_of_the_whole_batch_and_starts_rounds(pa
         ]
 
     rollouts = [method.rollout(reference=data(n), generator=Generator().manual_seed(n)) for n in range(parts)]
-    total = sum(float(rollout.generation_mask.sum()) for rollout in rollouts)
+    total = sum(float(rollout.loss_mask.sum()) for rollout in rollouts)
     loss = sum(method.loss("student", rollout, num_tokens=total).loss for rollout in rollouts)
     expected = torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(student.parameters()))]).norm()
     metrics = DistillationStep(method, {"student": optimizer}, accelerator, made(0), 0, num_steps=2).run()
@@ -197,7 +199,7 @@ class Rival:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_method_of_ones_own_needs_the_protocol_alone(parts: int) -> None:
-    scene = Scene(replace(CONFIG, log_ratio_conditioning=False))
+    scene = Scene(with_changes(CONFIG, log_ratio={"step_conditioning": False}))
     scene.method = Rival(scene)  # type: ignore[assignment]
     metrics = scene.step(0, parts).run()
     assert scene.updates() == {"student": 1, "auxiliary": 1}

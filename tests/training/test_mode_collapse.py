@@ -87,10 +87,10 @@ def test_the_sentence_has_the_figures_and_says_what_to_change() -> None:
     for line in history:
         line["teacher_divergence"] = line["step"] / 10.0
     (found,) = explain(history).values()
-    for said in ("agree at 80.0%", "at first 1.0%", "divergence from the teacher", "learning rate", "kl_coefficient"):
+    for said in ("agree at 80.0%", "at first 1.0%", "divergence from the teacher", "learning rate", "data_kl"):
         assert said in found
     assert "more paths" in found
-    assert "log_ratio_updates" in found
+    assert "log_ratio.updates" in found
 
 
 @pytest.mark.parametrize("wrong", [{"agreement_factor": 1.0}, {"entropy_share": 1.0}, {"errors": -1.0}, {"updates": 0}])

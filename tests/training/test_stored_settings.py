@@ -38,6 +38,28 @@ def test_settings_are_flat_plain_and_complete() -> None:
     assert flat_settings(Outer())["place"] == "runs"
 
 
+@dataclass
+class OneKind:
+    size: int = 2
+
+
+@dataclass
+class OtherKind(OneKind):
+    pass
+
+
+@dataclass
+class Choice:
+    kind: OneKind | OtherKind = field(default_factory=OneKind)
+    fixed: OneKind = field(default_factory=OneKind)
+
+
+def test_kinds_with_the_same_fields_are_told_apart() -> None:
+    assert flat_settings(Choice()) == {"kind": "OneKind", "kind.size": 2, "fixed.size": 2}
+    assert flat_settings(Choice(kind=OtherKind()), "a") == {"a.kind": "OtherKind", "a.kind.size": 2, "a.fixed.size": 2}
+    assert flat_settings(Choice(fixed=OtherKind()), leave_out=("kind",)) == {"fixed": "OtherKind", "fixed.size": 2}
+
+
 def test_what_differs_is_named_with_both_values() -> None:
     refuse_changes({"a": 1, "b": "x"}, {"a": 1, "b": "x"}, where="here")
     with pytest.raises(ValueError, match=r"b was x and is y"):

@@ -4,7 +4,7 @@ divergence. `DistillationMethod` has the training loop."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,18 +14,19 @@ from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
-from .assembly import check_matcher, make_diversity_control, make_estimator, make_matcher
 from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
+from .matcher_check import check_matcher
 from .networks import check_accepts_step, trainable_copy
+from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
-from .vocabulary_credit import VocabularyCredit
+from .vocabulary_credit import VocabularyLosses
 
 
 class DiDiInstruct(PathMethod[DiDiInstructConfig]):
@@ -37,7 +38,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
         process: mask and schedule.
         config: every choice.
-        auxiliary: denoiser that is fitted to the student, for ``log_ratio="auxiliary"``; see `make_auxiliary`.
+        auxiliary: denoiser that is fitted to the student, for an `AuxiliaryRatio`; see `make_auxiliary`.
         matcher: draws the student paths, in place of that of the configuration: paths with a temperature, an order or
             an end of sequence. Its process, with its forbidden ids, is then the method's.
 
@@ -46,7 +47,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
-        >>> config = DiDiInstructConfig.recommended(group_size=4)  # doctest: +SKIP
+        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
         >>> student = DiDiInstruct.make_student(teacher, config)  # doctest: +SKIP
         >>> auxiliary = DiDiInstruct.make_auxiliary(teacher, config)  # doctest: +SKIP
         >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
@@ -66,34 +67,39 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
-        if matcher is not None:
-            check_matcher(matcher, config)
-            process = matcher.process
-        if config.log_ratio == "discriminator" and discriminator is None:
-            raise ValueError('log_ratio="discriminator" needs a discriminator; see Discriminator.from_denoiser')
-        if config.log_ratio == "auxiliary" and auxiliary is None:
-            raise ValueError('log_ratio="auxiliary" needs auxiliary=; see DiDiInstruct.make_auxiliary')
-        if config.log_ratio == "auxiliary" and config.log_ratio_conditioning:
-            check_accepts_step(auxiliary, "auxiliary", "log_ratio_conditioning")
+        rows: Literal["revealed", "masked"] = "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        if matcher is None:
+            matcher = config.paths.matcher(process, rows=rows)
+        check_matcher(matcher, config)
+        process = matcher.process
+        if isinstance(config.log_ratio, DiscriminatorRatio) and discriminator is None:
+            raise ValueError("a DiscriminatorRatio needs a discriminator; see Discriminator.from_denoiser")
+        if isinstance(config.log_ratio, AuxiliaryRatio):
+            if auxiliary is None:
+                raise ValueError("an AuxiliaryRatio needs auxiliary=; see DiDiInstruct.make_auxiliary")
+            if config.log_ratio.step_conditioning:
+                check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
         self.discriminator = discriminator
         self.auxiliary = auxiliary
-        scored = config.credit != "vocabulary"
-        super().__init__(
-            student,
-            teacher,
-            process,
-            config,
-            matcher=matcher or make_matcher(process, config),
-            estimator=make_estimator(process, config, self._log_ratio(process, teacher, config)) if scored else None,
-        )
-        self.diversity = make_diversity_control(config)
+        estimator = None
+        if not isinstance(config.credit, VocabularyCredit):
+            estimator = make_estimator(
+                config.credit,
+                process,
+                self._log_ratio(process, teacher, config),
+                paths=config.paths,
+                advantages=config.advantages,
+                reward_clip=config.reward_clip,
+            )
+        super().__init__(student, teacher, process, config, estimator=estimator, matcher=matcher)
+        self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     @staticmethod
     def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
         what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        told = config.credit == "vocabulary" or config.log_ratio_conditioning
-        return trainable_copy(teacher, step_conditioning=told)
+        told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
+        return trainable_copy(teacher, step_conditioning=told or isinstance(config.credit, VocabularyCredit))
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
@@ -118,7 +124,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     def _log_ratio(
         self, process: MaskedDiffusion, teacher: nn.Module | Denoiser, config: DiDiInstructConfig
     ) -> LogRatioEstimator:
-        if config.log_ratio == "discriminator":
+        if isinstance(config.log_ratio, DiscriminatorRatio):
             assert self.discriminator is not None
             return DiscriminatorLogRatio(process, self.discriminator)
         assert self.auxiliary is not None
@@ -134,7 +140,9 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         return replace(plan, reads_reference=tuple(name for name in plan.reads_reference if name != "student"))
 
     def _data_kl_weight(self) -> float:
-        return self.config.data_kl_coefficient * (1.0 if self.diversity is None else self.diversity.weight)
+        return self.config.regularization.data_kl.coefficient * (
+            1.0 if self.diversity is None else self.diversity.weight
+        )
 
     def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
         """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
@@ -161,7 +169,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     ) -> StepOutput:
         """Binary cross-entropy between student states and reference tokens corrupted to the same times: averaged within
         a sequence over its masked positions (all generated ones where there is no mask), then over sequences by their
-        numbers of generated tokens. With ``reuse_discriminator_logits`` it is taken without dropout, since it is the
+        numbers of generated tokens. With ``log_ratio.reuse_logits`` it is taken without dropout, since it is the
         reward too.
 
         Args:
@@ -205,20 +213,19 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         if self.auxiliary is None:
             raise ValueError("this method was made without an auxiliary denoiser")
         tokens = divisor(rollout, num_tokens)
-        if self.config.credit != "vocabulary":
+        if not isinstance(self.config.credit, VocabularyCredit):
             return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
-        loss = self._vocabulary_credit().auxiliary_loss(rollout, generator, tokens)
+        loss = self._vocabulary_losses().auxiliary_loss(rollout, generator, tokens)
         return StepOutput(loss, {"auxiliary_loss": loss.detach()})
 
-    def _vocabulary_credit(self) -> VocabularyCredit:
-        return VocabularyCredit(self.process, self.config, self.teacher, self.auxiliary)
+    def _vocabulary_losses(self) -> VocabularyLosses:
+        return VocabularyLosses(self.process, self.config, self.teacher, self.auxiliary)
 
     def _sample_credit(self) -> SampleCredit:
-        return replace(
-            super()._sample_credit(),
-            regularization=self.config.regularization,
-            coupled_time=self.config.coupled_time,
-        )
+        made, credit = super()._sample_credit(), self.config.credit
+        assert not isinstance(credit, VocabularyCredit)
+        coupled = isinstance(credit.corruption, CorruptionByTime) and credit.corruption.coupled
+        return replace(made, regularization=self.config.regularization, coupled_time=coupled)
 
     def student_loss(
         self,
@@ -236,8 +243,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             rollout: of this step.
             log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed with ``data_kl_coefficient`` while
-                `update_plan` says that the student reads them; given positions must agree with the rollout's.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl`` while `update_plan`
+                says that the student reads them; given positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
@@ -247,16 +254,17 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
                 another shape than the samples.
         """
         tokens = divisor(rollout, num_tokens)
+        coefficient = self.config.regularization.data_kl.coefficient
         if self._data_kl_weight() and reference is None:
             raise ValueError(
-                f"data_kl_coefficient = {self.config.data_kl_coefficient} reads reference sequences; pass "
-                "student_loss(rollout, reference=...): data, or samples of the teacher at many steps"
+                f"data_kl.coefficient = {coefficient} reads reference sequences; pass student_loss(rollout, "
+                "reference=...): data, or samples of the teacher at many steps"
             )
-        if self.config.credit == "vocabulary":
-            out = self._vocabulary_credit().student_loss(rollout, generator, tokens)
+        if isinstance(self.config.credit, VocabularyCredit):
+            out = self._vocabulary_losses().student_loss(rollout, generator, tokens)
         else:
             out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
-        if not self.config.data_kl_coefficient:
+        if not coefficient:
             return out
         return self._with_data_divergence(out, rollout, reference, generator, tokens)
 

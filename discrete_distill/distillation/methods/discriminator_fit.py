@@ -14,8 +14,8 @@ from ...models import discriminator_accuracy, discriminator_loss, masked_mean
 from ...process import MaskedDiffusion, evaluation_mode
 from ..divergence import LogRatio
 from ..rollout import Rollout
-from .assembly import time_distribution
 from .config import DiDiInstructConfig
+from .options import CorruptionByTime, DiscriminatorRatio, SequenceCredit, TokenCredit
 from .output import LogRatioOutput, StepOutput
 from .sample_credit import own_time
 
@@ -31,7 +31,7 @@ def fit_discriminator(
     generator: Generator | None = None,
 ) -> StepOutput:
     """Binary cross-entropy between student states and reference tokens corrupted to the same times; see
-    `DiDiInstruct.discriminator_loss`.
+    `DiDiInstruct.discriminator_loss`. A discriminator that does not give the reward has no label smoothing.
 
     Args:
         discriminator: a `RatioNetwork`.
@@ -47,14 +47,15 @@ def fit_discriminator(
     """
     rollout.check_reference(reference)
     x_t, t = judged_states(process, config, rollout, generator)
+    log_ratio = config.log_ratio if isinstance(config.log_ratio, DiscriminatorRatio) else None
     reference, loss_mask_reference = rollout.judged(reference)
     x_t_reference = process.corrupt(reference, t, generation_mask=loss_mask_reference, generator=generator)
     loss_mask = rollout.loss_mask
-    if config.discriminator_states == "corrupted":
+    if log_ratio is not None:
         loss_mask = process.judged_positions(x_t, loss_mask)
         loss_mask_reference = process.judged_positions(x_t_reference, loss_mask_reference)
     kwargs = rollout.denoiser_kwargs()
-    reused = config.reuse_discriminator_logits
+    reused = log_ratio is not None and log_ratio.reuse_logits
     with evaluation_mode(discriminator, parametrizations=False) if reused else nullcontext():
         logits, logits_reference = discriminator(x_t, t, **kwargs), discriminator(x_t_reference, t, **kwargs)
     loss = discriminator_loss(
@@ -62,7 +63,7 @@ def fit_discriminator(
         logits_reference,
         loss_mask,
         loss_mask_reference,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=0.0 if log_ratio is None else log_ratio.label_smoothing,
         weight_B=rollout.loss_mask.sum(1) / num_tokens,
     )
     accuracy = discriminator_accuracy(logits, logits_reference, loss_mask, loss_mask_reference)
@@ -76,7 +77,8 @@ def fit_discriminator(
 def judged_states(
     process: MaskedDiffusion, config: DiDiInstructConfig, rollout: Rollout, generator: Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Student states that the discriminator sees, int64 ``[B, L]``, and their times, ``[B]``.
+    """Student states that the discriminator sees, int64 ``[B, L]``, and their times, ``[B]``: samples corrupted as for
+    the log-ratio where it gives the reward; otherwise states of the path, which re-ranking in a sampler meets.
 
     Args:
         process: corrupts the samples.
@@ -84,7 +86,7 @@ def judged_states(
         rollout: paths of the student.
         generator: source of randomness.
     """
-    if config.discriminator_states == "corrupted":
+    if isinstance(config.log_ratio, DiscriminatorRatio):
         t = _corruption_time(config, rollout, generator)
         sequences, loss_mask = rollout.judged()
         return process.corrupt(sequences, t, generation_mask=loss_mask, generator=generator), t
@@ -100,9 +102,13 @@ def judged_states(
 
 
 def _corruption_time(config: DiDiInstructConfig, rollout: Rollout, generator: Generator | None) -> Tensor:
-    own = own_time(rollout) if config.coupled_time else None
+    assert isinstance(config.credit, SequenceCredit | TokenCredit)
+    corruption = config.credit.corruption
+    assert isinstance(corruption, CorruptionByTime)
+    own = own_time(rollout) if corruption.coupled else None
     if own is not None:
         return own
     groups = len(rollout.sequences) // rollout.group_size
-    t = time_distribution(config).sample(groups, device=rollout.sequences.device, generator=generator).t
+    distribution = corruption.distribution(config.paths)
+    t = distribution.sample(groups, device=rollout.sequences.device, generator=generator).t
     return t.repeat_interleave(rollout.group_size)

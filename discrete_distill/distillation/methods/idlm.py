@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from ...checks import check_all_counts
 from ...models import DiT
-from ...process import BetaTime, ConstantWeight, Denoiser, MaskedDiffusion
-from ..divergence import AuxiliaryDenoiserLogRatio, ScoreFunctionIntegralKL
+from ...process import Denoiser, MaskedDiffusion
+from ..divergence import AuxiliaryDenoiserLogRatio
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
 from .networks import check_accepts_step, trainable_copy
+from .options import AuxiliaryRatio, CorruptionByCount, SequenceCredit, make_estimator
 from .output import StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod, divisor
 from .protocol import UpdatePlan
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class IDLMConfig(PathConfig):
     """Configuration of `IDLM`; `PathConfig` has the other fields.
 
     Args:
-        corruptions: corruptions averaged for each sample.
-        log_ratio_warmup: steps in which the auxiliary alone is updated.
-        log_ratio_updates: updates of the auxiliary for each one of the student.
-        log_ratio_conditioning: tell the auxiliary which number of steps its samples were drawn in, so that each is
-            compared with the teacher by itself; off: the mixture of all is.
+        log_ratio: log-ratio of the auxiliary denoiser and the teacher.
+        corruption: corruption in which the two bounds are read.
 
     Raises:
-        TypeError: if a number that counts something is not whole.
-        ValueError: if a number is out of range.
+        TypeError: if a part is of another class.
+        ValueError: if a name is unknown.
     """
 
-    corruptions: int = 2
-    log_ratio_warmup: int = 10
-    log_ratio_updates: int = 4
-    log_ratio_conditioning: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_all_counts(self, "corruptions", "log_ratio_updates")
-        check_all_counts(self, "log_ratio_warmup", least=0)
+    log_ratio: AuxiliaryRatio = field(default_factory=AuxiliaryRatio)
+    corruption: CorruptionByCount = field(default_factory=lambda: CorruptionByCount(num_draws=2))
 
     @property
     def method_class(self) -> type[IDLM]:
@@ -53,12 +43,13 @@ class IDLMConfig(PathConfig):
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """The student, then the auxiliary; a discriminator is not trained."""
-        updates = {"auxiliary": self.log_ratio_updates}
-        return UpdatePlan(order=("student", "auxiliary"), updates=updates, warmup=self.log_ratio_warmup)
+        updates = {"auxiliary": self.log_ratio.updates}
+        return UpdatePlan(order=("student", "auxiliary"), updates=updates, warmup=self.log_ratio.warmup)
 
     def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
         """Teacher and auxiliary on each corruption, and the updates of the auxiliary."""
-        return 2.0 * self.corruptions * batch + self.log_ratio_updates * batch, float(self.log_ratio_updates * batch)
+        updates = self.log_ratio.updates * batch
+        return 2.0 * self.corruption.num_draws * batch + updates, float(updates)
 
 
 class IDLM(PathMethod[IDLMConfig]):
@@ -83,7 +74,7 @@ class IDLM(PathMethod[IDLMConfig]):
             ``accepts_step``.
 
     Example:
-        >>> config = IDLMConfig(group_size=4)  # doctest: +SKIP
+        >>> config = IDLMConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
         >>> student = IDLM.make_student(teacher, config)  # doctest: +SKIP
         >>> auxiliary = IDLM.make_auxiliary(teacher, config)  # doctest: +SKIP
         >>> method = IDLM(student, teacher, auxiliary, process, config)  # doctest: +SKIP
@@ -102,20 +93,14 @@ class IDLM(PathMethod[IDLMConfig]):
         config = config if config is not None else IDLMConfig()
         if auxiliary is None:
             raise ValueError("IDLM needs an auxiliary denoiser; see IDLM.make_auxiliary")
-        if config.log_ratio_conditioning:
-            check_accepts_step(auxiliary, "auxiliary", "log_ratio_conditioning")
-        estimator = ScoreFunctionIntegralKL(
+        if config.log_ratio.step_conditioning:
+            check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
+        estimator = make_estimator(
+            SequenceCredit(corruption=config.corruption),
             process,
             AuxiliaryDenoiserLogRatio(process, auxiliary, teacher),
-            time_distribution=BetaTime(0.02, 0.98, a=1.0, b=1.0),
-            weight=ConstantWeight(),
-            importance_weight=False,
-            corruptions=config.corruptions,
-            by="count",
-            shared_masks=config.branching,
-            baseline=config.baseline,
-            scale=config.scale,
-            advantage_clip=config.advantage_clip,
+            paths=config.paths,
+            advantages=config.advantages,
         )
         super().__init__(student, teacher, process, config, estimator=estimator)
         self.auxiliary = auxiliary
@@ -124,7 +109,7 @@ class IDLM(PathMethod[IDLMConfig]):
     def make_auxiliary(teacher: DiT, config: IDLMConfig) -> DiT:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
         its samples' paths, if so configured."""
-        return trainable_copy(teacher, step_conditioning=config.log_ratio_conditioning)
+        return trainable_copy(teacher, step_conditioning=config.log_ratio.step_conditioning)
 
     def auxiliary_loss(
         self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None

@@ -14,14 +14,20 @@ class MethodConfig:
     """Configuration of a method: a dataclass derived from this class.
 
     Attributes:
-        group_size: consecutive rows of a batch that are compared with each other; 1 if samples are not compared.
         reference: where reference sequences come from, "data" or "teacher" samples.
-        step_conditioning: tell the student where its step ends.
     """
 
-    group_size: int = 1
     reference: Literal["data", "teacher"] = "data"
-    step_conditioning: bool = False
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive rows of a batch that are compared with each other; 1 if samples are not compared."""
+        return 1
+
+    @property
+    def step_conditioning(self) -> bool:
+        """Whether the student is told where its step ends."""
+        return False
 
     @property
     def method_class(self) -> type[BaseMethod]:

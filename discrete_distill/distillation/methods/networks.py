@@ -22,8 +22,8 @@ def trainable_copy(teacher: DiT, *, step_conditioning: bool) -> DiT:
     """
     if step_conditioning and not hasattr(teacher, "with_step_conditioning"):
         raise TypeError(
-            f"a {type(teacher).__name__} cannot be told its step, as a DiT can: set step_conditioning=False, and "
-            "log_ratio_conditioning=False for its auxiliary"
+            f"a {type(teacher).__name__} cannot be told its step, as a DiT can: set step_conditioning=False in paths, "
+            "and in the log-ratio for its auxiliary"
         )
     made = teacher.with_step_conditioning() if step_conditioning else copy.deepcopy(teacher)
     if isinstance(teacher, HubNetwork) and isinstance(made, HubNetwork):

@@ -2,72 +2,56 @@
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
-from ...checks import check_all_counts, check_count
-from ..rewards import Baseline, Scale, check_advantages
 from .method_config import MethodConfig
+from .options import Advantages, Paths, with_changes
+from .options.fields import check_fields
+
+ConfigT = TypeVar("ConfigT", bound="PathConfig")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PathConfig(MethodConfig):
-    """Paths of the student, advantages of their samples, and what a loop around asks for.
-
-    The values of DiDi-Instruct (arXiv 2509.25035) are given as "paper".
+    """Paths of the student, advantages of their samples, and the reference sequences that a loop provides.
 
     Args:
-        path_steps: numbers of steps of a path; one is drawn for each batch (paper: 2).
-        gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all (paper: all).
-        branching: rows of a group share their path up to the one step that keeps a graph, and the masks that their
-            rewards are read with (paper: off). See `IntermediateStateMatcher`.
-        group_size: G, consecutive rows compared with each other (paper: 4).
-        baseline: what is subtracted from rewards (paper: group mean).
-        scale: what rewards are divided by (paper: group standard deviation).
-        advantage_clip: greatest normalised reward (paper: 3).
-        reference: where reference sequences come from: "data" (the authors' code) or "teacher" samples (their
-            Algorithm 1).
-        step_conditioning: tell the student where its step ends; its first answers are the teacher's.
+        paths: paths of the student.
+        advantages: normalisation of the rewards of their samples.
+        reference: where reference sequences come from: "data", or "teacher" samples.
 
     Raises:
-        TypeError: if a number that counts something is not whole.
-        ValueError: if a number is out of range or a name is unknown.
+        TypeError: if a part is of another class.
+        ValueError: if a name is unknown.
     """
 
-    path_steps: tuple[int, ...] = (4, 8)
-    gradient_steps: int | None = None
-    branching: bool = False
-    group_size: int = 16
-    baseline: Baseline = "leave_one_out"
-    scale: Scale = "batch"
-    advantage_clip: float | None = 3.0
+    paths: Paths = field(default_factory=Paths.recommended)
+    advantages: Advantages = field(default_factory=Advantages.recommended)
     reference: Literal["data", "teacher"] = "data"
-    step_conditioning: bool = True
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name} is one of {get_args(hint)}, got {getattr(self, name)!r}")
-        check_all_counts(self, "group_size")
-        if self.gradient_steps is not None:
-            check_count("gradient_steps", self.gradient_steps)
-        for steps in self.path_steps:
-            check_count("path_steps", steps)
-        if not self.path_steps:
-            raise ValueError("path_steps needs one or more numbers of steps, got none")
-        check_advantages(self.scale, self.baseline, self.advantage_clip)
+        check_fields(self)
 
-    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
-        """Expected number of steps of a path, of states that the student evaluates, and of those with a graph; every
-        state is assumed to reveal something in every sequence.
+    @classmethod
+    def recommended(cls: type[ConfigT], **changes: Any) -> ConfigT:
+        """Return the recommended configuration, the defaults, with changes.
 
         Args:
-            batch: sequences.
-            time_conditioning: whether the student's network reads the time of a state.
+            **changes: see `with_changes`.
         """
-        steps = statistics.fmean(self.path_steps)
-        kept = 1.0 if self.branching else min(float(self.gradient_steps or steps), steps)
-        # All-mask states with one time, or for a network that reads none, are evaluated as one.
-        states = 1.0 + (steps - 1.0) * batch
-        return steps, states, kept / steps * states
+        return with_changes(cls(), **changes)
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive rows of a batch that are compared with each other."""
+        return self.advantages.group_size
+
+    @property
+    def step_conditioning(self) -> bool:
+        """Whether the student is told the end of its step."""
+        return self.paths.step_conditioning
+
+    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
+        """See `Paths.evaluations`."""
+        return self.paths.evaluations(batch, time_conditioning=time_conditioning)

@@ -37,8 +37,8 @@ class PathMethod(BaseMethod[ConfigT]):
         teacher: any denoiser; read without a graph, never given a gradient.
         process: mask and schedule.
         config: every choice.
-        matcher: draws the paths.
         estimator: scores the samples; None for a method that scores none.
+        matcher: draws the paths, in place of that of the configuration.
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
@@ -51,17 +51,11 @@ class PathMethod(BaseMethod[ConfigT]):
         process: MaskedDiffusion,
         config: ConfigT,
         *,
-        matcher: IntermediateStateMatcher | None = None,
         estimator: ScoreFunctionIntegralKL | None,
+        matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         super().__init__(student, teacher, process, config)
-        self.matcher = matcher or IntermediateStateMatcher(
-            process,
-            num_steps=config.path_steps,
-            rows="revealed",
-            gradient_steps=config.gradient_steps,
-            branching=config.branching,
-        )
+        self.matcher = matcher or config.paths.matcher(process)
         self.estimator = estimator
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +102,7 @@ class PathMethod(BaseMethod[ConfigT]):
         return self.matcher(
             self.student,
             shape,
-            group_size=self.config.group_size,
+            group_size=self.config.advantages.group_size,
             x_init=x_init,
             attention_mask=attention_mask,
             generator=generator,
@@ -189,7 +183,7 @@ class PathMethod(BaseMethod[ConfigT]):
 
     def _sample_credit(self) -> SampleCredit:
         if self.estimator is None:
-            raise ValueError('credit="vocabulary" has no rewards of samples')
+            raise ValueError("a method without an estimator has no rewards of samples")
         return SampleCredit(self.process, self.teacher, self.estimator)
 
 

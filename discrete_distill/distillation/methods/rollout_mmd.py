@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -12,27 +12,28 @@ from ..divergence import ScoreFunctionIntegralKL
 from ..divergence.mmd import check_bandwidth
 from ..rollout import Rollout
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
+from .options import Advantages
 from .output import LogRatioOutput
 from .path_config import PathConfig
 from .path_method import PathMethod
 from .protocol import UpdatePlan
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RolloutMMDConfig(PathConfig):
     """Configuration of `RolloutMMD`; `PathConfig` has the other fields. The batch must hold two groups or more. Rewards
     are scaled by their deviation over the batch, since kernel values differ by hundredths.
 
     Args:
-        group_size: rows of a group are not compared with each other.
+        advantages: normalisation of the rewards; rows of a group are not compared with each other.
         bandwidth: of the kernel; the median distance within the reference if None.
 
     Raises:
-        TypeError: if a number that counts something is not whole.
+        TypeError: if a part is of another class.
         ValueError: if a number is out of range.
     """
 
-    group_size: int = 4
+    advantages: Advantages = field(default_factory=lambda: Advantages.recommended(group_size=4))
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
@@ -96,14 +97,9 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         config = config if config is not None else RolloutMMDConfig()
         if features is None:
             features = FrozenFeatures(teacher)  # type: ignore[arg-type]
-        self.log_ratio = MMDLogRatio(features, config.group_size, config.bandwidth)
+        self.log_ratio = MMDLogRatio(features, config.advantages.group_size, config.bandwidth)
         estimator = ScoreFunctionIntegralKL(
-            process,
-            self.log_ratio,
-            importance_weight=False,
-            baseline=config.baseline,
-            scale=config.scale,
-            advantage_clip=config.advantage_clip,
+            process, self.log_ratio, importance_weight=False, **config.advantages.estimator_options()
         )
         super().__init__(student, teacher, process, config, estimator=estimator)
 

@@ -14,10 +14,11 @@ from torch import Generator, Tensor
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import SampleScores, ScoreFunctionIntegralKL
 from ..rollout import Rollout
+from .options import Regularization
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_metrics import path_metrics
 from .reward_metrics import reward_metrics
-from .step_losses import Regularization, step_losses
+from .step_losses import step_losses
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SampleCredit:
         process: names the mask.
         teacher: frozen.
         estimator: of the integral KL.
-        regularization: added to the surrogate.
+        regularization: terms along the path that are added to the surrogate.
         coupled_time: corrupt samples to a time of their own path.
     """
 
@@ -81,10 +82,8 @@ class SampleCredit:
         Raises:
             ValueError: if a log-probability of the path, or a reward, is not finite.
         """
-        regularization = self.regularization
-        steps = [
-            (step, step_losses(self.process, regularization, self.teacher, rollout, step)) for step in rollout.steps
-        ]
+        path_kl, entropy_coefficient = self.regularization.path_kl, self.regularization.entropy_coefficient
+        steps = [(step, step_losses(self.process, path_kl, self.teacher, rollout, step)) for step in rollout.steps]
         token_log_probs = torch.stack([step.scatter_to_sequence(each.log_prob) for step, each in steps]).sum(0)
         rollout.check_log_probs(token_log_probs.detach())
         token_log_probs = rollout.counted(token_log_probs)
@@ -97,12 +96,12 @@ class SampleCredit:
         entropy = rollout.sum_counted([each.entropy for _, each in steps]) / num_tokens
         metrics = reward_metrics(self.estimator, rollout, out) | {"entropy": entropy.detach()}
         metrics |= path_metrics(rollout, [each.entropy for _, each in steps])
-        if regularization.kl_coefficient:
+        if path_kl.coefficient:
             divergence = rollout.sum_counted([each.divergence for _, each in steps]) / num_tokens
-            loss = loss + regularization.kl_coefficient * divergence
+            loss = loss + path_kl.coefficient * divergence
             metrics["teacher_divergence"] = divergence.detach()
-        if regularization.entropy_coefficient:
-            loss = loss - regularization.entropy_coefficient * entropy
+        if entropy_coefficient:
+            loss = loss - entropy_coefficient * entropy
         return StepOutput(loss, metrics)
 
 

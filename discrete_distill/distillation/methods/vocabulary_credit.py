@@ -17,17 +17,18 @@ from ..divergence import difference_of_logs, token_divergence, vocabulary_cost
 from ..remasked_state import RemaskedState, remask
 from ..rollout import Rollout, TrajectoryStep
 from .config import DiDiInstructConfig
+from .options import PathRatio, VocabularyCredit
 from .output import StepOutput
 from .path_metrics import path_metrics
 
 
 @dataclass(frozen=True)
-class VocabularyCredit:
-    """The losses of student and auxiliary denoiser.
+class VocabularyLosses:
+    """The losses of student and auxiliary denoiser with credit over the vocabulary.
 
     Args:
         process: names the mask.
-        config: of the method.
+        config: of the method, whose credit is a `VocabularyCredit`.
         teacher: frozen.
         auxiliary: fitted to the student, or None where the distribution of the path itself is taken.
     """
@@ -55,7 +56,9 @@ class VocabularyCredit:
         Raises:
             ValueError: if the cost of a position is not finite: names step, sequence and position.
         """
-        kwargs, config = rollout.denoiser_kwargs(), self.config
+        kwargs, clip = rollout.denoiser_kwargs(), self.config.reward_clip
+        kl, entropy_coefficient = self.config.regularization.path_kl, self.config.regularization.entropy_coefficient
+        own_distribution = isinstance(self.config.log_ratio, PathRatio)
         cost, divergence = torch.zeros(2, device=rollout.sequences.device).unbind()
         costs: list[tuple[Tensor, Tensor]] = []
         entropies: list[Tensor] = []
@@ -65,33 +68,32 @@ class VocabularyCredit:
             with torch.no_grad():
                 teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.rows, kwargs)
                 teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
-                own_distribution = config.log_ratio == "path"
                 with evaluation_mode(self.auxiliary):
                     distribution_NV = (
                         student_NV if own_distribution else self._auxiliary_log_probs(step, remasked, kwargs)
                     )
-                ratio_NV = difference_of_logs(distribution_NV, teacher_NV).clamp(
-                    -config.reward_clip, config.reward_clip
-                )
+                ratio_NV = difference_of_logs(distribution_NV, teacher_NV).clamp(-clip, clip)
             cost_N = vocabulary_cost(student_NV, ratio_NV)
             costs.append((remasked.rows, cost_N.detach()))
             cost = cost + (remasked.weight * cost_N).sum()
-            if config.kl_coefficient:
-                divergence_N = token_divergence(student_NV, teacher_NV, kind=config.kl_kind, beta=config.kl_beta)
+            if kl.coefficient:
+                divergence_N = token_divergence(student_NV, teacher_NV, kind=kl.kind, beta=kl.beta)
                 divergence = divergence + (remasked.weight * divergence_N).sum()
             entropies.append(step.losses().entropy)
         _check_costs(costs, rollout.sequences.shape[1])
         entropy = rollout.sum_counted(entropies)
         cost, divergence, entropy = (total / num_tokens for total in (cost, divergence, entropy))
-        loss = cost + config.kl_coefficient * divergence - config.entropy_coefficient * entropy
+        loss = cost + kl.coefficient * divergence - entropy_coefficient * entropy
         metrics = {"log_ratio": cost.detach(), "entropy": entropy.detach()}
         metrics |= path_metrics(rollout, entropies)
-        if config.kl_coefficient:
+        if kl.coefficient:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)
 
     def _probe(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
-        return remask(self.process, step, rollout.loss_mask, hidden=self.config.hidden, generator=generator)
+        credit = self.config.credit
+        assert isinstance(credit, VocabularyCredit)
+        return remask(self.process, step, rollout.loss_mask, hidden=credit.mask_ratio, generator=generator)
 
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None

@@ -107,12 +107,14 @@ class CommandLine:
         complaint = io.StringIO()
         try:
             with contextlib.redirect_stderr(complaint):
+                # A part of several kinds has the flags of the preset's own kind.
                 return tyro.cli(
                     type(default),
                     default=default,
                     args=flags,
                     prog=f"python -m {self.program}",
                     description=self.description,
+                    config=(tyro.conf.AvoidSubcommands,),
                 )
         except SystemExit as ended:
             if not ended.code:

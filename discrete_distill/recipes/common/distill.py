@@ -79,15 +79,16 @@ class DistillConfig:
         check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
         check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
         check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
-        if self.batch_size % self.method.group_size:
+        group_size = self.method.group_size
+        if self.batch_size % group_size:
             raise ValueError(
-                f"group_size {self.method.group_size} does not divide batch_size {self.batch_size}; "
-                "change --distill.batch-size or --distill.method.group-size"
+                f"group_size {group_size} does not divide batch_size {self.batch_size}; "
+                "change --distill.batch-size or --distill.method.advantages.group-size"
             )
-        if self.batch_size % (self.accumulate * self.method.group_size):
+        if self.batch_size % (self.accumulate * group_size):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
-                f"{self.method.group_size}; change --distill.accumulate"
+                f"{group_size}; change --distill.accumulate"
             )
         if self.parallel.strategy == "fsdp" and self.method.reference == "teacher":
             raise ValueError(
@@ -102,7 +103,7 @@ class DistillConfig:
             )
         trained = "discriminator" in plan.order
         if trained and not self.discriminator:
-            raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
+            raise ValueError("a DiscriminatorRatio needs --distill.discriminator")
         if self.discriminator and not trained:
             raise ValueError(
                 f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
@@ -120,7 +121,7 @@ class DistillConfig:
         if not plan.updates_student(steps - 1):
             raise ValueError(
                 f"a warm-up of {plan.warmup} steps leaves the student no update in {steps} steps; lower "
-                "--distill.method.log-ratio-warmup, or raise --distill.loop.num-steps"
+                "--distill.method.log-ratio.warmup, or raise --distill.loop.num-steps"
             )
         return plan.planned_updates(steps, every={"discriminator": self.discriminator_every})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...distillation.methods import with_changes
+from ...process import BetaTime
 from ..common.distill import DistillConfig
 
 FULL = "didi-paper"
@@ -16,7 +18,7 @@ class Technique:
 
     Attributes:
         name: as the paper's table has it.
-        field: of `DiDiInstructConfig`; empty for guided inference, which is a choice of the sampler.
+        field: dotted name in `DiDiInstructConfig`; empty for guided inference, which is a choice of the sampler.
         without: the field's value without the technique.
         published: perplexities at 8 steps before and after it was added to those above it (arXiv 2509.25035, ablation),
             or None where the paper has no line of its own.
@@ -34,12 +36,22 @@ class Technique:
 
 
 TECHNIQUES = (
-    Technique(name="score decomposition", field="score_decomposition", without=False, published=(803.9, 667.8)),
-    Technique(name="coupled time", field="coupled_time", without=False, published=(667.8, 101.0)),
-    Technique(name="omega", field="omega", without="constant", published=(101.0, 95.0)),
-    Technique(name="pi", field="tau_shape", without=2.0, published=(95.0, 92.1)),
-    Technique(name="regularisation", field="kl_coefficient", without=0.0, published=(92.1, 88.3)),
-    Technique(name="entropy bonus", field="entropy_coefficient", without=0.0, published=None),
+    Technique(name="score decomposition", field="paths.num_steps", without=(1,), published=(803.9, 667.8)),
+    Technique(
+        name="coupled time",
+        field="credit.corruption.time_distribution",
+        without=BetaTime(0.02, 0.98, a=1.0, b=1.0),
+        published=(667.8, 101.0),
+    ),
+    Technique(name="omega", field="credit.corruption.time_weight", without=None, published=(101.0, 95.0)),
+    Technique(
+        name="pi",
+        field="paths.time_distribution",
+        without=BetaTime(0.02, 0.98, a=2.0, b=2.0),
+        published=(95.0, 92.1),
+    ),
+    Technique(name="regularisation", field="regularization.path_kl.coefficient", without=0.0, published=(92.1, 88.3)),
+    Technique(name="entropy bonus", field="regularization.entropy_coefficient", without=0.0, published=None),
     Technique(name="guided inference", field="", without=None, published=(88.3, 62.2)),
 )
 
@@ -54,8 +66,10 @@ def variants(full: DistillConfig) -> dict[str, DistillConfig]:
     made = {FULL: full}
     for technique in TECHNIQUES:
         if technique.field:
-            published: Any = full.method
-            method = replace(published, **{technique.field: technique.without})
+            changes = technique.without
+            for name in reversed(technique.field.split(".")):
+                changes = {name: changes}
+            method = with_changes(full.method, **changes)
             made[variant_name(technique)] = replace(full, method=method, discriminator=True)
     return made
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...evaluation import Frontier, FrontierReading
 from ...evaluation.checks import exponential
+from ...training import flat_settings
 from ..common.diversity_columns import COLUMNS, between_cells, collapse_warning, figures_of
 from ..common.printing import quoted
 from ..common.report_page import bullets, write_page
@@ -43,7 +43,7 @@ def write_comparison(run: Run, results: dict[str, Any]) -> Path:
         "## Samples\n\n" + _samples(results, run.tokenizer),
         "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
-    return write_page(run.directory, parts, asdict(run.config))
+    return write_page(run.directory, parts, flat_settings(run.config))
 
 
 def comparison_tables(results: dict[str, Any]) -> str:

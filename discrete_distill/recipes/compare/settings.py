@@ -149,11 +149,16 @@ def demo() -> ComparisonConfig:
         didi_paper=distilled(base.distill, DiDiInstructConfig.paper(), discriminator=True, learning_rate=1e-4),
         idlm=distilled(
             base.distill,
-            IDLMConfig(group_size=base.distill.batch_size, gradient_steps=2),
+            IDLMConfig.recommended(paths={"gradient_steps": 2}, advantages={"group_size": base.distill.batch_size}),
             discriminator=False,
             learning_rate=3e-4,
         ),
-        mmd=distilled(base.distill, RolloutMMDConfig(gradient_steps=2), discriminator=False, learning_rate=3e-4),
+        mmd=distilled(
+            base.distill,
+            RolloutMMDConfig.recommended(paths={"gradient_steps": 2}),
+            discriminator=False,
+            learning_rate=3e-4,
+        ),
         sdtt=DistillConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
             discriminator=False,

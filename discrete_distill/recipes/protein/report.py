@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...training import read_metrics
+from ...training import flat_settings, read_metrics
 from ..common.diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
 from ..common.report_page import bullets, write_page
 from ..common.run import Run
@@ -42,7 +41,7 @@ def write_report(run: Run, results: dict[str, Any]) -> Path:
         "## Samples\n\n" + _samples(results),
         "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
-    return write_page(run.directory, parts, asdict(run.config))
+    return write_page(run.directory, parts, flat_settings(run.config))
 
 
 LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.

@@ -60,7 +60,9 @@ def demo() -> ProteinConfig:
             evaluate_every=200,
         ),
         distill=DistillConfig(
-            method=DiDiInstructConfig.recommended(group_size=16, gradient_steps=2, corruptions=2, log_ratio_updates=2),
+            method=DiDiInstructConfig.recommended(
+                paths={"gradient_steps": 2}, credit={"corruption": {"num_draws": 2}}, log_ratio={"updates": 2}
+            ),
             loop=LoopConfig(num_steps=60, log_every=5, checkpoint_every=20),
             batch_size=16,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, schedule="cosine", ema_decay=0.9),

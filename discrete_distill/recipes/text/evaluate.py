@@ -98,7 +98,9 @@ def settings_used(run: Run) -> dict[str, Setting]:
     settings = flat_settings(run.config)
     file = run.directory / "student" / SETTINGS_FILE
     if file.exists():
-        settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
+        # Parts of other kinds than this command's have settings of other names.
+        settings = {name: value for name, value in settings.items() if not name.startswith("distill.method")}
+        settings |= {name: value for name, value in read_json_object(file).items() if name.startswith("distill.")}
     return settings
 
 

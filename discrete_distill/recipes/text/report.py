@@ -193,7 +193,7 @@ def _entropy_diagnostics(results: dict[str, Any]) -> list[str]:
                 found.append(
                     f"COLLAPSE: the {kind.replace('_', ' ')} of the {method} at {steps} steps is {change:+.0%} against "
                     "the teacher's; its perplexity means nothing. Lower the learning rate, or raise "
-                    "--distill.method.data-kl-coefficient."
+                    "--distill.method.regularization.data-kl.coefficient."
                 )
             elif abs(change) > 0.02:
                 found.append(

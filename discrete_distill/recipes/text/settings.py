@@ -35,7 +35,7 @@ def demo() -> TextConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
     return TextConfig(
         distill=DistillConfig(
-            method=DiDiInstructConfig.recommended(group_size=24, window=0),
+            method=DiDiInstructConfig.recommended(advantages={"group_size": 24}, credit={"window": 0}),
             loop=LoopConfig(num_steps=40, log_every=5, checkpoint_every=20),
             batch_size=24,
             parallel=ParallelConfig(activation_checkpointing=True),

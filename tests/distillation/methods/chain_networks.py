@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, exact
+from discrete_distill.distillation.methods import Regularization, VocabularyCredit
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -38,18 +39,19 @@ def small_dit(seed: int, **settings: Any) -> DiT:
 def small_method(config: DiDiInstructConfig | None = None) -> DiDiInstruct:
     """Student, teacher, discriminator and auxiliary with different weights."""
     torch.manual_seed(0)
-    config = config if config is not None else DiDiInstructConfig()
+    config = config if config is not None else DiDiInstructConfig.recommended(regularization=Regularization())
+    told = isinstance(config.credit, VocabularyCredit) or getattr(config.log_ratio, "step_conditioning", False)
     discriminator = Discriminator(DiTConfig(**SHAPE), trainable_blocks=1)
     with torch.no_grad():
         for block in discriminator.backbone.blocks:
             block.adaLN_modulation.weight.normal_(std=0.3, generator=seeded(3))
     return DiDiInstruct(
-        small_dit(0, step_conditioning=config.step_conditioning),
+        small_dit(0, step_conditioning=config.paths.step_conditioning),
         small_dit(1),
         discriminator,
         PROCESS,
         config,
-        auxiliary=small_dit(2, step_conditioning=config.credit == "vocabulary" or config.log_ratio_conditioning),
+        auxiliary=small_dit(2, step_conditioning=told),
     )
 
 

@@ -1,6 +1,5 @@
 """Forward KL in states of reference sequences: its value by enumeration, where it is zero, and who pays it."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,10 +7,16 @@ import torch
 from torch import Tensor
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, exact
+from discrete_distill.distillation.methods import DataKL, Regularization, TokenCredit, VocabularyCredit, with_changes
 from discrete_distill.distillation.methods.data_divergence import data_divergence
 from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, small_dit, small_method
 
-CONFIG = DiDiInstructConfig(path_steps=(3,), group_size=4, data_kl_coefficient=0.5, log_ratio_warmup=0)
+CONFIG = DiDiInstructConfig.recommended(
+    paths={"num_steps": (3,)},
+    advantages={"group_size": 4},
+    regularization=Regularization(data_kl=DataKL(coefficient=0.5)),
+    log_ratio={"warmup": 0},
+)
 
 
 def method(config: DiDiInstructConfig = CONFIG) -> DiDiInstruct:
@@ -69,7 +74,7 @@ def test_the_mean_over_draws_is_the_sum_over_all_steps_and_states() -> None:
 
 
 def test_a_student_that_is_its_teacher_pays_nothing_and_feels_nothing() -> None:
-    made = method(replace(CONFIG, step_conditioning=False))
+    made = method(with_changes(CONFIG, paths={"step_conditioning": False}))
     made.student.load_state_dict(made.teacher.state_dict())
     loss = divergence_of(made, torch.randint(5, (4, LENGTH), generator=seeded(2)))
     loss.backward()
@@ -106,7 +111,7 @@ def test_a_student_of_one_mode_pays_for_the_others() -> None:
 
 
 def test_the_loss_has_it_with_its_weight() -> None:
-    made, plain = method(), method(replace(CONFIG, data_kl_coefficient=0.0))
+    made, plain = method(), method(with_changes(CONFIG, regularization={"data_kl": {"coefficient": 0.0}}))
     reference = torch.randint(5, (4, LENGTH), generator=seeded(2))
     losses = []
     for each in (made, plain):
@@ -132,9 +137,9 @@ def test_networks_keep_their_mode_and_the_value_does_not_depend_on_it() -> None:
     assert made.teacher.training
 
 
-@pytest.mark.parametrize("credit", ["token", "vocabulary"])
-def test_the_reference_is_asked_for_where_it_is_read(credit: str) -> None:
-    made = method(replace(CONFIG, credit=credit))
+@pytest.mark.parametrize("credit", [TokenCredit(), VocabularyCredit()])
+def test_the_reference_is_asked_for_where_it_is_read(credit: TokenCredit | VocabularyCredit) -> None:
+    made = method(with_changes(CONFIG, credit=credit))
     rollout = made.rollout(4, LENGTH, generator=seeded(1))
     with pytest.raises(ValueError, match=r"reference"):
         made.student_loss(rollout, generator=seeded(3))

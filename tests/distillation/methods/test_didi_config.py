@@ -1,111 +1,208 @@
-"""The settings: the paper's, and those that are refused."""
+"""The configurations: the paper's, the recommended one, changes at any depth, and what is refused."""
 
-from dataclasses import asdict
+from dataclasses import FrozenInstanceError, asdict, replace
+from typing import Any
 
 import pytest
 
 from discrete_distill import DiDiInstructConfig
+from discrete_distill.distillation.methods import (
+    Advantages,
+    AuxiliaryRatio,
+    CorruptionByCount,
+    CorruptionByParts,
+    CorruptionByTime,
+    DataKL,
+    DiscriminatorRatio,
+    ElboTimeWeight,
+    PathKL,
+    PathRatio,
+    Paths,
+    Regularization,
+    SequenceCredit,
+    TokenCredit,
+    VocabularyCredit,
+    with_changes,
+)
+from discrete_distill.process import BetaTime
+
+RECOMMENDED = DiDiInstructConfig.recommended()
 
 
-def test_the_papers_settings() -> None:
-    paper = asdict(DiDiInstructConfig.paper())
-    assert paper == {
-        "score_decomposition": True,
-        "path_steps": (2,),
-        "gradient_steps": None,
-        "branching": False,
-        "path_times": "random",
-        "tau_low": 0.02,
-        "tau_high": 0.98,
-        "tau_shape": 1.0,
-        "coupled_time": True,
-        "log_ratio": "discriminator",
-        "credit": "sequence",
-        "window": 6,
-        "hidden": 0.5,
-        "corruptions": 1,
-        "corruption_by": "time",
-        "omega": "elbo",
-        "omega_low": 0.1,
-        "omega_high": 10.0,
-        "importance_weight": False,
-        "group_size": 4,
-        "baseline": "group",
-        "scale": "group",
-        "reward_clip": 8.0,
-        "advantage_clip": 3.0,
-        "kl_coefficient": 0.02,
-        "kl_kind": "jeffreys",
-        "kl_beta": 0.5,
-        "data_kl_coefficient": 0.0,
-        "diversity_tolerance": None,
-        "entropy_coefficient": 5e-4,
-        "label_smoothing": 0.1,
+def test_the_defaults_are_the_papers_settings() -> None:
+    assert DiDiInstructConfig() == DiDiInstructConfig.paper()
+    assert asdict(DiDiInstructConfig()) == {
+        "paths": {
+            "num_steps": (2,),
+            "time_distribution": {"low": 0.02, "high": 0.98, "a": 1.0, "b": 1.0},
+            "gradient_steps": None,
+            "branching": False,
+            "step_conditioning": False,
+        },
+        "advantages": {"group_size": 4, "baseline": "group", "scale": "group", "clip": 3.0},
         "reference": "data",
-        "discriminator_states": "corrupted",
-        "reuse_discriminator_logits": False,
-        "log_ratio_warmup": 0,
-        "log_ratio_updates": 1,
-        "log_ratio_conditioning": False,
-        "step_conditioning": False,
+        "log_ratio": {"label_smoothing": 0.1, "reuse_logits": False, "warmup": 0},
+        "credit": {
+            "corruption": {
+                "num_draws": 1,
+                "time_distribution": None,  # the time of the path
+                "time_weight": {"low": 0.1, "high": 10.0},
+                "importance_weight": False,
+            }
+        },
+        "regularization": {
+            "path_kl": {"coefficient": 0.02, "kind": "jeffreys", "beta": 0.5},
+            "data_kl": {"coefficient": 0.0, "diversity_tolerance": None},
+            "entropy_coefficient": 5e-4,
+        },
+        "reward_clip": 8.0,
     }
 
 
+def test_the_recommended_settings() -> None:
+    told = Paths(num_steps=(4, 8), time_distribution=None, step_conditioning=True)
+    assert (
+        DiDiInstructConfig(
+            paths=told,
+            advantages=Advantages(group_size=16, baseline="leave_one_out", scale="batch", clip=3.0),
+            log_ratio=AuxiliaryRatio(updates=4, warmup=10, step_conditioning=True),
+            credit=TokenCredit(window=6, corruption=CorruptionByCount(num_draws=4)),
+            regularization=Regularization(data_kl=DataKL(coefficient=1.0, diversity_tolerance=0.05)),
+            reward_clip=float("inf"),
+        )
+        == RECOMMENDED
+    )
+
+
+def test_a_mapping_changes_fields_of_a_part_at_any_depth_and_an_instance_takes_its_place() -> None:
+    changed = DiDiInstructConfig.recommended(
+        paths={"num_steps": (4,)}, credit={"window": 0, "corruption": {"num_draws": 2}}, reference="teacher"
+    )
+    assert changed == replace(
+        RECOMMENDED,
+        paths=replace(RECOMMENDED.paths, num_steps=(4,)),
+        credit=TokenCredit(window=0, corruption=CorruptionByCount(num_draws=2)),
+        reference="teacher",
+    )
+    assert with_changes(changed, credit=VocabularyCredit()).credit == VocabularyCredit(mask_ratio=0.5)
+    assert with_changes(changed) == changed
+
+
 @pytest.mark.parametrize(
-    ("choices", "message"),
+    ("changes", "named"),
     [
-        ({"group_size": 0}, "group_size.*0"),
-        ({"log_ratio": "discriminator", "credit": "vocabulary"}, "a discriminator scores what was drawn"),
-        ({"log_ratio": "path", "credit": "sequence"}, "got credit='sequence'"),
-        ({"log_ratio": "discriminator", "credit": "sequence"}, 'take corruption_by="time"'),
-        ({"kl_coefficient": -0.1}, "kl_coefficient.*-0.1"),
-        ({"entropy_coefficient": -1.0}, "entropy_coefficient.*-1.0"),
-        ({"data_kl_coefficient": -1.0}, "data_kl_coefficient.*-1.0"),
-        ({"data_kl_coefficient": 1.0, "diversity_tolerance": 0.0}, "diversity_tolerance.*0.0"),
-        ({"diversity_tolerance": 0.05}, "data_kl_coefficient"),
-        ({"path_steps": ()}, "path_steps"),
-        ({"path_steps": (2, 0)}, "path_steps.*0"),
-        ({"hidden": 0.0}, "hidden.*0.0"),
-        ({"corruptions": 0}, "corruptions.*0"),
-        ({"log_ratio_updates": 0}, "log_ratio_updates.*0"),
-        ({"log_ratio_warmup": -1}, "log_ratio_warmup.*-1"),
-        ({"label_smoothing": 1.0}, "label_smoothing.*1.0"),
-        ({"tau_low": 0.9, "tau_high": 0.1}, "tau_high.*0.1"),
-        ({"window": -1}, "window.*-1"),
-        ({"kl_coefficient": float("nan")}, "nan"),
-        ({"entropy_coefficient": float("inf")}, "inf"),
-        ({"kl_beta": 1.5}, "1.5"),
-        ({"advantage_clip": 0.0}, "0.0"),
-        ({"advantage_clip": float("nan")}, "nan"),
-        ({"reward_clip": -8.0}, "-8.0"),
-        (
-            {
-                "log_ratio": "discriminator",
-                "credit": "sequence",
-                "corruption_by": "time",
-                "discriminator_states": "path",
-            },
-            "corrupted",
-        ),
-        ({"reuse_discriminator_logits": True, "discriminator_states": "corrupted"}, "auxiliary"),
-        ({"coupled_time": True, "importance_weight": True, "path_times": "sampler"}, "random"),
-        ({"scale": "range"}, r"scale is .*, got 'range'"),
-        ({"omega": "elba"}, r"omega is .*, got 'elba'"),
-        ({"credit": "word"}, r"credit is .*, got 'word'"),
-        ({"reference": "web"}, r"reference is .*, got 'web'"),
+        ({"path": {"num_steps": (4,)}}, "DiDiInstructConfig has no field 'path'"),
+        ({"paths": {"steps": (4,)}}, "Paths has no field 'steps'"),
+        ({"credit": {"corruption": {"importance_weight": True}}}, "CorruptionByCount has no field"),
+        ({"paths": {"time_distribution": {"low": 0.1}}}, "time_distribution of Paths is None"),
+        ({"reward_clip": {"low": 1.0}}, "reward_clip of DiDiInstructConfig is inf"),
     ],
 )
-def test_settings_out_of_range_or_at_odds_are_refused(choices, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        DiDiInstructConfig(**choices)
+def test_changes_of_what_is_not_there_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        DiDiInstructConfig.recommended(**changes)
 
 
-def test_settings_are_named() -> None:
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"log_ratio": DiscriminatorRatio(), "credit": VocabularyCredit()}, "DiscriminatorRatio"),
+        ({"log_ratio": PathRatio()}, "TokenCredit"),
+        ({"log_ratio": DiscriminatorRatio()}, "CorruptionByCount"),
+        ({"log_ratio": DiscriminatorRatio(), "credit": SequenceCredit(corruption=CorruptionByParts())}, "ByParts"),
+        ({"credit": SequenceCredit(corruption=CorruptionByTime())}, "time_distribution = None"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        DiDiInstructConfig.recommended(**changes)
+
+
+@pytest.mark.parametrize(
+    ("part", "choices", "value"),
+    [
+        (DiDiInstructConfig, {"reward_clip": -8.0}, "-8.0"),
+        (DiDiInstructConfig, {"reference": "web"}, "'web'"),
+        (Paths, {"num_steps": ()}, r"\(\)"),
+        (Paths, {"num_steps": (2, 0)}, "0"),
+        (Paths, {"gradient_steps": 0}, "0"),
+        (Advantages, {"group_size": 0}, "0"),
+        (Advantages, {"scale": "range"}, "'range'"),
+        (Advantages, {"baseline": "median"}, "'median'"),
+        (Advantages, {"clip": 0.0}, "0.0"),
+        (Advantages, {"clip": float("nan")}, "nan"),
+        (DiscriminatorRatio, {"label_smoothing": 1.0}, "1.0"),
+        (DiscriminatorRatio, {"warmup": -1}, "-1"),
+        (AuxiliaryRatio, {"updates": 0}, "0"),
+        (AuxiliaryRatio, {"warmup": -1}, "-1"),
+        (TokenCredit, {"window": -1}, "-1"),
+        (VocabularyCredit, {"mask_ratio": 0.0}, "0.0"),
+        (CorruptionByTime, {"num_draws": 0}, "0"),
+        (CorruptionByCount, {"num_draws": 0}, "0"),
+        (CorruptionByParts, {"num_parts": 0}, "0"),
+        (ElboTimeWeight, {"low": -0.1}, "-0.1"),
+        (ElboTimeWeight, {"low": 3.0, "high": 2.0}, "2.0"),
+        (PathKL, {"coefficient": -0.1}, "-0.1"),
+        (PathKL, {"coefficient": float("nan")}, "nan"),
+        (PathKL, {"kind": "sideways"}, "'sideways'"),
+        (PathKL, {"beta": 1.5}, "1.5"),
+        (DataKL, {"coefficient": -1.0}, "-1.0"),
+        (DataKL, {"coefficient": 1.0, "diversity_tolerance": 0.0}, "0.0"),
+        (Regularization, {"entropy_coefficient": float("inf")}, "inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(part: Any, choices: dict[str, Any], value: str) -> None:
+    with pytest.raises(ValueError, match=value):
+        part(**choices)
+
+
+@pytest.mark.parametrize(
+    ("part", "choices", "value"),
+    [
+        (DiDiInstructConfig, {"credit": "token"}, "'token'"),
+        (DiDiInstructConfig, {"log_ratio": TokenCredit()}, "TokenCredit"),
+        (DiDiInstructConfig, {"paths": {"num_steps": (2,)}}, "num_steps"),
+        (SequenceCredit, {"corruption": "time"}, "'time'"),
+        (Paths, {"branching": "no"}, "'no'"),
+        (Paths, {"time_distribution": "uniform"}, "'uniform'"),
+        (CorruptionByTime, {"time_weight": 1.0}, "1.0"),
+        (Paths, {"num_steps": (1.5,)}, "1.5"),
+        (Advantages, {"group_size": 1.5}, "1.5"),
+        (AuxiliaryRatio, {"updates": 1.5}, "1.5"),
+        (AuxiliaryRatio, {"warmup": 1.5}, "1.5"),
+        (TokenCredit, {"window": 1.5}, "1.5"),
+        (CorruptionByCount, {"num_draws": 1.5}, "1.5"),
+    ],
+)
+def test_values_of_another_type_are_refused(part: Any, choices: dict[str, Any], value: str) -> None:
+    with pytest.raises(TypeError, match=value):
+        part(**choices)
+
+
+def test_settings_are_named_and_stay_as_they_were_checked() -> None:
     with pytest.raises(TypeError):
         DiDiInstructConfig(True)  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        RECOMMENDED.reward_clip = -1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["group_size", "corruptions", "log_ratio_updates", "log_ratio_warmup", "window"])
-def test_what_is_counted_is_whole(name) -> None:
-    with pytest.raises(TypeError, match=name):
-        DiDiInstructConfig(**{name: 1.5})
+@pytest.mark.parametrize("own", [None, BetaTime(0.3, 0.6, a=2.0, b=2.0)])
+def test_times_of_corruption_are_those_of_the_paths_unless_they_have_a_distribution(own: BetaTime | None) -> None:
+    corruption, paths = CorruptionByTime(time_distribution=own), Paths()
+    assert corruption.coupled == (own is None)
+    assert corruption.distribution(paths) == (own or paths.time_distribution)
+
+
+@pytest.mark.parametrize(
+    ("data_kl", "warmup", "first"),
+    [
+        (DataKL(), 3, None),
+        (DataKL(coefficient=1.0), 3, None),
+        (DataKL(coefficient=0.0, diversity_tolerance=0.1), 3, None),
+        (DataKL(coefficient=0.5, diversity_tolerance=0.1), 3, 3),
+        (DataKL(coefficient=0.5, diversity_tolerance=0.1), 0, 1),
+    ],
+)
+def test_a_control_of_diversity_belongs_to_a_kl_in_states_of_data(data_kl: DataKL, warmup: int, first: Any) -> None:
+    control = data_kl.control(warmup)
+    assert (None if control is None else control.first) == first

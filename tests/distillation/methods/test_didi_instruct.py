@@ -9,25 +9,43 @@ from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, exact, token_divergence
 from discrete_distill.distillation.divergence import ScoreFunctionIntegralKL
+from discrete_distill.distillation.methods import (
+    CorruptionByCount,
+    CorruptionByParts,
+    CorruptionByTime,
+    PathRatio,
+    Regularization,
+    SequenceCredit,
+    TokenCredit,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.distillation.methods.discriminator_fit import judged_states
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, discriminator_loss
+from discrete_distill.process import BetaTime
 
 PAPER = DiDiInstructConfig.paper()
-VOCABULARY = DiDiInstructConfig(
-    log_ratio="auxiliary", credit="vocabulary", path_steps=(2,), group_size=4, kl_coefficient=0.0
+UNIFORM = BetaTime(0.02, 0.98, a=1.0, b=1.0)
+VOCABULARY = DiDiInstructConfig.recommended(
+    credit=VocabularyCredit(),
+    paths={"num_steps": (2,)},
+    advantages={"group_size": 4},
+    regularization=Regularization(),
 )
-TOKENS = replace(VOCABULARY, credit="token", window=1)
-SEQUENCES = replace(VOCABULARY, credit="sequence")
+TOKENS = with_changes(VOCABULARY, credit=TokenCredit(window=1))
+SEQUENCES = with_changes(VOCABULARY, credit=SequenceCredit(corruption=CorruptionByCount()))
 EVERY_KIND = {
     "paper": PAPER,
-    "vocabulary": replace(VOCABULARY, kl_coefficient=0.1, entropy_coefficient=0.01),
-    "path": replace(VOCABULARY, log_ratio="path"),
+    "vocabulary": with_changes(
+        VOCABULARY, regularization={"path_kl": {"coefficient": 0.1}, "entropy_coefficient": 0.01}
+    ),
+    "path": with_changes(VOCABULARY, log_ratio=PathRatio()),
     "token": TOKENS,
-    "sequence": replace(SEQUENCES, kl_coefficient=0.1),
-    "parts": replace(TOKENS, corruption_by="parts", corruptions=2),
-    "branching": replace(TOKENS, branching=True),
-    "defaults": DiDiInstructConfig(group_size=4),
+    "sequence": with_changes(SEQUENCES, regularization={"path_kl": {"coefficient": 0.1}}),
+    "parts": with_changes(TOKENS, credit={"corruption": CorruptionByParts(num_parts=2)}),
+    "branching": with_changes(TOKENS, paths={"branching": True}),
+    "defaults": DiDiInstructConfig.recommended(advantages={"group_size": 4}, regularization=Regularization()),
 }
 
 
@@ -72,7 +90,7 @@ def test_the_students_loss_has_gradients_for_the_student_alone(kind) -> None:
 
 @pytest.mark.parametrize("states", ["corrupted", "path"])
 def test_the_discriminators_loss_has_gradients_for_the_discriminator_alone(states) -> None:
-    method = small_method(replace(PAPER if states == "corrupted" else TOKENS, discriminator_states=states))
+    method = small_method(PAPER if states == "corrupted" else TOKENS)
     out = method.discriminator_loss(rollout_of(method), reference_tokens(), generator=seeded(1))
     assert with_gradients(method, out.loss) == {"discriminator"}
     assert 0.0 <= float(out.metrics["discriminator_accuracy"]) <= 1.0
@@ -87,12 +105,12 @@ def test_the_auxiliarys_loss_has_gradients_for_the_auxiliary_alone(config) -> No
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_the_student_is_evaluated_once_for_each_state_and_the_first_as_one_row(kind) -> None:
-    config = replace(EVERY_KIND[kind], path_steps=(3,))
+    config = with_changes(EVERY_KIND[kind], paths={"num_steps": (3,)})
     method = small_method(config)
     sizes = {name: count_calls(network) for name, network in networks(method).items() if isinstance(network, DiT)}
     rollout = rollout_of(method)
     assert len(sizes["student"]) == 3
-    if config.path_times == "sampler":
+    if config.paths.time_distribution is None:
         assert sizes["student"][0] == 1
     assert max(sizes["student"]) <= 8
     before = list(sizes["student"])
@@ -103,7 +121,7 @@ def test_the_student_is_evaluated_once_for_each_state_and_the_first_as_one_row(k
 
 
 def test_a_verdict_saves_the_students_loss_a_pass_of_the_discriminator() -> None:
-    method = small_method(replace(PAPER, reuse_discriminator_logits=True))
+    method = small_method(with_changes(PAPER, log_ratio={"reuse_logits": True}))
     assert method.discriminator is not None
     asked = count_calls(method.discriminator.backbone)
     rollout = rollout_of(method)
@@ -121,7 +139,7 @@ def test_a_verdict_saves_the_students_loss_a_pass_of_the_discriminator() -> None
 
 
 def test_no_teacher_is_asked_where_nothing_needs_it() -> None:
-    method = small_method(replace(PAPER, kl_coefficient=0.0))
+    method = small_method(with_changes(PAPER, regularization={"path_kl": {"coefficient": 0.0}}))
     asked = count_calls(method.teacher)
     method.student_loss(rollout_of(method), generator=seeded(1))
     assert asked == []
@@ -137,15 +155,22 @@ def test_the_paper_draws_two_step_paths_with_times_shared_by_a_group() -> None:
 
 
 def test_settings_of_the_path() -> None:
-    one = rollout_of(small_method(replace(PAPER, score_decomposition=False)))
+    one = rollout_of(small_method(with_changes(PAPER, paths={"num_steps": (1,)})))
     assert len(one.steps) == 1
-    grid = rollout_of(small_method(replace(PAPER, path_times="sampler", path_steps=(4,))))
+    drawn = {"corruption": {"time_distribution": UNIFORM}}
+    on_grid = with_changes(PAPER, paths={"time_distribution": None, "num_steps": (4,)}, credit=drawn)
+    grid = rollout_of(small_method(on_grid))
     assert [float(step.t[0]) for step in grid.steps] == [1.0, 0.75, 0.5, 0.25]
-    narrow = rollout_of(small_method(replace(PAPER, tau_low=0.4, tau_high=0.5)))
+    narrow = rollout_of(small_method(with_changes(PAPER, paths={"time_distribution": {"low": 0.4, "high": 0.5}})))
     assert bool(((narrow.tau >= 0.4) & (narrow.tau <= 0.5)).all())
-    peaked = small_method(replace(PAPER, tau_shape=50.0, group_size=1)).rollout(256, LENGTH, generator=seeded(0))
+    peaked = small_method(
+        with_changes(PAPER, paths={"time_distribution": {"a": 50.0, "b": 50.0}}, advantages={"group_size": 1})
+    ).rollout(256, LENGTH, generator=seeded(0))
     assert float(peaked.tau.std()) < 0.1
-    numbers = {len(rollout_of(small_method(replace(VOCABULARY, path_steps=(2, 5))), seed=s).steps) for s in range(8)}
+    numbers = {
+        len(rollout_of(small_method(with_changes(VOCABULARY, paths={"num_steps": (2, 5)})), seed=s).steps)
+        for s in range(8)
+    }
     assert numbers == {2, 5}
 
 
@@ -168,15 +193,17 @@ def corruption_times(config: DiDiInstructConfig) -> tuple[Rollout, list[Tensor]]
 def test_coupled_time_is_the_paths_own_and_otherwise_drawn_anew() -> None:
     rollout, times = corruption_times(PAPER)
     assert times[0].tolist() == rollout.tau.tolist()
-    rollout, times = corruption_times(replace(PAPER, coupled_time=False))
+    rollout, times = corruption_times(with_changes(PAPER, credit={"corruption": {"time_distribution": UNIFORM}}))
     assert len(times[0].unique()) == 2
     assert not set(times[0].tolist()) & set(rollout.tau.tolist())
-    _, times = corruption_times(replace(PAPER, coupled_time=False, corruptions=3))
+    _, times = corruption_times(
+        with_changes(PAPER, credit={"corruption": {"time_distribution": UNIFORM, "num_draws": 3}})
+    )
     assert len(times) == 3
 
 
 def test_coupled_time_without_an_intermediate_state_is_drawn_and_not_all_mask() -> None:
-    config = replace(PAPER, score_decomposition=False, importance_weight=True)
+    config = with_changes(PAPER, paths={"num_steps": (1,)}, credit={"corruption": {"importance_weight": True}})
     _, times = corruption_times(config)
     assert bool((times[0] <= 0.98).all())
     method = small_method(config)
@@ -189,17 +216,17 @@ def test_coupled_time_without_an_intermediate_state_is_drawn_and_not_all_mask() 
 @pytest.mark.parametrize(
     ("choices", "field", "value"),
     [
-        ({"credit": "token", "window": 2}, "window", 2),
-        ({"credit": "token"}, "credit", "token"),
-        ({"corruptions": 3}, "corruptions", 3),
-        ({"importance_weight": True}, "importance_weight", True),
-        ({"baseline": "leave_one_out"}, "baseline", "leave_one_out"),
-        ({"scale": "batch"}, "scale", "batch"),
-        ({"advantage_clip": 1.5}, "advantage_clip", 1.5),
+        ({"credit": TokenCredit(window=2, corruption=CorruptionByTime())}, "window", 2),
+        ({"credit": TokenCredit(corruption=CorruptionByTime())}, "credit", "token"),
+        ({"credit": {"corruption": {"num_draws": 3}}}, "corruptions", 3),
+        ({"credit": {"corruption": {"importance_weight": True}}}, "importance_weight", True),
+        ({"advantages": {"baseline": "leave_one_out"}}, "baseline", "leave_one_out"),
+        ({"advantages": {"scale": "batch"}}, "scale", "batch"),
+        ({"advantages": {"clip": 1.5}}, "advantage_clip", 1.5),
     ],
 )
 def test_settings_that_the_estimator_takes_over_change_the_gradient(choices, field, value) -> None:
-    changed = replace(PAPER, **choices)
+    changed = with_changes(PAPER, **choices)
     method = small_method(changed)
     assert getattr(method.estimator, field) == value
     if field != "advantage_clip":
@@ -207,26 +234,34 @@ def test_settings_that_the_estimator_takes_over_change_the_gradient(choices, fie
 
 
 def estimator_of(**choices) -> ScoreFunctionIntegralKL:
-    estimator = small_method(replace(PAPER, **choices)).estimator
+    estimator = small_method(with_changes(PAPER, **choices)).estimator
     assert estimator is not None
     return estimator
 
 
 def test_omega_reward_clip_and_counts() -> None:
     t = torch.tensor([0.02, 0.5, 0.98])
-    assert estimator_of(omega="constant").weight(t).tolist() == [1.0, 1.0, 1.0]
+    assert estimator_of(credit={"corruption": {"time_weight": None}}).weight(t).tolist() == [1.0, 1.0, 1.0]
     assert estimator_of().weight(t).tolist() == pytest.approx([10.0, 2.0, 1.0 / 0.98], rel=1e-3)
-    assert estimator_of(omega_low=1.5, omega_high=1.8).weight(t).tolist() == pytest.approx([1.8, 1.8, 1.5])
+    clipped = {"corruption": {"time_weight": {"low": 1.5, "high": 1.8}}}
+    assert estimator_of(credit=clipped).weight(t).tolist() == pytest.approx([1.8, 1.8, 1.5])
     assert estimator_of(reward_clip=0.5).reward(torch.tensor([2.0])).tolist() == [-0.5]
-    by_count = small_method(replace(SEQUENCES, corruption_by="count")).estimator
+    by_count = small_method(with_changes(SEQUENCES, credit={"corruption": CorruptionByCount()})).estimator
     assert by_count is not None
     assert by_count.by == "count"
-    gradients = [student_gradient(small_method(replace(SEQUENCES, corruption_by=by))) for by in ("count", "time")]
+    by_time = CorruptionByTime(num_draws=4, time_distribution=UNIFORM, time_weight=None)
+    gradients = [
+        student_gradient(small_method(with_changes(SEQUENCES, credit={"corruption": corruption})))
+        for corruption in (CorruptionByCount(), by_time)
+    ]
     assert not torch.allclose(*gradients)
 
 
 def test_the_kl_and_the_entropy_are_added_as_they_are() -> None:
-    plain, regular = small_method(replace(PAPER, kl_coefficient=0.0, entropy_coefficient=0.0)), small_method(PAPER)
+    plain, regular = (
+        small_method(with_changes(PAPER, regularization={"path_kl": {"coefficient": 0.0}, "entropy_coefficient": 0.0})),
+        small_method(PAPER),
+    )
     outs = [method.student_loss(rollout_of(method), generator=seeded(1)) for method in (plain, regular)]
     assert "teacher_divergence" not in outs[0].metrics
     expected = outs[0].loss + 0.02 * outs[1].metrics["teacher_divergence"] - 5e-4 * outs[1].metrics["entropy"]
@@ -236,7 +271,7 @@ def test_the_kl_and_the_entropy_are_added_as_they_are() -> None:
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jeffreys", "js", "tv"])
 def test_the_kl_is_of_the_chosen_kind_at_the_states_of_the_path(kind) -> None:
-    method = small_method(replace(PAPER, kl_kind=kind, kl_beta=0.3))
+    method = small_method(with_changes(PAPER, regularization={"path_kl": {"kind": kind, "beta": 0.3}}))
     rollout = rollout_of(method)
     actual = method.student_loss(rollout, generator=seeded(1)).metrics["teacher_divergence"]
     total = torch.zeros(())
@@ -251,7 +286,7 @@ def test_the_kl_is_of_the_chosen_kind_at_the_states_of_the_path(kind) -> None:
 
 
 def test_entropy_is_that_of_the_distributions_that_tokens_were_drawn_from() -> None:
-    method = small_method(replace(VOCABULARY, path_steps=(1,)))
+    method = small_method(with_changes(VOCABULARY, paths={"num_steps": (1,)}))
     nn.init.zeros_(method.student.output_layer.linear.weight)
     nn.init.zeros_(method.student.output_layer.linear.bias)
     out = method.student_loss(rollout_of(method), generator=seeded(1))
@@ -261,11 +296,11 @@ def test_entropy_is_that_of_the_distributions_that_tokens_were_drawn_from() -> N
 def test_label_smoothing_and_judged_states_reach_the_discriminator() -> None:
     losses = {}
     for smoothing in (0.0, 0.3):
-        method = small_method(replace(PAPER, label_smoothing=smoothing))
+        method = small_method(with_changes(PAPER, log_ratio={"label_smoothing": smoothing}))
         out = method.discriminator_loss(rollout_of(method), reference_tokens(), generator=seeded(1))
         losses[smoothing] = float(out.loss.detach())
     assert losses[0.0] != losses[0.3]
-    method = small_method(replace(TOKENS, discriminator_states="path"))
+    method = small_method(TOKENS)
     rollout = rollout_of(method)
     x_t, t = judged_states(method.process, method.config, rollout, seeded(3))
     for row in range(8):
@@ -274,27 +309,27 @@ def test_label_smoothing_and_judged_states_reach_the_discriminator() -> None:
     assert {float(value) for value in t} > {0.0}
 
 
-def test_the_discriminators_loss_is_the_smoothed_cross_entropy_of_both_sides() -> None:
-    method = small_method(replace(TOKENS, discriminator_states="path", path_steps=(1,), label_smoothing=0.1))
+def test_the_loss_of_a_discriminator_without_a_reward_is_the_cross_entropy_of_both_sides() -> None:
+    method = small_method(with_changes(TOKENS, paths={"num_steps": (1,)}))
     rollout, reference = rollout_of(method), reference_tokens()
     out = method.discriminator_loss(rollout, reference, generator=seeded(1))
     method.discriminator.eval()
     t, every = torch.zeros(8), torch.ones(8, LENGTH, dtype=torch.bool)
     logits = [method.discriminator(x, t) for x in (rollout.sequences, reference)]
-    expected = discriminator_loss(*logits, every, every, label_smoothing=0.1)
+    expected = discriminator_loss(*logits, every, every, label_smoothing=0.0)
     torch.testing.assert_close(out.loss, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_hidden_is_the_share_of_a_step_that_is_scored() -> None:
     for hidden in (0.25, 1.0):
-        method = small_method(replace(VOCABULARY, hidden=hidden, path_steps=(1,)))
+        method = small_method(with_changes(VOCABULARY, credit={"mask_ratio": hidden}, paths={"num_steps": (1,)}))
         rollout = rollout_of(method, batch=256)
-        remasked = method._vocabulary_credit()._probe(rollout, rollout.steps[0], seeded(1))
+        remasked = method._vocabulary_losses()._probe(rollout, rollout.steps[0], seeded(1))
         assert len(remasked.rows) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
 
 
 def test_with_the_paths_own_distribution_no_auxiliary_is_asked() -> None:
-    method = small_method(replace(VOCABULARY, log_ratio="path"))
+    method = small_method(with_changes(VOCABULARY, log_ratio=PathRatio()))
     assert method.auxiliary is not None
     asked = count_calls(method.auxiliary)
     method.student_loss(rollout_of(method), generator=seeded(1))
@@ -306,7 +341,7 @@ def test_with_the_paths_own_distribution_no_auxiliary_is_asked() -> None:
 
 def test_the_auxiliary_is_pulled_to_the_student_and_a_student_equal_to_the_teacher_stays() -> None:
     """With auxiliary and teacher equal the log-ratio is zero everywhere, and so is the gradient."""
-    config = replace(VOCABULARY, step_conditioning=False, log_ratio_conditioning=False)
+    config = with_changes(VOCABULARY, paths={"step_conditioning": False}, log_ratio={"step_conditioning": False})
     teacher = small_dit(1)
     method = DiDiInstruct(small_dit(0), teacher, None, PROCESS, config, auxiliary=small_dit(1))
     assert float(student_gradient(method).abs().max()) == 0.0
@@ -325,13 +360,15 @@ def test_the_auxiliary_is_pulled_to_the_student_and_a_student_equal_to_the_teach
 @pytest.mark.parametrize("step_conditioning", [False, True])
 def test_a_made_student_and_auxiliary_start_as_the_teacher(step_conditioning) -> None:
     teacher = small_dit(1).requires_grad_(False)
-    config = replace(VOCABULARY, step_conditioning=step_conditioning)
+    config = with_changes(VOCABULARY, paths={"step_conditioning": step_conditioning})
     student, auxiliary = DiDiInstruct.make_student(teacher, config), DiDiInstruct.make_auxiliary(teacher, config)
     assert student.accepts_step == step_conditioning
     assert auxiliary.accepts_step
-    by_samples = DiDiInstruct.make_auxiliary(teacher, replace(SEQUENCES, log_ratio_conditioning=False))
+    by_samples = DiDiInstruct.make_auxiliary(teacher, with_changes(SEQUENCES, log_ratio={"step_conditioning": False}))
     assert not by_samples.accepts_step
-    assert DiDiInstruct.make_auxiliary(teacher, replace(SEQUENCES, log_ratio_conditioning=True)).accepts_step
+    assert DiDiInstruct.make_auxiliary(
+        teacher, with_changes(SEQUENCES, log_ratio={"step_conditioning": True})
+    ).accepts_step
     assert all(parameter.requires_grad for parameter in by_samples.parameters())
     x, t, s = torch.randint(6, (2, LENGTH), generator=seeded(0)), torch.tensor([0.9, 0.4]), torch.tensor([0.5, 0.1])
     for network in (student, auxiliary):
@@ -343,7 +380,7 @@ def test_a_made_student_and_auxiliary_start_as_the_teacher(step_conditioning) ->
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_the_auxiliary_is_told_which_number_of_steps_its_samples_took(steps) -> None:
     """Fitted and asked with the time of the last step, 1 / K; the teacher never is."""
-    config = replace(TOKENS, path_steps=(steps,), log_ratio_conditioning=True)
+    config = with_changes(TOKENS, paths={"num_steps": (steps,)}, log_ratio={"step_conditioning": True})
     teacher, auxiliary = small_dit(1, step_conditioning=True), small_dit(2, step_conditioning=True)
     told: dict[str, list[Tensor]] = {"teacher": [], "auxiliary": []}
     for name, network in (("teacher", teacher), ("auxiliary", auxiliary)):
@@ -352,7 +389,7 @@ def test_the_auxiliary_is_told_which_number_of_steps_its_samples_took(steps) -> 
     rollout = rollout_of(method)
     method.auxiliary_loss(rollout, generator=seeded(1))
     method.student_loss(rollout, generator=seeded(1))
-    assert len(told["auxiliary"]) == 1 + config.corruptions
+    assert len(told["auxiliary"]) == 1 + config.credit.corruption.num_draws
     assert all(bool((s == 1.0 / steps).all()) for s in told["auxiliary"])
     assert all(s is None for s in told["teacher"])
 
@@ -400,7 +437,7 @@ def test_networks_that_the_log_ratio_needs_must_be_given() -> None:
         DiDiInstruct(student, teacher, None, PROCESS, PAPER)
     with pytest.raises(ValueError, match="needs auxiliary="):
         DiDiInstruct(student, teacher, None, PROCESS, VOCABULARY)
-    method = DiDiInstruct(student, teacher, None, PROCESS, replace(VOCABULARY, log_ratio="path"))
+    method = DiDiInstruct(student, teacher, None, PROCESS, with_changes(VOCABULARY, log_ratio=PathRatio()))
     rollout = rollout_of(method)
     with pytest.raises(ValueError, match="without a discriminator"):
         method.discriminator_loss(rollout, reference_tokens())

@@ -1,18 +1,22 @@
 """The weight that follows the agreement of two samples."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import with_changes
 from discrete_distill.distillation.methods.diversity_control import DiversityControl
 from discrete_distill.distillation.methods.path_metrics import reference_agreement
 from tests.distillation.methods.chain_networks import LENGTH, seeded, small_method
 
-CONFIG = DiDiInstructConfig.recommended(path_steps=(2,), group_size=4, log_ratio_warmup=2, data_kl_coefficient=0.5)
+CONFIG = DiDiInstructConfig.recommended(
+    paths={"num_steps": (2,)},
+    advantages={"group_size": 4},
+    log_ratio={"warmup": 2},
+    regularization={"data_kl": {"coefficient": 0.5}},
+)
 AGREEMENTS = st.floats(0.001, 0.99)
 
 
@@ -156,7 +160,7 @@ def test_batches_of_data_are_averaged() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 70])
 def test_agreement_of_reference_sequences_is_that_of_all_pairs(rows: int) -> None:
-    made = small_method(replace(CONFIG, group_size=1))
+    made = small_method(with_changes(CONFIG, advantages={"group_size": 1}))
     rollout = made.rollout(rows, LENGTH, generator=seeded(3))
     reference = torch.randint(5, (rows, LENGTH), generator=seeded(2))
     found = float(reference_agreement(rollout, reference))
@@ -216,7 +220,7 @@ def test_the_methods_state_has_it() -> None:
         made.rollout(8, LENGTH, generator=seeded(3))
     other.load_state_dict(made.state_dict())
     assert other.state_dict() == made.state_dict()
-    uncontrolled = small_method(replace(CONFIG, diversity_tolerance=None))
+    uncontrolled = small_method(with_changes(CONFIG, regularization={"data_kl": {"diversity_tolerance": None}}))
     with pytest.raises(ValueError, match="diversity_tolerance"):
         uncontrolled.load_state_dict(made.state_dict())
     with pytest.raises(ValueError, match="diversity_tolerance"):

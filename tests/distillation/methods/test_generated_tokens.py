@@ -10,30 +10,38 @@ from chain_networks import seeded
 from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.methods import (
+    CorruptionByCount,
+    CorruptionByParts,
+    PathKL,
+    Regularization,
+    SequenceCredit,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
 from discrete_distill.process import BetaTime, MaskedDiffusion, StratifiedTime
 
 GENERATED, MASK, BATCH, GROUP = 16, 5, 8, 4
 PROCESS = MaskedDiffusion(MASK)
-CONFIG = DiDiInstructConfig(
-    path_steps=(3,),
-    group_size=GROUP,
-    corruptions=2,
-    scale="none",
-    step_conditioning=False,
-    log_ratio_conditioning=False,
-    kl_coefficient=0.1,
-    entropy_coefficient=0.05,
+CONFIG = DiDiInstructConfig.recommended(
+    paths={"num_steps": (3,), "step_conditioning": False},
+    advantages={"group_size": GROUP, "scale": "none"},
+    credit={"corruption": {"num_draws": 2}},
+    log_ratio={"step_conditioning": False},
+    regularization=Regularization(path_kl=PathKL(coefficient=0.1), entropy_coefficient=0.05),
 )
-PAPER = DiDiInstructConfig.paper(omega="constant", scale="group")
+PAPER = DiDiInstructConfig.paper(credit={"corruption": {"time_weight": None}}, advantages={"scale": "group"})
 SETTINGS = {
     "token": CONFIG,
-    "own token": replace(CONFIG, window=0),
-    "batch scale": replace(CONFIG, scale="batch", baseline="batch"),
-    "sequence": replace(CONFIG, credit="sequence", scale="group"),
-    "parts": replace(CONFIG, corruption_by="parts"),
-    "branching": replace(CONFIG, branching=True),
-    "vocabulary": replace(CONFIG, credit="vocabulary"),
+    "own token": with_changes(CONFIG, credit={"window": 0}),
+    "batch scale": with_changes(CONFIG, advantages={"scale": "batch", "baseline": "batch"}),
+    "sequence": with_changes(
+        CONFIG, credit=SequenceCredit(corruption=CorruptionByCount(num_draws=2)), advantages={"scale": "group"}
+    ),
+    "parts": with_changes(CONFIG, credit={"corruption": CorruptionByParts()}),
+    "branching": with_changes(CONFIG, paths={"branching": True}),
+    "vocabulary": with_changes(CONFIG, credit=VocabularyCredit()),
     "discriminator": PAPER,
 }
 
@@ -210,7 +218,7 @@ def test_the_discriminator_is_trained_at_all_generated_tokens_of_a_state_without
     out = subject.method.discriminator_loss(rollout, reference, generator=seeded(0))
     network = subject.networks["discriminator"]
     logits = [network(x, torch.zeros(BATCH))[rollout.generation_mask] for x in (rollout.sequences, reference)]
-    smooth = 0.5 * subject.config.label_smoothing
+    smooth = 0.5 * subject.config.log_ratio.label_smoothing
     labels = [torch.full_like(logits[0], label) for label in (1.0 - smooth, smooth)]
     expected = sum(
         0.5 * nn.functional.binary_cross_entropy_with_logits(*pair) for pair in zip(logits, labels, strict=True)
@@ -257,7 +265,7 @@ def test_a_teacher_that_gives_no_finite_reward_is_refused_by_sequence(name, valu
     subject, teacher = Subject(name), OwnToken(2)
     with torch.no_grad():
         teacher.table[MASK, 3] = float(value)
-    config = replace(subject.config, reward_clip=float(clip), kl_coefficient=0.0)
+    config = with_changes(subject.config, reward_clip=float(clip), regularization={"path_kl": {"coefficient": 0.0}})
     method = DiDiInstruct(
         subject.networks["student"], teacher, None, PROCESS, config, auxiliary=subject.networks["auxiliary"]
     )

@@ -1,15 +1,29 @@
 """IDLM: a sequence has one reward from two likelihood bounds, and the auxiliary follows the student."""
 
+from typing import Any
+
 import pytest
 import torch
 from chain_networks import LENGTH, PROCESS, seeded, small_dit
 from torch import Tensor
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig
-from discrete_distill.distillation.methods import IDLM, DistillationMethod, IDLMConfig
+from discrete_distill.distillation.methods import (
+    IDLM,
+    CorruptionByCount,
+    DistillationMethod,
+    IDLMConfig,
+    PathRatio,
+    Regularization,
+    SequenceCredit,
+)
 
-SMALL = {"path_steps": (2,), "group_size": 4, "log_ratio_warmup": 1, "log_ratio_updates": 2}
-CONFIG = IDLMConfig(**SMALL)
+SMALL: dict[str, Any] = {
+    "paths": {"num_steps": (2,)},
+    "advantages": {"group_size": 4},
+    "log_ratio": {"warmup": 1, "updates": 2},
+}
+CONFIG = IDLMConfig.recommended(**SMALL)
 
 
 def method() -> IDLM:
@@ -26,7 +40,9 @@ def gradient(network: torch.nn.Module, loss: Tensor) -> Tensor:
 def test_it_is_credit_to_sequences_by_an_auxiliary_denoiser() -> None:
     """The same gradients as DiDi-Instruct's parts give, told so field by field."""
     made = method()
-    config = DiDiInstructConfig(**SMALL, log_ratio="auxiliary", credit="sequence", corruption_by="count", corruptions=2)
+    config = DiDiInstructConfig.recommended(
+        credit=SequenceCredit(corruption=CorruptionByCount(num_draws=2)), regularization=Regularization(), **SMALL
+    )
     other = DiDiInstruct(made.student, made.teacher, None, PROCESS, config, auxiliary=made.auxiliary)
     found = []
     for each in (made, other):
@@ -53,7 +69,7 @@ def test_the_plan_and_the_networks_by_name() -> None:
 
 
 def test_a_network_that_would_never_be_told_its_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="log_ratio_conditioning=True, but the auxiliary"):
+    with pytest.raises(ValueError, match=r"log_ratio\.step_conditioning=True, but the auxiliary"):
         IDLM(small_dit(0, step_conditioning=True), small_dit(1), small_dit(2), PROCESS, CONFIG)
     with pytest.raises(ValueError, match="step_conditioning=True, but the student"):
         IDLM(small_dit(0), small_dit(1), small_dit(2, step_conditioning=True), PROCESS, CONFIG)
@@ -62,15 +78,16 @@ def test_a_network_that_would_never_be_told_its_step_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choices", "error"),
+    ("choices", "error", "named"),
     [
-        ({"corruptions": 0}, ValueError),
-        ({"log_ratio_updates": 1.5}, TypeError),
-        ({"log_ratio_warmup": -1}, ValueError),
-        ({"group_size": 0}, ValueError),
-        ({"baseline": "median"}, ValueError),
+        ({"corruption": {"num_draws": 0}}, ValueError, "num_draws.*0"),
+        ({"log_ratio": {"updates": 1.5}}, TypeError, "updates.*1.5"),
+        ({"log_ratio": {"warmup": -1}}, ValueError, "warmup.*-1"),
+        ({"advantages": {"group_size": 0}}, ValueError, "group_size.*0"),
+        ({"advantages": {"baseline": "median"}}, ValueError, "median"),
+        ({"log_ratio": PathRatio()}, TypeError, "PathRatio"),
     ],
 )
-def test_settings_out_of_range_are_refused(choices, error) -> None:
-    with pytest.raises(error, match=next(iter(choices))):
-        IDLMConfig(**choices)
+def test_settings_out_of_range_are_refused(choices, error, named) -> None:
+    with pytest.raises(error, match=named):
+        IDLMConfig.recommended(**choices)

@@ -9,11 +9,21 @@ import torch
 
 import discrete_distill.distillation.rollout as rollout_module
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, IntermediateStateMatcher
+from discrete_distill.distillation.methods import (
+    CorruptionByCount,
+    PathKL,
+    Regularization,
+    SequenceCredit,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.distillation.rollout import Rollout
 from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, small_method
 
 END = 0
-CONFIG = DiDiInstructConfig.recommended(group_size=4, path_steps=(2,), log_ratio_warmup=1)
+CONFIG = DiDiInstructConfig.recommended(
+    advantages={"group_size": 4}, paths={"num_steps": (2,)}, log_ratio={"warmup": 1}
+)
 
 
 def with_matcher(matcher: IntermediateStateMatcher, config: DiDiInstructConfig = CONFIG) -> DiDiInstruct:
@@ -67,8 +77,10 @@ def test_the_students_loss_has_no_gradient_from_behind_an_end() -> None:
 def test_student_and_teacher_are_compared_without_forbidden_ids_at_one_temperature(kl_kind: str) -> None:
     """With equal weights the divergence is 0, however much the teacher would give to forbidden ids."""
     process = replace(PROCESS, forbidden_token_ids=[1])
-    config = DiDiInstructConfig(
-        group_size=4, path_steps=(2,), step_conditioning=False, kl_coefficient=0.1, kl_kind=kl_kind
+    config = DiDiInstructConfig.recommended(
+        advantages={"group_size": 4},
+        paths={"num_steps": (2,), "step_conditioning": False},
+        regularization=Regularization(path_kl=PathKL(coefficient=0.1, kind=kl_kind)),
     )
     made = with_matcher(IntermediateStateMatcher(process, num_steps=(2,), temperature=0.7), config)
     made.student.load_state_dict(made.teacher.state_dict())
@@ -78,11 +90,11 @@ def test_student_and_teacher_are_compared_without_forbidden_ids_at_one_temperatu
     assert float(metrics["teacher_divergence"]) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("credit", ["sequence", "vocabulary"])
-def test_every_credit_trains_without_forbidden_ids(credit: str) -> None:
+@pytest.mark.parametrize("credit", [SequenceCredit(corruption=CorruptionByCount()), VocabularyCredit()])
+def test_every_credit_trains_without_forbidden_ids(credit: SequenceCredit | VocabularyCredit) -> None:
     process = replace(PROCESS, forbidden_token_ids=[1, 2])
-    config = replace(CONFIG, credit=credit)
-    rows = "masked" if credit == "vocabulary" else "revealed"
+    config = with_changes(CONFIG, credit=credit)
+    rows = "masked" if isinstance(credit, VocabularyCredit) else "revealed"
     made = with_matcher(IntermediateStateMatcher(process, num_steps=(2,), rows=rows), config)
     rollout = made.rollout(8, LENGTH, generator=seeded(3))
     reference = torch.randint(3, (8, LENGTH), generator=seeded(2)).where(torch.rand(8, LENGTH) < 0, 3)
@@ -110,7 +122,7 @@ def test_the_agreement_of_a_rollout_is_computed_once(monkeypatch: pytest.MonkeyP
 def test_a_matcher_of_other_paths_than_the_credit_reads_is_refused() -> None:
     for matcher, config, value in (
         (IntermediateStateMatcher(PROCESS, branching=True), CONFIG, "branching"),
-        (IntermediateStateMatcher(PROCESS), replace(CONFIG, credit="vocabulary"), "revealed"),
+        (IntermediateStateMatcher(PROCESS), with_changes(CONFIG, credit=VocabularyCredit()), "revealed"),
     ):
         with pytest.raises(ValueError, match=value):
             with_matcher(matcher, config)

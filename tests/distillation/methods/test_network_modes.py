@@ -1,7 +1,6 @@
 """Networks stay as their owner left them; what is read for a reward or as teacher is read in evaluation mode."""
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,20 +9,34 @@ from chain_networks import LENGTH, PROCESS, SHAPE, seeded, small_dit
 from torch import Tensor, nn
 
 from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, Discriminator, SDTTConfig
-from discrete_distill.distillation.methods import PathConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import (
+    CorruptionByParts,
+    PathConfig,
+    PathKL,
+    PathRatio,
+    Regularization,
+    RolloutMMDConfig,
+    VocabularyCredit,
+    with_changes,
+)
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import evaluation_mode
 
 DROPPING = {**SHAPE, "dropout": 0.5}
-TOKENS = DiDiInstructConfig(path_steps=(2,), group_size=4, kl_coefficient=0.1, corruptions=2)
+TOKENS = DiDiInstructConfig.recommended(
+    paths={"num_steps": (2,)},
+    advantages={"group_size": 4},
+    regularization=Regularization(path_kl=PathKL(coefficient=0.1)),
+    credit={"corruption": {"num_draws": 2}},
+)
 SETTINGS = {
     "token": TOKENS,
-    "parts": replace(TOKENS, corruption_by="parts"),
-    "vocabulary": replace(TOKENS, credit="vocabulary"),
-    "path": replace(TOKENS, credit="vocabulary", log_ratio="path"),
-    "mmd": RolloutMMDConfig(path_steps=(2,)),
+    "parts": with_changes(TOKENS, credit={"corruption": CorruptionByParts()}),
+    "vocabulary": with_changes(TOKENS, credit=VocabularyCredit()),
+    "path": with_changes(TOKENS, credit=VocabularyCredit(), log_ratio=PathRatio()),
+    "mmd": RolloutMMDConfig.recommended(paths={"num_steps": (2,)}),
     "paper": DiDiInstructConfig.paper(),
-    "log_ratio_output": DiDiInstructConfig.paper(reuse_discriminator_logits=True),
+    "log_ratio_output": DiDiInstructConfig.paper(log_ratio={"reuse_logits": True}),
 }
 
 
@@ -120,7 +133,7 @@ def test_targets_of_a_teacher_in_training_mode_are_its_answers_in_evaluation_mod
 
 @pytest.mark.parametrize("step", [False, True])
 def test_copies_are_trainable_and_in_evaluation_mode_whatever_the_teacher_is_in(step) -> None:
-    config = replace(TOKENS, step_conditioning=step, log_ratio_conditioning=step)
+    config = with_changes(TOKENS, paths={"step_conditioning": step}, log_ratio={"step_conditioning": step})
     for teacher in (dropping_dit(1), dropping_dit(1).eval().requires_grad_(False)):
         before = state_of(teacher)
         made = [
@@ -190,7 +203,9 @@ class Wrapped(nn.Module):
 def test_a_network_that_would_never_be_told_its_step_is_refused(student, auxiliary, role) -> None:
     with pytest.raises(ValueError, match=role):
         DiDiInstruct(student, small_dit(1), None, PROCESS, TOKENS, auxiliary=auxiliary)
-    told = replace(TOKENS, step_conditioning=role != "student", log_ratio_conditioning=role != "auxiliary")
+    told = with_changes(
+        TOKENS, paths={"step_conditioning": role != "student"}, log_ratio={"step_conditioning": role != "auxiliary"}
+    )
     DiDiInstruct(student, small_dit(1), None, PROCESS, told, auxiliary=auxiliary)
     if role == "student":
         with pytest.raises(ValueError, match=role):

@@ -10,8 +10,10 @@ from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
 @pytest.mark.parametrize(
     "make",
     [
-        lambda teacher: DiDiInstruct.make_student(teacher, DiDiInstructConfig()),
-        lambda teacher: DiDiInstruct.make_auxiliary(teacher, DiDiInstructConfig(step_conditioning=False)),
+        lambda teacher: DiDiInstruct.make_student(teacher, DiDiInstructConfig.recommended()),
+        lambda teacher: DiDiInstruct.make_auxiliary(
+            teacher, DiDiInstructConfig.recommended(paths={"step_conditioning": False})
+        ),
         lambda teacher: SDTT.make_student(teacher, SDTTConfig(step_conditioning=True)),
     ],
 )
@@ -21,7 +23,7 @@ def test_a_network_that_cannot_be_told_its_step_is_named_with_the_remedy(make) -
 
 
 def test_any_network_is_copied_without_its_step() -> None:
-    config = DiDiInstructConfig(step_conditioning=False, log_ratio_conditioning=False)
+    config = DiDiInstructConfig.recommended(paths={"step_conditioning": False}, log_ratio={"step_conditioning": False})
     teacher = nn.Linear(2, 2).requires_grad_(False)
     for made in (DiDiInstruct.make_student(teacher, config), DiDiInstruct.make_auxiliary(teacher, config)):
         assert torch.equal(made.weight, teacher.weight)

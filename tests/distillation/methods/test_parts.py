@@ -8,22 +8,31 @@ import torch
 from torch import Generator, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, RunningMean
+from discrete_distill.distillation.methods import (
+    CorruptionByCount,
+    Regularization,
+    SequenceCredit,
+    TokenCredit,
+    VocabularyCredit,
+)
 from discrete_distill.distillation.methods.parts import draw_part, tokens_per_part
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.process import BetaTime
 
 PROCESS = MaskedDiffusion(8)
 PATHS: dict[str, dict[str, Any]] = {
-    "grid": {"path_steps": (3,)},
-    "random times": {"path_steps": (2, 4), "path_times": "random"},
-    "some steps": {"path_steps": (4,), "gradient_steps": 2},
-    "branching": {"path_steps": (4,), "branching": True},
-    "vocabulary": {"path_steps": (3,), "credit": "vocabulary"},
+    "grid": {"paths": {"num_steps": (3,)}},
+    "random times": {"paths": {"num_steps": (2, 4), "time_distribution": BetaTime(0.02, 0.98, a=1.0, b=1.0)}},
+    "some steps": {"paths": {"num_steps": (4,), "gradient_steps": 2}},
+    "branching": {"paths": {"num_steps": (4,), "branching": True}},
+    "vocabulary": {"paths": {"num_steps": (3,)}, "credit": VocabularyCredit()},
 }
 
 
 def method(**choices: Any) -> DiDiInstruct:
     torch.manual_seed(0)
-    config = DiDiInstructConfig(**{"group_size": 2, "log_ratio_warmup": 0, **choices})
+    small = {"advantages": {"group_size": 2}, "log_ratio": {"warmup": 0}, "regularization": Regularization()}
+    config = DiDiInstructConfig.recommended(**{**small, **choices})
     teacher = DiT(DiTConfig(vocab_size=9, max_length=6, hidden_size=16, num_layers=1, num_heads=2, cond_size=8))
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -61,7 +70,7 @@ def test_a_path_is_walked_again_with_its_graph(path: str) -> None:
 
 def test_a_path_stays_where_the_student_has_moved() -> None:
     """Coins do not depend on the student; its log-probabilities of the same tokens do."""
-    made = method(path_steps=(3,))
+    made = method(paths={"num_steps": (3,)})
     once = made.rollout(4, 6, generator=Generator().manual_seed(3))
     for parameter in made.student.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=Generator().manual_seed(1))
@@ -90,7 +99,11 @@ def test_tokens_of_another_path_are_refused(tokens: Any, error: type[Exception])
 @pytest.mark.parametrize("baseline", ["batch", "leave_one_out", "running"])
 def test_advantages_of_parts_are_those_of_the_whole_batch(credit: str, baseline: str) -> None:
     """Parts of unlike lengths and numbers; a running mean takes the step in once."""
-    made = method(credit=credit, scale="batch", advantage_clip=None, window=1)
+    by_count = CorruptionByCount()
+    made = method(
+        credit=SequenceCredit(corruption=by_count) if credit == "sequence" else TokenCredit(window=1),
+        advantages={"group_size": 2, "scale": "batch", "clip": None},
+    )
     assert made.estimator is not None
     chosen: Any = RunningMean(0.5) if baseline == "running" else baseline
     made.estimator = estimator = replace(made.estimator, baseline=chosen)

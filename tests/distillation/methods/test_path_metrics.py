@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from discrete_distill import DiDiInstructConfig
-from discrete_distill.distillation.methods import agreement_metrics
+from discrete_distill.distillation.methods import (
+    PathKL,
+    Regularization,
+    TokenCredit,
+    VocabularyCredit,
+    agreement_metrics,
+)
 from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
 from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, small_method
 
@@ -77,10 +83,17 @@ def test_rows_that_share_a_path_are_not_compared_with_one_another() -> None:
     assert single == {}
 
 
-@pytest.mark.parametrize("credit", ["token", "vocabulary"])
+@pytest.mark.parametrize("credit", [TokenCredit(), VocabularyCredit()])
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_the_students_loss_gives_the_metrics_of_collapse(credit: Any, kl: float) -> None:
-    method = small_method(DiDiInstructConfig(group_size=4, path_steps=(3,), credit=credit, kl_coefficient=kl))
+    method = small_method(
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4},
+            paths={"num_steps": (3,)},
+            credit=credit,
+            regularization=Regularization(path_kl=PathKL(coefficient=kl)),
+        )
+    )
     rollout = method.rollout(8, LENGTH, generator=seeded(0))
     metrics = method.student_loss(rollout, generator=seeded(1)).metrics
     expected = by_hand(rollout.sequences, rollout.generation_mask, lambda i, j: True)
@@ -99,7 +112,9 @@ def test_the_size_of_the_log_ratio_is_the_median_of_its_absolute_value() -> None
     generated = torch.ones(4, 8, dtype=torch.bool)
     generated[3] = False  # a row that is all prompt has no sample
     out = SurrogateOutput(loss=torch.zeros(()), log_ratio=ratios, advantages=torch.zeros(4))
-    estimator = small_method(DiDiInstructConfig(group_size=4)).estimator
+    estimator = small_method(
+        DiDiInstructConfig.recommended(advantages={"group_size": 4}, regularization=Regularization())
+    ).estimator
     assert estimator is not None
     found = reward_metrics(estimator, rollout_of(X[:4], generated), out)
     assert float(found["log_ratio_size"]) == 2.0

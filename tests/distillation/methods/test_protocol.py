@@ -1,16 +1,26 @@
 """The plan of updates, and that every method obeys the one interface."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from chain_networks import LENGTH, seeded, small_method
 from torch import Tensor
 
 from discrete_distill import DiDiInstructConfig
-from discrete_distill.distillation.methods import DistillationMethod, UpdatePlan
+from discrete_distill.distillation.methods import (
+    DistillationMethod,
+    PathRatio,
+    Regularization,
+    UpdatePlan,
+    VocabularyCredit,
+    with_changes,
+)
 
-SMALL = DiDiInstructConfig(path_steps=(2,), group_size=4, log_ratio_warmup=2, log_ratio_updates=3)
+SMALL = DiDiInstructConfig.recommended(
+    paths={"num_steps": (2,)},
+    advantages={"group_size": 4},
+    log_ratio={"warmup": 2, "updates": 3},
+    regularization=Regularization(),
+)
 PAPER = DiDiInstructConfig.paper()
 
 
@@ -54,18 +64,25 @@ def test_a_plan_that_means_nothing_is_refused(choices, message) -> None:
         (PAPER, True, ("discriminator", "student"), ("discriminator",)),
         (SMALL, False, ("student", "auxiliary"), ()),
         (SMALL, True, ("student", "auxiliary", "discriminator"), ("discriminator",)),
-        (replace(SMALL, data_kl_coefficient=1.0), False, ("student", "auxiliary"), ("student",)),
-        (replace(SMALL, log_ratio="path", credit="vocabulary"), False, ("student",), ()),
+        (
+            with_changes(SMALL, regularization={"data_kl": {"coefficient": 1.0}}),
+            False,
+            ("student", "auxiliary"),
+            ("student",),
+        ),
+        (with_changes(SMALL, log_ratio=PathRatio(), credit=VocabularyCredit()), False, ("student",), ()),
     ],
 )
 def test_the_plan_of_a_configuration(config, discriminator, order, reads) -> None:
     plan = config.update_plan(discriminator=discriminator)
-    assert (plan.order, plan.reads_reference, plan.warmup) == (order, reads, config.log_ratio_warmup)
-    assert plan.updates == ({"auxiliary": config.log_ratio_updates} if "auxiliary" in order else {})
-    assert plan.keeps_logits == (config.credit == "vocabulary")
+    assert (plan.order, plan.reads_reference, plan.warmup) == (order, reads, config.log_ratio.warmup)
+    assert plan.updates == ({"auxiliary": 3} if "auxiliary" in order else {})
+    assert plan.keeps_logits == isinstance(config.credit, VocabularyCredit)
 
 
-@pytest.mark.parametrize("config", [PAPER, SMALL, replace(SMALL, data_kl_coefficient=1.0)])
+@pytest.mark.parametrize(
+    "config", [PAPER, SMALL, with_changes(SMALL, regularization={"data_kl": {"coefficient": 1.0}})]
+)
 def test_a_plain_loop_moves_every_network_as_planned(config) -> None:
     """Each loss has gradients for its network alone, and the student stays in the warm-up."""
     method = small_method(config)
@@ -88,7 +105,7 @@ def test_a_plain_loop_moves_every_network_as_planned(config) -> None:
 
 
 def test_losses_by_name_are_those_of_the_methods() -> None:
-    method = small_method(replace(SMALL, data_kl_coefficient=1.0))
+    method = small_method(with_changes(SMALL, regularization={"data_kl": {"coefficient": 1.0}}))
     method.discriminator.eval()  # in training, each call moves the power iteration of its spectral norm
     rollout, data = method.rollout(8, LENGTH, generator=seeded(0)), reference()
     pairs = {

@@ -12,7 +12,7 @@ from discrete_distill.distillation.divergence import token_witness
 from discrete_distill.distillation.methods import FrozenFeatures, RolloutMMD, RolloutMMDConfig
 from discrete_distill.distillation.methods.mmd import MMDLogRatio
 
-MMD = RolloutMMDConfig(step_conditioning=False)
+MMD = RolloutMMDConfig.recommended(paths={"step_conditioning": False})
 
 
 def method(config: RolloutMMDConfig = MMD) -> RolloutMMD:
@@ -82,11 +82,11 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_the_configuration() -> None:
-    assert (MMD.group_size, MMD.baseline, MMD.scale) == (4, "leave_one_out", "batch")
+    assert (MMD.advantages.group_size, MMD.advantages.baseline, MMD.advantages.scale) == (4, "leave_one_out", "batch")
     plan = MMD.update_plan(discriminator=True)
     assert (plan.order, plan.reads_reference, plan.warmup) == (("student",), ("student",), 0)
-    for wrong in ({"bandwidth": -1.0}, {"group_size": 0}, {"path_steps": ()}, {"scale": "range"}, {"reference": "web"}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+    for wrong, named in (({"bandwidth": -1.0}, "-1.0"), ({"reference": "web"}, "'web'")):
+        with pytest.raises(ValueError, match=named):
             RolloutMMDConfig(**wrong)
 
 
@@ -116,7 +116,7 @@ def bigrams(x: Tensor, t: Tensor) -> Tensor:
 def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain() -> None:
     """40 updates from random weights leave a tenth of the exact squared distance of bigram distributions, at most."""
     chain, length = exact.small_chain()
-    student, config = small_dit(0), RolloutMMDConfig(path_steps=(2,), step_conditioning=False)
+    student, config = small_dit(0), RolloutMMDConfig.recommended(paths={"num_steps": (2,), "step_conditioning": False})
     made = RolloutMMD(student, small_dit(1), PROCESS, config, features=bigrams)
     optimiser, generator = torch.optim.AdamW(student.parameters(), lr=1e-2), seeded(0)
     x = exact.enumerate_sequences(5, length)

@@ -1,0 +1,67 @@
+"""Options of the log-ratio between student and teacher, one class for each estimator of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ....checks import check_count, check_number
+from .fields import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorRatio:
+    """The log-ratio of a discriminator between samples and reference sequences, corrupted to the same time
+    (arXiv 2509.25035).
+
+    Args:
+        label_smoothing: of the discriminator's loss, in ``[0, 1)``.
+        reuse_logits: read the reward from the logits that the discriminator was trained with in the same step: one
+            pass fewer, one update behind. Otherwise the updated discriminator is evaluated (paper).
+        warmup: training steps in which the discriminator alone is updated.
+
+    Raises:
+        TypeError: if the warm-up is not an integer, or ``reuse_logits`` no bool.
+        ValueError: if a number is out of range.
+    """
+
+    label_smoothing: float = 0.1
+    reuse_logits: bool = False
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
+        check_count("warmup", self.warmup, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryRatio:
+    """The log-ratio of an auxiliary denoiser, fitted to the student, and the teacher.
+
+    Args:
+        updates: number of updates of the auxiliary for each update of the student.
+        warmup: training steps in which the auxiliary alone is updated.
+        step_conditioning: tell the auxiliary the number of steps that its samples were drawn in, so that each number
+            is compared with the teacher by itself; otherwise the mixture of all is.
+
+    Raises:
+        TypeError: if a number is not an integer, or ``step_conditioning`` no bool.
+        ValueError: if a number is out of range.
+    """
+
+    updates: int = 4
+    warmup: int = 10
+    step_conditioning: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_count("updates", self.updates)
+        check_count("warmup", self.warmup, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathRatio:
+    """The log-ratio of the student's own probabilities in a step and the teacher: an upper bound, without a network."""
+
+    warmup: ClassVar[int] = 0

@@ -1,0 +1,90 @@
+"""Options of what is added to the student's loss beside its surrogate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ....checks import check_number
+from ...divergence import DivergenceKind
+from ..diversity_control import DiversityControl
+from .fields import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathKL:
+    """KL between student and teacher along the student's path.
+
+    Args:
+        coefficient: its weight (paper: 0.02); 0 for none.
+        kind: forward, reverse, jeffreys, js or tv (paper: jeffreys).
+        beta: share of the first direction where a kind has two (paper: 0.5).
+
+    Raises:
+        ValueError: if a number is out of range or the kind is unknown.
+    """
+
+    coefficient: float = 0.0
+    kind: DivergenceKind = "jeffreys"
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_number("path_kl.coefficient", self.coefficient, least=0.0)
+        check_number("path_kl.beta", self.beta, least=0.0, most=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataKL:
+    """Forward KL from the teacher in states of reference sequences, corrupted to the times of the paths; it keeps the
+    modes of the data. See `data_divergence`.
+
+    Args:
+        coefficient: its weight (paper: 0); 0 for none.
+        diversity_tolerance: excess of the agreement of two samples at which that weight is full; it is 0 where samples
+            are as diverse as the reference, or as those of the undistilled student, which the first rollouts, as many
+            as the log-ratio's warm-up (at least one), show. None: it is always full. See `DiversityControl`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    coefficient: float = 0.0
+    diversity_tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("data_kl.coefficient", self.coefficient, least=0.0)
+        if self.diversity_tolerance is not None:
+            check_number("diversity_tolerance", self.diversity_tolerance, above=0.0)
+
+    def control(self, warmup: int) -> DiversityControl | None:
+        """Return what controls the weight, or None where it is fixed.
+
+        Args:
+            warmup: rollouts of the undistilled student.
+        """
+        if not self.coefficient or self.diversity_tolerance is None:
+            return None
+        return DiversityControl(tolerance=self.diversity_tolerance, first=max(1, warmup))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """What is added to the student's surrogate; nothing by default.
+
+    Args:
+        path_kl: KL between student and teacher along the path.
+        data_kl: forward KL from the teacher in states of data.
+        entropy_coefficient: weight of the student's entropy along the path, a bonus (paper: 5e-4); 0 for none.
+
+    Raises:
+        TypeError: if a part is of another class.
+        ValueError: if a number is out of range.
+    """
+
+    path_kl: PathKL = field(default_factory=PathKL)
+    data_kl: DataKL = field(default_factory=DataKL)
+    entropy_coefficient: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_number("entropy_coefficient", self.entropy_coefficient, least=0.0)
