@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..rollout import Rollout
@@ -18,7 +18,7 @@ from .auxiliary_fit import fit_auxiliary
 from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
@@ -82,7 +82,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         self.diversity = make_diversity_control(config)
 
     @staticmethod
-    def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
+    def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
         what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
         told = config.credit == "vocabulary" or config.log_ratio_conditioning

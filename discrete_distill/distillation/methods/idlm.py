@@ -8,12 +8,12 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import BetaTime, ConstantWeight, Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, ScoreFunctionIntegralKL
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .output import StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod, divisor
@@ -121,7 +121,7 @@ class IDLM(PathMethod[IDLMConfig]):
         self.auxiliary = auxiliary
 
     @staticmethod
-    def make_auxiliary(teacher: DiT, config: IDLMConfig) -> DiT:
+    def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
         its samples' paths, if so configured."""
         return trainable_copy(teacher, step_conditioning=config.log_ratio_conditioning)

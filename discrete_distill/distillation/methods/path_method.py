@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import ScoreFunctionIntegralKL
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_config import PathConfig
 from .path_metrics import agreement_metrics
@@ -91,7 +91,7 @@ class PathMethod(Generic[ConfigT]):
         return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
 
     @staticmethod
-    def make_student(teacher: DiT, config: PathConfig) -> DiT:
+    def make_student(teacher: Denoiser, config: PathConfig) -> nn.Module:
         """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
         are the teacher's."""
         return trainable_copy(teacher, step_conditioning=config.step_conditioning)

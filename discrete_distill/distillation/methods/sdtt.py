@@ -26,12 +26,12 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts
 from ...distributed.collectives import mean_over_processes
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
 from ...samplers.rows import Rows, rows_at
 from ...samplers.state import SamplerState
 from ..divergence import token_divergence
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .output import StepOutput
 
 Target = Literal["forward", "reverse", "tv", "mse"]
@@ -127,7 +127,7 @@ class SDTT:
         self.round = 0
 
     @staticmethod
-    def make_student(teacher: DiT, config: SDTTConfig) -> DiT:
+    def make_student(teacher: Denoiser, config: SDTTConfig) -> nn.Module:
         """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
         are the teacher's."""
         return trainable_copy(teacher, step_conditioning=config.step_conditioning)
