@@ -18,7 +18,8 @@ from torch import Generator, Tensor
 from benchmarks.gpu_run import write_json
 from discrete_distill import AncestralSampler, MaskedDiffusion
 from discrete_distill.evaluation import lost_diversity, measure_between_samples, sample_entropy
-from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.common.run import Run
+from discrete_distill.recipes.text.run import text_run
 from discrete_distill.recipes.text.settings import demo
 
 SEED = 0
@@ -30,12 +31,12 @@ def replaced(text_L: Tensor, others_NL: Tensor, share: float, generator: Generat
     return torch.where(chosen, others_NL, text_L)
 
 
-def sample_sets(pipeline: Pipeline, data: Tensor, count: int, steps: int) -> dict[str, Tensor]:
+def sample_sets(run: Run, data: Tensor, count: int, steps: int) -> dict[str, Tensor]:
     """Sets of ``count`` samples, by name; the first is data, the second the reference of the others."""
     generator = Generator().manual_seed(SEED)
     order = torch.randperm(len(data), generator=generator)
     text, chosen = data[order[0]], data[order[:count]]
-    teacher, process = pipeline.load_teacher(), MaskedDiffusion(pipeline.tokenizer.mask_token_id)
+    teacher, process = run.load_teacher(), MaskedDiffusion(run.tokenizer.mask_token_id)
 
     def teacher_samples(temperature: float) -> Tensor:
         sampler = AncestralSampler(process, num_steps=steps, temperature=temperature)
@@ -59,10 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = demo()
     config.precision = "fp32"
-    pipeline = Pipeline(config, "python -m benchmarks.collapse")
-    heldout = pipeline.streams["heldout"].packed(2048)
+    run = text_run(config, "python -m benchmarks.collapse")
+    heldout = run.streams["heldout"].packed(2048)
     data, reference = heldout[0::2], heldout[1::2]
-    sets = sample_sets(pipeline, data, options.samples, options.steps)
+    sets = sample_sets(run, data, options.samples, options.steps)
     measured = {name: measure_between_samples(samples, reference).figures() for name, samples in sets.items()}
     of_teacher = measured[f"teacher, {options.steps} steps"]
     rows: dict[str, Any] = {}

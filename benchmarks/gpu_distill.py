@@ -26,16 +26,16 @@ import torch
 from benchmarks.gpu_run import write_json
 from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiTConfig
+from discrete_distill.recipes.common.corpus import DataConfig
 from discrete_distill.recipes.common.dry_run import count_parameters
 from discrete_distill.recipes.common.environment import describe_machine
+from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
 from discrete_distill.recipes.compare.comparison import RESULTS_FILE, Comparison
-from discrete_distill.recipes.compare.report import collapses
+from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.settings import ComparisonConfig
 from discrete_distill.recipes.compare.settings import demo as comparison_demo
-from discrete_distill.recipes.text.corpus import DataConfig
-from discrete_distill.recipes.text.evaluate import EvaluateConfig
-from discrete_distill.recipes.text.teacher import TeacherConfig, train_teacher
 from discrete_distill.training import LoopConfig, OptimizerConfig
 
 LIMIT_SECONDS = 540.0
@@ -106,14 +106,14 @@ def tiny_config(output: Path) -> ComparisonConfig:
 def train_teacher_for(comparison: Comparison, seconds: float) -> int:
     """Train as many updates as fit into ``seconds``, by what the first few took; returns their number."""
     config = comparison.config.teacher
-    settings = comparison.streams, comparison.process, comparison.accelerator
+    settings = comparison.run.streams, comparison.run.process, comparison.run.accelerator
     updates = TRIED_UPDATES
     for number in (TRIED_UPDATES, 0):
         config.loop = replace(config.loop, num_steps=number or updates)
-        folder = comparison.directory / ("tried" if number else "teacher")
+        folder = comparison.run.directory / ("tried" if number else "teacher")
         started = time.perf_counter()
         train_teacher(copy.deepcopy(config), *settings, folder)
-        write_fingerprint(folder, comparison.tokenizer)
+        write_fingerprint(folder, comparison.run.tokenizer)
         # The tried run also makes the network and measures the bound once, so the estimate errs on the short side.
         updates = max(TRIED_UPDATES, int(seconds / ((time.perf_counter() - started) / TRIED_UPDATES)))
     return config.loop.num_steps
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = tiny_config(work) if options.tiny else full_config(work)
     comparison = Comparison(config, "python -m benchmarks.gpu_distill" + (" --tiny" if options.tiny else ""))
     summary: dict[str, Any] = {
-        "device": describe_machine(comparison.accelerator),
+        "device": describe_machine(comparison.run.accelerator),
         "date": datetime.date.today().isoformat(),
         "tiny": options.tiny,
         "teacher_parameters": count_parameters(config.teacher.model),
@@ -148,11 +148,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def train_the_teacher() -> None:
         summary["teacher_updates"] = train_teacher_for(comparison, 0.0 if options.tiny else options.teacher_seconds)
-        config.teacher.path = str(comparison.directory / "teacher")
+        config.teacher.path = str(comparison.run.directory / "teacher")
 
     def evaluate() -> None:
         comparison.evaluate(late=lambda: late(0.9))
-        summary["results"] = json.loads((comparison.directory / RESULTS_FILE).read_text())
+        summary["results"] = json.loads((comparison.run.directory / RESULTS_FILE).read_text())
         said = collapses(summary["results"])
         summary["collapsed"] = [f"{method}, {steps} steps: {why}" for (method, steps), why in said.items()]
         print("\n".join(summary["collapsed"] or ["no method collapsed"]))
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     def report() -> None:
         comparison.report()
         for name in ("report.md", "frontier.png", "steps.png"):
-            shutil.copy(comparison.directory / name, options.out / name)
+            shutil.copy(comparison.run.directory / name, options.out / name)
 
     stages: dict[str, Callable[[], None]] = {
         "teacher": train_the_teacher,

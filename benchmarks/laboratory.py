@@ -161,34 +161,24 @@ def distil(
         for steps in config.path_steps
     ]
     g = Generator().manual_seed(seed)
-    reads_data = config.data_kl_coefficient > 0.0
-
-    def update_ratio(rollouts: list) -> None:
-        for _ in range(config.log_ratio_updates):
-            for method, rollout in zip(methods, rollouts, strict=True):
-                if config.log_ratio == "auxiliary":
-                    loss = method.auxiliary_loss(rollout, generator=g).loss
-                else:
-                    reference = laboratory.chain.sample(share, laboratory.length, generator=g)
-                    loss = method.discriminator_loss(rollout, reference, generator=g).loss
-                (loss / len(methods)).backward()
-            ratio_optimizer.step()
-            ratio_optimizer.zero_grad()
-
+    plan = config.update_plan()
+    ratio_updates = {name: config.log_ratio_updates for name in plan.order if name != "student"}
+    plan = replace(plan, warmup=training.warmup, updates=ratio_updates)
     ratio_optimizer = torch.optim.AdamW(trained(networks.ratio), lr=training.ratio_rate, betas=(0.9, 0.99))
     student = StudentOptimizer(networks.student, training)
     for index in range(training.updates + training.warmup):
         rollouts = [method.rollout(share, laboratory.length, generator=g) for method in methods]
-        if config.log_ratio == "discriminator":
-            update_ratio(rollouts)
-        if index >= training.warmup:
+        for name in plan.networks(index):
             for method, rollout in zip(methods, rollouts, strict=True):
-                reference = laboratory.chain.sample(share, laboratory.length, generator=g) if reads_data else None
-                out = method.student_loss(rollout, reference=reference, generator=g)
-                (out.loss / len(methods)).backward()
-            student.step(index - training.warmup)
-        if config.log_ratio == "auxiliary":
-            update_ratio(rollouts)
+                reads = name in plan.reads_reference
+                reference = laboratory.chain.sample(share, laboratory.length, generator=g) if reads else None
+                loss = method.loss(name, rollout, reference=reference, generator=g).loss
+                (loss / len(methods)).backward()
+            if name == "student":
+                student.step(index - training.warmup)
+            else:
+                ratio_optimizer.step()
+                ratio_optimizer.zero_grad()
     return student.averaged
 
 

@@ -26,8 +26,8 @@ from torch import Generator, Tensor
 
 from discrete_distill.distillation.methods import DiDiInstruct
 from discrete_distill.distillation.rollout import Rollout
-from discrete_distill.recipes.text.distill import Distillation
-from discrete_distill.recipes.text.pipeline import Pipeline
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.text.run import text_run
 from discrete_distill.recipes.text.settings import PRESETS
 
 STEPS = 8
@@ -94,10 +94,10 @@ class Subject:
     def __init__(self, updates: int, threads: int) -> None:
         config = PRESETS["demo"]()
         config.threads = threads
-        self.pipeline = Pipeline(config, "")
+        self.run = text_run(config, "")
         torch.manual_seed(config.seed)
-        stream, process = self.pipeline.streams["train"], self.pipeline.process
-        accelerator, teacher = self.pipeline.accelerator, self.pipeline.load_teacher()
+        stream, process = self.run.streams["train"], self.run.process
+        accelerator, teacher = self.run.accelerator, self.run.load_teacher()
         self.distillation = Distillation(config.distill, teacher, stream, process, accelerator)
         self.g = Generator().manual_seed(config.seed)
         for index in range(updates):
@@ -116,7 +116,7 @@ class Subject:
 
     def rollout(self) -> Rollout:
         """Paths of 8 steps, all with their graph."""
-        with self.pipeline.accelerator.autocast():
+        with self.run.accelerator.autocast():
             return self.method().rollout(*self.shape, generator=self.g)
 
     def gradient(self, rollout: Rollout, choice: Choice) -> Tensor:
@@ -126,7 +126,7 @@ class Subject:
             step if place in kept else replace(step, logits_NV=step.logits_NV.detach())
             for place, step in enumerate(rollout.steps)
         ]
-        with self.pipeline.accelerator.autocast():
+        with self.run.accelerator.autocast():
             loss = self.method(**choice.changes).student_loss(replace(rollout, steps=steps), generator=self.g).loss
         scaled = loss * (STEPS / choice.kept_steps)
         gradients = torch.autograd.grad(scaled, self.parameters, retain_graph=True, allow_unused=True)

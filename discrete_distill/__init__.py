@@ -5,6 +5,7 @@ from .distillation.divergence import (
     DiscriminatorLogRatio,
     ExactLogRatio,
     ScoreFunctionIntegralKL,
+    integral_kl,
     token_divergence,
 )
 from .distillation.methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
@@ -19,7 +20,6 @@ from .distillation.rewards import (
     group_advantages,
 )
 from .distillation.rollout import Rollout
-from .exact import integral_kl
 from .models import Discriminator, StepConditioned, as_denoiser
 from .process import (
     BetaTime,

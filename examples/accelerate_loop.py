@@ -49,7 +49,7 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
             parts.append(
                 BatchPart(draw=draw, reference=lambda g=g: CHAIN.sample(size, LENGTH, generator=g), generator=g)
             )
-        step = DistillationStep(method, module_optimizers, accelerator, parts, index)
+        step = DistillationStep(method, module_optimizers, accelerator, parts, index, num_steps=steps)
         metrics = step.run()
         if step.updates_student:
             # All processes look together; it raises TrainingCollapsed if samples stay alike.

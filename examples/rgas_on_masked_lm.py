@@ -17,7 +17,7 @@ from examples.toy import CHAIN, LENGTH, PROCESS, surprise
 class WantsFewOnes(nn.Module):
     """Any `RatioNetwork`: logits ``[B, L]``, positive where a token is unwelcome. This one dislikes word 1."""
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Tensor) -> Tensor:
         return 20.0 * (x_t == 1).float()
 
 

@@ -42,7 +42,19 @@ def in_fresh_python(code: str) -> str:
     return done.stdout
 
 
-HEAVY = ("transformers", "peft", "triton", "accelerate", "matplotlib", "datasets", "lightning", "scipy", "gguf", "tyro")
+HEAVY = (
+    "torch_struct",
+    "transformers",
+    "peft",
+    "triton",
+    "accelerate",
+    "matplotlib",
+    "datasets",
+    "lightning",
+    "scipy",
+    "gguf",
+    "tyro",
+)
 
 
 def test_importing_the_package_leaves_heavy_libraries_alone() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..checks import check_count
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, TimeDistribution
 from ..process.modes import differentiable_evaluation_mode
@@ -107,6 +108,7 @@ class IntermediateStateMatcher:
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
+        num_steps: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Draw one path for every row; each state is evaluated once, with a graph if gradients are enabled.
@@ -121,12 +123,15 @@ class IntermediateStateMatcher:
             device: of unconditional paths.
             tokens: samples of an earlier call, int64 ``[B, L]``. Given them and a generator in the state of that call,
                 the same path is walked again, whatever the student now makes probable; drawn if None.
+            num_steps: steps of these paths; one of the matcher's is drawn if None. Processes that must call a network
+                equally often are given the same.
             model_kwargs: passed to all networks by keyword.
 
         Raises:
-            TypeError: if ``tokens`` does not hold int64, or as in the samplers.
-            ValueError: if ``group_size`` does not divide the batch, the batch is empty, ``tokens`` has another shape,
-                or the student's logits leave nothing to draw from: names step, sequence and position.
+            TypeError: if ``num_steps`` is no whole number, ``tokens`` does not hold int64, or as in the samplers.
+            ValueError: if ``num_steps`` is below 1, ``group_size`` does not divide the batch, the batch is empty,
+                ``tokens`` has another shape, or the student's logits leave nothing to draw from: names step, sequence
+                and position.
 
         Example:
             >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
@@ -136,6 +141,8 @@ class IntermediateStateMatcher:
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0
         if group_size < 1 or batch % group_size:
             raise ValueError(f"group_size {group_size} does not divide the batch of {batch} sequences")
+        if num_steps is not None:
+            check_count("num_steps", num_steps)
         copies = group_size if self.branching else 1
         start = SamplerState(
             self.process,
@@ -148,7 +155,7 @@ class IntermediateStateMatcher:
             device=device,
         )
         _check_tokens(tokens, (batch, start.tokens.shape[1]))
-        times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator)
+        times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator, num_steps)
         conditions = dict(model_kwargs or {})
         if self.branching:
             steps, state = self._branching_path(start, times_KB, generator, tokens, conditions)
@@ -205,11 +212,16 @@ class IntermediateStateMatcher:
         return self._draw_times(batch, group_size, device, generator)[0]
 
     def _draw_times(
-        self, batch: int, group_size: int, device: torch.device, generator: Generator | None
+        self,
+        batch: int,
+        group_size: int,
+        device: torch.device,
+        generator: Generator | None,
+        num_steps: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
-        choice = int(torch.randint(len(self.num_steps), (), generator=generator, device=_place(generator)))
-        interior = self.num_steps[choice] - 1
+        choices = self.num_steps if num_steps is None else (num_steps,)
+        interior = choices[int(torch.randint(len(choices), (), generator=generator, device=_place(generator)))] - 1
         if self.tau_distribution is None:
             return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
         repeats = {"group": group_size, "batch": batch, "sample": 1}[self.tau_per]

@@ -5,15 +5,33 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..distributed.collectives import mean_over_processes
 from ..kernels import TokenLosses, token_losses
+
+
+class DrawnBatch(Protocol):
+    """What a method draws for one training step; `Rollout` is one. Losses are averages over its generated tokens."""
+
+    @property
+    def sequences(self) -> Tensor:
+        """Tokens at the end, int64 ``[B, L]``."""
+        ...
+
+    @property
+    def generation_mask(self) -> Tensor:
+        """Bool ``[B, L]``, true at the positions that the losses count."""
+        ...
+
+    def without_logits(self) -> DrawnBatch:
+        """A copy without what takes one value for each word of the vocabulary."""
+        ...
 
 
 @dataclass
@@ -102,7 +120,7 @@ class Rollout:
         generated: bool ``[B, L]``; the positions that the student wrote.
         group_size: consecutive rows that share what their comparison must hold fixed.
         attention_mask: bool ``[B, L]`` or None.
-        cond: what else the denoisers are given.
+        model_kwargs: what else the denoisers are given.
         drawn_time: ``[B]``: of paths with random times, the one that was drawn first; the others do not bear on it, so
             that it has the density of the distribution of times however many there are. None of paths on a grid.
     """
@@ -111,7 +129,7 @@ class Rollout:
     generation_mask: Tensor
     group_size: int
     attention_mask: Tensor | None
-    cond: dict[str, Any]
+    model_kwargs: dict[str, Any]
     drawn_time: Tensor | None = None
 
     @property
@@ -137,6 +155,11 @@ class Rollout:
         """Tokens that the student wrote, mean over processes, at least 1: what losses of all tokens are divided by, so
         that each token counts alike wherever it is. All processes must ask for it."""
         return mean_over_processes(self.generation_mask.sum().float()).clamp(min=1.0)
+
+    def without_logits(self) -> Rollout:
+        """A copy without the student's logits."""
+        # A clone: a view would keep all of them.
+        return replace(self, steps=[replace(step, logits_NV=step.logits_NV[:0].clone()) for step in self.steps])
 
     def token_log_probs(self) -> Tensor:
         """Log-probability of every token in the step that revealed it, ``[B, L]``; 0 where it was given."""
@@ -188,7 +211,7 @@ class Rollout:
     def denoiser_kwargs(self) -> dict[str, Any]:
         """What a denoiser is called with beside state and time."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        return {**mask, **self.cond}
+        return {**mask, **self.model_kwargs}
 
 
 def repeated_rows(rows: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:

@@ -164,6 +164,11 @@ def replicate(network: nn.Module, device: torch.device) -> Replicated:
     return kind(network, device)
 
 
+def unreplicated(network: nn.Module) -> nn.Module:
+    """The network that `replicate` put under DDP; any other as it is."""
+    return network.door.module.network if isinstance(network, Replicated) else network
+
+
 @contextmanager
 def without_sync(network: nn.Module) -> Iterator[None]:
     """Inside, gradients add up on each process alone: for all micro-batches of an update but the last."""

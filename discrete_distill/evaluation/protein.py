@@ -113,7 +113,8 @@ def nearest_identity(sequences: Sequence[str], training: Sequence[str], *, candi
     pairs, owners = [], []
     for owner, sequence in enumerate(sequences):
         shared: Counter[int] = Counter()
-        for gram in {sequence[i : i + 3] for i in range(len(sequence) - 2)}:
+        # In order: which of equally good candidates is kept must not depend on the hashes of strings.
+        for gram in sorted({sequence[i : i + 3] for i in range(len(sequence) - 2)}):
             shared.update(table.get(gram, ()))
         for index, _ in shared.most_common(candidates):
             pairs.append((sequence, training[index]))

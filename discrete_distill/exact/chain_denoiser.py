@@ -18,10 +18,8 @@ class ChainDenoiser:
     impossible words. At a visible position the conditional is the point mass on its token. The masked
     posterior does not depend on the time (arXiv 2406.07524), so ``t`` and other arguments are ignored.
 
-    Inference is a batched scaled forward-backward of O(B L K^2), in inference mode as elsewhere.
-    torch-struct's ``LinearChainCRF`` computes the same marginals through potentials ``[B, L, K, K]`` and a
-    tree of K^3 products, hundreds of times slower at five words and worse with more; the tests use it as the
-    oracle.
+    Inference is a batched scaled forward-backward of O(B L K^2), in inference mode as elsewhere. The module ``pairs``
+    states why it is not torch-struct's, against which the tests compare it.
 
     Args:
         initial: ``[K]``, distribution of the first word.
@@ -51,7 +49,7 @@ class ChainDenoiser:
         self.mask_token_id = mask_token_id
         self.impossible = impossible
 
-    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> Tensor:
         evidence_BLK = evidence_of_tokens(x_t, self.mask_token_id, len(self.initial))
         forward = forward_messages(self.initial, self.transition, evidence_BLK)
         backward_BLK = backward_messages(self.transition, evidence_BLK)

@@ -72,7 +72,7 @@ class DistributionDenoiser:
         self.mask_token_id = mask_token_id
         self.mask_last_marginals = with_mask_last(visible_marginals(distribution, mask_token_id), mask_token_id)
 
-    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> Tensor:
         check_ids(x_t, self.vocab_size + 1, "token ids")
         if x_t.shape[1] != self.length:
             raise ValueError(f"the distribution is over length {self.length}, the tokens have length {x_t.shape[1]}")

@@ -14,6 +14,7 @@ from ..checks import check_count, check_generator
 from .chain_denoiser import ChainDenoiser
 from .enumeration import check_enumerable
 from .messages import backward_messages, evidence_of_tokens, forward_messages
+from .pairs import pair_marginals
 from .vocabulary import check_ids, tokens_of_words
 
 SUM_TOLERANCE = 1e-6
@@ -150,6 +151,31 @@ class MarkovChain:
     def total_correlation(self, length: int) -> float:
         """``sum_i H(x_i) - H(x)`` in nats: the least forward KL of any one-step sampler."""
         return float(torch.special.entr(self.marginals(length)).sum()) - self.entropy(length)
+
+    def conditional_total_correlation(self, x_t: Tensor, mask_token_id: int) -> Tensor:
+        """Compute ``sum_i H(x_i | visible) - H(x | visible)``: the least forward KL of filling all masks in one step.
+
+        Given the visible tokens the words are a Markov chain, so this is ``sum_i I(x_i; x_{i+1} | visible)``. With all
+        positions masked it is `total_correlation`.
+
+        Args:
+            x_t: token ids, int64 ``[B, L]`` in ``0 .. K``.
+            mask_token_id: id of the mask.
+
+        Returns:
+            fp64 ``[B]``, nats.
+
+        Raises:
+            ValueError: if the visible tokens of a row have probability zero.
+        """
+        evidence_BLK = evidence_of_tokens(x_t, mask_token_id, self.vocab_size)
+        self._check_possible(x_t, mask_token_id)
+        if x_t.shape[1] == 1:
+            return evidence_BLK.new_zeros(len(x_t))
+        pairs = pair_marginals(self.initial, self.transition, evidence_BLK)
+        entropy = torch.special.entr
+        alone = entropy(pairs.sum(3)).sum(2) + entropy(pairs.sum(2)).sum(2)
+        return (alone - entropy(pairs).sum((2, 3))).sum(1)
 
     def distribution(self, length: int) -> Tensor:
         """Probabilities of all sequences, fp64 of shape ``[K] * length``, indexed ``distribution[x_1, ..., x_L]``.

@@ -121,7 +121,7 @@ class MixtureDenoiser:
         self.words = word_ids(mixture.vocab_size, mask_token_id)
         self.parts = [chain.denoiser(mask_token_id, impossible="uniform") for chain in mixture.chains]
 
-    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> Tensor:
         log_joint_BM = self.mixture.log_joint(x_t, self.mask_token_id)
         impossible_B = ~log_joint_BM.isfinite().any(1)
         if self.impossible == "raise" and bool(impossible_B.any()):

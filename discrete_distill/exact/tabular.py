@@ -68,7 +68,7 @@ class TabularDenoiser(nn.Module):
                 table.copy_(rows(everywhere, t, s).clamp_min(LEAST_PROBABILITY).log())
         return self
 
-    def forward(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor:
         """Logits fp64 ``[B, L, K + 1]``: the table's at masked positions, zeros at visible ones."""
         check_ids(x_t, self.vocab_size + 1, "token ids")
         if x_t.shape[1] != self.length:

@@ -32,8 +32,8 @@ class WrappedStudent(nn.Module):
         self.wrapped = wrapped
         self.accepts_step = getattr(student, "accepts_step", False)
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.wrapped(x_t, t, **cond)
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        return self.wrapped(x_t, t, **model_kwargs)
 
 
 class NoData(Dataset):

@@ -1,4 +1,4 @@
-"""DiDi-Instruct in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
+"""Distillation methods in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
 
 The Trainer owns the student's optimiser and schedule. Those of the ratio networks (discriminator, auxiliary denoiser)
 are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from ..checks import check_all_counts, check_count, check_number
-from ..distillation.methods import DiDiInstructConfig, PathConfig, PathMethod
-from ..distillation.rollout import Rollout
+from ..distillation.methods import DiDiInstructConfig, DistillationMethod, MethodConfig
+from ..distillation.rollout import DrawnBatch
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
 from ..models import DiT
@@ -72,10 +72,10 @@ class DiDiInstructTrainingArguments(TrainingArguments):
 class DiDiInstructTrainer(CheckpointingTrainer):
     """Distils ``teacher`` into ``model``.
 
-    ``per_device_train_batch_size`` counts student paths. A data set is needed where a discriminator compares with data,
-    or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally ``prompt_mask`` (true where a
-    token is given) and ``attention_mask`` (false at padding, which is neither generated nor learnt from). With a prompt
-    or padding, the first row of each group stands for the whole group.
+    ``per_device_train_batch_size`` counts sequences. A data set is needed where the method reads data, as SDTT and a
+    discriminator do, or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally
+    ``prompt_mask`` (true where a token is given) and ``attention_mask`` (false at padding, which is neither generated
+    nor learnt from). With a prompt or padding, the first row of each group stands for the whole group.
 
     Under ``gradient_accumulation_steps`` the gradient is that of all micro-batches of a step together: advantages are
     scaled over all of them, losses are divided by the tokens generated in all of them, and ratio networks have one
@@ -90,7 +90,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         args: see `DiDiInstructTrainingArguments`.
         teacher: frozen.
         process: mask and schedule.
-        config: the method's choices.
+        config: of any method of the library, such as `DiDiInstructConfig` (the default) or `SDTTConfig`.
         discriminator: a `RatioNetwork`, or None.
         auxiliary: denoiser that follows the student, or None.
         train_dataset: see above.
@@ -109,13 +109,13 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         *,
         teacher: nn.Module,
         process: MaskedDiffusion,
-        config: PathConfig | None = None,
+        config: MethodConfig | None = None,
         discriminator: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         train_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
-        self.config: PathConfig = config or DiDiInstructConfig()
+        self.config: MethodConfig = config or DiDiInstructConfig()
         batch_size = args.per_device_train_batch_size
         if batch_size % self.config.group_size:
             raise ValueError(
@@ -132,7 +132,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             )
         plan = self.config.update_plan(discriminator=discriminator is not None)
         if plan.reads_reference and train_dataset is None:
-            raise ValueError("the method compares with data; give train_dataset with rows of input_ids")
+            raise ValueError("the method reads data; give train_dataset with rows of input_ids")
         check_all_counts(args, "length", "discriminator_every")
         check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
         check_number("ema_decay", args.ema_decay, least=0.0, below=1.0)
@@ -167,7 +167,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self.teacher, self.process = teacher, process
         self.method = self._make_method(self.ratio_networks)
 
-    def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> PathMethod[Any]:
+    def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> DistillationMethod:
         kind = self.config.method_class
         return kind.assemble(self.config, self.process, student=self.model, teacher=self.teacher, **ratio_networks)
 
@@ -247,20 +247,25 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return loss
 
     def _begin_step(self, model: nn.Module, first: dict[str, Any]) -> DistillationStep:
-        """Draw the paths of all micro-batches, and update the networks that precede the student."""
+        """Draw the rollouts of all micro-batches, and update the networks that precede the student."""
         self.method.student = model if model is self.model else WrappedStudent(model, self.model)
         batches, index = self._batches or [first], self.state.global_step
         parts = [self._part(number, self._prepare_inputs(batch)) for number, batch in enumerate(batches)]
         skipped = ("discriminator",) if index % self.args.discriminator_every else ()
-        step = DistillationStep(self.method, self.module_optimizers, self.accelerator, parts, index, skipped=skipped)
+        step = DistillationStep(
+            self.method, self.module_optimizers, self.accelerator, parts, index,
+            num_steps=self.state.max_steps, average=self.averaged_student, skipped=skipped,
+        )  # fmt: skip
         step.begin()
         return step
 
     def _part(self, number: int, inputs: dict[str, Any]) -> BatchPart:
         paths, reference = self._paths(inputs)
+        data = reference if self.method.update_plan.rollout_reads_reference else None
 
-        def draw(generator: Generator, tokens: Tensor | None) -> Rollout:
-            return self.method.rollout(generator=generator, device=self.args.device, tokens=tokens, **paths)
+        def draw(generator: Generator, tokens: Tensor | None) -> DrawnBatch:
+            given = {"reference": data, "generator": generator, "tokens": tokens, **paths}
+            return self.method.rollout(device=self.args.device, **given)
 
         return BatchPart(draw=draw, reference=lambda: reference, generator=self._generator(number))
 
@@ -318,7 +323,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             return {"batch_size": len(rows), "length": rows.shape[1]}, rows
         rows = self._first_of_groups(rows)
         kept = torch.zeros_like(rows, dtype=torch.bool) if given is None else self._first_of_groups(given).bool()
-        mask = self.method.process.mask_token_id
+        mask = self.process.mask_token_id
         if real is None:
             return {"x_init": torch.where(kept, rows, mask)}, rows
         real = self._first_of_groups(real).bool()

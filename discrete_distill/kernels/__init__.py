@@ -1,6 +1,7 @@
 """Random numbers, sampling and losses over the vocabulary: torch and Triton behind one name."""
 
 from discrete_distill.kernels.chunked import linear_cross_entropy, linear_token_losses, sample_features
+from discrete_distill.kernels.divergences import DivergenceKind, token_divergence
 from discrete_distill.kernels.losses import TokenLosses, token_losses
 from discrete_distill.kernels.philox import (
     STREAM_CANDIDATE,
@@ -25,6 +26,7 @@ __all__ = [
     "STREAM_TIME",
     "STREAM_TOKEN",
     "STREAM_USER",
+    "DivergenceKind",
     "SampledRows",
     "TokenLosses",
     "linear_cross_entropy",
@@ -32,6 +34,7 @@ __all__ = [
     "philox_4x32",
     "sample_features",
     "sample_rows",
+    "token_divergence",
     "token_losses",
     "uniform",
 ]

@@ -20,6 +20,7 @@ from discrete_distill.kernels.losses import (
     TokenLosses,
     _token_losses_backward_op,
     _token_losses_op,
+    check_num_classes,
     check_token_rows,
 )
 from discrete_distill.kernels.padding import padded_linear
@@ -197,9 +198,7 @@ def linear_token_losses(
             raise ValueError(f"the teacher has (rows, classes) {theirs} and the student {ours}; make them agree")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; pass at least 1 ({DEFAULT_CHUNK_ROWS} is a good start)")
-    classes = weight_VD.shape[0] if num_classes is None else num_classes
-    if not 0 < classes <= weight_VD.shape[0]:
-        raise ValueError(f"num_classes is {num_classes} and the head has {weight_VD.shape[0]} rows")
+    classes = check_num_classes(num_classes, weight_VD.shape[0])
     setting = _Setting(check_mask_token(mask_token_id, classes), classes, chunk_rows, backend)
     teacher = (teacher_features_RD, teacher_weight_VD, teacher_bias_V)
     constants = (None if part is None else part.detach() for part in teacher)

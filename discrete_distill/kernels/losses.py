@@ -128,7 +128,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient[:4].contiguous(), student, teacher, tokens, active, statistics,
         ctx.mask_token_id, ctx.num_classes, ctx.backend,
     )  # fmt: skip
-    return result, None, None, None, None, None, None
+    d_teacher = None
+    if ctx.needs_input_grad[1]:  # The divergences with the two models exchanged.
+        exchanged = torch.stack((*torch.zeros_like(gradient[:2]), gradient[3], gradient[2]))
+        d_teacher = _token_losses_backward_op(
+            exchanged, teacher, student, tokens, active, statistics[[0, 1, 3, 2, 6, 7, 4, 5]],
+            ctx.mask_token_id, ctx.num_classes, ctx.backend,
+        )  # fmt: skip
+    return result, d_teacher, None, None, None, None, None
 
 
 _token_losses_op.register_autograd(_backward, setup_context=_save)
@@ -170,6 +177,14 @@ def _check_logits(student: Tensor, teacher: Tensor | None) -> None:
             f"teacher_logits_RV is {tuple(teacher.shape)} on {teacher.device} and student_logits_RV is "
             f"{tuple(student.shape)} on {student.device}; they must have the same"
         )
+
+
+def check_num_classes(num_classes: int | None, columns: int) -> int:
+    """Number of classes of `columns` columns; ValueError when it lies outside."""
+    classes = columns if num_classes is None else num_classes
+    if not 0 < classes <= columns:
+        raise ValueError(f"num_classes is {num_classes} and the logits have {columns} columns")
+    return classes
 
 
 def token_losses(
@@ -221,9 +236,7 @@ def token_losses(
     _check_logits(student_logits_RV, teacher_logits_RV)
     check_token_rows(student_logits_RV.shape, student_logits_RV.device, tokens_R, weight_R)
     check_backend(backend)
-    classes = student_logits_RV.shape[1] if num_classes is None else num_classes
-    if not 0 < classes <= student_logits_RV.shape[1]:
-        raise ValueError(f"num_classes is {num_classes} and the logits have {student_logits_RV.shape[1]} columns")
+    classes = check_num_classes(num_classes, student_logits_RV.shape[1])
     statistics = _token_losses_op(
         student_logits_RV,
         None if teacher_logits_RV is None else teacher_logits_RV.detach(),

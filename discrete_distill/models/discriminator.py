@@ -28,9 +28,9 @@ from .wrappers import unwrap
 
 
 class RatioNetwork(Protocol):
-    """``network(x_t, t, **cond) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
+    """``network(x_t, t, **model_kwargs) -> logits``: fp32 ``[B, L]``, positive where it sees the student."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
 
 class TrunkDiscriminator(nn.Module):

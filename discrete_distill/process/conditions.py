@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-RESERVED = frozenset({"x", "x_t", "z", "t", "s", "rows", "denoiser", "cond", "generation_mask", "x_init"})
+RESERVED = frozenset({"x", "x_t", "z", "t", "s", "rows", "denoiser", "model_kwargs", "generation_mask", "x_init"})
 """Names that the library passes itself, and no condition may have."""
 
 
-def call_network(network: Any, function: Callable[..., Any], *inputs: Any, cond: Mapping[str, Any]) -> Any:
-    """``function(*inputs, **cond)``, where ``function`` is ``network`` or one of its methods.
+def call_network(network: Any, function: Callable[..., Any], *inputs: Any, model_kwargs: Mapping[str, Any]) -> Any:
+    """``function(*inputs, **model_kwargs)``, where ``function`` is ``network`` or one of its methods.
 
     Raises:
         TypeError: if it is not callable, or its signature lacks one of the keywords; the keyword is named.
@@ -20,9 +20,9 @@ def call_network(network: Any, function: Callable[..., Any], *inputs: Any, cond:
     if not callable(function):
         raise TypeError(f"a network is called with tokens and times, and a {type(network).__name__} is not callable")
     try:
-        return function(*inputs, **cond)
+        return function(*inputs, **model_kwargs)
     except TypeError:
-        check_keywords(network, function, cond)
+        check_keywords(network, function, model_kwargs)
         raise
 
 
@@ -48,29 +48,29 @@ def check_keywords(network: Any, function: Callable[..., Any], names: Collection
         raise TypeError(f"{name_of(network)} takes no keyword {missing[0]!r}: {reason}")
 
 
-def check_conditions(cond: Mapping[str, Any] | None, denoiser: Any, arguments: Collection[str] = ()) -> None:
+def check_conditions(model_kwargs: Mapping[str, Any] | None, denoiser: Any, arguments: Collection[str] = ()) -> None:
     """Refuse conditions that have a name of the library's own, or a misspelt one.
 
     Args:
-        cond: what the denoiser is to be passed by keyword.
+        model_kwargs: what the denoiser is to be passed by keyword.
         denoiser: a name that its signature states is not taken for a misspelt one.
         arguments: further names that are taken, because they are arguments of the call.
 
     Raises:
         TypeError: if this is no mapping from names, or a name is taken, or nearly one that is.
     """
-    if cond is None:
+    if model_kwargs is None:
         return
-    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
-        raise TypeError(f"model_kwargs is a mapping from names to values, got {cond!r}")
-    for name in cond:
+    if not isinstance(model_kwargs, Mapping) or not all(isinstance(name, str) for name in model_kwargs):
+        raise TypeError(f"model_kwargs is a mapping from names to values, got {model_kwargs!r}")
+    for name in model_kwargs:
         if name in RESERVED or name in arguments:
             raise TypeError(
                 f"{name!r} cannot be the name of a condition, for the library uses it: rename the denoiser's argument; "
                 "or, if an argument of the call is meant, pass it there"
             )
     stated = _parameters(denoiser) or {}
-    for name in cond:
+    for name in model_kwargs:
         close = get_close_matches(name, {"attention_mask"}, n=1, cutoff=0.85)
         if close and name != "attention_mask" and name not in stated:
             raise TypeError(f"{name!r} is no argument that is known here; is {close[0]!r} meant?")

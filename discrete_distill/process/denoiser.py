@@ -18,7 +18,7 @@ LogitsOfPart = Callable[[slice], Tensor]
 class Denoiser(Protocol):
     """Any callable from noisy tokens to raw logits.
 
-    ``denoiser(x_t, t, **cond) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
+    ``denoiser(x_t, t, **model_kwargs) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
     logits ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is
     the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
 
@@ -27,17 +27,17 @@ class Denoiser(Protocol):
     attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
     """
 
-    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
 
 @runtime_checkable
 class FeatureDenoiser(Protocol):
-    """A denoiser whose head can be run alone: ``logits = project(features(x_t, t, **cond))``.
+    """A denoiser whose head can be run alone: ``logits = project(features(x_t, t, **model_kwargs))``.
 
     ``features`` returns ``[B, L, D]``; ``project`` maps ``[..., D]`` to ``[..., V]``.
     """
 
-    def features(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
     def project(self, features: Tensor, /) -> Tensor: ...
 
@@ -104,7 +104,13 @@ def _unknown_id(largest_id: int, size: int) -> ValueError:
 
 
 def logits_at(
-    denoiser: Denoiser, x_t: Tensor, t: Tensor, rows: Tensor, *, s: Tensor | None = None, **cond: Any
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: Tensor,
+    rows: Tensor,
+    *,
+    s: Tensor | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Raw logits at chosen positions; the head runs on those rows alone where the denoiser lets it.
 
@@ -114,7 +120,7 @@ def logits_at(
         t: ``[B]``.
         rows: int64 ``[N]``, positions in the flattened ``[B * L]``.
         s: ``[B]``, where the step ends, for denoisers that accept it.
-        **cond: passed on.
+        model_kwargs: passed to the denoiser by keyword.
 
     Returns:
         ``[N, V]``.
@@ -130,7 +136,7 @@ def logits_at(
         least, most = int(rows.min()), int(rows.max())
         if not 0 <= least <= most < x_t.numel():
             raise ValueError(f"rows from {least} to {most} do not all lie in the {x_t.numel()} positions")
-    return logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond)(slice(None))
+    return logits_in_parts(denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs)(slice(None))
 
 
 def logits_in_parts(
@@ -140,7 +146,7 @@ def logits_in_parts(
     rows: Tensor,
     *,
     s: Tensor | None = None,
-    cond: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     largest_id: int = 0,
 ) -> LogitsOfPart:
     """Call the denoiser once, and compute `logits_at` when a part of the rows is asked for.
@@ -151,7 +157,7 @@ def logits_in_parts(
         t: ``[B]``.
         rows: int64 ``[N]``, positions in the flattened ``[B * L]``.
         s: ``[B]``, where the step ends, for denoisers that accept it.
-        cond: passed on by keyword.
+        model_kwargs: passed to the denoiser by keyword.
         largest_id: of the tokens and the mask; the vocabulary must hold it.
 
     Returns:
@@ -165,15 +171,15 @@ def logits_in_parts(
     check_ids(denoiser, largest_id)
     check_per_row("t", t, len(x_t))
     _check_rows(rows)
-    cond = {**(cond or {}), **step_kwargs(denoiser, s)}
+    keywords = {**(model_kwargs or {}), **step_kwargs(denoiser, s)}
     parts = feature_parts(denoiser)
     if parts is None:
-        logits_BLV = call_network(denoiser, denoiser, x_t, t, cond=cond)
+        logits_BLV = call_network(denoiser, denoiser, x_t, t, model_kwargs=keywords)
         logits_rV = _checked(denoiser, "logits", logits_BLV, x_t, "V").flatten(0, 1)
         if largest_id >= logits_rV.shape[1]:
             raise _unknown_id(largest_id, logits_rV.shape[1])
         return lambda part: logits_rV[rows[part]]
-    features_BLD = call_network(denoiser, parts.features, x_t, t, cond=cond)
+    features_BLD = call_network(denoiser, parts.features, x_t, t, model_kwargs=keywords)
     features_ND = _checked(denoiser, "features", features_BLD, x_t, "D").flatten(0, 1)[rows]
 
     project = prepared_projection(denoiser, parts)

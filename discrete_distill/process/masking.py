@@ -5,6 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -342,7 +343,8 @@ class MaskedDiffusion:
         time_distribution: TimeDistribution | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> NelboOutput:
         """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
 
@@ -358,17 +360,18 @@ class MaskedDiffusion:
             generated: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
-            **cond: passed to the denoiser; ``s`` ``[B]`` only to one that ``accepts_step``.
+            s: ``[B]``, passed to a denoiser that ``accepts_step``: a label of the samples, as there are no steps here.
+            model_kwargs: passed to the denoiser by keyword.
         """
-        # Here, where there are no steps, `s` is a label that an auxiliary network may be told.
-        s = cond.pop("s", None)
-        check_conditions(cond, denoiser)
+        check_conditions(model_kwargs, denoiser)
         x_t, t, weight = self.draw_corruption(
             x, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
         )
         masked = self.is_masked(x_t, generation_mask)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits_of = logits_in_parts(denoiser, x_t, t, rows, s=s, cond=cond, largest_id=self.mask_token_id)
+        logits_of = logits_in_parts(
+            denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
+        )
         logits_NV = logits_of(slice(None))
         token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
         owner = rows // x.shape[1]

@@ -1,24 +1,17 @@
 """From a text to a few-step student of it: ``python -m discrete_distill.recipes.owt [STAGE] [--preset NAME] [flags]``.
 
-Stages: all (default) | teacher | judge | distill | guide | sample | evaluate | report. Presets: demo (default, or small
-where CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every flag of the
-preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
+Stages: all (default) | teacher | judge | distill | discriminator | sample | evaluate | report. Presets: demo (default,
+or small where CUDA and the data are there) | demo-paper | demo-long | small | medium | large. ``--help`` lists every
+flag of the preset; ``--dry-run`` prints what would run, the memory that it needs on each device, and the time expected.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .common.command_line import CommandLine
-
-if TYPE_CHECKING:
-    from .text.settings import RecipeConfig
-
-STAGES = ("all", "teacher", "judge", "distill", "guide", "sample", "evaluate", "report")
 
 
 def default_preset() -> str:
@@ -30,26 +23,12 @@ def default_preset() -> str:
     return "small" if torch.cuda.is_available() and any(cache.glob("*openwebtext*")) else "demo"
 
 
-def _presets() -> Mapping[str, Callable[[], RecipeConfig]]:
-    from .text.settings import PRESETS
-
-    return PRESETS
-
-
-def run_stage(stage: str, config: RecipeConfig, command: str) -> None:
-    """Check everything, then run one stage or all of them."""
-    from .text.pipeline import Pipeline
-
-    Pipeline(config, command).run(stage)
-
-
 COMMAND_LINE = CommandLine(
-    program="python -m discrete_distill.recipes.owt",
+    program="discrete_distill.recipes.owt",
     description=__doc__,
-    stages=STAGES,
-    presets=_presets,
-    default_preset=lambda: default_preset(),
-    run=run_stage,
+    stages=("all", "teacher", "judge", "distill", "discriminator", "sample", "evaluate", "report"),
+    package="discrete_distill.recipes.text",
+    default_preset=default_preset,
 )
 main = COMMAND_LINE.main
 

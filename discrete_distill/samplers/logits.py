@@ -46,7 +46,7 @@ def evaluate(
         ``logits(part: slice) -> [n, V]``, raw.
     """
     if not one_state or model_kwargs:
-        return logits_in_parts(denoiser, x_t, t, positions, s=s, cond=model_kwargs, largest_id=largest_id)
+        return logits_in_parts(denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs, largest_id=largest_id)
     places = positions % x_t.shape[1]
     asked = torch.arange(x_t.shape[1], device=x_t.device) if share_head else places
     first_s = None if s is None else s[:1]

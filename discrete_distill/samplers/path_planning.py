@@ -110,7 +110,7 @@ class PathPlanningSampler(GridOptions):
             return self.eta * state.scatter(rows, drawn.statistic, 0.0)
         state.other_calls += 1
         filled = torch.where(state.masked(), state.scatter(rows, drawn.tokens[:, 0], 0), state.tokens)
-        scores_BL = call_network(self.planner, self.planner, filled, s, cond=state.conditions())
+        scores_BL = call_network(self.planner, self.planner, filled, s, model_kwargs=state.conditions())
         if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
             got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
             raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")

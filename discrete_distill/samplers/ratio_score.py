@@ -25,7 +25,7 @@ class Candidate:
         revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
         generated: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
-        cond: what the denoiser is passed, attention mask included.
+        model_kwargs: what the denoiser is passed, attention mask included.
     """
 
     x_t: Tensor
@@ -33,7 +33,7 @@ class Candidate:
     revealed: Tensor
     generation_mask: Tensor
     uniform: Tensor
-    cond: dict[str, Any] = field(default_factory=dict)
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -96,7 +96,9 @@ class TeacherRatio:
         t = self.process.time_of_count(masked.sum(1), self.process.num_generated(x_t, candidate.generation_mask))
         log_probs = [
             token_losses(
-                logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), cond=candidate.cond)(slice(None)),
+                logits_in_parts(network, x_t, t, rows, s=torch.zeros_like(t), model_kwargs=candidate.model_kwargs)(
+                    slice(None)
+                ),
                 None,
                 tokens,
                 weight_R=hidden.float(),

@@ -183,7 +183,7 @@ class RGASampler(GridOptions):
             hard_BLD = discriminator.embed(state.tokens).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
             given = {**state.conditions(), "inputs_embeds": h_BLD}
-            logits_BL = call_network(discriminator, discriminator, state.tokens, t, cond=given)
+            logits_BL = call_network(discriminator, discriminator, state.tokens, t, model_kwargs=given)
             reward_B = self._reward(logits_BL, state.masked())
             (gradient_NV,) = torch.autograd.grad(reward_B.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.
@@ -214,7 +214,7 @@ class RGASampler(GridOptions):
         """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
         candidate = state.tokens_with(rows, tokens)
         reward = cast("Reward", self.reward)
-        log_ratio_output = call_network(reward, reward, candidate, s, cond=state.conditions())
+        log_ratio_output = call_network(reward, reward, candidate, s, model_kwargs=state.conditions())
         if not isinstance(log_ratio_output, Tensor):
             raise TypeError(f"a discriminator or a reward returns a tensor, got {type(log_ratio_output).__name__}")
         if log_ratio_output.shape == candidate.shape[:1]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ..distillation.methods import Credit, DistillationMethod, LogRatioOutput, StepOutput
 from ..distillation.methods.parts import Draw, DrawnPart, draw_part, tokens_per_part
-from ..distillation.rollout import Rollout
+from ..distillation.rollout import DrawnBatch
 from .optimization import ModuleOptimizer
 
 
@@ -23,7 +23,7 @@ class BatchPart:
     """One part (micro-batch) of a batch.
 
     Args:
-        draw: draws its paths: ``draw(generator, tokens)``, along given tokens if there are any.
+        draw: draws its rollout: ``draw(generator, tokens)``, along given tokens if there are any.
         reference: called for clean tokens, int64 ``[B, L]``, each time that a loss reads some.
         generator: source of randomness of the part; parts may share one.
     """
@@ -36,16 +36,18 @@ class BatchPart:
 class DistillationStep:
     """One training step, which obeys the method's `UpdatePlan`.
 
-    The gradient of every network is that of the whole batch. With more than one part, paths are drawn without a graph,
-    rewards are normalised over all parts, and each path is evaluated again with its graph when the student's loss is
-    computed; then every network makes its update.
+    The gradient of every network is that of the whole batch. With more than one part, rollouts are drawn without a
+    graph, rewards are normalised over all parts, and each rollout is drawn again with its graph when the student's loss
+    is computed; then every network makes its update.
 
     Args:
         method: networks and choices.
         module_optimizers: of the networks of the plan; of ``"student"`` only for `run`.
         accelerator: precision.
         parts: of the batch, on this process; equally many on each.
-        index: number of the training step.
+        index: number of the training step; 0 is the first.
+        num_steps: training steps of the whole run.
+        average: moving average of the student; that of ``module_optimizers["student"]`` by default.
         skipped: networks whose turn it is not in this step.
 
     Attributes:
@@ -53,7 +55,9 @@ class DistillationStep:
         losses: of the student, for a caller of `student_loss` to fill.
 
     Example:
-        >>> step = DistillationStep(method, module_optimizers, accelerator, parts, index)  # doctest: +SKIP
+        >>> step = DistillationStep(
+        ...     method, module_optimizers, accelerator, parts, index, num_steps=10_000
+        ... )  # doctest: +SKIP
         >>> metrics = step.run()  # doctest: +SKIP
     """
 
@@ -65,6 +69,8 @@ class DistillationStep:
         parts: Sequence[BatchPart],
         index: int,
         *,
+        num_steps: int,
+        average: nn.Module | None = None,
         skipped: Collection[str] = (),
     ) -> None:
         self.method = method
@@ -72,6 +78,7 @@ class DistillationStep:
         self.accelerator = accelerator
         self.parts = list(parts)
         self.losses: list[Tensor] = []
+        self._index, self._num_steps, self._average = index, num_steps, average
         self.plan = method.update_plan
         self.updates_student = self.plan.updates_student(index)
         place = self.plan.order.index("student")
@@ -107,14 +114,18 @@ class DistillationStep:
         return self.metrics()
 
     def begin(self) -> None:
-        """Draw the paths of all parts, and update the networks that precede the student."""
+        """Prepare the method, draw the rollouts of all parts, and update the networks that precede the student."""
+        average = self._average
+        if average is None and "student" in self.module_optimizers:
+            average = self.module_optimizers["student"].averaged
+        self.method.begin_step(self._index, self._num_steps, average=average)
         self._drawn = [self._draw(part) for part in self.parts]
         self._tokens = tokens_per_part(self._rollouts)
         for name in self._before:
             self._fit(name)
 
-    def student_loss(self) -> tuple[Rollout, Tensor]:
-        """Paths and loss of the next part, after `begin`."""
+    def student_loss(self) -> tuple[DrawnBatch, Tensor]:
+        """Rollout and loss of the next part, after `begin`."""
         number = len(self._student_lines)
         if not number and len(self.parts) > 1:
             with self.accelerator.autocast():
@@ -142,17 +153,17 @@ class DistillationStep:
         return {**_means(self._student_lines), **self._metrics}
 
     @property
-    def _rollouts(self) -> list[Rollout]:
+    def _rollouts(self) -> list[DrawnBatch]:
         return [drawn.rollout if isinstance(drawn, DrawnPart) else drawn for drawn in self._drawn]
 
-    def _draw(self, part: BatchPart) -> DrawnPart | Rollout:
+    def _draw(self, part: BatchPart) -> DrawnPart | DrawnBatch:
         draw = partial(self._draw_paths, part.draw)
         if len(self.parts) > 1:
             return draw_part(draw, part.generator, keep_logits=self.plan.keeps_logits)
         with torch.set_grad_enabled(self.updates_student):
             return draw(part.generator, None)
 
-    def _draw_paths(self, draw: Draw, generator: Generator, tokens: Tensor | None) -> Rollout:
+    def _draw_paths(self, draw: Draw, generator: Generator, tokens: Tensor | None) -> DrawnBatch:
         with self.accelerator.autocast():
             return draw(generator, tokens)
 
@@ -170,7 +181,7 @@ class DistillationStep:
         self._update(name)
 
     def _loss(
-        self, name: str, number: int, rollout: Rollout, reference: Callable[[], Tensor], **given: Any
+        self, name: str, number: int, rollout: DrawnBatch, reference: Callable[[], Tensor], **given: Any
     ) -> StepOutput:
         if name in self.plan.reads_reference:
             given["reference"] = reference()

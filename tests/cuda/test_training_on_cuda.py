@@ -14,8 +14,8 @@ from pretended_cuda import CUDA, PretendedCuda
 from discrete_distill.distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
 
 VOCAB, LENGTH, BATCH = 67, 8, 4

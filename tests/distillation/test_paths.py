@@ -37,7 +37,7 @@ class TimedTable(torch.nn.Module):
         self.places = 4 ** torch.arange(length - 1, -1, -1)
         self.asked: list[Tensor] = []
 
-    def forward(self, x_t, t, *, s, **cond):
+    def forward(self, x_t, t, *, s, **model_kwargs):
         self.asked.append(x_t)
         return self.table[(x_t * self.places).sum(1)] * (1.0 + t + 2.0 * s)[:, None, None].double()
 
@@ -470,3 +470,20 @@ def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
         IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)
     with pytest.raises(ValueError, match="tau_per"):
         IntermediateStateMatcher(PROCESS, branching=True, tau_distribution=UniformTime(), tau_per="sample")
+
+
+def test_a_given_number_of_steps_takes_the_place_of_the_drawn_one() -> None:
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 3), tau_distribution=UniformTime())
+    student = TimedTable(2)
+    for count in (1, 2, 5):
+        fixed = IntermediateStateMatcher(PROCESS, num_steps=(count,), tau_distribution=UniformTime())
+        given = matcher(student, (4, 2), generator=seeded(count), num_steps=count)
+        expected = fixed(student, (4, 2), generator=seeded(count))
+        assert len(given.steps) == count
+        assert torch.equal(given.sequences, expected.sequences)
+        assert torch.equal(given.log_prob(), expected.log_prob())
+    assert {len(matcher(student, (4, 2), generator=seeded(seed)).steps) for seed in range(20)} == {1, 2, 3}
+    with pytest.raises(ValueError, match=r"num_steps.*0"):
+        matcher(student, (4, 2), num_steps=0)
+    with pytest.raises(TypeError, match=r"num_steps.*1\.5"):
+        matcher(student, (4, 2), num_steps=1.5)

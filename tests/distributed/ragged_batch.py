@@ -20,8 +20,8 @@ from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, Ma
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process.masking import Corruption
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.training import OptimizerConfig, step_generator
 
 VOCAB, LENGTH, BATCH, GROUP, MASK = 9, 8, 16, 2, 8

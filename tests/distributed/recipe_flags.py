@@ -10,7 +10,7 @@ FLAGS = [
     "--distill.method.log-ratio-warmup=1",
     "--distill.method.path-steps", "2", "4",
     "--distill.discriminator-every=2",
-    "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",
+    "--discriminator.updates=2", "--discriminator.pool=4", "--discriminator.batch-size=2",
     "--evaluate.num-samples=3",
     "--evaluate.teacher-temperatures", "1.0",
     "--evaluate.student-temperatures", "1.0", "1.1",

@@ -132,3 +132,44 @@ def test_bad_arguments_are_refused():
         markov.window_distribution(-1, 2)
     with pytest.raises(ValueError, match=r"3\^40.*MarkovChain.sample"):
         markov.distribution(40)
+
+
+def by_enumeration(distribution, x_t, mask):
+    """``sum_i H(x_i | visible) - H(x | visible)`` of one state, from the whole distribution."""
+    for axis, token in enumerate(x_t.tolist()):
+        if token != mask:
+            word = exact.words_of_tokens(torch.tensor([token]), mask)
+            only = torch.zeros(distribution.shape[0], dtype=torch.float64).index_fill(0, word, 1.0)
+            distribution = distribution * only.view([-1 if i == axis else 1 for i in range(distribution.dim())])
+    return float(exact.total_correlation(distribution / distribution.sum()))
+
+
+@pytest.mark.parametrize("mask", [0, 2, 3])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_conditional_total_correlation_equals_enumeration_on_every_possible_state(mask, zeros):
+    markov, length = chain(3, seed=4), 4
+    if zeros:
+        transition = markov.transition * torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]])
+        markov = exact.MarkovChain(torch.tensor([0.7, 0.3, 0.0]), transition / transition.sum(1, keepdim=True))
+    states = all_tokens(4, length)
+    possible = markov.log_evidence(states, mask) > float("-inf")
+    assert bool(possible.all()) == (not zeros)
+    values = [by_enumeration(markov.distribution(length), x, mask) for x in states[possible]]
+    expected = torch.tensor(values, dtype=torch.float64)
+    with torch.inference_mode():
+        actual = markov.conditional_total_correlation(states[possible], mask)
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
+    assert float(actual.max()) > 0.01
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16])
+def test_with_everything_masked_it_is_the_total_correlation_at_any_length(length):
+    markov = chain(8, seed=5)
+    value = markov.conditional_total_correlation(torch.full((2, length), 8), 8)
+    torch.testing.assert_close(value, torch.full_like(value, markov.total_correlation(length)), atol=1e-10, rtol=0)
+
+
+def test_a_state_that_cannot_be_has_no_total_correlation():
+    markov = exact.MarkovChain(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"\[0, 0\]"):
+        markov.conditional_total_correlation(torch.tensor([[0, 1], [0, 0]]), 2)

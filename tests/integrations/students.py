@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from discrete_distill import DiDiInstructConfig, Discriminator, MaskedDiffusion, as_denoiser
-from discrete_distill.distillation.methods import PathConfig
+from discrete_distill.distillation.methods import MethodConfig
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 from discrete_distill.models import DiT, DiTConfig
 
@@ -59,7 +59,7 @@ class Rows(torch.utils.data.Dataset):
 def trainer(
     folder: Path,
     kind: Any = "dit",
-    config: PathConfig = CONFIG,
+    config: MethodConfig = CONFIG,
     data: Any = None,
     teacher: Any = None,
     **settings: Any,
@@ -91,7 +91,7 @@ def trainer(
         process=PROCESS,
         config=config,
         discriminator=Discriminator.from_denoiser(denoiser("dit"), 1) if wants else None,
-        auxiliary=None if wants else auxiliary,
+        auxiliary=auxiliary if "auxiliary" in config.update_plan().order else None,
         train_dataset=data,
     )
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from gumbel import gumbel_kernel
 from kernel_distributions import chi_square, plain_losses
 
-from discrete_distill.kernels import philox_4x32, sample_rows, token_losses
+from discrete_distill.kernels import philox_4x32, sample_rows, token_divergence, token_losses
 from discrete_distill.kernels.triton_philox import triton_philox_4x32
 
 INF = float("inf")
@@ -193,6 +193,26 @@ def test_losses_of_extreme_logits(vocab_size, offset):
     teacher[4, ::3] = -INF
     tokens[1], tokens[2], tokens[3] = 0, 1, 0
     check(student + offset, teacher + offset, tokens, tolerance=3e-5)
+
+
+@pytest.mark.parametrize("mask", [None, 1, 3])
+def test_divergences_of_every_pair_of_supports(mask):
+    """Values and gradients of both models, with the tokens that only one of them rules out."""
+    supports = torch.cartesian_prod(*[torch.tensor([False, True])] * 3)[1:]
+    keep = [place for place in range(4) if place != mask][:3]
+    pair = torch.full((2, len(supports) ** 2, 3 if mask is None else 4), 7.0)
+    logits = normal(2 * len(supports) ** 2, 3).view(2, -1, 3)
+    pair[0][:, keep] = logits[0].masked_fill(~supports.repeat_interleave(len(supports), 0), -INF)
+    pair[1][:, keep] = logits[1].masked_fill(~supports.repeat(len(supports), 1), -INF)
+    for kind in ("forward", "reverse", "jeffreys", "js"):
+        results = []
+        for backend, dtype in (("torch", torch.float64), ("triton", torch.float32)):
+            both = [logits.to(dtype).requires_grad_() for logits in pair]
+            value = token_divergence(*both, kind=kind, beta=0.3, mask_token_id=mask, backend=backend)
+            results.append([each.double() for each in (value.detach(), *torch.autograd.grad(value.sum(), both))])
+        tolerance = 1e-5 + 1e-6 * results[0][0]  # fp32 holds a cost of 1e5 nats to 0.1 after a few sums.
+        for ours, theirs in zip(results[1], results[0], strict=True):
+            assert ((ours - theirs).abs() <= tolerance.view(-1, *[1] * (ours.dim() - 1))).all()
 
 
 def test_losses_of_logits_of_plus_and_minus_1e4():

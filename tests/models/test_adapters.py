@@ -65,7 +65,7 @@ def test_their_heads_can_be_run_alone(kind: str) -> None:
         torch.testing.assert_close(denoiser.project(features), denoiser(x, t, **cond), atol=1e-5, rtol=1e-5)
         rows = torch.tensor([2, 9, 20])
         expected = denoiser(x, t, **cond).flatten(0, 1)[rows]
-        torch.testing.assert_close(logits_at(denoiser, x, t, rows, **cond), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits_at(denoiser, x, t, rows, model_kwargs=cond), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(denoiser(x, t), model(x).logits)  # the head is back in its place
     assert list(model.state_dict()) == state
 

@@ -23,16 +23,16 @@ class TwoPart(nn.Module):
         self.projected_rows: list[int] = []
         self.heard: list[dict[str, Any]] = []
 
-    def features(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        self.heard.append(cond)
+    def features(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        self.heard.append(model_kwargs)
         return self.embedding(x_t) * t[:, None, None]
 
     def project(self, features: Tensor) -> Tensor:
         self.projected_rows.append(features.shape[:-1].numel())
         return self.head(features)
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.project(self.features(x_t, t, **cond))
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        return self.project(self.features(x_t, t, **model_kwargs))
 
 
 X = torch.tensor([[0, 1, 4], [2, 4, 3]])
@@ -62,7 +62,7 @@ def test_the_end_of_the_step_is_told_to_those_who_accept_it(accepts: bool) -> No
     network = TwoPart()
     network.accepts_step = accepts  # type: ignore[assignment]
     s = torch.tensor([0.1, 0.2])
-    logits_at(network, X, T, ROWS, s=s, prompt="kept")
+    logits_at(network, X, T, ROWS, s=s, model_kwargs={"prompt": "kept"})
     expected = {"prompt": "kept", **({"s": s} if accepts else {})}
     assert network.heard == [expected]
     assert step_kwargs(network, None) == {}
@@ -168,12 +168,12 @@ def test_a_compiled_denoiser_is_compiled_and_its_head_runs_on_the_chosen_rows(st
     compiled = torch.compile(network, backend=backend)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     s = torch.tensor([0.1, 0.2])
-    expected = logits_at(network, X, T, ROWS, s=s, attention_mask=mask)
-    actual = logits_at(compiled, X, T, ROWS, s=s, attention_mask=mask)
+    expected = logits_at(network, X, T, ROWS, s=s, model_kwargs={"attention_mask": mask})
+    actual = logits_at(compiled, X, T, ROWS, s=s, model_kwargs={"attention_mask": mask})
     assert backend.graphs == 1
     assert projected == [len(ROWS)] * 2
     torch.testing.assert_close(actual, expected)
-    logits_at(compiled, X, T, ROWS, s=s, attention_mask=mask)
+    logits_at(compiled, X, T, ROWS, s=s, model_kwargs={"attention_mask": mask})
     assert backend.graphs == 1
 
 

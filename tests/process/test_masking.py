@@ -511,5 +511,5 @@ def test_conditioning_reaches_the_denoiser() -> None:
         heard["label"] = label
         return torch.zeros(1, LENGTH, VOCAB)
 
-    MaskedDiffusion(MASK).nelbo(denoiser, X[None], label=7)
+    MaskedDiffusion(MASK).nelbo(denoiser, X[None], model_kwargs={"label": 7})
     assert heard == {"label": 7}

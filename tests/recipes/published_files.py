@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.text.tokenizer import MASK_TOKEN, TextTokenizer, train_tokenizer
+from discrete_distill.recipes.common.tokenizer import MASK_TOKEN, TextTokenizer, train_tokenizer
 
 WORDS = ("the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight", "peace", "war")
 

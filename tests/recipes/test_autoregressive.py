@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
 from discrete_distill.models import DiTConfig
+from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.compare.autoregressive import (
     AutoregressiveConfig,
     AutoregressiveSampler,
@@ -17,7 +18,6 @@ from discrete_distill.recipes.compare.autoregressive import (
     network_of_size,
     token_nats,
 )
-from discrete_distill.recipes.text.corpus import TokenStream
 from discrete_distill.training import LoopConfig, OptimizerConfig
 
 SHAPE = DiTConfig(vocab_size=4, max_length=3, hidden_size=16, num_layers=2, num_heads=2)

@@ -49,7 +49,7 @@ class SDTTTrainee:
             self.student.module, DiT(SHAPE), MaskedDiffusion(5), SDTTConfig(teacher_steps=2, factor=1, rounds=1)
         )
 
-    def parts(self):
+    def saved(self):
         return {"student": self.student}
 
     def networks(self):
@@ -58,7 +58,7 @@ class SDTTTrainee:
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         x = torch.zeros(4, 8, dtype=torch.long)
         x_t, t, s = torch.full_like(x, 5), torch.ones(4), torch.full((4,), 0.5)
-        out = self.method.loss_at(x_t, t, s, generator=generator)
+        out = self.method.loss("student", self.method.targets(x_t, t, s, generator=generator))
         return self.student.step(out.loss)
 
 

@@ -13,15 +13,10 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
 from discrete_distill.recipes.compare.__main__ import main
 from discrete_distill.recipes.compare.ablation import TECHNIQUES, published_order, rank_correlation, variants
-from discrete_distill.recipes.compare.report import (
-    ablation_factors,
-    ablation_table,
-    collapses,
-    diagnostics,
-    perplexity_table,
-    readings_table,
-    step_curves,
-)
+from discrete_distill.recipes.compare.ablation_report import ablation_factors, ablation_table
+from discrete_distill.recipes.compare.plots import step_curves
+from discrete_distill.recipes.compare.readings import collapses
+from discrete_distill.recipes.compare.report import diagnostics, perplexity_table, readings_table
 from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
 from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
@@ -34,7 +29,7 @@ TINY = [
     "--budget=network_evaluations",
     "--distill.batch-size=4", "--distill.accumulate=1", "--distill.method.group-size=2",
     "--distill.method.log-ratio-warmup=0", "--distill.method.log-ratio-updates=1", "--distill.method.corruptions=1",
-    "--guide.updates=2", "--guide.pool=4", "--guide.batch-size=2",
+    "--discriminator.updates=2", "--discriminator.pool=4", "--discriminator.batch-size=2",
     "--didi-paper.batch-size=4", "--didi-paper.method.group-size=2",
     "--idlm.batch-size=4", "--idlm.method.group-size=2", "--idlm.method.log-ratio-warmup=0",
     "--idlm.method.log-ratio-updates=1", "--idlm.method.corruptions=1",
@@ -59,7 +54,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small language, its tokenizer, an untrained teacher and judge."""
     from transformers import GPT2LMHeadModel
 
-    from discrete_distill.recipes.text.tokenizer import train_tokenizer
+    from discrete_distill.recipes.common.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("language")
     words = ["the state", "of the union", "is", "strong", "and", "our", "people", "are", "free", "tonight"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-import torch
 
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.text import pipeline as stages
-from discrete_distill.recipes.text.settings import RecipeConfig
+from discrete_distill.recipes.common.run import Run
+from discrete_distill.recipes.text import recipe as text
+from discrete_distill.recipes.text.settings import TextConfig
 
 
 def is_compiled(network: DiT) -> bool:
@@ -22,17 +20,24 @@ def test_networks_that_are_sampled_from_are_compiled_as_configured(backend, monk
         return DiT(DiTConfig(vocab_size=11, max_length=8, hidden_size=16, num_layers=1, num_heads=2, cond_size=8))
 
     seen: list[DiT] = []
-    packed = SimpleNamespace(packed=lambda length: torch.zeros(1, length))
-    made = stages.Pipeline
-    monkeypatch.setattr(made, "load_teacher", lambda self: network())
-    monkeypatch.setattr(made, "load_student", lambda self: (network(), None))
-    monkeypatch.setattr(made, "load_judge", lambda self: None)
-    monkeypatch.setattr(made, "streams", {"heldout": packed})
-    monkeypatch.setattr(stages, "sample_text", lambda *arguments: seen.append(arguments[2]))
-    monkeypatch.setattr(stages, "evaluate", lambda *arguments, **options: seen.extend(arguments[1:3]))
-    config = RecipeConfig(output=tmp_path, precision="fp32")
+    compile_blocks = Run.compile
+
+    class Compiled(Exception):
+        pass
+
+    def record(self, *networks: DiT) -> None:
+        compile_blocks(self, *networks)
+        seen.extend(networks)
+        raise Compiled
+
+    monkeypatch.setattr(Run, "compile", record)
+    monkeypatch.setattr(Run, "load_teacher", lambda self: network())
+    monkeypatch.setattr(Run, "load_student", lambda self: (network(), None))
+    monkeypatch.setattr(text, "judge_of", lambda *arguments: None)
+    config = TextConfig(output=tmp_path, precision="fp32")
     config.distill.parallel.compile_backend = backend
-    pipeline = made(config, "command")
-    pipeline.sample()
-    pipeline.evaluate()
+    recipe = text.make_recipe(config, "command")
+    for stage in ("sample", "evaluate"):
+        with pytest.raises(Compiled):
+            recipe.stages[stage].run()
     assert [is_compiled(each) for each in seen] == 3 * [backend != ""]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 
-from discrete_distill.recipes.text import corpus
-from discrete_distill.recipes.text.corpus import (
+from discrete_distill.recipes.common import corpus
+from discrete_distill.recipes.common.corpus import (
     SPLITS,
     TokenStream,
     load_streams,
     read_documents,
     split_documents,
 )
-from discrete_distill.recipes.text.tokenizer import train_tokenizer
+from discrete_distill.recipes.common.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["one two three four five six"], 270)
 

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from discrete_distill import MaskedDiffusion
-from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import DiDiInstructConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import Distillation, DistillConfig
-from discrete_distill.training import LoopConfig, OptimizerConfig, step_generator
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.training import LoopConfig, OptimizerConfig, ParallelConfig, step_generator
 
 SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
 RATE, WARMUP = 1e-3, 1
@@ -104,3 +104,9 @@ def test_a_warm_up_that_leaves_the_student_no_update_is_refused(log_ratio_warmup
 def test_a_discriminator_that_the_method_does_not_train_is_refused() -> None:
     with pytest.raises(ValueError, match="RolloutMMD trains no discriminator"):
         DistillConfig(method=RolloutMMDConfig())
+
+
+def test_a_sharded_student_that_would_become_a_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="7 rounds"):
+        DistillConfig(method=SDTTConfig(), discriminator=False, parallel=ParallelConfig(strategy="fsdp"))
+    DistillConfig(method=SDTTConfig(rounds=1), discriminator=False, parallel=ParallelConfig(strategy="fsdp"))

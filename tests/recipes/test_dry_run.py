@@ -8,8 +8,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
-from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig
+from discrete_distill.distillation.methods import IDLMConfig, RolloutMMDConfig, SDTTConfig
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.recipes.common.dry_run import (
     count_parameters,
     matmul_speed,
@@ -19,8 +21,6 @@ from discrete_distill.recipes.common.dry_run import (
 )
 from discrete_distill.recipes.compare.budget import EvaluationCounter
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import Distillation, DistillConfig
 from discrete_distill.recipes.text.settings import PRESETS
 
 SHAPE = DiTConfig(vocab_size=12, max_length=32, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0)
@@ -57,12 +57,13 @@ def test_parameters_are_counted_without_making_the_network() -> None:
         DiDiInstructConfig(group_size=4, path_steps=(4,), gradient_steps=2),
         RolloutMMDConfig(path_steps=(4,)),
         IDLMConfig(group_size=4, path_steps=(4,)),
+        SDTTConfig(teacher_steps=8, rounds=1),
     ],
-    ids=["paper", "defaults", "gradient steps", "mmd", "idlm"],
+    ids=["paper", "defaults", "gradient steps", "mmd", "idlm", "sdtt"],
 )
 def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> None:
     shape = replace(SHAPE, time_conditioning=told)
-    warm = {} if isinstance(method, RolloutMMDConfig) else {"log_ratio_warmup": 0}
+    warm = {"log_ratio_warmup": 0} if hasattr(method, "log_ratio_warmup") else {}
     trained = isinstance(method, DiDiInstructConfig)  # the others train no discriminator
     config = DistillConfig(method=replace(method, **warm), batch_size=8, discriminator=trained, discriminator_blocks=2)
     torch.manual_seed(0)
@@ -98,8 +99,8 @@ def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
     assert main(["--dry-run", "--preset=demo", f"--output={tmp_path}/runs", "--data.source=missing.txt"]) == 0
     said, distill = capsys.readouterr().out, PRESETS["demo"]().distill
     for part in (
-        "would run: distill, guide, evaluate, report",
-        "guide: ",
+        "would run: distill, discriminator, evaluate, report",
+        "discriminator: ",
         "3.7M parameters",
         f"{distill.loop.num_steps} steps of {distill.batch_size} sequences",
         "memory on each device",

@@ -20,10 +20,10 @@ from discrete_distill.recipes.common.fingerprint import (
     read_fingerprint,
     write_fingerprint,
 )
+from discrete_distill.recipes.common.tokenizer import TextTokenizer, train_tokenizer
 from discrete_distill.recipes.compare import __main__ as compare
 from discrete_distill.recipes.protein import __main__ as protein
-from discrete_distill.recipes.protein.fasta import ResidueTokenizer
-from discrete_distill.recipes.text.tokenizer import TextTokenizer, train_tokenizer
+from discrete_distill.recipes.protein.residues import ResidueTokenizer
 
 ONE = train_tokenizer(lines_of_text(), 280)
 OTHER = train_tokenizer(["entirely other words than those of presidents"] * 9, 280)
@@ -114,7 +114,7 @@ def test_a_name_on_the_hub_that_cannot_be_reached_has_no_fingerprint(monkeypatch
 TINY = [
     "--data.length=16", "--precision=fp32", "--name=run", "--distill.loop.num-steps=1", "--distill.batch-size=4",
     "--distill.method.log-ratio-warmup=0",
-    "--distill.method.group-size=2", "--guide.updates=0",
+    "--distill.method.group-size=2", "--discriminator.updates=0",
 ]  # fmt: skip
 
 

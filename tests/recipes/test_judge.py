@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from discrete_distill.evaluation import CausalLMJudge, generative_perplexity
-from discrete_distill.recipes.text.corpus import TokenStream
+from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.text.judge import (
     JudgeConfig,
     heldout_nats,

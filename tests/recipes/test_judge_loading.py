@@ -15,10 +15,10 @@ from discrete_distill.evaluation import CausalLMJudge, TextJudge, generative_per
 from discrete_distill.evaluation.pretrained import check_claims, end_of_text_of
 from discrete_distill.recipes.common.assets import asset
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.tokenizer import TextTokenizer, train_tokenizer
 from discrete_distill.recipes.owt import main
 from discrete_distill.recipes.text.judge import JudgeConfig, load_judge, save_judge
 from discrete_distill.recipes.text.judge_loading import load_judge_for
-from discrete_distill.recipes.text.tokenizer import TextTokenizer, train_tokenizer
 
 MINE = train_tokenizer(lines_of_text(), 280)
 OTHER = train_tokenizer(["entirely other words than those of presidents"] * 9, 280)

@@ -13,8 +13,8 @@ from discrete_distill.distillation.methods import DiDiInstruct, StepOutput
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.assets import asset
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.tokenizer import TextTokenizer
 from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.text.tokenizer import TextTokenizer
 
 
 @pytest.fixture(autouse=True)

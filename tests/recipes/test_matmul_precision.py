@@ -2,66 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from discrete_distill.recipes.common.environment import matmul_precision
-from discrete_distill.recipes.compare.comparison import Comparison
-from discrete_distill.recipes.compare.contestants import Cost
+from discrete_distill.recipes.common.settings import RecipeConfig
+from discrete_distill.recipes.common.stages import Recipe
+from discrete_distill.recipes.compare.recipe import make_recipe as make_comparison
 from discrete_distill.recipes.compare.settings import ComparisonConfig
-from discrete_distill.recipes.text.pipeline import Pipeline
-from discrete_distill.recipes.text.settings import RecipeConfig
+from discrete_distill.recipes.protein.recipe import make_recipe as make_protein
+from discrete_distill.recipes.protein.settings import ProteinConfig
+from discrete_distill.recipes.text.recipe import make_recipe as make_text
+from discrete_distill.recipes.text.settings import TextConfig
 
-METHODS = {
-    "teacher": "train_teacher", "judge": "train_judge", "distill": "distil", "guide": "guide", "sample": "sample",
-    "evaluate": "evaluate", "report": "report",
-}  # fmt: skip
+RECIPES = {
+    "text": (make_text, TextConfig),
+    "protein": (make_protein, ProteinConfig),
+    "compare": (make_comparison, ComparisonConfig),
+}
+TRAINING = {"teacher", "distill", "discriminator", "train"}
 
 
 @pytest.mark.parametrize("outside", ["highest", "medium"])
 @pytest.mark.parametrize("matmul", ["exact", "tf32"])
-def test_only_training_rounds_and_a_judge_never_does(matmul, outside, monkeypatch, tmp_path) -> None:
-    seen = {}
-    for stage, method in METHODS.items():
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_training_rounds_and_a_judge_never_does(name, matmul, outside, tmp_path) -> None:
+    make, settings = RECIPES[name]
+    config: RecipeConfig = settings(output=tmp_path, precision="fp32", matmul=matmul)
+    made, seen = make(config, "command"), {}
 
-        def record(self, stage=stage):
+    def recorded(stage: str) -> object:
+        def record() -> None:
             seen[stage] = torch.get_float32_matmul_precision()
 
-        monkeypatch.setattr(Pipeline, method, record)
-    monkeypatch.setattr(Pipeline, "check", lambda self, stages: None)
+        return replace(made.stages[stage], run=record, needs=(), inputs=(), reads_corpus=False)
+
+    recipe: Recipe = replace(made, stages={stage: recorded(stage) for stage in made.stages})
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(outside)
     try:
-        pipeline = Pipeline(RecipeConfig(output=tmp_path, precision="fp32", matmul=matmul), "command")
-        for stage in METHODS:
-            pipeline.run(stage)
-        pipeline.run("all")
+        for stage in ("all", *recipe.stages):
+            recipe.execute(stage)
         assert torch.get_float32_matmul_precision() == outside
     finally:
         torch.set_float32_matmul_precision(before)
     training = "high" if matmul == "tf32" else "highest"
-    assert seen == {**dict.fromkeys(METHODS, "highest"), **dict.fromkeys(("teacher", "distill", "guide"), training)}
+    assert seen == {stage: training if stage in TRAINING else "highest" for stage in made.stages}
 
 
 def test_the_setting_of_before_returns_after_an_error() -> None:
     before = torch.get_float32_matmul_precision()
     with pytest.raises(ZeroDivisionError), matmul_precision("tf32"):
         raise ZeroDivisionError
-    assert torch.get_float32_matmul_precision() == before
-
-
-def test_methods_that_are_compared_round_while_they_are_trained(monkeypatch, tmp_path) -> None:
-    seen = []
-    config = ComparisonConfig(output=tmp_path, precision="fp32", matmul="tf32", methods=("didi",))
-    comparison = Comparison(config, "command")
-
-    def train(*arguments):
-        seen.append(torch.get_float32_matmul_precision())
-        return Cost(steps=0, seconds=0.0, network_evaluations=0.0)
-
-    monkeypatch.setattr(comparison.training, "train", train)
-    monkeypatch.setattr(Comparison, "load_teacher", lambda self: torch.nn.Linear(1, 1))
-    before = torch.get_float32_matmul_precision()
-    comparison.train()
-    assert seen == ["high"]
     assert torch.get_float32_matmul_precision() == before

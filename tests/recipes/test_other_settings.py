@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 TINY = [
     "--data.length=16", "--precision=fp32", "--distill.batch-size=4", "--distill.method.group-size=2",
     "--distill.method.log-ratio-warmup=0", "--distill.loop.num-steps=2", "--distill.loop.checkpoint-every=1",
-    "--guide.updates=1", "--guide.pool=4", "--guide.batch-size=2", "--evaluate.num-samples=2",
+    "--discriminator.updates=1", "--discriminator.pool=4", "--discriminator.batch-size=2", "--evaluate.num-samples=2",
     "--evaluate.seeds", "0", "1", "--evaluate.steps", "2", "--evaluate.guided-steps", "2",
     "--evaluate.frontier-steps=2", "--evaluate.teacher-frontier-steps", "2", "--evaluate.batch-size=2",
 ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_discriminator_of_an_older_student_guides_no_newer_one(
     assert run("distill", tmp_path, "--distill.loop.num-steps=20") == 0
     assert not (student / "discriminator").exists()
     capsys.readouterr()
-    assert run("guide", tmp_path) == 2
+    assert run("discriminator", tmp_path) == 2
     assert "student" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "run" / "guide")
-    assert run("guide", tmp_path) == 0
+    shutil.rmtree(tmp_path / "run" / "discriminator")
+    assert run("discriminator", tmp_path) == 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from discrete_distill.recipes.common.teacher import load_teacher
 from discrete_distill.recipes.owt import default_preset, main
-from discrete_distill.recipes.text.teacher import load_teacher
 from discrete_distill.training import loop as loop_module
 
 TINY_MODEL = [
@@ -34,9 +34,9 @@ TINY_TRAINING = [
     "--distill.accumulate=1",
     "--distill.method.group-size=2",
     "--distill.method.log-ratio-warmup=1",
-    "--guide.updates=2",
-    "--guide.pool=8",
-    "--guide.batch-size=4",
+    "--discriminator.updates=2",
+    "--discriminator.pool=8",
+    "--discriminator.batch-size=4",
 ]
 TINY_EVALUATION = [
     "--evaluate.num-samples=4",
@@ -94,7 +94,7 @@ def test_all_stages_leave_a_student_a_report_and_plots(
 
 def test_a_guided_teacher_makes_another_student_and_is_measured_beside_it(trained: tuple[Path, list[str]]) -> None:
     output, flags = trained
-    assert main([*flags, "--name=guided", "--distill.prior-guidance=0.5", "--guide.updates=0"]) == 0
+    assert main([*flags, "--name=guided", "--distill.prior-guidance=0.5", "--discriminator.updates=0"]) == 0
     assert main(["distill", *flags, "--name=unguided"]) == 0
     guided, plain = (output / name / "student" / "model.safetensors" for name in ("guided", "unguided"))
     assert guided.read_bytes() != plain.read_bytes()
@@ -128,7 +128,7 @@ def test_samples_are_printed_start_with_the_prompt_and_can_be_watched(
 ) -> None:
     _, flags = trained
     assert main(["distill", *flags, "--name=talker"]) == 0
-    assert main(["guide", *flags, "--name=talker"]) == 0
+    assert main(["discriminator", *flags, "--name=talker"]) == 0
     capsys.readouterr()
     assert main(["sample", *flags, "--name=talker", "--sample.prompt=the state", "--sample.guided"]) == 0
     out = capsys.readouterr().out
@@ -183,8 +183,8 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--threads=-1"], "--threads"),
         (["--threads=100000"], "--threads"),
         (["--name=../elsewhere"], "--name"),
-        (["--guide.label-smoothing=5"], "--guide.label-smoothing"),
-        (["--guide.log-every=0"], "--guide.log-every"),
+        (["--discriminator.label-smoothing=5"], "--discriminator.label-smoothing"),
+        (["--discriminator.log-every=0"], "--discriminator.log-every"),
         (["--evaluate.batch-size=0"], "--evaluate.batch-size"),
         (["--evaluate.num-samples=0"], "--evaluate.num-samples"),
         (["--evaluate.student-temperatures", "0"], "temperatures"),
@@ -192,7 +192,7 @@ def fails_with(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--distill.teacher-steps=0"], "--distill.teacher-steps"),
         (["--sample.temperature=0"], "--sample.temperature"),
         (["evaluate"], "no student"),
-        (["guide", "--guide.updates=0"], "--guide.updates is 0"),
+        (["discriminator", "--discriminator.updates=0"], "--discriminator.updates is 0"),
         (["report"], "run the evaluate stage first"),
     ],
 )

@@ -18,7 +18,7 @@ from discrete_distill.recipes.protein.settings import PRESETS as PROTEINS
 from discrete_distill.recipes.text.settings import PRESETS as TEXTS
 from discrete_distill.training import read_metrics
 
-COMMON = ["--data.length=16", "--precision=fp32", "--guide.updates=0", "--name=run"]
+COMMON = ["--data.length=16", "--precision=fp32", "--discriminator.updates=0", "--name=run"]
 DISTILL = [
     "--distill.loop.num-steps=1", "--distill.batch-size=4", "--distill.method.group-size=2",
     "--distill.method.log-ratio-warmup=0",

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from discrete_distill import models
 from discrete_distill.evaluation.protein import AMINO_ACIDS
 from discrete_distill.recipes.common.assets import asset
+from discrete_distill.recipes.common.fasta import is_fasta, read_fasta
 from discrete_distill.recipes.protein.__main__ import main
 from discrete_distill.recipes.protein.dplm import (
     CLS,
@@ -21,9 +22,9 @@ from discrete_distill.recipes.protein.dplm import (
     load_dplm,
     sample_dplm,
 )
-from discrete_distill.recipes.protein.fasta import ResidueTokenizer, is_fasta, read_fasta
 from discrete_distill.recipes.protein.folding import load_strictly, mean_plddt, plddt
 from discrete_distill.recipes.protein.report import diagnostics, protein_table
+from discrete_distill.recipes.protein.residues import ResidueTokenizer
 from discrete_distill.training import fold_seed
 
 TINY = [

@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from discrete_distill import MaskedDiffusion
 from discrete_distill.distillation.methods import DiDiInstructConfig
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.common.stream_settings import stream_settings
-from discrete_distill.recipes.text import token_cache
-from discrete_distill.recipes.text.corpus import TokenStream
-from discrete_distill.recipes.text.distill import DistillConfig, distil
-from discrete_distill.recipes.text.guide import Guide, GuideConfig
-from discrete_distill.recipes.text.teacher import TeacherConfig, train_teacher
-from discrete_distill.recipes.text.token_cache import cached_arrays
+from discrete_distill.recipes.common import token_cache
+from discrete_distill.recipes.common.corpus import TokenStream
+from discrete_distill.recipes.common.discriminator import DiscriminatorConfig, DiscriminatorTrainer
+from discrete_distill.recipes.common.distill import DistillConfig, distil
+from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
+from discrete_distill.recipes.common.token_cache import cached_arrays
 from discrete_distill.training import LoopConfig
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
@@ -41,9 +40,9 @@ def fit_student(stream: TokenStream, folder: Path, num_steps: int) -> None:
     distil(config, network(), stream, PROCESS, Accelerator(cpu=True), folder)
 
 
-def fit_guide(stream: TokenStream, folder: Path, num_steps: int) -> None:
-    config = GuideConfig(updates=num_steps, pool=2, batch_size=2)
-    Guide(config, network(), network(), stream, PROCESS, Accelerator(cpu=True), 0).fit(folder)
+def fit_discriminator(stream: TokenStream, folder: Path, num_steps: int) -> None:
+    config = DiscriminatorConfig(updates=num_steps, pool=2, batch_size=2)
+    DiscriminatorTrainer(config, network(), network(), stream, PROCESS, Accelerator(cpu=True), 0).fit(folder)
 
 
 def fit_teacher(stream: TokenStream, folder: Path, num_steps: int) -> None:
@@ -52,7 +51,7 @@ def fit_teacher(stream: TokenStream, folder: Path, num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("other", OTHER)
-@pytest.mark.parametrize("fit", [fit_student, fit_guide, fit_teacher])
+@pytest.mark.parametrize("fit", [fit_student, fit_discriminator, fit_teacher])
 def test_a_run_is_not_resumed_on_other_text(fit, other: str, tmp_path: Path) -> None:
     fit(TokenStream(IDS, 4), tmp_path, 1)
     with pytest.raises(ValueError, match=r"text\."):
@@ -64,7 +63,7 @@ def test_a_run_is_not_resumed_on_other_text(fit, other: str, tmp_path: Path) -> 
 def test_one_other_token_is_another_text(position: int) -> None:
     other = LONG.copy()
     other[position] = (other[position] + 1) % 5
-    assert stream_settings(TokenStream(other, 4)) != stream_settings(TokenStream(LONG, 4))
+    assert TokenStream(other, 4).settings() != TokenStream(LONG, 4).settings()
 
 
 def test_a_text_from_the_cache_has_the_digest_of_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +71,11 @@ def test_a_text_from_the_cache_has_the_digest_of_its_tokens(tmp_path: Path, monk
     first = cached_arrays(tmp_path, ("train",), lambda: {"train": LONG})["train"]
     monkeypatch.setattr(token_cache, "content_digest", None)
     again = cached_arrays(tmp_path, ("train",), dict)["train"]
-    settings = [stream_settings(TokenStream(each.array, 4, each.digest)) for each in (first, again)]
-    assert settings == [stream_settings(TokenStream(LONG, 4))] * 2
+    settings = [TokenStream(each.array, 4, each.digest).settings() for each in (first, again)]
+    assert settings == [TokenStream(LONG, 4).settings()] * 2
 
 
 def test_settings_of_a_stream_do_not_depend_on_its_storage(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", IDS)
     mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")
-    assert stream_settings(TokenStream(mapped, 4)) == stream_settings(TokenStream(IDS.astype(np.int32), 4))
+    assert TokenStream(mapped, 4).settings() == TokenStream(IDS.astype(np.int32), 4).settings()

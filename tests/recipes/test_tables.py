@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from discrete_distill.recipes.tables import markdown_table, number, span
+from discrete_distill.recipes.common.tables import markdown_table, number, span
 
 
 def test_a_table_has_a_line_for_titles_one_for_columns_and_one_for_each_row() -> None:

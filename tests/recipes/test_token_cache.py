@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from discrete_distill.recipes.text.corpus import SPLITS, TokenStream, load_streams
-from discrete_distill.recipes.text.token_cache import INDEX_FILE, cached_arrays
-from discrete_distill.recipes.text.tokenizer import train_tokenizer
+from discrete_distill.recipes.common.corpus import SPLITS, TokenStream, load_streams
+from discrete_distill.recipes.common.token_cache import INDEX_FILE, cached_arrays
+from discrete_distill.recipes.common.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["document one two three"], 270)
 
@@ -95,7 +95,7 @@ def test_text_of_the_same_size_and_time_is_another_text(text: Path) -> None:
 def test_a_tokenizer_with_the_same_vocabulary_that_splits_otherwise_has_tokens_of_its_own(text: Path) -> None:
     from tokenizers import Tokenizer, normalizers
 
-    from discrete_distill.recipes.text.tokenizer import TextTokenizer
+    from discrete_distill.recipes.common.tokenizer import TextTokenizer
 
     backend = Tokenizer.from_str(TOKENIZER.definition())
     backend.normalizer = normalizers.Replace("one", "two")

@@ -10,8 +10,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from discrete_distill.recipes.owt import main
-from discrete_distill.recipes.text.tokenizer import (
+from discrete_distill.recipes.common.tokenizer import (
     EOS_TOKEN,
     LONGEST_RUN,
     MASK_TOKEN,
@@ -19,6 +18,7 @@ from discrete_distill.recipes.text.tokenizer import (
     gpt2_tokenizer,
     train_tokenizer,
 )
+from discrete_distill.recipes.owt import main
 
 TEXT = ["the state of the union is strong", "the union of the states", "strong states, strong union"] * 4
 TOKENIZER = train_tokenizer(TEXT, 280)
@@ -169,7 +169,7 @@ def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path, monkeypatch: pyt
             raise PanicException("index out of bounds")
 
     TOKENIZER.save(tmp_path / "tokenizer.json")
-    monkeypatch.setattr("discrete_distill.recipes.text.tokenizer.Tokenizer", Panicking)
+    monkeypatch.setattr("discrete_distill.recipes.common.tokenizer.Tokenizer", Panicking)
     with pytest.raises(ValueError, match="index out of bounds"):
         TextTokenizer.load(tmp_path / "tokenizer.json")
 

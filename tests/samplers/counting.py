@@ -19,9 +19,9 @@ class Counting:
     def __init__(self, inner: Any) -> None:
         self.inner, self.calls, self.rows = inner, 0, 0
 
-    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor:
         self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
-        return self.inner(x_t, t, **cond)
+        return self.inner(x_t, t, **model_kwargs)
 
 
 class InTwoParts:
@@ -30,13 +30,13 @@ class InTwoParts:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
-    def features(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
-        return self.inner(x_t, t, **cond)
+    def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor:
+        return self.inner(x_t, t, **model_kwargs)
 
     def project(self, features: Tensor, /) -> Tensor:
         return features
 
-    def __call__(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor:
         raise AssertionError("the head was to be run on chosen rows alone")
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
+from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, SDTTConfig
 from discrete_distill.distillation.methods import UpdatePlan
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
@@ -60,7 +60,9 @@ class Scene:
             BatchPart(draw=self.draw, reference=self.reference, generator=Generator().manual_seed(10 * index + number))
             for number in range(parts)
         ]
-        return DistillationStep(self.method, self.module_optimizers, self.accelerator, made, index, **given)
+        return DistillationStep(
+            self.method, self.module_optimizers, self.accelerator, made, index, num_steps=10, **given
+        )
 
     def updates(self) -> dict[str, int]:
         return {
@@ -106,6 +108,48 @@ def test_a_caller_with_its_own_optimiser_of_the_student_has_the_same_step() -> N
         assert all(torch.equal(*pair) for pair in weights)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_of_sdtt_has_the_gradient_of_the_whole_batch_and_starts_rounds(parts: int) -> None:
+    """Against losses of the same rollouts, added up by hand; the teacher of the second round is the average."""
+    torch.manual_seed(0)
+    shape = DiTConfig(vocab_size=9, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2)
+    student, teacher = DiT(shape).eval(), DiT(shape).eval()
+    for network in (student, teacher):
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    accelerator = Accelerator(cpu=True)
+    settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, ema_decay=0.5, gradient_clip=0.0)
+    optimizer = ModuleOptimizer(student, settings, 10, accelerator)
+    method = SDTT(student, teacher, PROCESS, SDTTConfig(teacher_steps=4, rounds=2))
+
+    def data(number: int) -> Tensor:
+        return torch.randint(8, (4, LENGTH), generator=Generator().manual_seed(number))
+
+    def made(index: int) -> list[BatchPart]:
+        return [
+            BatchPart(
+                draw=lambda g, tokens, number=number: method.rollout(
+                    reference=data(number), generator=g, tokens=tokens
+                ),
+                reference=lambda: pytest.fail("the loss reads no reference"),
+                generator=Generator().manual_seed(10 * index + number),
+            )
+            for number in range(parts)
+        ]
+
+    rollouts = [method.rollout(reference=data(n), generator=Generator().manual_seed(n)) for n in range(parts)]
+    total = sum(float(rollout.generation_mask.sum()) for rollout in rollouts)
+    loss = sum(method.loss("student", rollout, num_tokens=total).loss for rollout in rollouts)
+    expected = torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(student.parameters()))]).norm()
+    metrics = DistillationStep(method, {"student": optimizer}, accelerator, made(0), 0, num_steps=2).run()
+    assert metrics["student_gradient_norm"] == pytest.approx(float(expected), rel=1e-4)
+    assert method.teacher is teacher
+    average = {name: value.clone() for name, value in optimizer.averaged.state_dict().items()}
+    metrics = DistillationStep(method, {"student": optimizer}, accelerator, made(1), 1, num_steps=2).run()
+    assert float(metrics["round"]) == 1.0
+    assert all(torch.equal(value, average[name]) for name, value in method.teacher.state_dict().items())
+
+
 class Rival:
     """Another method, by the protocol alone: two networks, no credits, no library part but the paths."""
 
@@ -124,6 +168,9 @@ class Rival:
         else:
             loss = PROCESS.nelbo(self.critic, reference, by="count", generator=given["generator"]).loss
         return StepOutput(loss, {f"{name}_own": loss.detach()})
+
+    def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
+        pass
 
     def credits(self, *_: Any, **__: Any) -> None:
         return None

@@ -1,6 +1,6 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
-from .integral_kl import ScoreFunctionIntegralKL, SurrogateOutput
+from ...kernels import DivergenceKind, token_divergence
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -11,7 +11,8 @@ from .log_ratio import (
 )
 from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .sample_scores import SampleScores
-from .token import DivergenceKind, kl_divergence, token_divergence
+from .score_function import ScoreFunctionIntegralKL
+from .surrogate import SurrogateOutput, integral_kl
 from .vocabulary import vocabulary_cost, vocabulary_surrogate
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
     "ScoreFunctionIntegralKL",
     "SurrogateOutput",
     "difference_of_logs",
-    "kl_divergence",
+    "integral_kl",
     "median_bandwidth",
     "mmd_squared",
     "rbf_kernel",

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -26,8 +26,9 @@ class LogRatio(NamedTuple):
 
 
 class LogRatioEstimator(Protocol):
-    """``estimator(x_t, t, x=x, generated=..., s=...) -> LogRatio``. ``x`` are the clean tokens, for estimators that
-    read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that tell students of different steps apart."""
+    """``estimator(x_t, t, x=x, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``. ``x`` are the clean tokens,
+    for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that tell students of different steps
+    apart; ``model_kwargs`` are passed to the networks by keyword."""
 
     def __call__(
         self,
@@ -37,7 +38,7 @@ class LogRatioEstimator(Protocol):
         x: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio: ...
 
 
@@ -67,13 +68,13 @@ class DiscriminatorLogRatio:
         x: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
         check_sequences(x_t, generation_mask)
         check_per_row("t", t, len(x_t))
         judged = self.process.judged_positions(x_t, generation_mask)
         with evaluation_mode(self.network):
-            logits = self.network(x_t, t, **cond)
+            logits = self.network(x_t, t, **(model_kwargs or {}))
         logits = torch.where(judged, logits.to(torch.promote_types(logits.dtype, torch.float32)), 0.0)
         return LogRatio(logits, logits.sum(1) / judged.sum(1).clamp(min=1))
 
@@ -111,7 +112,7 @@ class AuxiliaryDenoiserLogRatio:
         x: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
         """Raises ValueError without the clean tokens ``x``, or where shapes do not fit."""
         if x is None:
@@ -123,9 +124,10 @@ class AuxiliaryDenoiserLogRatio:
         masked = self.process.is_masked(x_t, generation_mask)
         rows = masked.flatten().nonzero().squeeze(1)
         with evaluation_mode(self.auxiliary, self.teacher):
-            auxiliary_NV = logits_at(self.auxiliary, x_t, t, rows, s=s, **cond)
+            auxiliary_NV = logits_at(self.auxiliary, x_t, t, rows, s=s, model_kwargs=model_kwargs)
             auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[rows])
-            values = auxiliary_N - self._log_prob(logits_at(self.teacher, x_t, t, rows, **cond), x.flatten()[rows])
+            teacher_NV = logits_at(self.teacher, x_t, t, rows, model_kwargs=model_kwargs)
+            values = auxiliary_N - self._log_prob(teacher_NV, x.flatten()[rows])
         per_position = torch.zeros(x_t.shape, dtype=values.dtype, device=x_t.device)
         per_position = per_position.flatten().index_put((rows,), values).view_as(x_t)
         return LogRatio(per_position, per_position.sum(1))
@@ -154,7 +156,7 @@ class ExactLogRatio:
         x: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
         """The value of the sequence stands at every judged position, as the optimal discriminator's logit does."""
         value = self.function(x_t, t)

@@ -12,6 +12,7 @@ Shape suffixes: B student sequences, M reference sequences, L length, D width of
 from __future__ import annotations
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from ...checks import check_count, check_floats, check_mask, check_number
@@ -125,13 +126,13 @@ def token_witness(
     weight_N, sequences = _token_weights(loss_mask)
     weight_N = torch.zeros(batch * length, device=weight_N.device).masked_scatter(loss_mask.flatten(), weight_N)
     reference_N, references = _token_weights(loss_mask_reference)
-    in_group = sequences.view(groups, -1).sum(1)
+    in_group = reduce(sequences, "(n g) -> n", "sum", g=group_size)
     others = (in_group.sum() - in_group).clamp(min=1.0).repeat_interleave(group_size * length)
     rows = []
     for start in range(0, len(tokens_ND), ROWS_AT_ONCE):
         chunk_ND = tokens_ND[start : start + ROWS_AT_ONCE]
         alike = rbf_kernel(chunk_ND, tokens_ND, scale) * weight_N
-        by_group = alike.view(len(chunk_ND), groups, -1).sum(2)
+        by_group = reduce(alike, "i (n j) -> i n", "sum", n=groups)
         own = torch.arange(start, start + len(chunk_ND), device=by_group.device) // (group_size * length)
         student = (by_group.sum(1) - by_group.gather(1, own[:, None]).squeeze(1)) / others[start : start + len(own)]
         against = rbf_kernel(chunk_ND, reference_ND, scale) @ reference_N

@@ -57,16 +57,6 @@ def mean_score(scores: Sequence[CorruptionScore], group_size: int, generation_ma
     return SampleScores(ratio_B, ratio_BL, weight_MB.mean(0), generation_mask, group_size)
 
 
-def grouped(values_BL: Tensor, group_size: int) -> Tensor:
-    """``[B L]``, flattened so that the values of a group at one position stand together; see `ungrouped`."""
-    return values_BL.view(-1, group_size, values_BL.shape[1]).transpose(1, 2).flatten()
-
-
-def ungrouped(values: Tensor, length: int, group_size: int) -> Tensor:
-    """``[B, L]``: the inverse of `grouped`."""
-    return values.view(-1, length, group_size).transpose(1, 2).reshape(-1, length)
-
-
 def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
     """Sum over positions at most ``window`` away, ``[B, L]``. Nothing further off enters, not by rounding either."""
     return F.pad(values_BL, (window, window)).unfold(1, 2 * window + 1, 1).sum(-1)

@@ -33,7 +33,7 @@ def fit_auxiliary(
         generation_mask=rollout.generation_mask,
         generator=generator,
         s=rollout.last_time,
-        **rollout.denoiser_kwargs(),
+        model_kwargs=rollout.denoiser_kwargs(),
     )
     loss = nelbo.nats.sum() / num_tokens
     return StepOutput(loss, {"auxiliary_loss": loss.detach()})

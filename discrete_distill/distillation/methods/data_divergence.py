@@ -62,7 +62,7 @@ def data_divergence(
     positions_N = process.is_masked(x_t, rollout.generation_mask).flatten().nonzero().squeeze(1)
     kwargs = rollout.denoiser_kwargs()
     with differentiable_evaluation_mode(student):
-        student_NV = logits_at(student, x_t, t, positions_N, s=s, **kwargs)
+        student_NV = logits_at(student, x_t, t, positions_N, s=s, model_kwargs=kwargs)
     teacher_NV = read_logits(teacher, x_t, t, positions_N, kwargs)
     tokens_N = reference.flatten()[positions_N]
     kl_N = token_losses(student_NV, teacher_NV, tokens_N, mask_token_id=process.mask_token_id).forward_kl

@@ -3,6 +3,7 @@ not."""
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import Any
 
@@ -16,9 +17,13 @@ from ...distributed.collectives import mean_over_processes
 class DiversityControl:
     """Proportional control of the agreement of two samples.
 
-    With ``o(a) = a / (1 - a)`` the odds of an agreement and ``a`` its moving average over rollouts,
+    With ``o(a) = a / (1 - a)`` the odds of an agreement, ``a`` its moving average over rollouts and ``e`` the standard
+    error of ``a - a_0``,
 
-        weight = clip((o(a) / o(a_0) - 1) / tolerance, 0, 1)
+        weight = clip((o(a - e) / o(a_0) - 1) / tolerance, 0, 1)
+
+    so that an excess that the noise of small batches explains has no weight. ``e`` is that of independent rollouts
+    which vary as the first ones do.
 
     ``a_0`` is the agreement that the student may reach: the undistilled student's at the same numbers of steps (the
     moving average of its means over the first rollouts), or that of the reference sequences where it is greater.
@@ -50,6 +55,7 @@ class DiversityControl:
         self.decay = decay
         self._rollouts = 0
         self._undistilled: dict[int, tuple[int, float]] = {}
+        self._squares = 0.0
         self._average = 0.0
         self._allowed = 0.0
         self._references = 0
@@ -74,6 +80,7 @@ class DiversityControl:
         if self._rollouts <= self.first:
             count, mean = self._undistilled.get(num_steps, (0, 0.0))
             self._undistilled[num_steps] = (count + 1, mean + (value - mean) / (count + 1))
+            self._squares += (value - mean) ** 2 * count / (count + 1)
             self._average = self._allowed = self._undistilled_mean()
         else:
             _, allowed = self._undistilled.get(num_steps, (0, self._undistilled_mean()))
@@ -99,10 +106,20 @@ class DiversityControl:
             self._reference += (total / share - self._reference) / self._references
 
     def _weight_now(self) -> float:
-        before, now = odds(max(self._allowed, self._reference)), odds(self._average)
+        before = odds(max(self._allowed, self._reference))
+        now = odds(max(0.0, self._average - self._standard_error()))
         if now <= before:
             return 0.0
         return min(1.0, (now / before - 1.0) / self.tolerance) if before > 0.0 else 1.0
+
+    def _standard_error(self) -> float:
+        """Of the moving average less the mean of the first rollouts; 0 where their variance is unknown."""
+        count = sum(number for number, _ in self._undistilled.values())
+        freedom = count - len(self._undistilled)
+        if not freedom:
+            return 0.0
+        averaged = (1.0 - self.decay) / (1.0 + self.decay)
+        return math.sqrt(self._squares / freedom * (averaged + 1.0 / count))
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and averages that a resumed run needs."""
@@ -114,7 +131,7 @@ class DiversityControl:
             setattr(self, f"_{name}", copy(state[name]))
 
 
-_STATE = ("rollouts", "undistilled", "average", "allowed", "references", "reference", "weight")
+_STATE = ("rollouts", "undistilled", "squares", "average", "allowed", "references", "reference", "weight")
 
 
 def odds(share: float) -> float:

@@ -6,6 +6,7 @@ leave-one-out baselines and credit are those of the other methods, and there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,9 +24,10 @@ from .output import LogRatioOutput
 
 
 class FeatureNetwork(Protocol):
-    """``network(x, t, **cond) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen."""
+    """``network(x, t) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen. With ``model_kwargs``, the
+    keyword arguments of the networks, where a rollout has some."""
 
-    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class FrozenFeatures:
         return (count - 1) // 2 if self.block is None else self.block
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
         network = self._readable()
         with evaluation_mode(network):
-            h_BLD = network.hidden_states(x, t, self._index(len(network.blocks)), **cond)
+            h_BLD = network.hidden_states(x, t, self._index(len(network.blocks)), **(model_kwargs or {}))
         return nn.functional.normalize(h_BLD.float(), dim=-1)
 
 
@@ -104,7 +106,7 @@ class MMDLogRatio:
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         reference: Tensor | None = None,
-        **cond: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
         """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
         where positions are given, but not as many reference sequences as samples."""
@@ -117,10 +119,11 @@ class MMDLogRatio:
             )
         clean = torch.zeros(len(x), device=x.device)
         clean_reference = torch.zeros(len(reference), device=x.device)
+        given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
         with evaluation_mode(self.features):
             witness_BL = token_witness(
-                self.features(x, clean, **cond),
-                self.features(reference, clean_reference, **(cond if len(reference) == len(x) else {})),
+                self.features(x, clean, **given),
+                self.features(reference, clean_reference, **(given if len(reference) == len(x) else {})),
                 group_size=self.group_size,
                 loss_mask_BL=generation_mask,
                 bandwidth=self.bandwidth,
@@ -137,5 +140,12 @@ class MMDLogRatio:
         """Of a rollout's samples, for `RolloutMMD.student_loss`."""
         x = rollout.sequences
         t = torch.zeros(len(x), device=x.device)
-        given = {"x": x, "generation_mask": rollout.generation_mask, "reference": reference}
-        return LogRatioOutput(t, self(x, t, **given, **rollout.denoiser_kwargs()))
+        log_ratio = self(
+            x,
+            t,
+            x=x,
+            generation_mask=rollout.generation_mask,
+            reference=reference,
+            model_kwargs=rollout.denoiser_kwargs(),
+        )
+        return LogRatioOutput(t, log_ratio)

@@ -7,15 +7,15 @@ then along the same path with its graph. The memory is that of one part; the stu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from ...distributed.collectives import mean_over_processes
-from ..rollout import Rollout
+from ..rollout import DrawnBatch
 
-Draw = Callable[[Generator, Tensor | None], Rollout]
+Draw = Callable[[Generator, Tensor | None], DrawnBatch]
 """``draw(generator, tokens)``: paths, along given tokens if they are given; see `DiDiInstruct.rollout`."""
 
 
@@ -30,12 +30,12 @@ class DrawnPart:
         state: of the generator, before they were drawn.
     """
 
-    rollout: Rollout
+    rollout: DrawnBatch
     generator: Generator
     draw: Draw
     state: Tensor
 
-    def again(self) -> Rollout:
+    def again(self) -> DrawnBatch:
         """The same paths with their graph, where gradients are enabled. The part's generator stays as it is."""
         generator = Generator(device=self.generator.device)
         generator.set_state(self.state)
@@ -53,14 +53,10 @@ def draw_part(draw: Draw, generator: Generator, *, keep_logits: bool) -> DrawnPa
     state = generator.get_state()
     with torch.no_grad():
         rollout = draw(generator, None)
-    if not keep_logits:
-        # A copy: a view would keep all of them.
-        steps = [replace(step, logits_NV=step.logits_NV[:0].clone()) for step in rollout.steps]
-        rollout = replace(rollout, steps=steps)
-    return DrawnPart(rollout, generator, draw, state)
+    return DrawnPart(rollout if keep_logits else rollout.without_logits(), generator, draw, state)
 
 
-def tokens_per_part(rollouts: Sequence[Rollout]) -> Tensor:
+def tokens_per_part(rollouts: Sequence[DrawnBatch]) -> Tensor:
     """Tokens that the student wrote in the whole batch, over its parts and processes: what each part's losses are
     divided by, if the mean of the parts' gradients is taken. All processes must ask for it, with as many parts.
 

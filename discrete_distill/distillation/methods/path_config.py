@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ...checks import check_all_counts, check_count
 from ..rewards import Baseline, Scale, check_advantages
-from .protocol import UpdatePlan
-
-if TYPE_CHECKING:
-    from .path_method import PathMethod
+from .method_config import MethodConfig
 
 
 @dataclass(kw_only=True)
-class PathConfig:
+class PathConfig(MethodConfig):
     """Paths of the student, advantages of their samples, and what a loop around asks for.
 
     The values of DiDi-Instruct (arXiv 2509.25035) are given as "paper".
@@ -61,19 +58,6 @@ class PathConfig:
             raise ValueError("path_steps needs one or more numbers of steps, got none")
         check_advantages(self.scale, self.baseline, self.advantage_clip)
 
-    @property
-    def method_class(self) -> type[PathMethod]:
-        """The class that this configures."""
-        raise NotImplementedError
-
-    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """Order and number of the updates in a training step.
-
-        Args:
-            discriminator: whether one is given to the method; most methods train none.
-        """
-        raise NotImplementedError
-
     def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
         """Expected number of steps of a path, of states that the student evaluates, and of those with a graph; every
         state is assumed to reveal something in every sequence.
@@ -87,13 +71,3 @@ class PathConfig:
         # All-mask states with one time, or for a network that reads none, are evaluated as one.
         states = 1.0 + (steps - 1.0) * batch
         return steps, states, kept / steps * states
-
-    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
-        """Expected forward and backward passes of one sequence through one network in the losses of student and
-        auxiliary, beside the student's own along the path.
-
-        Args:
-            batch: sequences.
-            time_conditioning: as for `path_evaluations`.
-        """
-        raise NotImplementedError

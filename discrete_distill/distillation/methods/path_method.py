@@ -1,32 +1,30 @@
-"""What the methods that train on student paths share: paths, credit to their samples, and dispatch by name."""
+"""What the methods that train on student paths share: paths, and credit to their samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import ScoreFunctionIntegralKL
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
-from .networks import check_accepts_step
+from .base import BaseMethod
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_config import PathConfig
 from .path_metrics import agreement_metrics
-from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
 
 ConfigT = TypeVar("ConfigT", bound=PathConfig)
 
 
-class PathMethod(Generic[ConfigT]):
+class PathMethod(BaseMethod[ConfigT]):
     """A `DistillationMethod` on student paths, whose samples are scored.
 
-    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. Paths are drawn and rewards
+    Paths are drawn and rewards
     read in evaluation mode; ratio networks are trained in the mode that they are in.
 
     Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
@@ -43,12 +41,7 @@ class PathMethod(Generic[ConfigT]):
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
-
-    Attributes:
-        network_names: of the arguments of the class that are networks.
     """
-
-    network_names: ClassVar[tuple[str, ...]] = ("student", "teacher")
 
     def __init__(
         self,
@@ -60,12 +53,7 @@ class PathMethod(Generic[ConfigT]):
         matcher: IntermediateStateMatcher | None = None,
         estimator: ScoreFunctionIntegralKL | None,
     ) -> None:
-        if config.step_conditioning:
-            check_accepts_step(student, "student", "step_conditioning")
-        self.config = config
-        self.student = student
-        self.teacher: Any = teacher
-        self.process = process
+        super().__init__(student, teacher, process, config)
         self.matcher = matcher or IntermediateStateMatcher(
             process,
             num_steps=config.path_steps,
@@ -74,32 +62,6 @@ class PathMethod(Generic[ConfigT]):
             branching=config.branching,
         )
         self.estimator = estimator
-
-    @classmethod
-    def assemble(cls, config: PathConfig, process: MaskedDiffusion, **networks: Any) -> PathMethod[Any]:
-        """The method from its networks by name.
-
-        Args:
-            config: of this class.
-            process: mask and schedule.
-            **networks: student, teacher, auxiliary, discriminator; those that the method has no use for are ignored.
-
-        Raises:
-            ValueError: as the class.
-        """
-        kind: Any = cls
-        return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
-
-    @staticmethod
-    def make_student(teacher: Denoiser, config: PathConfig) -> nn.Module:
-        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
-        are the teacher's."""
-        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
-
-    @property
-    def update_plan(self) -> UpdatePlan:
-        """Order and number of the updates in a training step."""
-        return self.config.update_plan()
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside the networks: the estimator's `RunningMean`, where it has one."""
@@ -121,14 +83,16 @@ class PathMethod(Generic[ConfigT]):
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        reference: Tensor | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
+        num_steps: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Student paths: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``; with ``tokens``,
-        samples of an earlier call, the same paths once more (see `IntermediateStateMatcher`). All networks are passed
-        ``model_kwargs`` by keyword.
+        samples of an earlier call, the same paths once more; ``num_steps`` fixes their number of steps (see
+        `IntermediateStateMatcher`). All networks are passed ``model_kwargs`` by keyword; ``reference`` is not read.
 
         Raises:
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
@@ -147,43 +111,13 @@ class PathMethod(Generic[ConfigT]):
             generator=generator,
             device=device,
             tokens=tokens,
+            num_steps=num_steps,
             model_kwargs=model_kwargs,
         )
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """See `agreement_metrics`."""
         return agreement_metrics(rollout, branching=self.config.branching)
-
-    def loss(
-        self,
-        name: str,
-        rollout: Rollout,
-        *,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
-        credit: Credit | None = None,
-        log_ratio_output: LogRatioOutput | None = None,
-    ) -> StepOutput:
-        """The loss of one network of `update_plan`; see `DistillationMethod`.
-
-        Raises:
-            ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
-        """
-        plan = self.update_plan
-        if name not in plan.order:
-            raise ValueError(f"this method trains {', '.join(plan.order)}, not {name!r}")
-        if name in plan.reads_reference and reference is None and credit is None:
-            raise ValueError(f"the loss of the {name} reads reference sequences; pass reference=")
-        given: dict[str, Any] = {"generator": generator, "num_tokens": num_tokens}
-        if name == "student":
-            return self.student_loss(
-                rollout, log_ratio_output=log_ratio_output, credit=credit, reference=reference, **given
-            )
-        return self._ratio_loss(name, rollout, reference, **given)
-
-    def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:
-        raise NotImplementedError
 
     def credits(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ...checks import check_count
-from ..rollout import Rollout
+from ..rollout import DrawnBatch
 from .output import Credit, LogRatioOutput, StepOutput
 
 
@@ -23,12 +23,14 @@ class UpdatePlan:
         order: names of the trained networks, ``"student"`` among them, in the order of their updates in one step.
         updates: updates of a network in one step; 1 where a name is missing.
         warmup: number of first steps in which the student is not updated.
-        reads_reference: names of the networks whose loss reads reference sequences.
+        reads_reference: names of the networks whose loss reads reference sequences, and ``"rollout"`` if
+            `DistillationMethod.rollout` reads them.
         keeps_logits: whether the loss of another network than the student reads the logits of the rollout. A loop that
             processes a batch in parts must then keep them.
+        rounds: equal shares of the training. The student of a round is the teacher of the next round.
 
     Raises:
-        TypeError: if a number of updates or steps is not an integer.
+        TypeError: if a number of updates, steps or rounds is not an integer.
         ValueError: if the order lacks the student or names a network twice, a name of ``updates`` or
             ``reads_reference`` is not in the order, or a number is out of range.
 
@@ -45,20 +47,31 @@ class UpdatePlan:
     warmup: int = 0
     reads_reference: tuple[str, ...] = ()
     keeps_logits: bool = False
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if "student" not in self.order or len(set(self.order)) != len(self.order):
             raise ValueError(f"order must name the student, and no network twice, got {self.order}")
-        unknown = {*self.updates, *self.reads_reference} - set(self.order)
+        unknown = {*self.updates, *self.reads_reference} - {*self.order, "rollout"}
         if unknown:
             raise ValueError(f"{sorted(unknown)} are not among the trained networks {self.order}")
         for name, count in self.updates.items():
             check_count(f"updates of {name}", count)
         check_count("warmup", self.warmup, least=0)
+        check_count("rounds", self.rounds)
 
     def updates_student(self, step: int) -> bool:
         """Whether training step ``step`` (0 is the first) updates the student."""
         return step >= self.warmup
+
+    @property
+    def rollout_reads_reference(self) -> bool:
+        """Whether `DistillationMethod.rollout` needs reference sequences."""
+        return "rollout" in self.reads_reference
+
+    def round_of(self, step: int, num_steps: int) -> int:
+        """Round of training step ``step`` out of ``num_steps``; 0 is the first."""
+        return min(step * self.rounds // max(num_steps, 1), self.rounds - 1)
 
     def networks(self, step: int) -> tuple[str, ...]:
         """Names of the networks to update in training step ``step``, in order; a network with several updates is named
@@ -85,11 +98,12 @@ class UpdatePlan:
 
 @runtime_checkable
 class DistillationMethod(Protocol):
-    """Distillation on paths of the student. It holds networks and choices, and neither an optimiser nor a device.
+    """A distillation method. It holds networks and choices, and neither an optimiser nor a device.
 
     One training step is::
 
-        rollout = method.rollout(batch_size, length, generator=g)
+        method.begin_step(step, num_steps)
+        rollout = method.rollout(batch_size, length, reference=data, generator=g)
         for name in method.update_plan.networks(step):
             method.loss(name, rollout, reference=data, generator=g).loss.backward()
             optimizers[name].step()
@@ -106,6 +120,17 @@ class DistillationMethod(Protocol):
         """Order and number of the updates in a training step."""
         ...
 
+    def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
+        """Prepare a training step, before its rollout. Where ``update_plan.rounds`` is 1 there is nothing to prepare.
+
+        Args:
+            step: number of the training step; 0 is the first.
+            num_steps: training steps of the whole run.
+            average: moving average of the student, if the loop keeps one. The teacher of a new round is a copy of it,
+                or of the student.
+        """
+        ...
+
     def rollout(
         self,
         batch_size: int | None = None,
@@ -113,18 +138,32 @@ class DistillationMethod(Protocol):
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        reference: Tensor | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-    ) -> Rollout:
-        """Draw paths of the student: ``batch_size`` sequences of ``length`` tokens, or completions of ``x_init``."""
+    ) -> DrawnBatch:
+        """Draw what the losses of one training step are computed from, such as paths of the student.
+
+        Args:
+            batch_size: number of sequences.
+            length: tokens of a sequence.
+            x_init: sequences to complete, int64 ``[B, L]``; masks are generated. In place of the two sizes.
+            attention_mask: bool ``[B, L]``, true at real tokens.
+            reference: clean tokens of data or of the teacher, int64 ``[B, L]``, where
+                ``update_plan.rollout_reads_reference``; ignored elsewhere.
+            generator: source of randomness.
+            device: of the rollout; that of the network by default.
+            tokens: ``sequences`` of an earlier call with the same state of ``generator``, to draw the same batch again.
+            model_kwargs: passed to all networks by keyword.
+        """
         ...
 
     def loss(
         self,
         name: str,
-        rollout: Rollout,
+        rollout: Any,
         *,
         reference: Tensor | None = None,
         generator: Generator | None = None,
@@ -136,15 +175,15 @@ class DistillationMethod(Protocol):
 
         Args:
             name: one of ``update_plan.order``.
-            rollout: of this step.
+            rollout: of this step, as `rollout` returned it.
             reference: clean tokens of data or of the teacher, int64 ``[B, L]``, for networks in
                 ``update_plan.reads_reference``; others ignore it.
             generator: source of randomness.
             num_tokens: divisor of sums over generated tokens, where the rollout is one part of a batch; the rollout's
                 own number by default.
             credit: of `credits`, for the student, where the rollout is one part of a batch.
-            log_ratio_output: what an earlier loss of this step said of the same rollout (``StepOutput.verdict``), for
-                the student.
+            log_ratio_output: what an earlier loss of this step said of the same rollout
+                (``StepOutput.log_ratio_output``), for the student.
 
         Raises:
             ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
@@ -153,7 +192,7 @@ class DistillationMethod(Protocol):
 
     def credits(
         self,
-        rollouts: Sequence[Rollout],
+        rollouts: Sequence[Any],
         log_ratio_outputs: Sequence[LogRatioOutput | None] | None = None,
         generators: Sequence[Generator] | None = None,
         *,
@@ -169,7 +208,7 @@ class DistillationMethod(Protocol):
         """
         ...
 
-    def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
+    def rollout_metrics(self, rollout: Any) -> dict[str, Tensor]:
         """Detached scalars that need no network, for steps in which the student is not updated."""
         ...
 

@@ -59,7 +59,7 @@ class SampleCredit:
             generator=generator,
             s=rollout.last_time,
             **given,
-            **rollout.denoiser_kwargs(),
+            model_kwargs=rollout.denoiser_kwargs(),
         )
 
     def student_loss(

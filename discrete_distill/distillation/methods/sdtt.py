@@ -5,41 +5,42 @@ what it predicted there, in the step that revealed it, is the student's target; 
 prediction is. The student answers at ``x_t`` alone. Then it becomes the teacher, of steps ``factor`` times as long, and
 so on.
 
-    loss = mean over masked i of  D( p_student(. | z_t, i),  p_teacher(. | z_{t_j(i)}, i) )
+    loss = mean over masked i of  D( p_student(. | x_t, i),  p_teacher(. | x_{t_j(i)}, i) )
 
-The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | z_{t_j(i)}, i) | x_t ]``:
+The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
 for a teacher whose answers are conditionals of one joint distribution that mean is its own answer at ``x_t`` (a
 martingale), and nothing is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the
 other targets prefer sharper students.
 
-Shape suffixes: B batch, L length, V vocabulary, N masked rows, K teacher steps.
+Shape suffixes: B batch, L length, V vocabulary, N masked positions, K teacher steps.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts
-from ...distributed.collectives import mean_over_processes
-from ...models.step_conditioning import trainable_copy
+from ...distributed.parallel import unreplicated
 from ...process import Denoiser, MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
-from ...samplers.rows import Rows, rows_at
-from ...samplers.state import SamplerState
 from ..divergence import token_divergence
-from .networks import check_accepts_step
+from .base import BaseMethod
+from .method_config import MethodConfig
 from .output import StepOutput
+from .protocol import UpdatePlan
+from .teacher_targets import TeacherTargets, teacher_targets
 
 Target = Literal["forward", "reverse", "tv", "mse"]
 
 
 @dataclass(kw_only=True)
-class SDTTConfig:
-    """Choices of SDTT.
+class SDTTConfig(MethodConfig):
+    """Configuration of `SDTT`.
 
     Args:
         teacher_steps: steps of the first teacher (paper: 1024).
@@ -78,37 +79,44 @@ class SDTTConfig:
         """Steps that the student of a round (0 is the first) takes from all mask to data."""
         return self.teacher_steps // self.factor ** (round_index + 1)
 
-    def round_of(self, step: int, num_steps: int) -> int:
-        """Which round a training step belongs to, when ``num_steps`` are shared out equally."""
-        return min(step * self.rounds // max(num_steps, 1), self.rounds - 1)
+    @property
+    def method_class(self) -> type[SDTT]:
+        """`SDTT`."""
+        return SDTT
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student alone, in rounds, on corrupted reference sequences; a discriminator is not trained."""
+        return UpdatePlan(order=("student",), reads_reference=("rollout",), rounds=self.rounds)
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """The teacher, ``factor`` times."""
+        return float(self.factor * batch), 0.0
 
 
-class Targets(NamedTuple):
-    """What the teacher says at the masked positions of a state.
+class SDTT(BaseMethod[SDTTConfig]):
+    """Self-distillation through time.
 
-    Attributes:
-        rows: flattened positions, int64 ``[N]``, ascending.
-        log_probs_NV: fp32, -inf at the mask.
-        x_s: the teacher's state at the end, int64 ``[B, L]``.
-    """
-
-    rows: Tensor
-    log_probs_NV: Tensor
-    x_s: Tensor
-
-
-class SDTT:
-    """The method: networks, configuration, and the round it is in. No optimiser, no device. The networks stay as they
-    are given; the teacher is read in evaluation mode, the student trained in the mode that it is in.
+    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. The teacher is read in
+    evaluation mode, the student trained in the mode that it is in. At the first step of a round after the first,
+    `begin_step` replaces ``teacher`` by a frozen copy of the student.
 
     Args:
-        student: denoiser that is trained.
+        student: denoiser that is trained; see `make_student`.
         teacher: any denoiser, of the first round; never given a gradient.
         process: mask and schedule.
         config: every choice.
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+
+    Attributes:
+        round: that ``teacher`` belongs to; 0 is the first.
+
+    Example:
+        >>> method = SDTT(SDTT.make_student(teacher, config), teacher, process, config)  # doctest: +SKIP
+        >>> method.begin_step(step, num_steps)  # doctest: +SKIP
+        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
+        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
     """
 
     def __init__(
@@ -118,108 +126,117 @@ class SDTT:
         process: MaskedDiffusion,
         config: SDTTConfig | None = None,
     ) -> None:
-        self.config = config if config is not None else SDTTConfig()
-        if self.config.step_conditioning:
-            check_accepts_step(student, "student", "step_conditioning")
-        self.student = student
-        self.teacher: Any = teacher
-        self.process = process
+        super().__init__(student, teacher, process, config if config is not None else SDTTConfig())
         self.round = 0
 
-    @staticmethod
-    def make_student(teacher: Denoiser, config: SDTTConfig) -> nn.Module:
-        """A copy of the teacher, trainable and in evaluation mode, told its step if so configured; its first answers
-        are the teacher's."""
-        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
+    def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
+        """Start a new round where ``step`` is the first of one; see `DistillationMethod`."""
+        index = self.update_plan.round_of(step, num_steps)
+        if index != self.round:
+            self.start_round(index, self.student if average is None else average)
 
     def start_round(self, index: int, network: nn.Module) -> None:
-        """Make ``network``, the student of the round before (or its moving average), the teacher of round ``index``.
+        """Make a frozen copy of ``network``, the student of the round before or its average, the teacher of round
+        ``index``.
 
         Raises:
             ValueError: if there is no such round.
         """
         if not 0 <= index < self.config.rounds:
             raise ValueError(f"there are {self.config.rounds} rounds, counted from 0; got {index}")
-        self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
+        self.teacher = copy.deepcopy(unreplicated(network)).requires_grad_(False).eval()
         self.round = index
 
-    def loss(
+    def rollout(
         self,
-        x: Tensor,
+        batch_size: int | None = None,
+        length: int | None = None,
         *,
-        generation_mask: Tensor | None = None,
+        x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        reference: Tensor | None = None,
         generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
-        **cond: Any,
-    ) -> StepOutput:
-        """Divergence of the student, in one step, from what the teacher says in ``factor`` of them.
+        device: torch.device | str | None = None,
+        tokens: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> TeacherTargets:
+        """Corrupt reference sequences, and ask the teacher for its targets at the masks; see `targets`.
 
         Args:
-            x: clean tokens of data, int64 ``[B, L]``.
-            generated: bool ``[B, L]``, positions that may be masked (all, by default).
-            attention_mask: bool ``[B, L]``, true at real tokens.
+            batch_size: number of sequences of ``reference``, which sets it.
+            length: their tokens.
+            x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
+                ``reference`` may be masked by default.
+            attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
+            reference: clean tokens, int64 ``[B, L]``.
             generator: source of randomness.
-            num_tokens: what the sum over masked positions is divided by: those of the whole batch where ``x`` is a part
-                of it, as a mean over processes. Those of ``x`` on all processes by default.
-            **cond: passed to both networks.
+            device: not read; the device is that of ``reference``.
+            tokens: not read; the same state of ``generator`` draws the same batch.
+            model_kwargs: passed to both networks by keyword.
 
         Raises:
-            ValueError: if the batch is empty, or the teacher's logits leave nothing to draw from: names sequence and
-                position.
+            ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
+                teacher's logits leave nothing to draw from.
         """
-        if not x.numel():
-            raise ValueError(f"data of {list(x.shape)} tokens: give one sequence and one token or more")
+        x = self._clean(reference, (batch_size, length), x_init)
         t, s = self.times(len(x), x.device, generator)
+        generation_mask = None
+        if x_init is not None:
+            generation_mask = x_init == self.process.mask_token_id
+            x = torch.where(generation_mask, x, x_init)
         if attention_mask is not None:
-            generation_mask = (
-                attention_mask.bool() if generation_mask is None else generation_mask & attention_mask.bool()
-            )
+            real = attention_mask.bool()
+            generation_mask = real if generation_mask is None else generation_mask & real
         x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
-        return self.loss_at(
+        return self.targets(
             x_t,
             t,
             s,
             generation_mask=generation_mask,
             attention_mask=attention_mask,
             generator=generator,
-            num_tokens=num_tokens,
-            **cond,
+            model_kwargs=model_kwargs,
         )
 
-    def loss_at(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor,
-        *,
-        generation_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
-        **cond: Any,
+    @staticmethod
+    def _clean(reference: Tensor | None, shape: tuple[int | None, int | None], x_init: Tensor | None) -> Tensor:
+        if reference is None:
+            raise ValueError("SDTT corrupts reference sequences; pass reference=")
+        if reference.ndim != 2 or not reference.numel():
+            raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
+        asked = tuple(x_init.shape) if x_init is not None else shape
+        if any(one is not None and one != other for one, other in zip(asked, reference.shape, strict=True)):
+            raise ValueError(f"reference has shape {list(reference.shape)}, but {list(asked)} was asked for")
+        return reference
+
+    def student_loss(
+        self, rollout: TeacherTargets, *, num_tokens: Tensor | float | None = None, **given: Any
     ) -> StepOutput:
-        """`loss` at given states and times ``[B]``; masks that are not ``generation_mask`` are no part of it."""
-        targets = self.targets(
-            x_t, t, s, generation_mask=generation_mask, attention_mask=attention_mask, generator=generator, **cond
-        )
-        kwargs = cond if attention_mask is None else {**cond, "attention_mask": attention_mask}
-        logits_NV = logits_at(self.student, x_t, t, targets.rows, s=s, **kwargs)
+        """Compute the divergence of the student, in one step, from what the teacher says in ``factor`` of them.
+
+        Args:
+            rollout: of this step.
+            num_tokens: what the sum over masked positions is divided by: those of the whole batch where the rollout is
+                a part of it, as a mean over processes. `TeacherTargets.num_tokens` by default.
+            **given: the other keywords of `loss`; not read.
+        """
+        x_t, t, s = rollout.x_t, rollout.t, rollout.s
+        logits_NV = logits_at(self.student, x_t, t, rollout.positions, s=s, model_kwargs=rollout.denoiser_kwargs())
         student_NV = self.process.masked_log_probs(logits_NV)
-        divergence_N = self._divergence(student_NV, targets.log_probs_NV)
         if num_tokens is None:
-            num_tokens = mean_over_processes(t.new_tensor(float(len(divergence_N)))).clamp(min=1.0)
-        loss = divergence_N.sum() / num_tokens
+            num_tokens = rollout.num_tokens()
+        loss = self._divergence(student_NV, rollout.log_probs_NV).sum() / num_tokens
         entropy = -(student_NV.exp() * student_NV.clamp_min(-100.0)).sum() / num_tokens
         metrics = {
             "divergence": loss.detach(),
             "entropy": entropy.detach(),
-            "round": torch.tensor(float(self.round)),
+            "round": torch.full_like(loss.detach(), float(self.round)),
         }
         return StepOutput(loss, metrics)
 
     def times(self, batch: int, device: torch.device, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Start and end of one student step for each row, ``[B]``: a step of its own grid, spread over the batch."""
+        """Draw start and end of one student step for each sequence, ``[B]``: a step of the student's grid, stratified
+        over the batch."""
         steps = self.config.student_steps(self.round)
         level = StratifiedTime().sample(batch, device=device, generator=generator).t
         index = (level * steps).long().clamp(max=steps - 1)
@@ -232,7 +249,6 @@ class SDTT:
             return t * u + (1.0 - t) * s
         return t * u + (1.0 - u) * s
 
-    @torch.no_grad()
     def targets(
         self,
         x_t: Tensor,
@@ -242,58 +258,36 @@ class SDTT:
         generation_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
-    ) -> Targets:
-        """Walk the teacher from ``x_t``, and keep what it said of every masked position when it was revealed, or last.
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> TeacherTargets:
+        """Take the teacher's steps from ``x_t``. The target of a masked position is the prediction of the step that
+        reveals it, or of the last step.
 
         Args:
             x_t: int64 ``[B, L]``.
             t: its times, ``[B]``.
             s: times of the end, ``[B]``.
-            generated: bool ``[B, L]``; masks elsewhere stay. All real positions by default.
+            generation_mask: bool ``[B, L]``; masks elsewhere stay, and have no target. All real positions by default.
             attention_mask: bool ``[B, L]``, true at real tokens.
             generator: source of randomness.
-            **cond: passed to the teacher.
-        """
-        state = SamplerState(
-            self.process,
-            self.teacher,
-            x_init=x_t,
-            attention_mask=attention_mask,
-            generation_mask=generation_mask,
-            model_kwargs=cond,
-            generator=generator,
-        )
-        wanted = rows_at(state.masked()).index
-        said: list[tuple[Tensor, Tensor]] = []
-        times = self.teacher_times(t, s)
-        for step in range(self.config.factor):
-            masked = state.masked()
-            reveals = state.unmask_draws(step, self.process.unmask_probability(times[step], times[step + 1])) & masked
-            rows = rows_at(masked if step + 1 == self.config.factor else reveals)
-            if not rows:
-                continue
-            logits_RV = self._read_teacher(state, rows, times[step], times[step + 1])
-            said.append((rows.index, self.process.masked_log_probs(logits_RV)))
-            shown = reveals.flatten()[rows.index]
-            drawn = state.draw_tokens(logits_RV[shown], rows.index[shown], step)
-            state.write(rows.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
-        if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
-            no_rows = Rows(wanted, torch.zeros(1, dtype=torch.long, device=x_t.device), wanted)
-            said.append((wanted, self.process.masked_log_probs(self._read_teacher(state, no_rows, t, s))))
-        wrong = state.log_probs.isnan()
-        if bool(wrong.any()):
-            sequence, position = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
-                "possible, so there is no token to draw"
-            )
-        index, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
-        return Targets(wanted, log_probs_NV[index.argsort()], state.tokens)
+            model_kwargs: passed to the teacher by keyword.
 
-    def _read_teacher(self, state: SamplerState, rows: Rows, t: Tensor, s: Tensor) -> Tensor:
+        Raises:
+            ValueError: if the teacher's logits leave nothing to draw from: names sequence and position.
+        """
         with evaluation_mode(self.teacher):
-            return state.logits(rows, t, s, one_time=False)(slice(None))
+            return teacher_targets(
+                self.process,
+                self.teacher,
+                x_t,
+                self.teacher_times(t, s),
+                t=t,
+                s=s,
+                generation_mask=generation_mask,
+                attention_mask=attention_mask,
+                generator=generator,
+                model_kwargs=model_kwargs,
+            )
 
     def _divergence(self, student_NV: Tensor, target_NV: Tensor) -> Tensor:
         if self.config.target in ("forward", "reverse"):
@@ -308,7 +302,7 @@ class SDTT:
         """Round, and from the second round on the teacher: what a run that goes on needs beside the student."""
         return {"round": self.round, "teacher": self.teacher.state_dict() if self.round else None}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Continue from `state_dict`; strict. The teacher of the first round is the caller's, and stays as it is."""
         if state["round"]:
             self.start_round(state["round"], self.student)

@@ -63,8 +63,13 @@ def step_losses(
     assert out.reverse_kl is not None
     mix = {"forward": 1.0, "reverse": 0.0, "jeffreys": regularization.kl_beta}.get(regularization.kl_kind)
     if mix is None:
-        both = (process.masked_log_probs(logits) for logits in (step.revealed_logits(), teacher_RV))
-        divergence = token_divergence(*both, kind=regularization.kl_kind, beta=regularization.kl_beta)
+        divergence = token_divergence(
+            step.revealed_logits(),
+            teacher_RV,
+            kind=regularization.kl_kind,
+            beta=regularization.kl_beta,
+            mask_token_id=process.mask_token_id,
+        )
     else:
         divergence = mix * out.forward_kl + (1.0 - mix) * out.reverse_kl
     return StepLosses(out.log_prob, out.entropy, divergence)

@@ -96,7 +96,7 @@ class VocabularyCredit:
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None
         # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, **kwargs)
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, model_kwargs=kwargs)
         return self.process.masked_log_probs(logits)
 
 

@@ -18,3 +18,8 @@ def asset(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"the package lacks its file bundled/{name}; install it again")
     return path
+
+
+def resolve(path: str, name: str) -> str:
+    """``path``, or where it is 'bundled' the path of the shipped file ``name``."""
+    return str(asset(name)) if path == BUNDLED else path

@@ -7,9 +7,9 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from ...distributed.collectives import leaving_processes
@@ -23,20 +23,24 @@ class CommandLine:
     """One recipe's command line.
 
     Attributes:
-        program: as it is typed, ``python -m ...``.
+        program: what follows ``python -m``.
         description: for ``--help``.
         stages: names; the first is the default.
-        presets: settings by name, made when asked for.
+        package: of the recipe, with ``PRESETS`` (settings by name) in its module ``settings`` and ``make_recipe(config,
+            command)`` in its module ``recipe``; imported when they are needed.
         default_preset: which preset without ``--preset``.
-        run: ``run(stage, config, command)``.
     """
 
     program: str
     description: str
     stages: tuple[str, ...]
-    presets: Callable[[], Mapping[str, Callable[[], Any]]]
-    default_preset: Callable[[], str]
-    run: Callable[[str, Any, str], None]
+    package: str
+    default_preset: Callable[[], str] = lambda: "demo"
+
+    def presets(self) -> Mapping[str, Callable[[], Any]]:
+        """Settings by name, made when they are called."""
+        found: Mapping[str, Callable[[], Any]] = import_module(f"{self.package}.settings").PRESETS
+        return found
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Run; the exit code is 0, 2 for bad input or a run that diverged, or 130 after an interruption that was
@@ -57,7 +61,8 @@ class CommandLine:
             stage, preset, flags = self.split_arguments(arguments)
             config = self.parse_config(preset, flags)
             with leaving_processes():
-                self.run(stage, config, shlex.join([*self.program.split(), *arguments]))
+                command = shlex.join(["python", "-m", self.program, *arguments])
+                import_module(f"{self.package}.recipe").make_recipe(config, command).execute(stage)
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return USER_ERROR
@@ -103,29 +108,14 @@ class CommandLine:
         try:
             with contextlib.redirect_stderr(complaint):
                 return tyro.cli(
-                    type(default), default=default, args=flags, prog=self.program, description=self.description
+                    type(default),
+                    default=default,
+                    args=flags,
+                    prog=f"python -m {self.program}",
+                    description=self.description,
                 )
         except SystemExit as ended:
             if not ended.code:
                 raise
             words = re.sub(r"[│╭╮╰╯─]+|\x1b\[[0-9;]*m", " ", complaint.getvalue()).split()
             raise ValueError(" ".join(words)) from None
-
-
-def run_stages(
-    stages: Mapping[str, Callable[[], None]],
-    names: Sequence[str],
-    *,
-    check: Callable[[], None],
-    description: Callable[[], str] | None = None,
-    hold: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> None:
-    """Check everything, then run the named stages in their order, inside what ``hold`` makes; or only print the
-    ``description`` of it."""
-    if description is not None:
-        print(description())
-        return
-    check()
-    with hold():
-        for name in names:
-            stages[name]()

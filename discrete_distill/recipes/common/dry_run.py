@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
 from ...models import DiT, DiTConfig
-from ..text.distill import DistillConfig
-from ..text.settings import RecipeConfig
+from .distill import DistillConfig
 from .environment import describe_machine
+from .settings import RecipeConfig
 
 GIGABYTE = 1e9
 BYTES_OF_ADAM = 8  # two fp32 averages a parameter
@@ -124,7 +124,7 @@ def _now(device: torch.device) -> float:
 def describe_run(
     config: RecipeConfig,
     methods: Mapping[str, DistillConfig],
-    stages: tuple[str, ...],
+    stages: Sequence[str],
     accelerator: Accelerator,
     check: Callable[[], None],
     *,
@@ -152,11 +152,11 @@ def describe_run(
     ]
     for name, distill in methods.items():
         lines += _describe_method(name, distill, config, model, accelerator, speed)
-    if "guide" in stages:
-        guide = config.guide
+    if "discriminator" in stages:
+        fit = config.discriminator
         lines.append(
-            f"guide: {guide.updates} updates of {guide.batch_size} sequences of student and text, out of {guide.pool} "
-            f"samples of the student in {guide.num_steps} steps"
+            f"discriminator: {fit.updates} updates of {fit.batch_size} sequences of student and text, out of "
+            f"{fit.pool} samples of the student in {fit.num_steps} steps"
         )
     lines.append("these are estimates: half or twice as long would be no surprise")
     try:
@@ -194,8 +194,8 @@ def _room(device: torch.device, needed: float) -> list[str]:
         devices = [(f"{name} {properties.name}", properties.total_memory) for name, properties in found]
     else:
         devices = [("this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    log_ratio_output = {True: "enough", False: "TOO LITTLE: raise --distill.accumulate, or lower --distill.batch-size"}
-    return [f"  {name}: {size / GIGABYTE:.1f} GB, {log_ratio_output[needed < 0.9 * size]}" for name, size in devices]
+    judged = {True: "enough", False: "TOO LITTLE: raise --distill.accumulate, or lower --distill.batch-size"}
+    return [f"  {name}: {size / GIGABYTE:.1f} GB, {judged[needed < 0.9 * size]}" for name, size in devices]
 
 
 def _duration(seconds: float) -> str:

@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 
 from ...models.io.hub import FINGERPRINT_FILE, fingerprint_of, stored_fingerprint
-from ..text.tokenizer import TextTokenizer
 from .files import write_text
+from .tokenizer import TextTokenizer
 
 # Published MDLM, DUO, SDTT and DiDi-Instruct networks of text: GPT-2's 50257 tokens, then the mask.
 GPT2_CLASSES = 50258

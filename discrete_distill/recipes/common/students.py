@@ -15,13 +15,15 @@ from ...models import Discriminator, DiT
 from ...training import ModuleOptimizer
 
 
-class Trainee(Protocol):
-    """What the loop trains: a student, whatever else a checkpoint holds, and one training step."""
+class StudentTraining(Protocol):
+    """Training of a student that the loop can run: what a checkpoint holds, and one training step."""
 
     student: ModuleOptimizer
     discriminator: ModuleOptimizer | None
 
-    def parts(self) -> Mapping[str, Any]: ...
+    def saved(self) -> Mapping[str, Any]:
+        """What a checkpoint holds."""
+        ...
 
     def step(self, index: int, generator: Generator) -> dict[str, float]: ...
 
@@ -30,10 +32,10 @@ class Trainee(Protocol):
         ...
 
 
-def save_student(distillation: Trainee, directory: Path) -> None:
+def save_student(training: StudentTraining, directory: Path) -> None:
     """``model.safetensors`` and, in ``discriminator/``, the discriminator; by the first process, while all of them
     hand over what is sharded."""
-    student, discriminator = distillation.student, distillation.discriminator
+    student, discriminator = training.student, training.discriminator
     weights = directory / "model.safetensors"
     before = file_digest(weights) if weights.exists() else None
     save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..text.distill import DistillConfig
+from ..common.distill import DistillConfig
 
 FULL = "didi-paper"
 
@@ -54,7 +54,8 @@ def variants(full: DistillConfig) -> dict[str, DistillConfig]:
     made = {FULL: full}
     for technique in TECHNIQUES:
         if technique.field:
-            method = replace(full.method, **{technique.field: technique.without})
+            published: Any = full.method
+            method = replace(published, **{technique.field: technique.without})
             made[variant_name(technique)] = replace(full, method=method, discriminator=True)
     return made
 

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
-from ...checks import check_count, check_number
+from ...checks import check_number
 from ...kernels import sample_rows
 from ...models import DiTConfig
 from ...process import MaskedDiffusion
 from ...samplers import SamplerOutput
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig
-from ..text.corpus import TokenStream
+from ..common.corpus import TokenStream
+from ..common.likelihood import LikelihoodConfig, from_scratch
 from ..text.judge import WEIGHTS_FILE, JudgeConfig, load_gpt2
 
 
 @dataclass(kw_only=True)
-class AutoregressiveConfig:
+class AutoregressiveConfig(LikelihoodConfig):
     """The baseline; its width, depth, heads, length and vocabulary are the teacher's.
 
     Args:
@@ -39,23 +40,16 @@ class AutoregressiveConfig:
         dropout: everywhere, while it is trained.
     """
 
+    stage: ClassVar[str] = "autoregressive"
+
     path: str = ""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=8000, log_every=20))
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.1,
-            warmup_steps=50,
-            schedule="cosine",
-            ema_decay=0.99,
-        )
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: from_scratch(warmup_steps=50, ema_decay=0.99))
     batch_size: int = 64
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_count("--autoregressive.batch-size", self.batch_size)
+        super().__post_init__()
         check_number("--autoregressive.dropout", self.dropout, least=0.0, below=1.0)
 
 
@@ -97,7 +91,7 @@ def token_nats(network: nn.Module, x: Tensor, start_token_id: int) -> Tensor:
 
 
 class AutoregressiveTraining:
-    """A `Trainee` that learns text by next-token likelihood."""
+    """A `StudentTraining` that learns text by next-token likelihood."""
 
     def __init__(
         self,
@@ -116,7 +110,7 @@ class AutoregressiveTraining:
         self.student = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
         self.discriminator: ModuleOptimizer | None = None
 
-    def parts(self) -> dict[str, ModuleOptimizer]:
+    def saved(self) -> dict[str, ModuleOptimizer]:
         """What a checkpoint holds."""
         return {"student": self.student}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...training import step_generator
 from ..common.results import write_results
-from ..common.students import Trainee
+from ..common.students import StudentTraining
 
 BudgetKind = Literal["seconds", "network_evaluations"]
 FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
@@ -82,13 +82,13 @@ class Plan:
 
 
 def plan_steps(
-    make: Callable[[int], Trainee], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
+    make: Callable[[int], StudentTraining], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
 ) -> Plan:
-    """Steps that ``amount`` pays for, from a few steps of a throw-away trainee; written to ``file``, and read from
+    """Steps that ``amount`` pays for, from a few steps of a throw-away training; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
 
     Args:
-        make: a fresh trainee for a number of steps.
+        make: a fresh training for a number of steps.
         kind: of the budget.
         amount: seconds or evaluations.
         file: where the plan is kept.
@@ -101,15 +101,15 @@ def plan_steps(
     known = _read_plan(file)
     if known is not None and (known.kind, known.amount) == (kind, amount):
         return known
-    trainee, counter = make(2 * FIRST_PROBE), EvaluationCounter()
+    training, counter = make(2 * FIRST_PROBE), EvaluationCounter()
     seconds = []
     for index in range(FIRST_PROBE - 1, FIRST_PROBE + probes):
-        counter.watch(trainee.networks())
+        counter.watch(training.networks())
         if index == FIRST_PROBE:
             counter.take()
-        generator = step_generator(seed, index, device=_device_of(trainee))
+        generator = step_generator(seed, index, device=_device_of(training))
         started = time.perf_counter()
-        trainee.step(index, generator)
+        training.step(index, generator)
         seconds.append(time.perf_counter() - started)
     per_step = sum(seconds[1:]) / probes
     evaluations = counter.take() / probes
@@ -136,12 +136,14 @@ def _read_plan(file: Path) -> Plan | None:
         return None
 
 
-def counted_step(trainee: Trainee, counter: EvaluationCounter) -> Callable[[int, torch.Generator], dict[str, float]]:
-    """The trainee's step with ``network_evaluations`` among its metrics."""
+def counted_step(
+    training: StudentTraining, counter: EvaluationCounter
+) -> Callable[[int, torch.Generator], dict[str, float]]:
+    """The training's step with ``network_evaluations`` among its metrics."""
 
     def step(index: int, generator: torch.Generator) -> dict[str, float]:
-        counter.watch(trainee.networks())
-        metrics = trainee.step(index, generator)
+        counter.watch(training.networks())
+        metrics = training.step(index, generator)
         return {**metrics, "network_evaluations": float(counter.take())}
 
     return step
@@ -156,5 +158,5 @@ def total_evaluations(history: list[dict[str, float]]) -> float:
     return total
 
 
-def _device_of(trainee: Trainee) -> torch.device:
-    return next(trainee.student.module.parameters()).device
+def _device_of(training: StudentTraining) -> torch.device:
+    return next(training.student.module.parameters()).device

@@ -10,17 +10,27 @@ from pathlib import Path
 from ...checks import check_count, check_number
 from ...distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig, SDTTConfig
 from ...training import LoopConfig, OptimizerConfig
-from ..text.distill import DistillConfig
-from ..text.evaluate import EvaluateConfig
-from ..text.guide import GuideConfig
-from ..text.settings import PRESETS as RECIPE_PRESETS
-from ..text.settings import RecipeConfig
+from ..common.discriminator import DiscriminatorConfig
+from ..common.distill import DistillConfig
+from ..common.evaluation import EvaluateConfig
+from ..common.settings import RecipeConfig
+from ..text.judge import JudgeConfig
+from ..text.settings import PRESETS as TEXT_PRESETS
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
 from .budget import BudgetKind
-from .sdtt import SDTTStageConfig
 
 METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "ar")
+
+
+def paper_sdtt() -> DistillConfig:
+    """SDTT with the paper's steps and optimiser (arXiv 2410.21035), on batches of 32 in place of 128."""
+    return DistillConfig(
+        method=SDTTConfig(),
+        loop=LoopConfig(num_steps=70_000),
+        student=OptimizerConfig(learning_rate=6e-5, ema_decay=0.9999),
+        discriminator=False,
+    )
 
 
 @dataclass(kw_only=True)
@@ -46,8 +56,9 @@ class ComparisonConfig(RecipeConfig):
         didi_paper: the published method, ``didi-paper``, and what is ablated.
         idlm: our implementation of IDLM: auxiliary denoiser, reward for the whole sequence.
         mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
-        sdtt: rounds of self-distillation.
+        sdtt: rounds of self-distillation (paper: 70 000 steps of 128 sequences, rate 6e-5, EMA 0.9999).
         autoregressive: trained anew within the budget, unless it has a path.
+        judge: the first judge, whose path alone is read.
     """
 
     methods: tuple[str, ...] = ("sdtt", "didi", "mmd", "ar")
@@ -65,8 +76,9 @@ class ComparisonConfig(RecipeConfig):
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
     idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
-    sdtt: SDTTStageConfig = field(default_factory=SDTTStageConfig)
+    sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,11 +103,11 @@ class ComparisonConfig(RecipeConfig):
                 f"{self.evaluate.steps}"
             )
 
-    def trained(self) -> dict[str, DistillConfig | SDTTStageConfig | AutoregressiveConfig]:
+    def trained(self) -> dict[str, DistillConfig | AutoregressiveConfig]:
         """What is trained, by name."""
         if self.ablation:
             return dict(variants(self.didi_paper))
-        every: dict[str, DistillConfig | SDTTStageConfig | AutoregressiveConfig] = {
+        every: dict[str, DistillConfig | AutoregressiveConfig] = {
             "sdtt": self.sdtt,
             "didi": self.distill,
             "didi-paper": self.didi_paper,
@@ -106,31 +118,45 @@ class ComparisonConfig(RecipeConfig):
         return {name: every[name] for name in self.methods}
 
 
+def distilled(
+    base: DistillConfig, method: PathConfig, *, discriminator: bool, learning_rate: float | None = None
+) -> DistillConfig:
+    """The same distillation by another method.
+
+    Args:
+        base: batch, length of the run and optimisers.
+        method: what takes the place of its method.
+        discriminator: whether one is trained.
+        learning_rate: of the student; that of ``base`` by default.
+    """
+    made = copy.deepcopy(base)
+    made.method, made.discriminator = method, discriminator
+    if learning_rate is not None:
+        made.student.learning_rate = learning_rate
+    return made
+
+
 def demo() -> ComparisonConfig:
     """Bundled text and teacher; under 40 minutes on two cores."""
-    base = RECIPE_PRESETS["demo"]()
-
-    def distilled(method: PathConfig, rate: float, *, discriminator: bool) -> DistillConfig:
-        made = copy.deepcopy(base.distill)
-        made.method, made.discriminator = method, discriminator
-        made.student.learning_rate = rate
-        return made
+    base = TEXT_PRESETS["demo"]()
 
     return ComparisonConfig(
         name="compare",
         amount=160.0,
         autoregressive_share=3.0,
         distill=base.distill,
-        guide=base.guide,
-        didi_paper=distilled(DiDiInstructConfig.paper(), 1e-4, discriminator=True),
+        discriminator=base.discriminator,
+        didi_paper=distilled(base.distill, DiDiInstructConfig.paper(), discriminator=True, learning_rate=1e-4),
         idlm=distilled(
+            base.distill,
             IDLMConfig(group_size=base.distill.batch_size, gradient_steps=2),
-            3e-4,
             discriminator=False,
+            learning_rate=3e-4,
         ),
-        mmd=distilled(RolloutMMDConfig(gradient_steps=2), 3e-4, discriminator=False),
-        sdtt=SDTTStageConfig(
+        mmd=distilled(base.distill, RolloutMMDConfig(gradient_steps=2), discriminator=False, learning_rate=3e-4),
+        sdtt=DistillConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
+            discriminator=False,
             loop=LoopConfig(num_steps=100, log_every=5, checkpoint_every=50),
             batch_size=24,
             student=OptimizerConfig(learning_rate=3e-4, warmup_steps=5, ema_decay=0.9),
@@ -153,30 +179,25 @@ def quick() -> ComparisonConfig:
     config = demo()
     config.name, config.amount = "compare-quick", 12.0
     config.evaluate = EvaluateConfig(num_samples=4, steps=(4, 8, 16), guided_steps=(8,), batch_size=16)
-    config.guide = GuideConfig(updates=20, pool=64, batch_size=16)
+    config.discriminator = DiscriminatorConfig(updates=20, pool=64, batch_size=16)
     config.temperatures, config.temperature_spacing, config.bound_sequences = (0.85, 1.0), 0.15, 8
     return config
 
 
 def scaled(preset: str) -> ComparisonConfig:
     """A preset of the paper: OpenWebText, length 1024, its budget counted in evaluations of the published run."""
-    base = RECIPE_PRESETS[preset]()
-
-    def distilled(method: PathConfig, *, discriminator: bool) -> DistillConfig:
-        made = copy.deepcopy(base.distill)
-        made.method, made.discriminator = method, discriminator
-        return made
+    base = TEXT_PRESETS[preset]()
 
     return ComparisonConfig(
         name=f"compare-{preset}",
         data=base.data,
         teacher=base.teacher,
         judge=base.judge,
-        distill=distilled(DiDiInstructConfig.recommended(), discriminator=False),
-        guide=GuideConfig(updates=2000),
+        distill=distilled(base.distill, DiDiInstructConfig.recommended(), discriminator=False),
+        discriminator=DiscriminatorConfig(updates=2000),
         didi_paper=base.distill,
-        idlm=distilled(IDLMConfig(), discriminator=False),
-        mmd=distilled(RolloutMMDConfig(), discriminator=False),
+        idlm=distilled(base.distill, IDLMConfig(), discriminator=False),
+        mmd=distilled(base.distill, RolloutMMDConfig(), discriminator=False),
         methods=("sdtt", "didi", "didi-paper", "mmd", "ar"),
         amount=3600.0,
         evaluate=EvaluateConfig(num_samples=256, steps=(4, 8, 16, 32, 64, 128), guided_steps=(8, 16, 32)),

@@ -32,8 +32,8 @@ class ResiduesOnly(nn.Module):
         self.forbidden: Tensor
         self.register_buffer("forbidden", ~allowed, persistent=False)
 
-    def forward(self, x_t: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
-        return self.denoiser(x_t, t, **cond).masked_fill(self.forbidden, float("-inf"))
+    def forward(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor:
+        return self.denoiser(x_t, t, **model_kwargs).masked_fill(self.forbidden, float("-inf"))
 
 
 def esm_process() -> MaskedDiffusion:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...training import read_metrics
 from ..common.diversity_columns import COLUMNS, between_cells, collapse_warning, collapses_of, figures_of
-from ..tables import markdown_table, number
-from ..text.report import REPORT_FILE, flatten
+from ..common.report_page import bullets, write_page
+from ..common.run import Run
+from ..common.tables import markdown_table, number
 
 
-def write_protein_report(
-    results: dict[str, Any],
-    history: list[dict[str, float]],
-    directory: Path,
-    *,
-    command: str,
-    machine: str,
-    settings: dict[str, Any],
-) -> Path:
-    """Write ``report.md`` into ``directory``."""
+def write_report(run: Run, results: dict[str, Any]) -> Path:
+    """Write ``report.md`` into the folder of a run.
+
+    Args:
+        run: whose folder holds the metrics of the distillation.
+        results: what the evaluation wrote.
+    """
+    history = read_metrics(run.directory)
     trained = f"{history[-1]['step']:.0f} steps in {history[-1]['seconds']:.0f} s" if history else "elsewhere"
     count = results["num_samples"] * len(results["seeds"])
     parts = [
         "# Proteins in few steps",
         "\n".join(
             [
-                f"- Command: `{command}`",
-                f"- Machine: {machine}",
+                f"- Command: `{run.command}`",
+                f"- Machine: {run.machine}",
                 f"- Distillation: {trained}; evaluation: {results['seconds']:.0f} s",
                 f"- Judge: {results['judge']}; samples drawn in {results['precision']}, temperature 1",
                 f"- Every line: {len(results['seeds'])} seeds, {count} windows of {results['length']} residues, cut at "
@@ -39,12 +40,9 @@ def write_protein_report(
         "## Quality\n\n" + protein_table(results),
         "## What the columns say\n\n" + LEGEND,
         "## Samples\n\n" + _samples(results),
-        "## Limitations\n\n" + "\n".join(f"- {line}" for line in diagnostics(results)),
-        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
+        "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
-    path = directory / REPORT_FILE
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+    return write_page(run.directory, parts, asdict(run.config))
 
 
 LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.

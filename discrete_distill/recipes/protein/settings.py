@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...checks import check_count
 from ...distillation.methods import DiDiInstructConfig
 from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig
-from ..text.corpus import DataConfig
-from ..text.distill import DistillConfig
-from ..text.evaluate import EvaluateConfig
-from ..text.settings import RecipeConfig
-from ..text.teacher import TeacherConfig
+from ..common.corpus import DataConfig
+from ..common.distill import DistillConfig
+from ..common.evaluation import EvaluateConfig
+from ..common.likelihood import from_scratch
+from ..common.sample import SampleConfig
+from ..common.settings import RecipeConfig
+from ..common.teacher import TeacherConfig
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,7 @@ class ProteinConfig(RecipeConfig):
         training_sequences: greatest number of training sequences that novelty is looked for in.
         fold: folder or hub name of ESMFold, for pLDDT; empty for none.
         dplm: folder or hub name of DPLM, which is then sampled beside teacher and student; empty for none.
+        sample: what the sampling stage draws.
     """
 
     ngram: int = 3
@@ -33,6 +36,7 @@ class ProteinConfig(RecipeConfig):
     training_sequences: int = 100_000
     fold: str = ""
     dplm: str = ""
+    sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,14 +55,7 @@ def demo() -> ProteinConfig:
                 vocab_size=22, max_length=128, hidden_size=96, num_layers=4, num_heads=3, cond_size=16, dropout=0.0
             ),
             loop=LoopConfig(num_steps=600, log_every=20, checkpoint_every=100, keep_checkpoints=1),
-            optimizer=OptimizerConfig(
-                learning_rate=3e-3,
-                betas=(0.9, 0.98),
-                weight_decay=0.1,
-                warmup_steps=100,
-                schedule="cosine",
-                ema_decay=0.99,
-            ),
+            optimizer=from_scratch(learning_rate=3e-3, warmup_steps=100, ema_decay=0.99),
             batch_size=32,
             evaluate_every=200,
         ),

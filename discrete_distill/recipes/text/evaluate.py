@@ -4,316 +4,102 @@ file."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import Generator, Tensor
 from tqdm import tqdm
 
-from ...checks import check_all_counts, check_count, check_number
-from ...evaluation import (
-    Estimate,
-    Judge,
-    generative_perplexity,
-    mean_figures,
-    measure_between_samples,
-    measure_diversity,
-    measure_frontier,
-    measure_speeds,
-)
-from ...models import Discriminator, DiT
-from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, RGASampler, SamplerOutput
-from ...training import fold_seed
+from ...evaluation import Judge, generative_perplexity, measure_diversity, measure_speeds
+from ...models import guide_by_prior
+from ...training import flat_settings
+from ...training.stored_settings import Setting
+from ..common.distill import SETTINGS_FILE
+from ..common.environment import make_folder
+from ..common.evaluation import RESULTS_FILE, EvaluateConfig, Evaluation, SamplerSpec, between_samples_of_data
+from ..common.files import read_json_object
 from ..common.results import write_results
-from ..common.sharded import SharedJudge, draw_in_shares
+from ..common.run import Run
 
-RESULTS_FILE = "evaluation.json"
 RESULTS: dict[str, type] = {
     "judge": str, "precision": str, "num_samples": int, "seeds": list, "data": dict, "by_steps": list,
     "frontiers": list, "samples": dict, "speed": list, "seconds": float,
 }  # fmt: skip
 
 
-@dataclass(kw_only=True)
-class EvaluateConfig:
-    """What is measured.
+def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
+    """Measure teacher and student, and write ``evaluation.json``. Processes share the work and all return the same
+    figures, but for speeds, which are those of each.
 
     Args:
-        num_samples: samples for each seed.
-        seeds: seeds of sampling.
-        steps: steps at which teacher and student are sampled at temperature 1.
-        guided_steps: steps at which the student is sampled with RGAS, out of ``steps``.
-        frontier_steps: steps at which methods are compared over temperatures.
-        teacher_frontier_steps: further steps of the teacher alone, compared with the student at ``frontier_steps``.
-        teacher_temperatures: of the teacher's frontier.
-        student_temperatures: of the student's.
-        num_candidates: M of RGAS; at N steps it costs N (M + 1) network evaluations.
-        rerank_scale: multiplies the discriminator's scores; 1 resamples towards the text, more prefers the best.
-        tilt_fraction: fraction of steps that tilt (paper: 0.5); 0 re-ranks at every step.
-        batch_size: sequences sampled at once.
-        shown: samples of each method in the report.
-    """
-
-    num_samples: int = 64
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    guided_steps: tuple[int, ...] = (8,)
-    frontier_steps: int = 8
-    teacher_frontier_steps: tuple[int, ...] = (32, 64)
-    teacher_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0)
-    student_temperatures: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
-    num_candidates: int = 4
-    rerank_scale: float = 1.0
-    tilt_fraction: float = 0.0
-    batch_size: int = 64
-    shown: int = 2
-
-    def __post_init__(self) -> None:
-        check_all_counts(self, "num_samples", "frontier_steps", "num_candidates", "batch_size", flag="--evaluate")
-        check_count("--evaluate.shown", self.shown, least=0)
-        for name in ("steps", "guided_steps", "teacher_frontier_steps"):
-            for value in getattr(self, name):
-                check_count(f"--evaluate.{name.replace('_', '-')}", value)
-        for name in ("seeds", "steps", "teacher_temperatures", "student_temperatures"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(
-                    f"--evaluate.{name.replace('_', '-')} needs one or more different values, got {list(values)}"
-                )
-        for temperature in (*self.teacher_temperatures, *self.student_temperatures):
-            check_number("--evaluate temperatures", temperature, above=0.0)
-        check_number("--evaluate.rerank-scale", self.rerank_scale, least=0.0)
-        check_number("--evaluate.tilt-fraction", self.tilt_fraction, least=0.0, most=1.0)
-
-    def guided_sampler(
-        self, process: MaskedDiffusion, discriminator: Discriminator, steps: int, temperature: float
-    ) -> RGASampler:
-        """RGAS as it is measured."""
-        return RGASampler(
-            process,
-            reward=discriminator,
-            num_steps=steps,
-            num_candidates=self.num_candidates,
-            rerank_scale=self.rerank_scale,
-            tilt_fraction=self.tilt_fraction,
-            temperature=temperature,
-        )
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A way of sampling, with everything but steps, temperature and seed decided."""
-
-    name: str
-    draw: Callable[[int, float, tuple[int, int], Generator], SamplerOutput]
-
-
-class Evaluation:
-    """Draws and judges samples of the contestants; every set of samples is drawn once.
-
-    Args:
-        config: what is measured.
-        process: mask and schedule.
+        run: of the recipe.
         judge: of perplexity.
-        accelerator: device, precision and processes.
-        length: tokens of a sample.
-        reference: held-out data for reverse perplexity, int64 ``[M, L]``; None to leave it out.
-    """
-
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        process: MaskedDiffusion,
-        judge: Judge,
-        accelerator: Accelerator,
-        length: int,
-        *,
-        reference: Tensor | None = None,
-    ) -> None:
-        self.reference = reference
-        self.config = config
-        self.process = process
-        self.judge = SharedJudge(judge)
-        self.accelerator = accelerator
-        self.length = length
-        self.precision = "bf16 network, fp32 draw" if accelerator.mixed_precision == "bf16" else "fp32"
-        self.drawn: dict[tuple[str, int, float, int], SamplerOutput] = {}
-
-    def plain(self, name: str, denoiser: DiT) -> Contestant:
-        """Ancestral sampling."""
-
-        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
-            sampler = AncestralSampler(self.process, num_steps=steps, temperature=temperature)
-            return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
-
-        return Contestant(name, draw)
-
-    def guided(self, name: str, denoiser: DiT, discriminator: Discriminator) -> Contestant:
-        """RGAS."""
-
-        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
-            sampler = self.config.guided_sampler(self.process, discriminator, steps, temperature)
-            return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
-
-        return Contestant(name, draw)
-
-    def sample(self, contestant: Contestant, steps: int, temperature: float, seed: int) -> SamplerOutput:
-        """``num_samples`` sequences; the same call gives the same ones."""
-        key = (contestant.name, steps, temperature, seed)
-        if key not in self.drawn:
-
-            def draw(start: int) -> SamplerOutput:
-                size = min(self.config.batch_size, self.config.num_samples - start)
-                generator = Generator(device=self.accelerator.device).manual_seed(fold_seed("sample", seed, start))
-                with self.accelerator.autocast():
-                    return contestant.draw(steps, temperature, (size, self.length), generator)
-
-            starts = list(range(0, self.config.num_samples, self.config.batch_size))
-            self.drawn[key] = join_outputs(draw_in_shares(starts, draw))
-        return self.drawn[key]
-
-    def by_steps(self, contestant: Contestant, steps: int) -> dict[str, Any]:
-        """One line of the table: all seeds together, at temperature 1."""
-        outputs = [self.sample(contestant, steps, 1.0, seed) for seed in self.config.seeds]
-        sequences = torch.cat([out.sequences for out in outputs])
-        log_ratio_output = generative_perplexity(
-            sequences, self.judge, precision=self.precision, mask_token_id=self.process.mask_token_id
-        )
-        return {
-            "method": contestant.name,
-            "steps": steps,
-            "nfe": outputs[0].nfe,
-            "network_evaluations": outputs[0].network_evaluations,
-            "nats_per_token": log_ratio_output.nats_per_token,
-            "standard_error": log_ratio_output.standard_error,
-            "perplexity": log_ratio_output.perplexity,
-            "diversity": asdict(measure_diversity(sequences)),
-            "between_samples": between_seeds([out.sequences for out in outputs]),
-        }
-
-    def frontier(self, contestant: Contestant, steps: int, temperatures: tuple[float, ...]) -> dict[str, Any]:
-        """The curve over temperatures, all seeds."""
-        measured = measure_frontier(
-            lambda temperature, seed: self.sample(contestant, steps, temperature, seed).sequences,
-            self.judge,
-            method=f"{contestant.name}, {steps} steps",
-            temperatures=temperatures,
-            seeds=self.config.seeds,
-            precision=self.precision,
-            mask_token_id=self.process.mask_token_id,
-            data=self.reference,
-        )
-        return measured.to_dict()
-
-
-def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
-    """Batches of one sampler as one; costs are those of a batch."""
-    return SamplerOutput(
-        sequences=torch.cat([out.sequences for out in outputs]),
-        nfe=max(out.nfe for out in outputs),
-        network_evaluations=max(out.network_evaluations for out in outputs),
-        log_probs=torch.cat([out.log_probs for out in outputs]),
-    )
-
-
-def evaluate(
-    config: EvaluateConfig,
-    teacher: DiT,
-    student: DiT,
-    discriminator: Discriminator | None,
-    process: MaskedDiffusion,
-    judge: Judge,
-    heldout: Tensor,
-    accelerator: Accelerator,
-    directory: Path,
-    *,
-    guided_teacher: DiT | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Measure everything and write ``evaluation.json``. Processes share the work and all return the same figures, but
-    for speeds, which are those of each.
-
-    Args:
-        heldout: text that neither teacher nor judge was trained on, int64 ``[N, L]``.
-        guided_teacher: the teacher under prior guidance, where that is what was distilled; compared at the same steps.
-        provenance: command, machine and settings, for the report.
 
     Returns:
         What was written.
     """
-    started = time.perf_counter()
+    started, config, settings = time.perf_counter(), run.config.evaluate, settings_used(run)
+    teacher, (student, discriminator) = run.load_teacher(), run.load_student()
+    run.compile(teacher, student)
+    heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
     # One half of the held-out text stands for data, the other is what reverse perplexity is measured on.
     data, reference = heldout[0::2], heldout[1::2]
-    run = Evaluation(config, process, judge, accelerator, heldout.shape[1], reference=reference)
-    plain_teacher, plain_student = run.plain("teacher", teacher), run.plain("student", student)
+    drawn = Evaluation(config, run.process, judge, run.accelerator, heldout.shape[1], reference=reference)
+    plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)
     curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in teacher_steps]
-    if guided_teacher is not None:
-        strong = run.plain("teacher + prior guidance", guided_teacher)
+    guidance = float(settings["distill.prior_guidance"] or 0.0)
+    if guidance:  # What was distilled is compared too.
+        guided_teacher = guide_by_prior(teacher, guidance, run.process.mask_token_id)
+        strong = drawn.plain("teacher + prior guidance", guided_teacher)
         lines += [(strong, steps) for steps in config.steps]
         curves += [(strong, steps, config.student_temperatures) for steps in teacher_steps]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
-        guided = run.guided("student + RGAS", student, discriminator.eval())
+        guided = drawn.guided("student + RGAS", student, discriminator.eval())
         lines += [(guided, steps) for steps in config.guided_steps]
         curves.append((guided, config.frontier_steps, config.student_temperatures))
-    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not accelerator.is_main_process) as bar:
-        table = [_advance(bar, run.by_steps(*line)) for line in lines]
-        frontiers = [_advance(bar, run.frontier(*curve)) for curve in curves]
-    log_ratio_output = generative_perplexity(heldout, run.judge, precision="text")
+    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not run.accelerator.is_main_process) as bar:
+        table = [_advance(bar, drawn.by_steps(*line)) for line in lines]
+        frontiers = [_advance(bar, drawn.frontier(*curve)) for curve in curves]
+    judged = generative_perplexity(heldout, drawn.judge, precision="text")
     results = {
-        **(provenance or {}),
+        "command": run.command,
+        "machine": run.machine,
+        "settings": settings,
         "judge": judge.name,
-        "precision": run.precision,
+        "precision": drawn.precision,
         "num_samples": config.num_samples,
         "seeds": list(config.seeds),
         "data": {
-            "nats_per_token": log_ratio_output.nats_per_token,
+            "nats_per_token": judged.nats_per_token,
             "diversity": asdict(measure_diversity(heldout)),
             "between_samples": between_samples_of_data(data, reference, config.num_samples),
         },
         "by_steps": table,
         "frontiers": frontiers,
         "samples": {
-            f"{who.name}, {steps} steps": run.sample(who, steps, 1.0, config.seeds[0])
+            f"{who.name}, {steps} steps": drawn.sample(who, steps, 1.0, config.seeds[0])
             .sequences[: config.shown]
             .tolist()
             for who, steps in lines
             if steps in (config.frontier_steps, max(config.steps))
         },
-        "speed": _speeds(run, plain_teacher, plain_student, config),
+        "speed": _speeds(drawn, plain_teacher, plain_student, config),
         "seconds": time.perf_counter() - started,
     }
-    if accelerator.is_main_process:
-        write_results(directory / RESULTS_FILE, results)
+    if run.accelerator.is_main_process:
+        write_results(make_folder(run.directory) / RESULTS_FILE, results)
     return results
 
 
-def between_seeds(sets: list[Tensor], reference: Tensor | None = None) -> dict[str, Estimate]:
-    """Figures between the samples of a seed, mean over seeds: sets as large as those of data and of a frontier.
-
-    Args:
-        sets: token ids of each seed, int64 ``[N, L]``.
-        reference: data for the reverse perplexity, int64 ``[M, L]``; None to leave it out.
-
-    Returns:
-        Figures by name; empty where a seed has a single sample.
-    """
-    if min(len(each) for each in sets) < 2:
-        return {}
-    return mean_figures([measure_between_samples(each, reference).figures() for each in sets])
-
-
-def between_samples_of_data(data: Tensor, reference: Tensor, count: int) -> dict[str, Any]:
-    """Figures between ``count`` sequences of data, as of a set of samples; empty where there are fewer than two."""
-    chosen = data[:: max(1, len(data) // count)][:count]
-    return measure_between_samples(chosen, reference).figures() if len(chosen) > 1 else {}
+def settings_used(run: Run) -> dict[str, Setting]:
+    """This command's settings, and those that the student was really made with."""
+    settings = flat_settings(run.config)
+    file = run.directory / "student" / SETTINGS_FILE
+    if file.exists():
+        settings |= {name: value for name, value in read_json_object(file).items() if name in settings}
+    return settings
 
 
 def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
@@ -321,25 +107,18 @@ def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _speeds(run: Evaluation, teacher: Contestant, student: Contestant, config: EvaluateConfig) -> list[dict[str, Any]]:
+def _speeds(
+    drawn: Evaluation, teacher: SamplerSpec, student: SamplerSpec, config: EvaluateConfig
+) -> list[dict[str, Any]]:
     """Tokens per second of teacher at most steps and student at the compared number, in one run."""
-    shape = (min(config.batch_size, config.num_samples), run.length)
-
-    def call(who: Contestant, steps: int) -> Callable[[], Tensor]:
-        def draw() -> Tensor:
-            generator = Generator(device=run.accelerator.device).manual_seed(0)
-            with run.accelerator.autocast():
-                return who.draw(steps, 1.0, shape, generator).sequences
-
-        return draw
-
+    batch = min(config.batch_size, config.num_samples)
     calls = {
-        f"teacher, {max(config.steps)} steps": call(teacher, max(config.steps)),
-        f"teacher, {config.frontier_steps} steps": call(teacher, config.frontier_steps),
-        f"student, {config.frontier_steps} steps": call(student, config.frontier_steps),
+        f"teacher, {max(config.steps)} steps": drawn.timed(teacher, max(config.steps), batch),
+        f"teacher, {config.frontier_steps} steps": drawn.timed(teacher, config.frontier_steps, batch),
+        f"student, {config.frontier_steps} steps": drawn.timed(student, config.frontier_steps, batch),
     }
-    speeds = measure_speeds(calls, repeats=3, warmup=1, device=run.accelerator.device)
+    speeds = measure_speeds(calls, repeats=3, warmup=1, device=drawn.accelerator.device)
     return [
-        {"method": name, "tokens_per_second": speed.tokens_per_second, "spread": speed.spread, "batch": shape[0]}
+        {"method": name, "tokens_per_second": speed.tokens_per_second, "spread": speed.spread, "batch": batch}
         for name, speed in speeds.items()
     ]

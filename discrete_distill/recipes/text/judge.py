@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_model
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ...checks import check_all_counts, check_number
 from ...digests import file_digest
 from ...evaluation import CausalLMJudge, generative_perplexity
 from ...evaluation.pretrained import check_claims
 from ...process import evaluation_mode
-from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings
+from ...training import LoopConfig, OptimizerConfig
+from ..common.corpus import TokenStream
 from ..common.files import read_json_object
-from ..common.stream_settings import stream_settings
-from .corpus import TokenStream
+from ..common.likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -29,7 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(kw_only=True)
-class JudgeConfig:
+class JudgeConfig(MeasuredLikelihoodConfig):
     """The judge: a GPT-2 in small, over the recipe's own tokens.
 
     Args:
@@ -48,6 +48,8 @@ class JudgeConfig:
         evaluate_every: updates between measurements of held-out nats per token.
     """
 
+    stage: ClassVar[str] = "judge"
+
     path: str = "bundled"
     vocab_size: int = 2048
     eos_token_id: int = 0
@@ -60,22 +62,12 @@ class JudgeConfig:
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(num_steps=4500, log_every=50, checkpoint_every=500, keep_checkpoints=1)
     )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.1,
-            warmup_steps=200,
-            schedule="cosine",
-            ema_decay=0.995,
-        )
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: from_scratch(warmup_steps=200, ema_decay=0.995))
     batch_size: int = 32
-    evaluate_every: int = 500
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_all_counts(self, "vocab_size", "context", "hidden_size", "num_layers", "num_heads", flag="--judge")
-        check_all_counts(self, "batch_size", "evaluate_every", flag="--judge")
         check_number("--judge.dropout", self.dropout, least=0.0, below=1.0)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
@@ -120,34 +112,19 @@ def train_judge(
         raise ValueError(f"sequences of {length} tokens do not fit a judge context of {config.context}")
     torch.manual_seed(config.loop.seed)
     network = GPT2LMHeadModel(config.network_config()).to(accelerator.device)
-    module_optimizer = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
     heldout = streams["heldout"].packed(1024)
-
-    def step(index: int, generator: Generator) -> dict[str, float]:
-        x = streams["judge"].crops(config.batch_size, generator=generator).to(accelerator.device)
-        with accelerator.autocast():
-            loss = next_token_loss(module_optimizer.network, x)
-        metrics = {"loss": float(loss.detach()), **module_optimizer.step(loss)}
-        if (index + 1) % config.evaluate_every == 0 or index + 1 == config.loop.num_steps:
-            metrics["heldout_nats_per_token"] = heldout_nats(module_optimizer.averaged, config, heldout)
-        return metrics
-
-    TrainingLoop(
-        config.loop,
+    averaged = train_by_likelihood(
+        config,
+        network,
+        streams["judge"],
+        lambda network, x, _: next_token_loss(network, x),
+        lambda network: heldout_nats(network, config, heldout),
+        accelerator,
         directory,
-        {"judge": module_optimizer},
-        step,
-        label="judge",
-        rank=accelerator.process_index,
-        device=accelerator.device,
-        shown=("loss", "heldout_nats_per_token"),
-        settings={
-            **flat_settings(config, "judge", leave_out=("judge.loop", "judge.path", "judge.evaluate_every")),
-            **stream_settings(streams["train"]),
-        },
-    ).run()
+        made_with=streams["train"].settings(),
+    )
     if accelerator.is_main_process:
-        save_judge(module_optimizer.averaged, config, directory)
+        save_judge(averaged, config, directory)
     accelerator.wait_for_everyone()
     return load_judge(directory, device=accelerator.device)
 

@@ -9,8 +9,8 @@ import torch
 from ...evaluation import CausalLMJudge, Judge, TextJudge
 from ..common.assets import BUNDLED, asset
 from ..common.fingerprint import check_tokenizer, read_fingerprint
+from ..common.tokenizer import TextTokenizer
 from .judge import load_judge
-from .tokenizer import TextTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (

@@ -1,4 +1,4 @@
-"""The report: what was run, what it cost, tables, plots, samples, and what to worry about."""
+"""The report: what was run, what it cost, tables, plots, samples, and limitations."""
 
 from __future__ import annotations
 
@@ -8,44 +8,31 @@ from typing import Any
 
 from ...evaluation import Frontier, FrontierComparison, StepCurve, compare_at_entropy, lost_diversity, of_samples_alone
 from ...evaluation.checks import exponential
-from ...training import explain
+from ...training import explain, flat_settings, read_metrics
+from ..common.discriminator import METRICS_FOLDER
 from ..common.diversity_columns import COLUMNS, agreement_cell, between_cells, collapse_warning, figures_of
 from ..common.printing import quoted
-from ..tables import markdown_table, number, span
-from .tokenizer import TextTokenizer
+from ..common.report_page import bullets, write_page
+from ..common.run import Run
+from ..common.tables import markdown_table, number, span
+from ..common.tokenizer import TextTokenizer
 
-REPORT_FILE = "report.md"
 
-
-def write_report(
-    results: dict[str, Any],
-    history: list[dict[str, float]],
-    tokenizer: TextTokenizer,
-    directory: Path,
-    *,
-    guide_history: list[dict[str, float]],
-    title: str,
-    command: str,
-    machine: str,
-    settings: dict[str, Any],
-) -> Path:
-    """Write ``report.md`` and its plots into ``directory``.
+def write_report(run: Run, results: dict[str, Any]) -> Path:
+    """Write ``report.md`` and its plots into the folder of a run.
 
     Args:
+        run: whose folder holds the metrics of distillation and discriminator.
         results: what the evaluation wrote.
-        history: metrics of the distillation.
-        tokenizer: shows samples as text.
-        guide_history: metrics of the guide stage; empty where there was none.
-        title: of the page.
-        command: that made it.
-        machine: that ran it.
-        settings: every field, to be reproduced from.
     """
+    history, discriminator_history = read_metrics(run.directory), read_metrics(run.directory / METRICS_FOLDER)
+    title, directory, tokenizer = f"Distillation: {run.config.name}", run.directory, run.tokenizer
+    command, machine = results.get("command", run.command), results.get("machine", run.machine)
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
     _draw_plots(results, frontiers, directory, title)
     parts = [
         f"# {title}",
-        _provenance(results, history, guide_history, command, machine),
+        _provenance(results, history, discriminator_history, command, machine),
         "## In short\n\n" + "\n".join(headline(results, frontiers)),
         "## At equal entropy\n\n" + frontier_table(results, frontiers),
         "![Perplexity against entropy](frontier.png)",
@@ -53,28 +40,26 @@ def write_report(
         "![Perplexity against steps](steps.png)",
         "## Cost of sampling\n\n" + _speed_table(results),
         "## Samples\n\n" + _samples(results, tokenizer),
-        "## Limitations\n\n" + "\n".join(f"- {line}" for line in diagnostics(results, history, guide_history)),
-        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
+        "## Limitations\n\n" + bullets(diagnostics(results, history, discriminator_history)),
     ]
-    path = directory / REPORT_FILE
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+    return write_page(directory, parts, results.get("settings", flat_settings(run.config)))
 
 
 def _provenance(
     results: dict[str, Any],
     history: list[dict[str, float]],
-    guide_history: list[dict[str, float]],
+    discriminator_history: list[dict[str, float]],
     command: str,
     machine: str,
 ) -> str:
     trained = history[-1]["seconds"] if history else math.nan
     steps = int(history[-1]["step"]) if history else 0
-    guide = "; guide: {step:.0f} steps in {seconds:.0f} s".format(**guide_history[-1]) if guide_history else ""
+    told = "; discriminator: {step:.0f} steps in {seconds:.0f} s"
+    fitted = told.format(**discriminator_history[-1]) if discriminator_history else ""
     lines = [
         f"- Command: `{command}`",
         f"- Machine: {machine}",
-        f"- Distillation: {steps} steps in {trained:.0f} s{guide}; evaluation: {results['seconds']:.0f} s",
+        f"- Distillation: {steps} steps in {trained:.0f} s{fitted}; evaluation: {results['seconds']:.0f} s",
         f"- Judge: {results['judge']}; samples drawn in {results['precision']}",
         f"- Every figure: {len(results['seeds'])} seeds of {results['num_samples']} samples; ± is one standard error",
     ]
@@ -169,10 +154,16 @@ def _samples(results: dict[str, Any], tokenizer: TextTokenizer) -> str:
 
 
 def diagnostics(
-    results: dict[str, Any], history: list[dict[str, float]], guide_history: list[dict[str, float]] | None = None
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    discriminator_history: list[dict[str, float]] | None = None,
 ) -> list[str]:
     """Signs of collapse, of noise, and of a comparison that is not one. Never empty."""
-    found = [*_entropy_worries(results), *_training_worries(history), *explain(guide_history or []).values()]
+    found = [
+        *_entropy_diagnostics(results),
+        *_training_diagnostics(history),
+        *explain(discriminator_history or []).values(),
+    ]
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
     for comparison in comparisons(results, frontiers):
         found += [comparison.note] * bool(comparison.note)
@@ -184,7 +175,7 @@ def diagnostics(
     ]
 
 
-def _entropy_worries(results: dict[str, Any]) -> list[str]:
+def _entropy_diagnostics(results: dict[str, Any]) -> list[str]:
     lines = {(line["method"], line["steps"]): line["diversity"] for line in results["by_steps"]}
     found = []
     for (method, steps), diversity in lines.items():
@@ -212,7 +203,7 @@ def _entropy_worries(results: dict[str, Any]) -> list[str]:
     return found
 
 
-def _training_worries(history: list[dict[str, float]]) -> list[str]:
+def _training_diagnostics(history: list[dict[str, float]]) -> list[str]:
     if not history:
         return ["There are no training metrics: the student was not made by this run."]
     return list(explain(history).values())
@@ -257,11 +248,3 @@ def _draw_plots(results: dict[str, Any], frontiers: list[Frontier], directory: P
         data_perplexity=exponential(results["data"]["nats_per_token"]),
         note="temperature 1; entropies differ, see the table",
     )
-
-
-def flatten(settings: Any, prefix: str = "") -> list[str]:
-    if isinstance(settings, dict):
-        return [
-            line for key, value in settings.items() for line in flatten(value, f"{prefix}.{key}" if prefix else key)
-        ]
-    return [f"{prefix} = {settings}"]

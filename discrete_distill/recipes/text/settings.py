@@ -4,78 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ...checks import check_count
 from ...distillation.methods import DiDiInstructConfig
 from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig, ParallelConfig
-from ..common.environment import Matmul, Precision
-from .corpus import DataConfig
-from .distill import DistillConfig
-from .evaluate import EvaluateConfig
-from .guide import GuideConfig
+from ..common.corpus import DataConfig
+from ..common.discriminator import DiscriminatorConfig
+from ..common.distill import DistillConfig
+from ..common.evaluation import EvaluateConfig
+from ..common.sample import SampleConfig
+from ..common.settings import RecipeConfig
+from ..common.teacher import TeacherConfig
 from .judge import JudgeConfig
-from .sample import SampleConfig
-from .teacher import TeacherConfig
-
-MAX_THREADS = 1024
 
 
 @dataclass(kw_only=True)
-class RecipeConfig:
+class TextConfig(RecipeConfig):
     """From a text to a few-step student of it.
 
     Args:
-        name: folder of this run, under ``output``.
-        output: where runs go.
-        seed: of the distillation; the same seed gives the same student, bit for bit, on a CPU.
-        precision: of the networks: fp32, bf16 autocast, or auto (bf16 where the device has it).
-        matmul: fp32 matrix products in training of teacher, student and guide: exact, or tf32 where the GPU has it.
-            Judges, samples and figures are exact whatever is chosen.
-        threads: of the CPU; 0 leaves PyTorch's choice.
-        dry_run: only print what would run, the memory that each device needs, and the time expected.
-        data: text and tokens.
-        teacher: the model that is distilled.
         judge: the model that prices samples.
-        distill: how the student is made.
-        guide: how the discriminator that guides sampling is fitted to the finished student.
-        evaluate: what is measured.
         sample: what the sampling stage draws.
     """
 
-    name: str = "demo"
-    output: Path = Path("runs")
-    seed: int = 0
-    precision: Precision = "auto"
-    matmul: Matmul = "exact"
-    threads: int = 0
-    dry_run: bool = False
-    data: DataConfig = field(default_factory=DataConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    guide: GuideConfig = field(default_factory=GuideConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
-    def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ValueError(f"--name is the name of a folder under --output, without separators, got {self.name!r}")
-        check_count("--threads", self.threads, least=0)
-        if self.threads > MAX_THREADS:
-            raise ValueError(f"--threads must be at most {MAX_THREADS}, got {self.threads}")
-        check_count("--seed", self.seed, least=-(2**63))
 
-    @property
-    def directory(self) -> Path:
-        """``output / name``."""
-        return self.output / self.name
-
-
-def demo() -> RecipeConfig:
+def demo() -> TextConfig:
     """Bundled text, tokenizer, teacher and judge; ten minutes on two cores."""
-    return RecipeConfig(
+    return TextConfig(
         distill=DistillConfig(
             method=DiDiInstructConfig.recommended(group_size=24, window=0),
             loop=LoopConfig(num_steps=40, log_every=5, checkpoint_every=20),
@@ -85,7 +43,7 @@ def demo() -> RecipeConfig:
             ratio=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
             discriminator=False,
         ),
-        guide=GuideConfig(updates=160, pool=768, batch_size=24),
+        discriminator=DiscriminatorConfig(updates=160, pool=768, batch_size=24),
         evaluate=EvaluateConfig(
             num_samples=32,
             steps=(2, 4, 8, 16),
@@ -98,25 +56,25 @@ def demo() -> RecipeConfig:
     )
 
 
-def demo_paper() -> RecipeConfig:
+def demo_paper() -> TextConfig:
     """The published method on the demo's text and teacher, for comparison; its rate is scaled up to the small model."""
     config = demo()
     config.name = "demo-paper"
     config.distill.method = DiDiInstructConfig.paper()
-    config.distill.discriminator, config.guide.updates = True, 0
+    config.distill.discriminator, config.discriminator.updates = True, 0
     config.distill.student.learning_rate = 1e-4
     return config
 
 
-def demo_long() -> RecipeConfig:
-    """The demo, given more than an hour: many more updates, the rate of the auxiliary falling, and a longer guide."""
+def demo_long() -> TextConfig:
+    """The demo, given more than an hour: many more updates, the rate of the auxiliary falling."""
     config = demo()
     config.name = "demo-long"
     config.distill.loop = LoopConfig(num_steps=500, log_every=5, checkpoint_every=20)
     config.distill.parallel = ParallelConfig()
     config.distill.student.ema_decay = 0.98
     config.distill.ratio.schedule = "cosine"
-    config.guide = GuideConfig(updates=480, pool=2048)
+    config.discriminator = DiscriminatorConfig(updates=480, pool=2048)
     config.evaluate = EvaluateConfig(
         num_samples=32,
         steps=(2, 4, 8, 16, 32, 64),
@@ -128,9 +86,9 @@ def demo_long() -> RecipeConfig:
     return config
 
 
-def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teacher: str) -> RecipeConfig:
+def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teacher: str) -> TextConfig:
     """The settings of arXiv 2509.25035 on OpenWebText: length 1024, GPT-2 tokenizer, GPT-2 Large as judge."""
-    return RecipeConfig(
+    return TextConfig(
         name=name,
         data=DataConfig(source="openwebtext", tokenizer="gpt2", length=1024),
         teacher=TeacherConfig(
@@ -161,7 +119,7 @@ def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teach
     )
 
 
-PRESETS: dict[str, Callable[[], RecipeConfig]] = {
+PRESETS: dict[str, Callable[[], TextConfig]] = {
     "demo": demo,
     "demo-paper": demo_paper,
     "demo-long": demo_long,

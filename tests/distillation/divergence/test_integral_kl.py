@@ -39,7 +39,7 @@ from discrete_distill.distillation.divergence import (
     difference_of_logs,
     vocabulary_surrogate,
 )
-from discrete_distill.distillation.divergence.integral_kl import windowed_sum
+from discrete_distill.distillation.divergence.sample_scores import windowed_sum
 from discrete_distill.distillation.paths import IntermediateStateMatcher
 from discrete_distill.distillation.rewards import LogRatioReward, RunningMean
 from discrete_distill.process import (

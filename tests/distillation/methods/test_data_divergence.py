@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, exact
-from discrete_distill.distillation.divergence import kl_divergence
 from discrete_distill.distillation.methods.data_divergence import data_divergence
 from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, small_dit, small_method
 
@@ -48,7 +47,7 @@ def by_enumeration(made: DiDiInstruct, reference: Tensor, generated: Tensor) -> 
                         made.student(x_t, torch.tensor([t]), s=torch.tensor([s])),
                     )
                 )
-                total += weight * (t - s) / t * float(kl_divergence(teacher, student)[0][masked].sum())
+                total += weight * (t - s) / t * float((teacher.exp() * (teacher - student))[0][masked].sum())
     return total / int(generated.sum())
 
 

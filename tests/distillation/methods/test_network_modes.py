@@ -153,7 +153,7 @@ def test_a_plain_function_may_be_the_teacher() -> None:
     assert bool(method.student_loss(method.rollout(8, LENGTH, generator=seeded(0))).loss.isfinite())
     sdtt = SDTT(small_dit(0), teacher, PROCESS, SDTTConfig(teacher_steps=4, factor=2, rounds=2))
     x = torch.randint(5, (4, LENGTH), generator=seeded(0))
-    assert bool(sdtt.loss(x, generator=seeded(1)).loss.isfinite())
+    assert bool(sdtt.loss("student", sdtt.rollout(reference=x, generator=seeded(1))).loss.isfinite())
     again = SDTT(small_dit(0), teacher, PROCESS, sdtt.config)
     again.load_state_dict(sdtt.state_dict())
     assert again.teacher is teacher
@@ -174,8 +174,8 @@ class Wrapped(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        return self.module(x_t, t, **cond)
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Tensor) -> Tensor:
+        return self.module(x_t, t, **model_kwargs)
 
 
 @pytest.mark.parametrize(

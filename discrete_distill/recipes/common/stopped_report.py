@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ...training import TrainingCollapsed
+from ...training import TrainingCollapsed, flat_settings, read_metrics
 from ...training.mode_collapse import DESCRIPTIONS
-from ..tables import markdown_table, number
-from .report import REPORT_FILE, flatten
+from .report_page import write_page
+from .run import Run
+from .tables import markdown_table, number
 
 
-def write_report_of_stopped_run(
-    error: TrainingCollapsed,
-    history: list[dict[str, float]],
-    directory: Path,
-    *,
-    title: str,
-    command: str,
-    machine: str,
-    settings: dict[str, Any],
-) -> Path:
+def write_report_of_stopped_run(run: Run, error: TrainingCollapsed) -> Path:
     """Write ``report.md`` of a run that has no student: why it was stopped, and what to change.
 
     Args:
+        run: whose folder holds the metrics of the distillation.
         error: that stopped it.
-        history: metrics of the distillation.
-        directory: of the run.
-        title: of the page.
-        command: that was given.
-        machine: that ran it.
-        settings: every field, to be reproduced from.
     """
+    history = read_metrics(run.directory)
     columns = [name for name in DESCRIPTIONS if any(name in line for line in history)]
     rows = [[f"{line['step']:.0f}", *(number(line.get(name), ".3g") for name in columns)] for line in history]
     parts = [
-        f"# {title}: stopped",
-        f"- Command: `{command}`\n- Machine: {machine}",
+        f"# Distillation: {run.config.name}: stopped",
+        f"- Command: `{run.command}`\n- Machine: {run.machine}",
         f"The run has no student: it was {error}.",
         "The checkpoint of the step at which this was first seen is kept; give a run with other settings another name. "
         "Perplexity would not show it: one text with variations has the entropy of data and a better perplexity.",
         "## Student paths, by step\n\n" + markdown_table(["step", *columns], rows),
-        "## Settings\n\n```\n" + "\n".join(flatten(settings)) + "\n```",
     ]
-    path = directory / REPORT_FILE
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+    return write_page(run.directory, parts, flat_settings(run.config))

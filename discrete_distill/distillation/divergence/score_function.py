@@ -1,44 +1,37 @@
-"""The integral KL divergence and its score-function estimator.
+"""The score-function estimator of the integral KL: corruption and scores of samples.
 
     IKL = integral of omega(t) KL(q_student(., t) || q_teacher(., t)) dt
     grad IKL = E[ omega(t) / pi(t) R(z_t, t) grad log p_student(x) ],   R = log q_student - log q_teacher
 
-Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of DiDi-Instruct (arXiv 2509.25035). The exact value, by
-enumeration, is ``discrete_distill.exact.integral_kl``.
+The surrogate with this gradient is `integral_kl`. Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of
+DiDi-Instruct (arXiv 2509.25035). The exact value, by enumeration, is ``discrete_distill.exact.integral_kl``.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from ...checks import check_count, check_generator, check_mask, check_per_row
+from ...checks import check_generator, check_mask, check_per_row
 from ...process import ConstantWeight, MaskedDiffusion, TimeDistribution, TimeWeight, UniformTime
 from ...process.sequences import check_sequences
-from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages, group_advantages
+from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages
 from .log_ratio import LogRatio, LogRatioEstimator
-from .sample_scores import CorruptionScore, SampleScores, grouped, mean_score, ungrouped, windowed_sum
-
-
-class SurrogateOutput(NamedTuple):
-    """A scalar whose gradient is the estimate, and what it was made of.
-
-    Attributes:
-        loss: scalar; its value means nothing, its gradient goes down the integral KL.
-        log_ratio: ``[B]``, nats, before clipping.
-        advantages: of rewards, ``[B]``, or ``[B, L]`` with token credit: positive where what was drawn should become
-            more probable, 0 where nothing was drawn.
-    """
-
-    loss: Tensor
-    log_ratio: Tensor
-    advantages: Tensor
+from .sample_scores import CorruptionScore, SampleScores, mean_score, windowed_sum
+from .surrogate import (
+    SurrogateOutput,
+    check_groups,
+    check_surrogate,
+    integral_kl,
+    log_ratio_advantages,
+    path_surrogate,
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,8 @@ class ScoreFunctionIntegralKL:
         t: Tensor | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> SurrogateOutput:
         """Estimate from samples and the log-probabilities of their paths.
 
@@ -139,16 +133,18 @@ class ScoreFunctionIntegralKL:
             t: coupled times ``[B]``, drawn from ``time_distribution`` elsewhere; drawn here if None.
             generated: bool ``[B, L]``, positions that may be corrupted.
             generator: source of randomness.
-            **cond: passed to the log-ratio.
+            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
+            model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
             TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if the batch is empty, shapes do not fit, the group size does not divide the batch, or a reward
                 is not finite.
         """
-        _check_batch(token_log_probs, group_size, generation_mask)
-        scores = self.score(x, group_size=group_size, t=t, generation_mask=generation_mask, generator=generator, **cond)
-        return self.surrogate(token_log_probs, scores, self.advantages([scores])[0])
+        check_surrogate(token_log_probs, group_size, generation_mask)
+        given: dict[str, Any] = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
+        scores = self.score(x, group_size=group_size, t=t, generator=generator, **given)
+        return self._surrogate_of(token_log_probs, scores)
 
     def from_log_ratio(
         self,
@@ -164,9 +160,9 @@ class ScoreFunctionIntegralKL:
         Raises:
             ValueError: as in a call.
         """
-        _check_batch(token_log_probs, group_size, generation_mask)
+        check_surrogate(token_log_probs, group_size, generation_mask)
         scores = self.score_of(log_ratio, t, group_size=group_size, generation_mask=generation_mask)
-        return self.surrogate(token_log_probs, scores, self.advantages([scores])[0])
+        return self._surrogate_of(token_log_probs, scores)
 
     def score(
         self,
@@ -176,7 +172,8 @@ class ScoreFunctionIntegralKL:
         t: Tensor | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
-        **cond: Any,
+        s: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> SampleScores:
         """Estimate the log-ratios of samples, the first third of a call. A batch in parts is scored part by part;
         `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
@@ -187,21 +184,23 @@ class ScoreFunctionIntegralKL:
             t: coupled times ``[B]``; drawn here if None.
             generated: bool ``[B, L]``, positions that may be corrupted; all if None.
             generator: source of randomness.
-            **cond: passed to the log-ratio.
+            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
+            model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
             TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
         """
         check_sequences(x, generation_mask)
-        _check_groups(len(x), group_size)
+        check_groups(len(x), group_size)
         if t is not None:
             check_per_row("t", t, len(x))
+        given = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
         if self.by == "parts":
-            scores = self._scores_by_parts(x, group_size, generation_mask, generator, cond)
+            scores = self._scores_by_parts(x, group_size, generator, given)
         else:
             levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
-            scores = [self._score(x, group_size, t, level, generation_mask, generator, cond) for level in levels_MB]
+            scores = [self._score(x, group_size, t, level, generator, given) for level in levels_MB]
         return mean_score(scores, group_size, generation_mask)
 
     def score_of(
@@ -231,32 +230,15 @@ class ScoreFunctionIntegralKL:
         sizes = sorted({each.group_size for each in scores})
         if len(sizes) != 1:
             raise ValueError(f"scores must be of one or more parts with one group_size, got group sizes {sizes}")
-        if self.credit == "sequence":
-            ratios = [each.per_sequence for each in scores]
-            masks = [each.generation_mask.any(1) for each in scores]
-        else:
-            ratios = [grouped(self._windowed(each), each.group_size) for each in scores]
-            masks = [grouped(each.generation_mask, each.group_size) for each in scores]
-        try:
-            flat = group_advantages(
-                self.reward(torch.cat(ratios)),
-                sizes[0],
-                scale=self.scale,
-                baseline=self.baseline,
-                clip=self.advantage_clip,
-                loss_mask=torch.cat(masks),
-            )
-        except ValueError:
-            if self.credit == "token":
-                self._check_finite(scores)  # Asked only now, since each question waits for the device.
-            raise
-        parts = flat.split([len(each) for each in ratios])
-        if self.credit == "sequence":
-            return list(parts)
-        return [
-            ungrouped(part, each.generation_mask.shape[1], each.group_size)
-            for part, each in zip(parts, scores, strict=True)
-        ]
+        return log_ratio_advantages(
+            [self._credited(each) for each in scores],
+            [each.generation_mask for each in scores],
+            sizes[0],
+            reward=self.reward,
+            baseline=self.baseline,
+            scale=self.scale,
+            clip=self.advantage_clip,
+        )
 
     def surrogate(self, token_log_probs: Tensor, scores: SampleScores, advantages: Tensor) -> SurrogateOutput:
         """Weigh the log-probabilities of paths with their advantages, the last third of a call.
@@ -269,17 +251,29 @@ class ScoreFunctionIntegralKL:
         Raises:
             ValueError: if shapes do not fit.
         """
-        _check_batch(token_log_probs, scores.group_size, scores.generation_mask)
+        check_surrogate(token_log_probs, scores.group_size, scores.generation_mask)
         if advantages.shape not in (token_log_probs.shape, token_log_probs.shape[:1]):
             raise ValueError(
                 f"advantages must be [B] or [B, L] for token_log_probs {list(token_log_probs.shape)}, got "
                 f"{list(advantages.shape)}"
             )
-        if advantages.dim() == 1:
-            surrogate_B = -scores.weight * advantages * token_log_probs.sum(1)
-        else:
-            surrogate_B = -scores.weight * (advantages * token_log_probs).sum(1)
-        return SurrogateOutput(surrogate_B.mean(), scores.per_sequence, advantages)
+        loss = path_surrogate(token_log_probs, advantages, scores.weight)
+        return SurrogateOutput(loss, scores.per_sequence, advantages)
+
+    def _surrogate_of(self, token_log_probs: Tensor, scores: SampleScores) -> SurrogateOutput:
+        """`integral_kl` of one whole batch."""
+        out = integral_kl(
+            token_log_probs,
+            self._credited(scores),
+            time_weight=scores.weight,
+            group_size=scores.group_size,
+            baseline=self.baseline,
+            scale=self.scale,
+            clip=self.advantage_clip,
+            reward=self.reward,
+            generation_mask=scores.generation_mask,
+        )
+        return out._replace(log_ratio=scores.per_sequence)
 
     def _levels(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """``[corruptions, B]`` on ``[0, 1)``: one in each of as many equal cells, shared by a group."""
@@ -288,22 +282,11 @@ class ScoreFunctionIntegralKL:
         cells = torch.arange(self.corruptions, device=device)[:, None]
         return (cells + shift) / self.corruptions
 
-    def _windowed(self, scores: SampleScores) -> Tensor:
-        """Sums of the log-ratio around every position, ``[B, L]``."""
+    def _credited(self, scores: SampleScores) -> Tensor:
+        """Log-ratio that each sequence ``[B]`` or token ``[B, L]`` is credited with."""
+        if self.credit == "sequence":
+            return scores.per_sequence
         return windowed_sum(torch.where(scores.generation_mask, scores.per_position, 0.0), self.window)
-
-    def _check_finite(self, scores: Sequence[SampleScores]) -> None:
-        """Raise ValueError with the place of a log-ratio of token credit that is not finite."""
-        for each in scores:
-            ratio_BL = self._windowed(each)
-            wrong = each.generation_mask & ~self.reward(ratio_BL).isfinite()
-            if bool(wrong.any()):
-                sequence, position = wrong.nonzero()[0].tolist()
-                raise ValueError(
-                    f"sequence {sequence}, position {position}: the log-ratio is "
-                    f"{ratio_BL[sequence, position].item()}; look for NaN in the networks that give it, or clip it "
-                    "with a LogRatioReward"
-                )
 
     @torch.no_grad()
     def _score(
@@ -312,11 +295,11 @@ class ScoreFunctionIntegralKL:
         group_size: int,
         t: Tensor | None,
         level: Tensor,
-        generation_mask: Tensor | None,
         generator: Generator | None,
-        cond: dict[str, Any],
+        given: Mapping[str, Any],
     ) -> CorruptionScore:
-        """Of one corruption of every sample."""
+        """Of one corruption of every sample; the log-ratio is passed what is ``given``."""
+        generation_mask = given["generation_mask"]
         if self.by == "count":
             x_t, level_t, weight_B = self.process.draw_corruption(
                 x,
@@ -326,7 +309,7 @@ class ScoreFunctionIntegralKL:
                 generator=generator,
                 group_size=group_size if self.shared_masks else 1,
             )
-            out = self.log_ratio(x_t, level_t, x=x, generation_mask=generation_mask, **cond)
+            out = self.log_ratio(x_t, level_t, x=x, **given)
             return CorruptionScore(
                 weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B)
             )
@@ -334,7 +317,7 @@ class ScoreFunctionIntegralKL:
             t = self.time_distribution.sample(x.shape[0] // group_size, device=x.device, generator=generator).t
             t = t.repeat_interleave(group_size)
         x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
-        out = self.log_ratio(x_t, t, x=x, generation_mask=generation_mask, **cond)
+        out = self.log_ratio(x_t, t, x=x, **given)
         return CorruptionScore(out.per_sequence, out.per_position, self.time_weight(t))
 
     @torch.no_grad()
@@ -342,11 +325,11 @@ class ScoreFunctionIntegralKL:
         self,
         x: Tensor,
         group_size: int,
-        generation_mask: Tensor | None,
         generator: Generator | None,
-        cond: dict[str, Any],
+        given: Mapping[str, Any],
     ) -> list[CorruptionScore]:
         """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
+        generation_mask = given["generation_mask"]
         parts_BL = self.process.draw_parts(
             x,
             self.corruptions,
@@ -360,7 +343,7 @@ class ScoreFunctionIntegralKL:
             hidden = parts_BL == part
             x_t = torch.where(hidden, self.process.mask_token_id, x)
             t = self.process.time_of_count(hidden.sum(1), size)
-            out = self.log_ratio(x_t, t, x=x, generation_mask=generation_mask, **cond)
+            out = self.log_ratio(x_t, t, x=x, **given)
             weight = torch.ones_like(out.per_sequence)
             scores.append(
                 CorruptionScore(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight)
@@ -370,23 +353,3 @@ class ScoreFunctionIntegralKL:
     def time_weight(self, t: Tensor) -> Tensor:
         """``omega(t) / pi(t)``, or ``omega(t)`` without the importance weight; elementwise."""
         return self.weight(t) / self.time_distribution.density(t) if self.importance_weight else self.weight(t)
-
-
-def _check_groups(batch: int, group_size: int) -> None:
-    check_count("group_size", group_size)
-    if batch % group_size:
-        raise ValueError(f"group_size {group_size} does not divide the batch of {batch} samples")
-
-
-def _check_batch(token_log_probs: Tensor, group_size: int, generation_mask: Tensor | None) -> None:
-    if token_log_probs.dim() != 2 or not token_log_probs.numel():
-        raise ValueError(
-            f"token_log_probs must be [batch, length] of one sequence and one token or more, got "
-            f"{list(token_log_probs.shape)}"
-        )
-    _check_groups(len(token_log_probs), group_size)
-    if generation_mask is not None and generation_mask.shape != token_log_probs.shape:
-        raise ValueError(
-            f"generation_mask has shape {list(generation_mask.shape)}, token_log_probs {list(token_log_probs.shape)}; "
-            "they must agree"
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
@@ -12,12 +11,11 @@ from rich.text import Text
 from torch import Generator, Tensor
 
 from ...checks import check_count, check_number
-from ...models import Discriminator, DiT
 from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, SamplerOutput
+from ...samplers import AncestralSampler, RGASampler, SamplerOutput, prompted
 from ...training import fold_seed
-from ..common.printing import printable
-from .evaluate import EvaluateConfig
+from .printing import printable
+from .run import Run
 from .tokenizer import TextTokenizer
 
 
@@ -50,34 +48,40 @@ class SampleConfig:
         check_number("--sample.seconds-per-step", self.seconds_per_step, least=0.0)
 
 
-def sample_text(
-    config: SampleConfig,
-    evaluated: EvaluateConfig,
-    student: DiT,
-    discriminator: Discriminator | None,
-    process: MaskedDiffusion,
-    tokenizer: TextTokenizer,
-    length: int,
-    accelerator: Accelerator,
-    seed: int,
-) -> SamplerOutput:
-    """Draw, print, and return the samples.
+def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
+    """Draw samples of the student, and print them.
+
+    Args:
+        run: of the recipe.
+        config: what is drawn.
+
+    Returns:
+        The samples, or None for a process other than the first.
 
     Raises:
+        FileNotFoundError: if there is no student.
         ValueError: if the prompt is not shorter than a sequence, or guidance lacks a discriminator.
     """
+    if not run.accelerator.is_main_process:
+        return None
+    student, discriminator = run.load_student()
+    run.compile(student)
     if config.guided and discriminator is None:
         raise ValueError("guided sampling needs a discriminator, and this student has none; leave --sample.guided out")
-    x_init = prompted(config.prompt, config.count, process, tokenizer, length).to(accelerator.device)
-    generator = Generator(device=accelerator.device).manual_seed(fold_seed("sample", seed))
-    with accelerator.autocast():
-        if config.guided:
-            assert discriminator is not None
-            guided = evaluated.guided_sampler(process, discriminator, config.steps, config.temperature)
-            out = guided(student, x_init=x_init, generator=generator, return_history=True)
-        else:
-            plain = AncestralSampler(process, num_steps=config.steps, temperature=config.temperature)
-            out = plain(student, x_init=x_init, generator=generator, return_history=True)
+    process, tokenizer, length = run.process, run.tokenizer, run.config.data.length
+    ids = tokenizer.encode([config.prompt])[0] if config.prompt else []
+    if len(ids) >= length:
+        raise ValueError(f"the prompt has {len(ids)} tokens and a sequence {length}; shorten the prompt")
+    x_init = prompted([ids] * config.count, length, process.mask_token_id)[0].to(run.accelerator.device)
+    generator = Generator(device=run.accelerator.device).manual_seed(fold_seed("sample", run.config.seed))
+    sampler: AncestralSampler | RGASampler
+    if config.guided:
+        assert discriminator is not None
+        sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature)
+    else:
+        sampler = AncestralSampler(process, num_steps=config.steps, temperature=config.temperature)
+    with run.accelerator.autocast():
+        out = sampler(student, x_init=x_init, generator=generator, return_history=True)
     console = Console()
     if config.watch and out.history is not None:
         _show_history(out.history, process, tokenizer, console, config.seconds_per_step)
@@ -87,18 +91,6 @@ def sample_text(
             console.print(Panel(text, width=min(100, console.width)))
     console.print(f"{config.steps} steps, {out.network_evaluations} network evaluations", style="dim")
     return out
-
-
-def prompted(prompt: str, count: int, process: MaskedDiffusion, tokenizer: TextTokenizer, length: int) -> Tensor:
-    """Sequences that start with the prompt and are masks from there on, int64 ``[count, length]``."""
-    import torch
-
-    ids = tokenizer.encode([prompt])[0] if prompt else []
-    if len(ids) >= length:
-        raise ValueError(f"the prompt has {len(ids)} tokens and a sequence {length}; shorten the prompt")
-    x_init = torch.full((count, length), process.mask_token_id, dtype=torch.long)
-    x_init[:, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    return x_init
 
 
 def _show_history(

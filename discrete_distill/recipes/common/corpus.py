@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from ...checks import check_count
-from ..common.assets import BUNDLED
+from ...training.stored_settings import Setting
+from .assets import BUNDLED
 from .documents import read_documents, source_files
 from .token_cache import cached_arrays, content_digest, is_cut
 from .tokenizer import TextTokenizer
@@ -77,6 +78,18 @@ class TokenStream:
         if not self.digest:
             self.digest = content_digest(self.ids)
         return self.digest
+
+    def settings(self) -> dict[str, Setting]:
+        """The stream as settings of a run, so that a run that is resumed on other text is refused.
+
+        Returns:
+            ``text.length``, ``text.tokens`` and ``text.digest``, whatever the integer type of the ids.
+        """
+        return {
+            "text.length": self.length,
+            "text.tokens": len(self.ids),
+            "text.digest": self.text_digest()[:16],
+        }
 
     def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
         """``batch_size`` windows at uniform offsets, int64 ``[B, L]``."""

@@ -5,24 +5,22 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
-from ...checks import check_count
 from ...models import DiT, DiTConfig, load_denoiser
 from ...process import MaskedDiffusion, evaluation_mode
-from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
-from ..common.assets import BUNDLED, asset
-from ..common.stream_settings import stream_settings
+from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .corpus import TokenStream
+from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
 
 @dataclass(kw_only=True)
-class TeacherConfig:
+class TeacherConfig(MeasuredLikelihoodConfig):
     """The masked diffusion teacher.
 
     Args:
@@ -36,6 +34,8 @@ class TeacherConfig:
         evaluate_every: updates between measurements of the held-out bound.
         half_precision: write the weights in fp16 (they are read back into fp32).
     """
+
+    stage: ClassVar[str] = "teacher"
 
     path: str = "bundled"
     init: str = ""
@@ -53,23 +53,9 @@ class TeacherConfig:
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(num_steps=8000, log_every=50, checkpoint_every=250, keep_checkpoints=1)
     )
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.1,
-            warmup_steps=300,
-            schedule="cosine",
-            ema_decay=0.998,
-        )
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: from_scratch(warmup_steps=300, ema_decay=0.998))
     batch_size: int = 64
-    evaluate_every: int = 500
     half_precision: bool = True
-
-    def __post_init__(self) -> None:
-        check_count("--teacher.batch-size", self.batch_size)
-        check_count("--teacher.evaluate-every", self.evaluate_every)
 
 
 def train_teacher(
@@ -78,54 +64,57 @@ def train_teacher(
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
+    *,
+    init: str | None = None,
 ) -> DiT:
-    """Train on the ``train`` split; the averaged network is written to ``directory`` and returned as written."""
+    """Train on the ``train`` split by the likelihood bound.
+
+    Args:
+        config: how.
+        streams: token streams of the splits.
+        process: mask and schedule.
+        accelerator: device, precision and processes.
+        directory: where the averaged network is written.
+        init: where the initial weights are; ``config.init`` by default.
+
+    Returns:
+        The network as written.
+    """
     torch.manual_seed(config.loop.seed)
-    network = initial_network(config).to(accelerator.device)
-    module_optimizer = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
     heldout = streams["heldout"].packed(512).to(accelerator.device)
-
-    def step(index: int, generator: Generator) -> dict[str, float]:
-        x = streams["train"].crops(config.batch_size, generator=generator).to(accelerator.device)
-        with accelerator.autocast():
-            loss = process.nelbo(module_optimizer.network, x, by="count", generator=generator).loss
-        metrics = {"loss": float(loss.detach()), **module_optimizer.step(loss)}
-        if (index + 1) % config.evaluate_every == 0 or index + 1 == config.loop.num_steps:
-            metrics["heldout_nats_per_token"] = heldout_nelbo(module_optimizer.averaged, process, heldout, accelerator)
-        return metrics
-
-    TrainingLoop(
-        config.loop,
+    averaged = train_by_likelihood(
+        config,
+        initial_network(config, init).to(accelerator.device),
+        streams["train"],
+        lambda network, x, generator: process.nelbo(network, x, by="count", generator=generator).loss,
+        lambda network: heldout_nelbo(network, process, heldout, accelerator),
+        accelerator,
         directory,
-        {"teacher": module_optimizer},
-        step,
-        label="teacher",
-        rank=accelerator.process_index,
-        device=accelerator.device,
-        shown=("loss", "heldout_nats_per_token"),
-        settings={
-            **flat_settings(config, "teacher", leave_out=("teacher.loop", "teacher.path", "teacher.evaluate_every")),
-            **stream_settings(streams["train"]),
-        },
-    ).run()
+        made_with=streams["train"].settings(),
+    )
     if accelerator.is_main_process:
-        trained = copy.deepcopy(cast(DiT, module_optimizer.averaged))
+        trained = copy.deepcopy(cast(DiT, averaged))
         (trained.half() if config.half_precision else trained).save_pretrained(directory)
     accelerator.wait_for_everyone()
     return load_teacher(str(directory)).to(accelerator.device)
 
 
-def initial_network(config: TeacherConfig) -> DiT:
-    """A fresh network, or one with the weights of ``init``.
+def initial_network(config: TeacherConfig, init: str | None = None) -> DiT:
+    """A fresh network, or one with the weights of a teacher.
+
+    Args:
+        config: shape, and the teacher to start from.
+        init: where its weights are; ``config.init`` by default.
 
     Raises:
-        FileNotFoundError: if ``init`` cannot be had.
-        ValueError: if its weights do not fit ``model``.
+        FileNotFoundError: if they cannot be had.
+        ValueError: if they do not fit ``model``.
     """
+    init = config.init if init is None else init
     network = DiT(config.model)
-    if config.init:
+    if init:
         try:
-            network.load_state_dict(load_teacher(config.init).state_dict())
+            network.load_state_dict(load_teacher(init).state_dict())
         except RuntimeError as error:
             raise ValueError(
                 f"the weights of --teacher.init {config.init} are not of the shape --teacher.model"
@@ -134,10 +123,10 @@ def initial_network(config: TeacherConfig) -> DiT:
 
 
 def load_teacher(path: str) -> DiT:
-    """Load the shipped teacher, or one in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
+    """Load a teacher in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
 
     Args:
-        path: folder, file of weights, hub name, or 'bundled'.
+        path: folder, file of weights, or hub name.
 
     Raises:
         FileNotFoundError: if it cannot be had, with the flag that names another.
@@ -147,17 +136,12 @@ def load_teacher(path: str) -> DiT:
     if not path:
         raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
-        loaded = load_denoiser(teacher_location(path))
+        loaded = load_denoiser(path)
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(missing) from error
     if not isinstance(loaded, DiT):
         raise ValueError(f"{path} is a {type(loaded).__name__}; give --teacher.path a network of MDLM's kind")
     return loaded
-
-
-def teacher_location(path: str) -> str:
-    """Where the weights of a teacher are: ``path``, or the folder of the shipped one."""
-    return str(asset("teacher")) if path == BUNDLED else path
 
 
 @torch.no_grad()

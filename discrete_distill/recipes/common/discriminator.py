@@ -1,4 +1,4 @@
-"""The guide stage: a discriminator for RGAS, fitted to the finished student.
+"""The discriminator stage: a discriminator for guided sampling (RGAS), fitted to the finished student.
 
 Re-ranking meets the states of the student's paths. Which positions a path has revealed does not depend on its tokens,
 so a finished sample, masked at random to a time of the grid, is such a state: one pool of samples stands for them all.
@@ -20,16 +20,15 @@ from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from ...training.stored_settings import Setting
-from ..common.stream_settings import stream_settings
-from ..common.students import save_network, weights_digest
 from .corpus import TokenStream
+from .students import save_network, weights_digest
 
-GUIDE_FOLDER = "guide"
+METRICS_FOLDER = "discriminator"
 
 
 @dataclass(kw_only=True)
-class GuideConfig:
-    """How the discriminator that guides sampling is fitted.
+class DiscriminatorConfig:
+    """How the discriminator of guided sampling is fitted.
 
     Args:
         updates: of the discriminator; 0 keeps the one of the distillation (as in the paper), if there is one.
@@ -58,19 +57,28 @@ class GuideConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        check_count("--guide.updates", self.updates, least=0)
-        check_all_counts(
-            self, "pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every", flag="--guide"
-        )
-        check_number("--guide.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
+        check_count("--discriminator.updates", self.updates, least=0)
+        counts = ("pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every")
+        check_all_counts(self, *counts, flag="--discriminator")
+        check_number("--discriminator.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
 
 
-class Guide:
-    """The discriminator's module_optimizer, what it learns from, and how it is fitted."""
+class DiscriminatorTrainer:
+    """Fit a discriminator to a finished student.
+
+    Args:
+        config: how.
+        teacher: whose first blocks the discriminator starts from.
+        student: whose samples it learns to tell from the text.
+        stream: the text.
+        process: mask and schedule.
+        accelerator: device, precision and processes.
+        seed: of weights, samples and updates.
+    """
 
     def __init__(
         self,
-        config: GuideConfig,
+        config: DiscriminatorConfig,
         teacher: DiT,
         student: DiT,
         stream: TokenStream,
@@ -121,15 +129,15 @@ class Guide:
 
     def settings(self) -> dict[str, Setting]:
         """What the discriminator depends on: its configuration, the weights of the student, and the text."""
-        bookkeeping = ("guide.updates", "guide.log_every", "guide.checkpoint_every")
+        bookkeeping = ("discriminator.updates", "discriminator.log_every", "discriminator.checkpoint_every")
         return {
-            **flat_settings(self.config, "guide", leave_out=bookkeeping),
+            **flat_settings(self.config, "discriminator", leave_out=bookkeeping),
             "student": weights_digest(self.student),
-            **stream_settings(self.stream),
+            **self.stream.settings(),
         }
 
     def fit(self, directory: Path) -> list[dict[str, float]]:
-        """Weights go to ``directory/student/discriminator``, metrics and checkpoints to ``directory/guide``.
+        """Weights go to ``directory/student/discriminator``, metrics and checkpoints to ``directory/discriminator``.
 
         Returns:
             The logged metrics.
@@ -142,10 +150,10 @@ class Guide:
                 log_every=config.log_every,
                 checkpoint_every=config.checkpoint_every,
             ),
-            directory / GUIDE_FOLDER,
+            directory / METRICS_FOLDER,
             {"discriminator": self.discriminator},
             self.step,
-            label="guide",
+            label="discriminator",
             shown=("discriminator_accuracy",),
             rank=accelerator.process_index,
             device=accelerator.device,

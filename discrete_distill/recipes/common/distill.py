@@ -1,4 +1,4 @@
-"""The distillation stage: DiDi-Instruct in the library's loop."""
+"""The distillation stage: any method in the library's loop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
-from ...distillation.methods import DiDiInstructConfig, PathConfig, PathMethod
-from ...distillation.rollout import Rollout
+from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
+from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
 from ...models import Discriminator, DiT, guide_by_prior
 from ...process import MaskedDiffusion
@@ -34,10 +34,9 @@ from ...training import (
 from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
-from ..common.results import write_results
-from ..common.stream_settings import stream_settings
-from ..common.students import save_student, weights_digest
 from .corpus import TokenStream
+from .results import write_results
+from .students import save_student, weights_digest
 
 SETTINGS_FILE = "settings.json"
 
@@ -49,9 +48,9 @@ class DistillConfig:
     Args:
         method: the method's own choices; ``--distill.method.*``.
         loop: how long (paper: 10 000 steps).
-        batch_size: student paths per step, on each process.
+        batch_size: sequences per step, on each process.
         accumulate: parts that a batch is worked off in, one after another, for less memory. The gradient is that of the
-            whole batch (the MMD compares samples within a part); paths are evaluated twice.
+            whole batch (the MMD compares samples within a part); rollouts are drawn twice.
         student: its optimiser (paper: rate 1e-6, EMA 0.999).
         ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
             updates that its network makes, see `planned_updates`.
@@ -63,7 +62,7 @@ class DistillConfig:
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
     """
 
-    method: PathConfig = field(default_factory=DiDiInstructConfig)
+    method: MethodConfig = field(default_factory=DiDiInstructConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=10_000))
     batch_size: int = 32
     accumulate: int = 1
@@ -95,13 +94,19 @@ class DistillConfig:
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
-        trained = "discriminator" in self.method.update_plan(discriminator=self.discriminator).order
+        plan = self.method.update_plan(discriminator=self.discriminator)
+        if self.parallel.strategy == "fsdp" and plan.rounds > 1:
+            raise ValueError(
+                f"a sharded student cannot become the teacher of the next of {plan.rounds} rounds; take "
+                "--distill.parallel.strategy ddp"
+            )
+        trained = "discriminator" in plan.order
         if trained and not self.discriminator:
             raise ValueError('log_ratio="discriminator" needs --distill.discriminator')
         if self.discriminator and not trained:
             raise ValueError(
                 f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
-                "stage guide fits one to the finished student"
+                "stage discriminator fits one to the finished student"
             )
         self.planned_updates()
 
@@ -121,7 +126,7 @@ class DistillConfig:
 
 
 class Distillation:
-    """Networks, their module_optimizers and one training step."""
+    """Networks, their optimisers and one training step."""
 
     def __init__(
         self,
@@ -150,8 +155,7 @@ class Distillation:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
             self.discriminator = ModuleOptimizer(network, config.ratio, updates["discriminator"], accelerator, parallel)
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
-        self.method: PathMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
-        self._matcher = self.method.matcher
+        self.method: BaseMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
 
     def _place_teacher(self, teacher: DiT) -> nn.Module:
         """A frozen copy, compiled and sharded as the student is."""
@@ -192,23 +196,35 @@ class Distillation:
             for number in range(config.accumulate)
         ]
         skipped = ("discriminator",) if index % config.discriminator_every else ()
-        step = DistillationStep(self.method, self.parts(), self.accelerator, parts, index, skipped=skipped)
+        step = DistillationStep(
+            self.method,
+            self.parts(),
+            self.accelerator,
+            parts,
+            index,
+            num_steps=config.loop.num_steps,
+            skipped=skipped,
+        )
         return on_the_host([step.run()])[0]
 
-    def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> Rollout:
-        config = self.config
-        if self.accelerator.num_processes > 1:
+    def _rollout(self, index: int, part: int, generator: Generator, tokens: Tensor | None = None) -> DrawnBatch:
+        config, size = self.config, self.config.batch_size // self.config.accumulate
+        fixed: dict[str, int] = {}
+        if isinstance(self.method, PathMethod) and self.accelerator.num_processes > 1:
             # All processes walk paths of one length: none waits for another, and sharded weights are gathered
             # equally often everywhere.
-            lengths = self._matcher.num_steps
-            chosen = lengths[fold_seed("length of paths", config.loop.seed, index, part) % len(lengths)]
-            self.method.matcher = replace(self._matcher, num_steps=(chosen,))
+            choices = self.method.matcher.num_steps
+            chosen = fold_seed("length of paths", config.loop.seed, index, part) % len(choices)
+            fixed = {"num_steps": choices[chosen]}
+        reads_reference = self.method.update_plan.rollout_reads_reference
         return self.method.rollout(
-            config.batch_size // config.accumulate,
+            size,
             self.stream.length,
+            reference=self.reference(size, generator) if reads_reference else None,
             generator=generator,
             device=self.accelerator.device,
             tokens=tokens,
+            **fixed,
         )
 
     def reference(self, size: int, generator: Generator) -> Tensor:
@@ -237,7 +253,7 @@ def distil(
     """
     torch.manual_seed(config.loop.seed)
     distillation = Distillation(config, teacher, stream, process, accelerator)
-    made_with = {**distill_settings(config, teacher), **stream_settings(stream)}
+    made_with = {**distill_settings(config, teacher), **stream.settings()}
     history = TrainingLoop(
         config.loop,
         directory,

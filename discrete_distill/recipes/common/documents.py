@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..common.assets import BUNDLED, asset
-from ..common.files import plain_name, read_text
-from ..protein.fasta import is_fasta, read_fasta
+from .assets import BUNDLED, asset
+from .fasta import is_fasta, read_fasta
+from .files import plain_name, read_text
 
 TEXT_SUFFIX, JSON_LINES_SUFFIX = ".txt", ".jsonl"
 # Files of these kinds hold text among other things; read as they are, the other things would be learnt too.

@@ -1,0 +1,139 @@
+"""What every method of the library shares: its networks, their assembly by name, and dispatch of losses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Generator, Tensor, nn
+
+from ...models.step_conditioning import trainable_copy
+from ...process import Denoiser, MaskedDiffusion
+from ..rollout import DrawnBatch
+from .method_config import MethodConfig
+from .networks import check_accepts_step
+from .output import Credit, LogRatioOutput, StepOutput
+from .protocol import UpdatePlan
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class BaseMethod(Generic[ConfigT]):
+    """A `DistillationMethod` without its rollout and its losses; a method of one round that compares no samples.
+
+    Networks stay as they are given: neither ``requires_grad`` nor their mode is changed.
+
+    Args:
+        student: denoiser that is trained.
+        teacher: any denoiser; read without a graph, never given a gradient.
+        process: mask and schedule.
+        config: every choice.
+
+    Raises:
+        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+
+    Attributes:
+        network_names: of the arguments of the class that are networks.
+    """
+
+    network_names: ClassVar[tuple[str, ...]] = ("student", "teacher")
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | Denoiser, process: MaskedDiffusion, config: ConfigT
+    ) -> None:
+        if config.step_conditioning:
+            check_accepts_step(student, "student", "step_conditioning")
+        self.config = config
+        self.student = student
+        self.teacher: Any = teacher
+        self.process = process
+
+    @classmethod
+    def assemble(cls, config: MethodConfig, process: MaskedDiffusion, **networks: Any) -> Any:
+        """Make the method from its networks by name.
+
+        Args:
+            config: of this class.
+            process: mask and schedule.
+            **networks: student, teacher, auxiliary, discriminator; those that the method has no use for are ignored.
+
+        Raises:
+            ValueError: as the class.
+        """
+        kind: Any = cls
+        return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
+
+    @staticmethod
+    def make_student(teacher: Denoiser, config: MethodConfig) -> nn.Module:
+        """Copy the teacher. The copy is trainable and in evaluation mode, with the end of its step as an input if
+        ``config.step_conditioning``; its initial outputs are the teacher's."""
+        return trainable_copy(teacher, step_conditioning=config.step_conditioning)
+
+    @property
+    def update_plan(self) -> UpdatePlan:
+        """Order and number of the updates in a training step."""
+        return self.config.update_plan()
+
+    def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
+        """See `DistillationMethod`; nothing to prepare."""
+
+    def rollout(self, *sizes: Any, **given: Any) -> DrawnBatch:
+        """Draw what the losses of one training step are computed from; see `DistillationMethod`."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        name: str,
+        rollout: Any,
+        *,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+        credit: Credit | None = None,
+        log_ratio_output: LogRatioOutput | None = None,
+    ) -> StepOutput:
+        """Compute the loss of one network of `update_plan`; see `DistillationMethod`.
+
+        Raises:
+            ValueError: if the method does not train ``name``, or its loss needs a reference and got none.
+        """
+        plan = self.update_plan
+        if name not in plan.order:
+            raise ValueError(f"this method trains {', '.join(plan.order)}, not {name!r}")
+        if name in plan.reads_reference and reference is None and credit is None:
+            raise ValueError(f"the loss of the {name} reads reference sequences; pass reference=")
+        given: dict[str, Any] = {"generator": generator, "num_tokens": num_tokens}
+        if name == "student":
+            return self.student_loss(
+                rollout, log_ratio_output=log_ratio_output, credit=credit, reference=reference, **given
+            )
+        return self._ratio_loss(name, rollout, reference, **given)
+
+    def student_loss(self, *rollout: Any, **given: Any) -> StepOutput:
+        """Compute the student's loss of one rollout, with the keywords of `loss`."""
+        raise NotImplementedError
+
+    def _ratio_loss(self, name: str, rollout: Any, reference: Tensor | None, **given: Any) -> StepOutput:
+        raise NotImplementedError
+
+    def credits(
+        self,
+        rollouts: Sequence[Any],
+        log_ratio_outputs: Sequence[LogRatioOutput | None] | None = None,
+        generators: Sequence[Generator] | None = None,
+        *,
+        references: Sequence[Callable[[], Tensor]] | None = None,
+    ) -> list[Credit] | None:
+        """None: no samples are compared."""
+        return None
+
+    def rollout_metrics(self, rollout: Any) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Continue from `state_dict`."""

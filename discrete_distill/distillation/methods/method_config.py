@@ -1,0 +1,57 @@
+"""What loops and recipes ask of the configuration of any method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from .protocol import UpdatePlan
+
+if TYPE_CHECKING:
+    from .base import BaseMethod
+
+
+class MethodConfig:
+    """Configuration of a method: a dataclass derived from this class.
+
+    Attributes:
+        group_size: consecutive rows of a batch that are compared with each other; 1 if samples are not compared.
+        reference: where reference sequences come from, "data" or "teacher" samples.
+        step_conditioning: tell the student where its step ends.
+    """
+
+    group_size: int = 1
+    reference: Literal["data", "teacher"] = "data"
+    step_conditioning: bool = False
+
+    @property
+    def method_class(self) -> type[BaseMethod]:
+        """The class that this configures."""
+        raise NotImplementedError
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """Order and number of the updates in a training step.
+
+        Args:
+            discriminator: whether one is given to the method; most methods train none.
+        """
+        raise NotImplementedError
+
+    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
+        """Expected number of steps of a path, of states that the student evaluates, and of those with a graph. Without
+        a path the student evaluates each sequence once.
+
+        Args:
+            batch: sequences.
+            time_conditioning: whether the student's network reads the time of a state.
+        """
+        return 1.0, float(batch), float(batch)
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """Expected forward and backward passes of one sequence through one network in the losses of student and
+        auxiliary, beside those of `path_evaluations`.
+
+        Args:
+            batch: sequences.
+            time_conditioning: as for `path_evaluations`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,137 @@
+"""Predictions of a teacher along several steps from given states, each kept where the step reveals a token.
+
+Shape suffixes: B batch, L length, V vocabulary, N masked positions, R positions of one step, K teacher steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ...distributed.collectives import mean_over_processes
+from ...process import Denoiser, MaskedDiffusion
+from ...samplers.rows import Rows, rows_at
+from ...samplers.state import SamplerState
+
+
+@dataclass
+class TeacherTargets:
+    """What the teacher says at the masked positions of corrupted sequences: the rollout of `SDTT`.
+
+    Attributes:
+        x_t: corrupted sequences, int64 ``[B, L]``.
+        x_s: the teacher's sequences at the end of its steps, int64 ``[B, L]``.
+        t: times of ``x_t``, ``[B]``.
+        s: times of ``x_s``, ``[B]``.
+        generation_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` that the teacher was asked about.
+        log_probs_NV: fp32 log-probabilities there, in flattened order; -inf at the mask.
+        attention_mask: bool ``[B, L]`` or None.
+        model_kwargs: what else the networks are given.
+    """
+
+    x_t: Tensor
+    x_s: Tensor
+    t: Tensor
+    s: Tensor
+    generation_mask: Tensor
+    log_probs_NV: Tensor
+    attention_mask: Tensor | None
+    model_kwargs: Mapping[str, Any]
+
+    @property
+    def sequences(self) -> Tensor:
+        """``x_s``."""
+        return self.x_s
+
+    @property
+    def positions(self) -> Tensor:
+        """Flattened positions of the targets, int64 ``[N]``, ascending."""
+        return self.generation_mask.flatten().nonzero().squeeze(1)
+
+    def num_tokens(self) -> Tensor:
+        """Number of targets, mean over processes, at least 1. All processes must ask for it."""
+        return mean_over_processes(self.generation_mask.sum().float()).clamp(min=1.0)
+
+    def without_logits(self) -> TeacherTargets:
+        """A copy without the log-probabilities."""
+        return replace(self, log_probs_NV=self.log_probs_NV[:0].clone())
+
+    def denoiser_kwargs(self) -> dict[str, Any]:
+        """What a denoiser is called with beside state and time."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {**self.model_kwargs, **mask}
+
+
+@torch.no_grad()
+def teacher_targets(
+    process: MaskedDiffusion,
+    teacher: Denoiser,
+    x_t: Tensor,
+    times: Tensor,
+    *,
+    t: Tensor,
+    s: Tensor,
+    generation_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    generator: Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> TeacherTargets:
+    """Take the teacher's steps from ``x_t``. The target of a masked position is the prediction of the step that reveals
+    it, or of the last step.
+
+    Args:
+        process: mask and schedule.
+        teacher: any denoiser; its mode is the caller's.
+        x_t: int64 ``[B, L]``.
+        times: ``[K + 1, B]``, from the first to the last of the teacher's times.
+        t: times of ``x_t`` for the student, ``[B]``.
+        s: times of the end for the student, ``[B]``.
+        generation_mask: bool ``[B, L]``; masks elsewhere stay, and have no target. All real positions by default.
+        attention_mask: bool ``[B, L]``, true at real tokens.
+        generator: source of randomness.
+        model_kwargs: passed to the teacher by keyword.
+
+    Raises:
+        ValueError: if the teacher's logits leave nothing to draw from: names sequence and position.
+    """
+    state = SamplerState(
+        process,
+        teacher,
+        x_init=x_t,
+        attention_mask=attention_mask,
+        generation_mask=generation_mask,
+        model_kwargs=model_kwargs,
+        generator=generator,
+    )
+    wanted = state.masked().clone()
+    said: list[tuple[Tensor, Tensor]] = []
+    last = len(times) - 2
+    for step in range(last + 1):
+        masked = state.masked()
+        reveals = state.unmask_draws(step, process.unmask_probability(times[step], times[step + 1])) & masked
+        rows = rows_at(masked if step == last else reveals)
+        if not rows:
+            continue
+        logits_RV = state.logits(rows, times[step], times[step + 1], one_time=False)(slice(None))
+        said.append((rows.index, process.masked_log_probs(logits_RV)))
+        shown = reveals.flatten()[rows.index]
+        drawn = state.draw_tokens(logits_RV[shown], rows.index[shown], step)
+        state.write(rows.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
+    if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
+        none = wanted.new_zeros(0, dtype=torch.long)
+        no_rows = Rows(none, torch.zeros(1, dtype=torch.long, device=x_t.device), none)
+        said.append((none, process.masked_log_probs(state.logits(no_rows, t, s, one_time=False)(slice(None)))))
+    wrong = state.log_probs.isnan()
+    if bool(wrong.any()):
+        sequence, position = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
+            "possible, so there is no token to draw"
+        )
+    index, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
+    targets_NV = log_probs_NV[index.argsort()]
+    return TeacherTargets(x_t, state.tokens, t, s, wanted, targets_NV, attention_mask, dict(model_kwargs or {}))

@@ -1,0 +1,177 @@
+"""One run of a recipe: its folder, its corpus, its networks on disk, and the device that it computes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ...distributed.parallel import save_memory
+from ...models import Discriminator, DiT, DiTConfig, load_discriminator
+from ...process import MaskedDiffusion
+from ...training import ParallelConfig, folder_lock
+from .assets import resolve
+from .corpus import TokenStream, load_streams
+from .documents import read_documents
+from .environment import describe_machine, make_accelerator
+from .fingerprint import check_tokenizer, write_fingerprint
+from .settings import RecipeConfig
+from .teacher import load_teacher
+from .tokenizer import TextTokenizer
+
+
+class Run:
+    """What the stages of a recipe share.
+
+    Args:
+        config: settings of the recipe; read when they are needed.
+        command: the command line, for the report.
+        make_tokenizer: called once, when the tokenizer is first needed.
+        bundled_text: file that ships with the package, for ``--data.source bundled``.
+        bundled_teacher: folder that ships with the package, for ``--teacher.path bundled``.
+
+    Raises:
+        ValueError: if the launcher and accelerate disagree about the number of processes.
+
+    Attributes:
+        accelerator: device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        config: RecipeConfig,
+        command: str,
+        make_tokenizer: Callable[[], TextTokenizer],
+        *,
+        bundled_text: str = "sotu.txt.xz",
+        bundled_teacher: str = "teacher",
+    ) -> None:
+        self.config = config
+        self.command = command
+        self.make_tokenizer = make_tokenizer
+        self.bundled_text = bundled_text
+        self.bundled_teacher = bundled_teacher
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.accelerator: Accelerator = make_accelerator(config.precision)
+
+    @property
+    def directory(self) -> Path:
+        """Where this run writes."""
+        return self.config.directory
+
+    @property
+    def machine(self) -> str:
+        """One line for reports."""
+        return describe_machine(self.accelerator)
+
+    @property
+    def source(self) -> str:
+        """The corpus: a path, or a data set's name."""
+        return resolve(self.config.data.source, self.bundled_text)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the corpus, made once."""
+        return self.make_tokenizer()
+
+    @property
+    def process(self) -> MaskedDiffusion:
+        """Mask of the tokenizer, log-linear schedule."""
+        return MaskedDiffusion(self.tokenizer.mask_token_id)
+
+    @cached_property
+    def streams(self) -> dict[str, TokenStream]:
+        """Token streams of the splits of the corpus, tokenised once."""
+        with self.accelerator.main_process_first():  # One process writes the tokens, the others read them.
+            return self.streams_of(self.source)
+
+    def streams_of(self, source: str) -> dict[str, TokenStream]:
+        """Token streams of the splits of any text, in the tokens and at the length of this run."""
+        data = self.config.data
+        cache = Path(data.cache) if data.cache else self.config.output / "tokens"
+        return load_streams(source, self.tokenizer, data.length, cache)
+
+    def documents(self) -> list[str]:
+        """The corpus before it is split and tokenised.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it cannot be read.
+        """
+        return read_documents(self.source)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder; the first process does it for all."""
+        return folder_lock(self.directory) if self.accelerator.is_main_process else nullcontext()
+
+    def teacher_location(self, path: str) -> str:
+        """Where the weights of a teacher are: ``path``, or the folder of the shipped one."""
+        return resolve(path, self.bundled_teacher)
+
+    def load_teacher(self) -> DiT:
+        """The teacher of ``--teacher.path``, on the device, checked against tokenizer and length.
+
+        Raises:
+            FileNotFoundError: if it cannot be had.
+            ValueError: if it is damaged, or does not fit.
+        """
+        location = self.teacher_location(self.config.teacher.path)
+        teacher = load_teacher(location)
+        check_tokenizer(location, teacher.config.vocab_size, self.tokenizer, flag="--teacher.path")
+        self.check_length(teacher.config.max_length)
+        return teacher.to(self.accelerator.device)
+
+    def teacher_shape(self) -> DiTConfig | None:
+        """Shape of the teacher that is distilled; None if it cannot be had."""
+        try:
+            return self.load_teacher().config
+        except (ValueError, OSError):
+            return None
+
+    def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
+        """Student and discriminator of this run, or of another ``folder``, on the device.
+
+        Raises:
+            FileNotFoundError: if there is none yet.
+            ValueError: if it is damaged, or does not fit the tokenizer.
+        """
+        folder = self.directory / "student" if folder is None else folder
+        if not (folder / "model.safetensors").exists():
+            raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
+        student = load_teacher(str(folder)).to(self.accelerator.device)
+        check_tokenizer(folder, student.config.vocab_size, self.tokenizer, flag="--name")
+        discriminator = None
+        if (folder / "discriminator" / "model.safetensors").exists():
+            discriminator = load_discriminator(folder / "discriminator").to(self.accelerator.device).eval()
+        return student, discriminator
+
+    def compile(self, *networks: DiT) -> None:
+        """Compile the blocks, as in training; the names of weights do not change."""
+        for network in networks:
+            save_memory(network, ParallelConfig(compile_backend=self.config.distill.parallel.compile_backend))
+
+    def write_fingerprint(self, folder: Path) -> None:
+        """Record beside a network which tokenizer it was trained with; all processes call it, the first one writes."""
+        if self.accelerator.is_main_process:
+            write_fingerprint(folder, self.tokenizer)
+        self.accelerator.wait_for_everyone()
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse sequences that are longer than a network reads."""
+        if self.config.data.length > max_length:
+            raise ValueError(
+                f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"
+            )
+
+    def check_vocabulary(self, vocab_size: int, flag: str) -> None:
+        """Refuse a network to be made whose number of classes is not the tokenizer's."""
+        if vocab_size != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {vocab_size} classes and the tokenizer {self.tokenizer.vocab_size} (mask included); "
+                f"give {flag} and --data.tokenizer that belong together"
+            )
