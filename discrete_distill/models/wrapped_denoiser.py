@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -197,12 +198,8 @@ class WrappedDenoiser(nn.Module):
     ) -> Tensor:
         """Output ``[B, L, D]`` of block ``layer``, counted from 0; not moved where the model is shifted."""
         head = self.vocabulary_head
-        with output_kept(self.blocks[layer]) as kept:
-            if head is None:
-                self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs)
-            else:
-                with set_aside(head):
-                    self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs)
+        with output_kept(self.blocks[layer]) as kept, nullcontext() if head is None else set_aside(head):
+            self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs, eager=True)
         return kept[-1]
 
     def _run(
@@ -212,9 +209,11 @@ class WrappedDenoiser(nn.Module):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
         model_kwargs: Mapping[str, Any],
+        *,
+        eager: bool = False,
     ) -> Tensor:
         if inputs_embeds is None:
-            return self._call(x_t, t, attention_mask, model_kwargs)
+            return self._call(x_t, t, attention_mask, model_kwargs, eager=eager)
         table = self.input_embeddings
         if table is None:
             raise TypeError(
@@ -222,7 +221,7 @@ class WrappedDenoiser(nn.Module):
                 "name it, as_denoiser(model, embedding=...)"
             )
         with replaced(table, lambda *_, **__: inputs_embeds):
-            return self._call(x_t, t, attention_mask, model_kwargs, embedded=True)
+            return self._call(x_t, t, attention_mask, model_kwargs, embedded=True, eager=True)
 
     def _call(
         self,
@@ -232,6 +231,7 @@ class WrappedDenoiser(nn.Module):
         model_kwargs: Mapping[str, Any],
         *,
         embedded: bool = False,
+        eager: bool = False,
     ) -> Tensor:
         positional: list[Tensor] = []
         keywords = {**model_kwargs, **self._attention(x_t, attention_mask)}
@@ -245,11 +245,13 @@ class WrappedDenoiser(nn.Module):
                 positional.append(value)
             else:
                 keywords[name] = value
+        # A compiled model would keep the table and the hooks of its first call.
+        model = getattr(self.model, "_orig_mod", self.model) if eager else self.model
         if not self._token_dropout:
-            return _logits_of(self.model(*positional, **keywords))
+            return _logits_of(model(*positional, **keywords))
         layers = self._token_dropout_layers()
         with finite_token_dropout(layers, x_t, keywords.get("attention_mask"), zero_masks=not embedded):
-            return _logits_of(self.model(*positional, **keywords))
+            return _logits_of(model(*positional, **keywords))
 
     def _token_dropout_layers(self) -> list[Any]:
         return [cast(nn.Module, self.model).get_submodule(name) for name in self._token_dropout]
