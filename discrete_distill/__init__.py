@@ -9,6 +9,7 @@ from .distillation.divergence import (
     token_divergence,
 )
 from .distillation.methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
+from .distillation.networks import SharedBase, make_networks
 from .distillation.paths import IntermediateStateMatcher
 from .distillation.rewards import (
     BatchNormalizer,
@@ -19,7 +20,7 @@ from .distillation.rewards import (
     group_advantages,
 )
 from .distillation.rollout import Rollout
-from .models import Discriminator, as_denoiser
+from .models import Discriminator, StepConditioned, as_denoiser
 from .process import (
     BetaTime,
     CosineSchedule,
@@ -85,11 +86,14 @@ __all__ = [
     "SDTTConfig",
     "SamplerOutput",
     "ScoreFunctionIntegralKL",
+    "SharedBase",
+    "StepConditioned",
     "StratifiedTime",
     "TeacherRatio",
     "UniformTime",
     "as_denoiser",
     "group_advantages",
     "integral_kl",
+    "make_networks",
     "token_divergence",
 ]

@@ -18,7 +18,7 @@ from ..process import FeatureDenoiser
 from .collectives import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
-ENTRANCES = ("features", "project", "projection", "encode", "embed", "from_embeddings", "embedding_weight")
+ENTRANCES = ("features", "project", "projection", "hidden_states", "embed", "embedding_weight")
 
 
 @dataclass(kw_only=True)
@@ -45,12 +45,17 @@ class ParallelConfig:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a network: of its longest `ModuleList`, wherever it is.
+    """The transformer blocks of a network: of its longest `ModuleList` outside of others (as of experts).
 
     Raises:
         ValueError: if there is none.
     """
-    lists = [list(module) for module in network.modules() if isinstance(module, nn.ModuleList)]
+    found = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = [
+        list(module)
+        for name, module in found.items()
+        if not any(name.startswith(f"{outer}." if outer else "") for outer in found if outer != name)
+    ]
     if not lists:
         raise ValueError(f"{type(network).__name__} has no ModuleList of blocks to compile, checkpoint or shard by")
     return max(lists, key=len)

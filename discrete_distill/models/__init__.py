@@ -1,14 +1,26 @@
 """Networks: the denoiser of MDLM and the discriminator; external models; trained weights by name or path."""
 
-from .adapters import CallSignature, ForeignFeatureDenoiser, WrappedDenoiser, as_denoiser
-from .discriminator import Discriminator, RatioNetwork, discriminator_accuracy, discriminator_loss, masked_mean
-from .dit import DiT, DiTConfig
+from .adapters import as_denoiser
+from .call_signature import CallSignature
+from .capabilities import EmbeddingDenoiser, HiddenStatesDenoiser
+from .discriminator import (
+    Discriminator,
+    RatioNetwork,
+    TrunkDiscriminator,
+    discriminator_accuracy,
+    discriminator_loss,
+    masked_mean,
+)
+from .dit import DiT
+from .dit_config import DiTConfig
 from .io.card import ModelFacts
 from .io.hub import push_distilled, save_distilled
 from .io.loading import load_denoiser, load_discriminator
 from .io.weights import CheckpointError
 from .lora import add_lora, lora_weights, merge_lora
-from .prior_guidance import guide_by_prior, prior_log_probs
+from .prior_guidance import PriorGuided, guide_by_prior, prior_log_probs
+from .step_conditioning import StepConditioned
+from .wrapped_denoiser import WrappedDenoiser
 
 __all__ = [
     "CallSignature",
@@ -16,9 +28,13 @@ __all__ = [
     "DiT",
     "DiTConfig",
     "Discriminator",
-    "ForeignFeatureDenoiser",
+    "EmbeddingDenoiser",
+    "HiddenStatesDenoiser",
     "ModelFacts",
+    "PriorGuided",
     "RatioNetwork",
+    "StepConditioned",
+    "TrunkDiscriminator",
     "WrappedDenoiser",
     "add_lora",
     "as_denoiser",

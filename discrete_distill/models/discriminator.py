@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..checks import check_floats, check_mask, check_number
-from .dit import DiT, DiTConfig, config_from
+from ..process import FeatureDenoiser, evaluation_mode
+from ..process.conditions import name_of
+from .capabilities import EmbeddingDenoiser, HiddenStatesDenoiser, forgo, require
+from .dit import DiT
+from .dit_config import DiTConfig, config_from
 from .io.hub import HubNetwork
 from .lora import refuse_unmerged
+from .shared_copy import shared_copy
+from .wrappers import unwrap
 
 
 class RatioNetwork(Protocol):
@@ -27,12 +33,59 @@ class RatioNetwork(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
 
-class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
-    """DiDi-Instruct's discriminator (arXiv 2509.25035): the teacher's backbone, its last blocks trainable, and a head
-    ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
+class TrunkDiscriminator(nn.Module):
+    """DiDi-Instruct's discriminator (arXiv 2509.25035) on the trunk of any denoiser: its last blocks trainable, and a
+    head ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
 
     Trained by `binary cross-entropy` to tell student (1) from reference (0), its logit at the optimum is
     ``log q_student(x_t) / q_reference(x_t)``, at every position the same: each reads the whole sequence.
+
+    The trunk is read by ``features`` where it is a `FeatureDenoiser`, else by the hidden states of its last block. The
+    discriminator is an `EmbeddingDenoiser` if its trunk is one.
+
+    Args:
+        backbone: a denoiser; its ``requires_grad`` is set by whoever makes the discriminator.
+
+    Raises:
+        TypeError: if the backbone has neither features nor hidden states.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        if not isinstance(backbone, FeatureDenoiser):
+            require(backbone, HiddenStatesDenoiser, needed_by="a discriminator")
+        device = next((each.device for each in backbone.parameters()), torch.device("cpu"))
+        width = _width(backbone, device)
+        # Spectral norm computes as it is made; on the meta device that would cost seconds of imports.
+        with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+            hidden = spectral_norm(nn.Linear(width, width))
+            self.head = nn.Sequential(hidden, nn.SiLU(), spectral_norm(nn.Linear(width, 1)))
+        self.head.to(device)
+        if not isinstance(backbone, EmbeddingDenoiser):
+            forgo(self, "embed", "embedding_weight")
+
+    def logits_of_features(self, features_BLD: Tensor) -> Tensor:
+        """Head alone, in fp32 whatever the precision of the backbone: ``[B, L]``."""
+        with torch.autocast(features_BLD.device.type, enabled=False):
+            return self.head(features_BLD.float()).squeeze(-1)
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """Embeddings ``[B, L, D]`` of ids ``[B, L]``."""
+        return cast(Any, self.backbone).embed(x_t)
+
+    def embedding_weight(self) -> Tensor:
+        """``E``, ``[V, D]``."""
+        return cast(Any, self.backbone).embedding_weight()
+
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        """Logits ``[B, L]`` of token ids ``[B, L]`` at times ``[B]``. With ``inputs_embeds`` ``[B, L, D]`` they are
+        those of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and differentiated."""
+        return self.logits_of_features(trunk_features(self.backbone, x_t, t, **model_kwargs))
+
+
+class Discriminator(HubNetwork, TrunkDiscriminator, coders={DiTConfig: (asdict, config_from)}):
+    """A `TrunkDiscriminator` on a `DiT`, that is saved and loaded by its configuration.
 
     Args:
         backbone: its shape, or a dictionary of the same fields (as read back from ``config.json``).
@@ -44,43 +97,44 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
         ValueError: if the backbone has fewer blocks than that, or the number is negative.
     """
 
+    backbone: DiT
+
     def __init__(
         self, backbone: DiTConfig | dict[str, Any], trainable_blocks: int = 4, final_norm: bool = True
     ) -> None:
-        super().__init__()
-        self.config = backbone if isinstance(backbone, DiTConfig) else DiTConfig(**backbone)
-        if not 0 <= trainable_blocks <= self.config.num_layers:
-            raise ValueError(
-                f"trainable_blocks must lie in [0, {self.config.num_layers}] for this backbone, got {trainable_blocks}"
-            )
+        config = backbone if isinstance(backbone, DiTConfig) else DiTConfig(**backbone)
+        _check_trainable(trainable_blocks, config.num_layers)
+        TrunkDiscriminator.__init__(self, DiT(config))
+        self.config = config
         self.trainable_blocks = trainable_blocks
         self.final_norm = final_norm
-        self.backbone = DiT(self.config)
         if not final_norm:
             del self.backbone.output_layer
-        size = self.config.hidden_size
-        # Spectral norm computes as it is made; on the meta device that would cost seconds of imports.
-        with torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
-            hidden = spectral_norm(nn.Linear(size, size))
-            self.head = nn.Sequential(hidden, nn.SiLU(), spectral_norm(nn.Linear(size, 1)))
         self._freeze_all_but_the_last_blocks()
 
-    @classmethod
-    def from_denoiser(cls, denoiser: DiT, trainable_blocks: int = 4) -> Discriminator:
-        """A discriminator whose backbone starts as a copy of ``denoiser``.
+    @staticmethod
+    def from_denoiser(denoiser: Any, trainable_blocks: int = 4) -> TrunkDiscriminator:
+        """A discriminator whose trunk starts as that of ``denoiser``.
+
+        Args:
+            denoiser: of a `DiT` the trunk is a copy. Any other, with hidden states or features, shares its frozen
+                weights with the trunk; the last blocks are copied, and trained.
+            trainable_blocks: how many of the last blocks are trained. More than 0 needs a list of blocks.
+
+        Returns:
+            A `Discriminator` of a `DiT`, else a `TrunkDiscriminator`, in evaluation mode.
 
         Raises:
-            TypeError: if it is no `DiT`.
-            ValueError: see the class; or if it has LoRA weights that were not merged.
+            TypeError: if it has neither features nor hidden states, or blocks are to be trained and none are known.
+            ValueError: if it has fewer blocks than that, or LoRA weights that were not merged.
         """
-        if not isinstance(denoiser, DiT):
-            raise TypeError(
-                f"a Discriminator starts from a DiT, not a {type(denoiser).__name__}: give a RatioNetwork of your own"
-            )
-        refuse_unmerged(denoiser)
-        made = cls(denoiser.config, trainable_blocks)
-        made.backbone.load_state_dict(copy.deepcopy(denoiser.state_dict()))
-        return made.to(denoiser.output_layer.linear.weight.device)
+        inner = unwrap(denoiser)[0]
+        if isinstance(inner, DiT):
+            refuse_unmerged(inner)
+            made = Discriminator(inner.config, trainable_blocks)
+            made.backbone.load_state_dict(copy.deepcopy(inner.state_dict()))
+            return made.to(inner.output_layer.linear.weight.device)
+        return trunk_discriminator(inner, trainable_blocks)
 
     def _freeze_all_but_the_last_blocks(self) -> None:
         self.backbone.requires_grad_(False)
@@ -93,25 +147,61 @@ class Discriminator(HubNetwork, coders={DiTConfig: (asdict, config_from)}):
         self.backbone.output_layer.norm_final.requires_grad_(self.trainable_blocks > 0)
         self.backbone.output_layer.adaLN_modulation.requires_grad_(self.trainable_blocks > 0)
 
-    def logits_of_features(self, features_BLD: Tensor) -> Tensor:
-        """Head alone, in fp32 whatever the precision of the backbone: ``[B, L]``."""
-        with torch.autocast(features_BLD.device.type, enabled=False):
-            return self.head(features_BLD.float()).squeeze(-1)
-
-    def from_embeddings(self, h_BLD: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``[B, L]`` of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and
-        differentiated."""
+    def forward(  # type: ignore[override]  # no other keyword
+        self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
+        """Logits ``[B, L]``; see `TrunkDiscriminator`, and ``final_norm``."""
+        given: dict[str, Any] = {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
         if self.final_norm:
-            return self.logits_of_features(self.backbone.encode(h_BLD, t, None, attention_mask))
-        return self.logits_of_features(self.backbone.trunk(h_BLD, t, None, attention_mask)[0])
+            return self.logits_of_features(self.backbone.features(x_t, t, **given))
+        return self.logits_of_features(self.backbone.hidden_states(x_t, t, self.config.num_layers - 1, **given))
 
-    def forward(self, x_t: Tensor, t: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``[B, L]`` of token ids ``[B, L]`` at times ``[B]``."""
-        return self.from_embeddings(self.backbone.embed(x_t), t, attention_mask=attention_mask)
 
-    def embedding_weight(self) -> Tensor:
-        """``E``, ``[V, D]``."""
-        return self.backbone.vocab_embed.embedding
+def trunk_discriminator(denoiser: nn.Module, trainable_blocks: int = 4) -> TrunkDiscriminator:
+    """A discriminator on the trunk of any denoiser, with which it shares its frozen weights.
+
+    Args:
+        denoiser: with features or hidden states; it stays as it is.
+        trainable_blocks: how many of the last blocks are copied and trained.
+
+    Raises:
+        TypeError: if it has neither features nor hidden states, or blocks are to be trained and none are known.
+        ValueError: if it has fewer blocks than that, or LoRA weights that were not merged.
+    """
+    if not isinstance(denoiser, nn.Module):
+        raise TypeError(
+            f"a discriminator starts from a network, and {name_of(denoiser)} is none: give a RatioNetwork of your own"
+        )
+    refuse_unmerged(denoiser)
+    trained: list[nn.Module] = []
+    if trainable_blocks:
+        blocks = require(denoiser, HiddenStatesDenoiser, needed_by="a discriminator with trainable_blocks").blocks
+        _check_trainable(trainable_blocks, len(blocks))
+        trained = list(blocks)[len(blocks) - trainable_blocks :]
+    return TrunkDiscriminator(shared_copy(denoiser, copied=trained)).eval()
+
+
+def trunk_features(backbone: Any, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+    """Features of a trunk ``[B, L, D]``, before its vocabulary head where that is known, else after its last block."""
+    if isinstance(backbone, FeatureDenoiser):
+        return backbone.features(x_t, t, **model_kwargs)
+    return backbone.hidden_states(x_t, t, len(backbone.blocks) - 1, **model_kwargs)
+
+
+def _width(backbone: Any, device: torch.device) -> int:
+    """Width ``D`` of what a trunk returns: as configured, or that of one token."""
+    if isinstance(backbone, DiT):
+        return backbone.config.hidden_size
+    with torch.no_grad(), evaluation_mode(backbone):
+        features_11D = trunk_features(
+            backbone, torch.zeros(1, 1, dtype=torch.long, device=device), torch.ones(1, device=device)
+        )
+    return features_11D.shape[-1]
+
+
+def _check_trainable(trainable_blocks: int, num_layers: int) -> None:
+    if not 0 <= trainable_blocks <= num_layers:
+        raise ValueError(f"trainable_blocks must lie in [0, {num_layers}] for this backbone, got {trainable_blocks}")
 
 
 def discriminator_loss(

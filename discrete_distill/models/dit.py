@@ -7,10 +7,11 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,97 +21,15 @@ import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..checks import check_count, check_flag, check_number, check_per_row
+from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
-from ..process import (
-    CosineSchedule,
-    GeometricSchedule,
-    LinearSchedule,
-    LogLinearSchedule,
-    MaskingSchedule,
-    PolynomialSchedule,
-    evaluation_mode,
-)
+from ..process import evaluation_mode
 from .attention_masks import real_tokens
+from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
-from .io.weights import CheckpointError
-from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate
+from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate, zero_initialised
 from .lora import refuse_unmerged
-
-MAX_SIGMA = 20.0
-SCHEDULES: dict[str, MaskingSchedule] = {
-    "log_linear": LogLinearSchedule(),
-    "linear": LinearSchedule(),
-    "cosine": CosineSchedule(),
-    "polynomial": PolynomialSchedule(),
-    "geometric": GeometricSchedule(),
-}
-
-
-@dataclass(kw_only=True, frozen=True)
-class DiTConfig:
-    """Shape of the network.
-
-    Args:
-        vocab_size: classes, mask included.
-        max_length: longest sequence it is meant for, in tokens; longer ones are refused.
-        hidden_size: width (paper: 768).
-        num_layers: blocks (paper: 12).
-        num_heads: attention heads (paper: 12).
-        cond_size: width of the conditioning vector (paper: 128).
-        dropout: probability inside blocks during training (paper: 0.1).
-        time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
-        schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
-            told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
-            "polynomial" or "geometric", with their own defaults. Infinite noise is told as 20 nats.
-        step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
-        bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
-            conditioning stay in their own precision. Off by default: the caller's autocast decides.
-
-    Raises:
-        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
-            no probability below 1, or the schedule is unknown.
-        TypeError: if a size is no whole number, or a switch is neither true nor false.
-    """
-
-    vocab_size: int
-    max_length: int = 1024
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    cond_size: int = 128
-    dropout: float = 0.1
-    time_conditioning: bool = False
-    schedule: str = "log_linear"
-    step_conditioning: bool = False
-    bf16_blocks: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
-            check_count(name, getattr(self, name))
-        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
-            check_flag(name, getattr(self, name))
-        check_number("dropout", self.dropout, least=0.0, below=1.0)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
-                "so that a head splits into rotary pairs"
-            )
-
-
-def config_from(fields: Any) -> DiTConfig:
-    """A configuration as read from a file.
-
-    Raises:
-        CheckpointError: if it is none.
-    """
-    try:
-        return DiTConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the config file describes no network: {error}") from error
 
 
 class Embedding(nn.Module):
@@ -205,9 +124,7 @@ class DiT(HubNetwork):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.output_layer = FinalLayer(config)
         if config.step_conditioning:
-            self.step_map = TimestepEmbedder(config.cond_size, num_scalars=2)
-            for parameter in self.step_map.mlp[-1].parameters():
-                nn.init.zeros_(parameter)
+            self.step_map = zero_initialised(TimestepEmbedder(config.cond_size, num_scalars=2))
 
     @property
     def accepts_step(self) -> bool:
@@ -247,6 +164,10 @@ class DiT(HubNetwork):
                 f"{self.config.vocab_size}; is the tokenizer the model's own?"
             ) from error
 
+    def embedding_weight(self) -> Tensor:
+        """Token embeddings ``[V, D]``."""
+        return self.vocab_embed.embedding
+
     def condition(self, t: Tensor, s: Tensor | None) -> Tensor:
         """Conditioning vector ``[B, C]``, or ``[1, C]`` where no row differs from another."""
         sigma = torch.zeros_like(t[:1])
@@ -263,9 +184,27 @@ class DiT(HubNetwork):
         return torch.autocast(device.type, torch.bfloat16) if self.config.bf16_blocks else nullcontext()
 
     def trunk(
-        self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        h_BLD: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        layer: int = -1,
     ) -> tuple[Tensor, Tensor]:
-        """What the last block returns, ``[B, L, D]``, and the conditioning vector; arguments as in `encode`."""
+        """Output ``[B, L, D]`` of a block, and the conditioning vector.
+
+        Args:
+            h_BLD: embeddings of ids, or mixtures of embeddings.
+            t: ``[B]``.
+            s: ``[B]`` or None, see ``step_conditioning``.
+            attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+            layer: the last block that is run; -1 is the last of all.
+
+        Raises:
+            ValueError: if ``attention_mask`` has another shape.
+            TypeError: if it is of floating point, as additive masks are.
+        """
         check_per_row("t", t, len(h_BLD))
         cond = self.condition(t, s)
         rotary = self.rotary_emb(h_BLD.shape[1])
@@ -273,7 +212,7 @@ class DiT(HubNetwork):
         if attention_mask is not None:
             key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]
         with self.precision(h_BLD.device):
-            for block in self.blocks:
+            for block in self.blocks[: layer % len(self.blocks) + 1]:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
                     h_BLD = torch.utils.checkpoint.checkpoint(
                         block, h_BLD, cond, rotary, key_mask, use_reentrant=False, context_fn=partial(_contexts, block)
@@ -282,28 +221,46 @@ class DiT(HubNetwork):
                     h_BLD = block(h_BLD, cond, rotary, key_mask)
         return h_BLD, cond
 
-    def encode(self, h_BLD: Tensor, t: Tensor, s: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
-        """From embeddings ``[B, L, D]`` (of ids, or mixtures of embeddings) to head features ``[B, L, D]``.
+    def hidden_states(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        layer: int,
+        *,
+        s: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Output ``[B, L, D]`` of block ``layer``, counted from 0; later blocks are not run."""
+        h_BLD = self.embed(x_t) if inputs_embeds is None else inputs_embeds
+        return self.trunk(h_BLD, t, s, attention_mask, layer=layer)[0]
+
+    def features(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        s: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Head features ``[B, L, D]``.
 
         Args:
-            h_BLD: embeddings.
+            x_t: int64 ``[B, L]``.
             t: ``[B]``.
             s: ``[B]`` or None, see ``step_conditioning``.
             attention_mask: bool ``[B, L]``, true at real tokens; padding is never attended to.
+            inputs_embeds: ``[B, L, D]``, read in the place of ``embed(x_t)``.
 
         Raises:
             ValueError: if ``attention_mask`` has another shape.
             TypeError: if it is of floating point, as additive masks are.
         """
+        h_BLD = self.embed(x_t) if inputs_embeds is None else inputs_embeds
         h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
         with self.precision(h_BLD.device):
             return self.output_layer.features(h_BLD, cond)
-
-    def features(
-        self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """Head features ``[B, L, D]``."""
-        return self.encode(self.embed(x_t), t, s, attention_mask)
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
@@ -320,10 +277,16 @@ class DiT(HubNetwork):
             return head.cast(dtype)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        s: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Raw logits ``[B, L, V]``."""
-        return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask))
+        """Raw logits ``[B, L, V]``; arguments as in `features`."""
+        return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask, inputs_embeds=inputs_embeds))
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
         """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
@@ -331,17 +294,23 @@ class DiT(HubNetwork):
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
-    def with_step_conditioning(self) -> DiT:
-        """A copy that is also told its step; its answers are this network's until it is trained.
+    def add_step_conditioning(self) -> None:
+        """Tell this network its step as well, through an embedding that starts at zero; its outputs stay as they are.
 
         Raises:
             ValueError: if there are LoRA weights that were not merged.
         """
         refuse_unmerged(self)
-        config = DiTConfig(**{**asdict(self.config), "step_conditioning": True})
-        copy = DiT(config).to(self.output_layer.linear.weight)
-        missing, unexpected = copy.load_state_dict(self.state_dict(), strict=False)
-        assert not unexpected
-        assert all(name.startswith("step_map.") for name in missing)
-        copy.checkpoint_blocks = self.checkpoint_blocks
-        return copy.train(self.training)
+        if self.config.step_conditioning:
+            return
+        self.config = replace(self.config, step_conditioning=True)
+        self._hub_mixin_config = self.config  # what save_pretrained writes
+        self.step_map = zero_initialised(TimestepEmbedder(self.config.cond_size, num_scalars=2))
+        self.step_map.to(self.output_layer.linear.weight).train(self.training)
+
+    def with_step_conditioning(self) -> DiT:
+        """A copy that is also told its step; see `add_step_conditioning`."""
+        refuse_unmerged(self)
+        made = copy.deepcopy(self)
+        made.add_step_conditioning()
+        return made

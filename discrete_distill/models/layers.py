@@ -67,6 +67,13 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
+def zero_initialised(embedder: TimestepEmbedder) -> TimestepEmbedder:
+    """The embedder with zeros in its last layer: it returns zero until it is trained."""
+    for parameter in embedder.mlp[-1].parameters():
+        nn.init.zeros_(parameter)
+    return embedder
+
+
 def sinusoidal_features(scalar_B: Tensor, max_period: float = 10_000.0) -> Tensor:
     """``[B, 2 * NUM_FREQUENCIES]``: cosines then sines, periods spaced geometrically up to ``max_period``."""
     steps = torch.arange(NUM_FREQUENCIES, device=scalar_B.device, dtype=torch.float32)

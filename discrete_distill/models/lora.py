@@ -139,10 +139,10 @@ def _heads(network: nn.Module) -> set[str]:
     """Names of the modules that return logits: that of the call signature, and Hugging Face's output embeddings."""
     names = {module: name for name, module in network.named_modules()}
     found: set[str] = set()
-    for name, module in network.named_modules():
-        head: Any = getattr(getattr(module, "convention", None), "head", None)
-        if head is not None:
-            found.add(".".join(part for part in (name, "model", head) if part))
+    for module in network.modules():
+        head: Any = getattr(module, "vocabulary_head", None)
+        if head in names:
+            found.add(names[head])
         output = getattr(module, "get_output_embeddings", None)
         if callable(output):
             try:

@@ -4,63 +4,108 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..process import evaluation_mode
+from ..checks import check_count
+from ..process import Denoiser, evaluation_mode
+from .denoiser_view import DenoiserView
 from .dit import DiT
+from .wrappers import unwrap
 
 SMALLEST = 1e-9
 
 
 @torch.no_grad()
-def prior_log_probs(network: DiT, mask_token_id: int) -> Tensor:
-    """``log p(x)`` of a token of which nothing is known, ``[V]``: the network's answer to its longest sequence of
-    masks, averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
+def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | None = None) -> Tensor:
+    """``log p(x)`` of a token of which nothing is known, ``[V]``: the denoiser's answer to a sequence of masks,
+    averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
-        network: denoiser; asked in evaluation mode, and left in its own.
+        denoiser: any; a network is asked in evaluation mode, and left in its own.
         mask_token_id: of the mask.
+        length: of the sequence, in tokens; a `DiT` has one of its own, its ``max_length``.
 
     Raises:
-        TypeError: if it is no `DiT`.
-        ValueError: if the mask lies outside its vocabulary.
+        ValueError: if the mask lies outside the vocabulary, or no length is given and the denoiser has none.
+        TypeError: if it is not callable.
     """
-    if not isinstance(network, DiT):
-        raise TypeError(f"guidance by the prior is folded into the head of a DiT; got a {type(network).__name__}")
-    if not 0 <= mask_token_id < network.config.vocab_size:
-        raise ValueError(f"mask_token_id {mask_token_id} lies outside the vocabulary of {network.config.vocab_size}")
-    parameter = next(network.parameters())
-    x_t = torch.full((1, network.config.max_length), mask_token_id, device=parameter.device)
-    with evaluation_mode(network):
-        logits_LV = network(x_t, torch.ones(1, device=parameter.device))[0].float()
-    logits_LV[:, mask_token_id] = -math.inf
+    if not callable(denoiser):
+        raise TypeError(f"guidance by the prior asks a denoiser, and a {type(denoiser).__name__} is not callable")
+    inner: Any = unwrap(denoiser)[0]
+    length = length if length is not None else inner.config.max_length if isinstance(inner, DiT) else None
+    if length is None:
+        raise ValueError(f"a {type(inner).__name__} does not say how long its sequences are: pass length=")
+    check_count("length", length)
+    vocabulary = getattr(denoiser, "num_classes", None)
+    if mask_token_id < 0 or (vocabulary is not None and mask_token_id >= vocabulary):
+        raise ValueError(f"mask_token_id {mask_token_id} lies outside the vocabulary of {vocabulary}")
+    device = next((each.device for each in getattr(inner, "parameters", tuple)()), torch.device("cpu"))
+    x_t = torch.full((1, length), mask_token_id, device=device)
+    with evaluation_mode(denoiser):
+        logits_LV = denoiser(x_t, torch.ones(1, device=device))[0].float()
+    logits_LV = logits_LV.index_fill(1, torch.tensor([mask_token_id], device=device), -math.inf)
     return logits_LV.softmax(-1).mean(0).clamp_min(SMALLEST).log()
 
 
-@torch.no_grad()
-def guide_by_prior(network: DiT, weight: float, mask_token_id: int) -> DiT:
-    """A copy that answers, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised classifier-free
-    guidance (arXiv 2410.18514), which raises what the visible tokens speak for and lowers what is merely frequent.
-
-    ``p(x)`` is `prior_log_probs`, the same for all positions, so the whole of it goes into the head: the copy is a
-    network of the same shape and costs as many evaluations. As the teacher of a distillation it is a distribution that
-    no temperature of the teacher reaches.
+class PriorGuided(DenoiserView):
+    """A denoiser whose logits are ``(1 + w) l - w log p(x)``; see `guide_by_prior`.
 
     Args:
-        network: to be guided; left as it is.
+        denoiser: any.
+        weight: ``w``.
+        prior: ``log p(x)``, ``[V]``.
+    """
+
+    prior: Tensor
+
+    def __init__(self, denoiser: Any, weight: float, prior: Tensor) -> None:
+        super().__init__(denoiser)
+        self.weight = weight
+        self.register_buffer("prior", prior)
+
+    def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        """Raw logits ``[B, L, V]``."""
+        return self._guided(super().forward(x_t, t, **model_kwargs))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
+        return self._guided(super().project(features))
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        return (1.0 + self.weight) * logits - self.weight * self.prior.to(logits.dtype)
+
+
+@torch.no_grad()
+def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: int | None = None) -> Any:
+    """A denoiser that answers, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
+    classifier-free guidance (arXiv 2410.18514), which raises what the visible tokens speak for and lowers what is
+    merely frequent.
+
+    ``p(x)`` is `prior_log_probs`, the same for all positions, so that it costs no further evaluation. As the teacher of
+    a distillation it is a distribution that no temperature of the teacher reaches.
+
+    Args:
+        denoiser: to be guided; left as it is.
         weight: ``w``; 0 changes nothing.
         mask_token_id: of the mask.
+        length: see `prior_log_probs`.
+
+    Returns:
+        Of a `DiT`, a copy with the guidance folded into its head; of any other denoiser, a `PriorGuided` that calls it.
 
     Raises:
-        ValueError: if the weight is negative or not finite, or the mask lies outside the vocabulary.
-        TypeError: if it is no `DiT`.
+        ValueError: if the weight is negative or not finite, or as `prior_log_probs`.
+        TypeError: if it is not callable.
     """
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"the weight of guidance must be finite and not negative, got {weight}")
-    prior = prior_log_probs(network, mask_token_id)
-    guided = copy.deepcopy(network)
+    prior = prior_log_probs(denoiser, mask_token_id, length=length)
+    if not isinstance(denoiser, DiT):
+        return PriorGuided(denoiser, weight, prior)
+    guided = copy.deepcopy(denoiser)
     head = guided.output_layer.linear
     head.weight.mul_(1.0 + weight)
     head.bias.mul_(1.0 + weight).sub_(weight * prior)

@@ -27,13 +27,16 @@ def token_dropout_layers(model: Any) -> list[str]:
 
 
 @contextmanager
-def finite_token_dropout(layers: list[Any], ids_BL: Tensor, attention_mask: Tensor | None) -> Iterator[None]:
+def finite_token_dropout(
+    layers: list[Any], ids_BL: Tensor, attention_mask: Tensor | None, *, zero_masks: bool = True
+) -> Iterator[None]:
     """Inside, the rule is the same, and defined for rows of masks alone.
 
     Args:
         layers: embeddings, see `token_dropout_layers`.
         ids_BL: what the model is called with.
         attention_mask: likewise, ``[B, L]`` or None.
+        zero_masks: whether embeddings of masks are zeroed; False where embeddings are given, which are scaled alone.
     """
     on = [layer for layer in layers if layer.token_dropout]
     with ExitStack() as stack:
@@ -44,7 +47,7 @@ def finite_token_dropout(layers: list[Any], ids_BL: Tensor, attention_mask: Tens
             share = share.masked_fill(share == 1.0, 0.0)
 
             def drop(_: Any, __: Any, embeddings: Tensor, masked: Tensor = masked, share: Tensor = share) -> Tensor:
-                dropped = embeddings.masked_fill(masked.unsqueeze(-1), 0.0)
+                dropped = embeddings.masked_fill(masked.unsqueeze(-1), 0.0) if zero_masks else embeddings
                 return (dropped * (1 - MASKED_IN_TRAINING) / (1 - share)[:, None, None]).to(embeddings.dtype)
 
             stack.enter_context(layer.word_embeddings.register_forward_hook(drop))

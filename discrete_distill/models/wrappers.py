@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..distributed.parallel import Replicated, unreplicated
+
 UNIFORM_STATE = ("duo", "udlm", "uniform")
 
 
@@ -16,6 +18,8 @@ def unwrap(model: Any) -> tuple[Any, str]:
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model, part = model.module, "module."
+        elif isinstance(model, Replicated):
+            model, part = unreplicated(model), "door.module.network."
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model, part = model._orig_mod, "_orig_mod."
         elif hasattr(model, "peft_config") and isinstance(getattr(model, "base_model", None), nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import check_choice, check_count, check_number
 from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
-from ..models.discriminator import Discriminator, RatioNetwork, masked_mean
+from ..models.capabilities import EmbeddingDenoiser, require
+from ..models.discriminator import RatioNetwork, masked_mean
 from ..process.conditions import call_network, check_keywords
 from .call import StepCallback
 from .grid import walk_grid
@@ -47,7 +48,7 @@ class RGASampler(GridOptions):
     Args:
         process: mask and schedule.
         reward: a `RatioNetwork`, logits ``[B, L]``; a function, ``[B]``, higher is better; or a `CandidateScorer`.
-            Tilting needs one that reads embeddings (`Discriminator`).
+            Tilting needs an `EmbeddingDenoiser`, such as `Discriminator`.
         num_steps: steps of the grid.
         num_candidates: ``M`` (paper: 4).
         tilt: ``h`` at the first and last tilted step (paper: 30, 40).
@@ -111,11 +112,8 @@ class RGASampler(GridOptions):
         )
 
     def _check_reward(self) -> None:
-        if self.tilted_steps and not isinstance(self.reward, Discriminator):
-            raise TypeError(
-                "tilting differentiates through soft embeddings and needs a discrete_distill Discriminator, got "
-                f"{type(self.reward).__name__}; set tilt_fraction=0 to re-rank only"
-            )
+        if self.tilted_steps:
+            require(self.reward, EmbeddingDenoiser, needed_by="tilting through soft embeddings (tilt_fraction > 0)")
         if not isinstance(self.reward, CandidateScorer) and not callable(self.reward):
             raise TypeError(
                 "reward is a discriminator, a network of (z, t), a function of (z, t) or a CandidateScorer, got "
@@ -126,10 +124,8 @@ class RGASampler(GridOptions):
         """Refuse a reward that does not take what it will be passed, before anything is drawn."""
         if isinstance(self.reward, CandidateScorer) or not (self.tilted_steps or self.num_candidates > 1):
             return
-        conditions = state.conditions()
-        if isinstance(self.reward, Discriminator):
-            check_keywords(self.reward, self.reward.from_embeddings, conditions)
-        check_keywords(self.reward, self.reward, conditions)
+        embedded = ("inputs_embeds",) if self.tilted_steps else ()
+        check_keywords(self.reward, self.reward, (*state.conditions(), *embedded))
 
     @property
     def tilted_steps(self) -> int:
@@ -179,17 +175,15 @@ class RGASampler(GridOptions):
     def reward_gradient(self, state: SamplerState, rows: Tensor, logits_NV: Tensor, t: Tensor) -> Tensor:
         """``d reward / d log p`` at masked positions ``rows``, ``[N, V]``, NaN in a sequence whose reward is no number;
         parameters collect no gradient."""
-        discriminator = self.reward
-        assert isinstance(discriminator, Discriminator)
+        discriminator = require(self.reward, EmbeddingDenoiser, needed_by="tilting")
         with torch.enable_grad():
             log_probs_NV = self.process.masked_log_probs(logits_NV.detach()).requires_grad_()
             embedding_VD = discriminator.embedding_weight().detach()
             soft_ND = log_probs_NV.softmax(-1).to(embedding_VD.dtype) @ embedding_VD
-            hard_BLD = discriminator.backbone.embed(state.tokens).detach()
+            hard_BLD = discriminator.embed(state.tokens).detach()
             h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
-            logits_BL = call_network(
-                discriminator, discriminator.from_embeddings, h_BLD, t, model_kwargs=state.conditions()
-            )
+            given = {**state.conditions(), "inputs_embeds": h_BLD}
+            logits_BL = call_network(discriminator, discriminator, state.tokens, t, model_kwargs=given)
             reward_B = self._reward(logits_BL, state.masked())
             (gradient_NV,) = torch.autograd.grad(reward_B.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.

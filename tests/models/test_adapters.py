@@ -199,8 +199,9 @@ def test_a_model_of_causal_code_is_made_to_read_both_ways(attention: str) -> Non
     padded = denoiser(x, t, attention_mask=REAL)
     torch.testing.assert_close(padded[1, :4], denoiser(x[1:2, :4], t[1:2])[0], atol=1e-4, rtol=1e-4)
     shifted = as_denoiser(model, attention="full", shifted=True)
-    assert not isinstance(shifted, FeatureDenoiser)
+    assert isinstance(shifted, FeatureDenoiser)  # the head is found by the model's own method
     torch.testing.assert_close(shifted(x, t)[:, 1:], expected[:, :-1])
+    torch.testing.assert_close(shifted.project(shifted.features(x, t)), shifted(x, t))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_logits_are_one_fp32_number_for_each_position_also_under_autocast() -> N
     assert (plain.shape, plain.dtype) == ((4, 7), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = network(x_t, t)
-        features = network.backbone.encode(network.backbone.embed(x_t), t)
+        features = network.backbone.features(x_t, t)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, plain, atol=0.1, rtol=0.1)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_embeddings_of_tokens_give_the_logits_of_the_tokens() -> None:
     one_hot = torch.nn.functional.one_hot(x_t, 6).float()
     real = torch.arange(7)[None, :] < torch.tensor([[7], [5], [3], [7]])
     for cond in ({}, {"attention_mask": real}):
-        soft = network.from_embeddings(one_hot @ network.embedding_weight(), t, **cond)
+        soft = network(x_t, t, inputs_embeds=one_hot @ network.embedding_weight(), **cond)
         torch.testing.assert_close(soft, network(x_t, t, **cond))
 
 

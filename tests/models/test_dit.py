@@ -167,7 +167,7 @@ def test_logits_are_the_projected_features() -> None:
     model = randomised()
     x, t = example()
     assert torch.equal(model(x, t), model.project(model.features(x, t)))
-    assert torch.equal(model.features(x, t), model.encode(model.embed(x), t))
+    assert torch.equal(model.features(x, t), model.features(x, t, inputs_embeds=model.embed(x)))
 
 
 def test_padding_does_not_leak_into_real_tokens() -> None:

@@ -10,7 +10,8 @@ import torch
 from external import LENGTH, REAL, SIZE, HubNetwork, ResearchNetwork, V, example, masked_lm, randomised, transformers
 from torch import Tensor, nn
 
-from discrete_distill import as_denoiser
+from discrete_distill import StepConditioned, as_denoiser
+from discrete_distill.models import EmbeddingDenoiser, HiddenStatesDenoiser
 from discrete_distill.process import FeatureDenoiser, logits_at
 
 
@@ -175,3 +176,86 @@ def test_masks_of_padding_of_another_shape_or_kind_are_refused(attention: Any) -
     for wrong in (REAL[:2], REAL[:, :-1], REAL[:, None, None]):
         with pytest.raises(ValueError, match="attention_mask"):
             denoiser(x, t, attention_mask=wrong)
+
+
+class Averaging(nn.Module):
+    """Adds the mean embedding of all tokens, padding or not, to each."""
+
+    def __init__(self, obeys: bool = False, bypasses: bool = False) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(V, 8), nn.Linear(8, V)
+        self.obeys, self.bypasses = obeys, bypasses
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.table.weight[input_ids] if self.bypasses else self.table(input_ids)
+        real = attention_mask if attention_mask is not None and self.obeys else torch.ones_like(input_ids)
+        return self.head(h + (h * real[..., None]).sum(1, keepdim=True) / real.sum(1)[:, None, None])
+
+
+@pytest.mark.parametrize("obeys", [False, True])
+def test_a_mask_that_the_model_ignores_is_refused(obeys: bool) -> None:
+    model, (x, t) = Averaging(obeys), example()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        denoiser = as_denoiser(model, attention="padding")
+    assert len(caught) == (not obeys)
+    if obeys:
+        denoiser(x, t, attention_mask=REAL)
+    else:
+        assert "padding" in str(caught[0].message)
+        with pytest.raises(ValueError, match="Averaging"):
+            denoiser(x, t, attention_mask=REAL)
+    trusted = as_denoiser(model, attention="padding", verify=False)
+    assert torch.equal(trusted(x, t, attention_mask=REAL), model(x, REAL.long()))
+
+
+def test_a_model_that_reads_from_left_to_right_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="left to right"):
+        as_denoiser(causal(), attention="padding")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_denoiser(causal(), attention="full")
+        as_denoiser(causal(), attention="padding", verify=False)
+        as_denoiser(Averaging(obeys=True), attention="padding")
+
+
+def test_a_table_that_the_model_does_not_call_is_not_set_aside() -> None:
+    model, (x, t) = Averaging(obeys=True), example()
+    assert isinstance(as_denoiser(model, attention="padding"), EmbeddingDenoiser)
+    with pytest.warns(UserWarning, match="EmbeddingDenoiser"):
+        denoiser = as_denoiser(Averaging(obeys=True, bypasses=True), attention="padding")
+    assert not isinstance(denoiser, EmbeddingDenoiser)
+    with pytest.raises(TypeError, match=r"EmbeddingDenoiser.*embedding="):
+        StepConditioned(denoiser)  # type: ignore[arg-type]
+    assert denoiser(x, t).shape == (*x.shape, V)
+
+
+def test_a_denoiser_is_returned_as_it_is() -> None:
+    class Own(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+            return nn.functional.one_hot(x_t, V).float()
+
+    def function(x_t: Tensor, t: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return nn.functional.one_hot(x_t, V).float()
+
+    own = Own()
+    assert as_denoiser(own) is own
+    assert as_denoiser(function) is function
+    for wrong in (lambda x_t: x_t, nn.Identity(), 3):
+        with pytest.raises(TypeError, match="no model that is known"):
+            as_denoiser(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["data parallel", "peft", "compile"])
+def test_embeddings_and_blocks_are_found_inside_what_wraps_a_model(kind: str) -> None:
+    plain = randomised(masked_lm("bert"))
+    model = wrapped_by(kind, plain).eval()
+    denoiser, (x, t) = as_denoiser(model), example()
+    assert isinstance(denoiser, EmbeddingDenoiser)
+    assert isinstance(denoiser, HiddenStatesDenoiser)
+    torch.testing.assert_close(denoiser(x, t, inputs_embeds=denoiser.embed(x)), denoiser(x, t), atol=1e-4, rtol=1e-4)
+    expected = plain(x, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(denoiser.hidden_states(x, t, 0), expected, atol=1e-4, rtol=1e-4)

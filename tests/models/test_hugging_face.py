@@ -44,7 +44,7 @@ def test_a_hugging_face_model_by_its_folder(tmp_path: Path) -> None:
     x, t = example()
     loaded = load_denoiser(tmp_path)
     torch.testing.assert_close(loaded(x, t), model(x).logits)
-    assert loaded.convention.head == "cls"
+    assert loaded.call_signature.head == "cls"
     weights = load_file(tmp_path / "model.safetensors")
     missing = {name: value for name, value in weights.items() if name != "bert.encoder.layer.0.output.dense.bias"}
     misshapen = {**weights, "bert.encoder.layer.0.output.dense.bias": torch.ones(3)}
@@ -84,7 +84,7 @@ def test_a_causal_model_that_was_trained_to_read_both_ways(tmp_path: Path) -> No
     torch.testing.assert_close(loaded.project(loaded.features(x, t)), shifted, atol=1e-5, rtol=1e-5)
     loaded.save_pretrained(tmp_path / "again")
     again = load_denoiser(tmp_path / "again")
-    assert again.convention == loaded.convention
+    assert again.call_signature == loaded.call_signature
     assert torch.equal(again(x, t), loaded(x, t))
     torch.testing.assert_close(load_denoiser(tmp_path / "again", shifted=False)(x, t), plain)
     published.write_mdlm_hub(tmp_path / "again", network())

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from discrete_distill.models import DiT, DiTConfig, guide_by_prior, prior_log_probs
+from discrete_distill.models import DiT, DiTConfig, PriorGuided, guide_by_prior, prior_log_probs
+from discrete_distill.process import FeatureDenoiser
 
 MASK = 5
 
@@ -34,6 +35,17 @@ def test_the_prior_is_the_mean_answer_to_masks_alone(network: DiT) -> None:
     prior = prior_log_probs(network, MASK)
     torch.testing.assert_close(prior[:MASK].exp(), mean)
     assert float(prior[MASK]) == pytest.approx(torch.tensor(1e-9).log().item())
+
+
+def test_any_denoiser_is_guided_as_a_dit_is(network: DiT) -> None:
+    """A `PriorGuided` around a function, or around the network itself, has the logits of the copy with another head."""
+    x, t, weight = torch.tensor([[0, MASK, 3, MASK], [1, 1, MASK, 4]]), torch.tensor([0.5, 0.2]), 0.7
+    expected = guide_by_prior(network, weight, MASK)(x, t)
+    around = guide_by_prior(lambda x_t, t: network(x_t, t), weight, MASK, length=4)
+    torch.testing.assert_close(around(x, t), expected)
+    assert not isinstance(around, FeatureDenoiser)
+    whole = PriorGuided(network, weight, prior_log_probs(network, MASK))
+    torch.testing.assert_close(whole.project(whole.features(x, t)), expected)
 
 
 def test_no_weight_changes_nothing_and_the_original_stays(network: DiT) -> None:
@@ -72,8 +84,10 @@ def test_weights_that_mean_nothing_are_refused(network: DiT, weight: float) -> N
 
 
 def test_other_networks_and_masks_are_refused(network: DiT) -> None:
-    with pytest.raises(TypeError, match="Linear"):
-        guide_by_prior(torch.nn.Linear(2, 2), 0.3, MASK)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="str"):
+        guide_by_prior("network", 0.3, MASK)
+    with pytest.raises(ValueError, match="length"):
+        guide_by_prior(lambda x_t, t: network(x_t, t), 0.3, MASK)
     for mask in (-1, 6):
         with pytest.raises(ValueError, match=str(mask)):
             guide_by_prior(network, 0.3, mask)

@@ -193,7 +193,7 @@ def test_the_gradient_of_the_reward_is_that_of_finite_differences(normalize) -> 
     def reward(log_probs: Tensor) -> float:
         h = judge.backbone.embed(state.tokens).flatten(0, 1)
         h = h.index_copy(0, rows, log_probs.softmax(-1) @ judge.embedding_weight()).view(2, 3, -1)
-        values = judge.from_embeddings(h, t) * state.masked()
+        values = judge(state.tokens, t, inputs_embeds=h) * state.masked()
         count = state.masked().sum(1) if normalize == "mean" else torch.ones(2)
         return -float((values.sum(1) / count).sum())
 
@@ -267,7 +267,7 @@ def test_bad_choices_are_refused(choices, message) -> None:
 
 
 def test_tilting_by_a_plain_function_is_refused() -> None:
-    with pytest.raises(TypeError, match="set tilt_fraction=0 to re-rank only"):
+    with pytest.raises(TypeError, match="EmbeddingDenoiser"):
         RGASampler(PROCESS, reward=lambda x_t, t: x_t.float(), num_steps=4, tilt_fraction=0.5)
 
 

@@ -18,12 +18,10 @@ def by_topic(x_t, t, topic):
 class Topical(Discriminator):
     """One whose logits fall with the topic's soft embedding."""
 
-    def from_embeddings(self, h_BLD, t, *, topic=None, attention_mask=None):
+    def forward(self, x_t, t, *, topic=None, attention_mask=None, inputs_embeds=None):
+        h_BLD = self.embed(x_t) if inputs_embeds is None else inputs_embeds
         wanted_BD = self.embedding_weight()[topic]
         return -(h_BLD * wanted_BD[:, None]).sum(-1) * 1e3
-
-    def forward(self, x_t, t, *, topic=None, attention_mask=None):
-        return self.from_embeddings(self.backbone.embed(x_t), t, topic=topic)
 
 
 def test_candidates_are_judged_under_the_conditions_of_their_sequence() -> None:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor, nn
 
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..rollout import DrawnBatch
 from .method_config import MethodConfig
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .output import Credit, LogRatioOutput, StepOutput
 from .protocol import UpdatePlan
 
@@ -64,7 +64,7 @@ class BaseMethod(Generic[ConfigT]):
         return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
 
     @staticmethod
-    def make_student(teacher: DiT, config: MethodConfig) -> DiT:
+    def make_student(teacher: Denoiser, config: MethodConfig) -> nn.Module:
         """Copy the teacher. The copy is trainable and in evaluation mode, with the end of its step as an input if
         ``config.step_conditioning``; its initial outputs are the teacher's."""
         return trainable_copy(teacher, step_conditioning=config.step_conditioning)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..paths import IntermediateStateMatcher
@@ -19,7 +19,7 @@ from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
 from .matcher_check import check_matcher
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
@@ -95,7 +95,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     @staticmethod
-    def make_auxiliary(teacher: DiT, config: DiDiInstructConfig) -> DiT:
+    def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
         what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
         told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from ...models import DiT
+from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
-from .networks import check_accepts_step, trainable_copy
+from .networks import check_accepts_step
 from .options import AuxiliaryRatio, CorruptionByCount, SequenceCredit, make_estimator
 from .output import StepOutput
 from .path_config import PathConfig
@@ -106,7 +106,7 @@ class IDLM(PathMethod[IDLMConfig]):
         self.auxiliary = auxiliary
 
     @staticmethod
-    def make_auxiliary(teacher: DiT, config: IDLMConfig) -> DiT:
+    def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
         its samples' paths, if so configured."""
         return trainable_copy(teacher, step_conditioning=config.log_ratio.step_conditioning)

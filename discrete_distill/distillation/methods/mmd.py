@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count
+from ...models import HiddenStatesDenoiser
+from ...models.capabilities import require
 from ...process import evaluation_mode
 from ..divergence import LogRatio, token_witness
 from ..divergence.mmd import check_bandwidth
@@ -37,43 +39,37 @@ class FrozenFeatures:
     a block in the middle has read token and context.
 
     Args:
-        network: with a list ``blocks`` of modules, such as `DiT`, and ``features(x, t, **model_kwargs)``.
+        network: a `HiddenStatesDenoiser`, such as `DiT` or a transformer behind `as_denoiser`.
         block: index of the block; the one in the middle if None.
 
     Raises:
-        ValueError: if the network has no such block.
+        TypeError: if the network does not offer its hidden states.
+        ValueError: if it has no such block.
     """
 
     network: nn.Module
     block: int | None = None
 
     def __post_init__(self) -> None:
-        count = len(getattr(self.network, "blocks", ()))
-        if not count or not 0 <= self._index(count) < count:
+        count = len(self._readable().blocks)
+        if not 0 <= self._index(count) < count:
             raise ValueError(
                 f"{type(self.network).__name__} has {count} blocks, none of them is block {self.block}; "
                 "pass features=, a function from clean tokens to [B, L, D]"
             )
+
+    def _readable(self) -> HiddenStatesDenoiser:
+        return require(self.network, HiddenStatesDenoiser, needed_by="a comparison of features")
 
     def _index(self, count: int) -> int:
         return (count - 1) // 2 if self.block is None else self.block
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
-        blocks: Any = self.network.blocks
-        kept: list[Tensor] = []
-
-        def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
-            kept.append(out[0] if isinstance(out, tuple) else out)
-
-        hook = blocks[self._index(len(blocks))].register_forward_hook(keep)
-        try:
-            network: Any = self.network
-            with evaluation_mode(network):
-                network.features(x, t, **(model_kwargs or {}))
-        finally:
-            hook.remove()
-        return nn.functional.normalize(kept[0].float(), dim=-1)
+        network = self._readable()
+        with evaluation_mode(network):
+            h_BLD = network.hidden_states(x, t, self._index(len(network.blocks)), **(model_kwargs or {}))
+        return nn.functional.normalize(h_BLD.float(), dim=-1)
 
 
 @dataclass(frozen=True)

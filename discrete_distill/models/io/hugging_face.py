@@ -6,18 +6,21 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...process import Denoiser
-from ..adapters import DENOISER_FILE, CallSignature, as_denoiser
+from ..adapters import as_denoiser
+from ..call_signature import CallSignature
 from ..shapes import ROTARY_BASE, ROUNDING
+from ..step_conditioning import STEP_FILE, StepConditioned
+from ..wrapped_denoiser import DENOISER_FILE
 from .hub import STUDENT_FILE, find_file
 from .pickled import as_safetensors
-from .weights import CheckpointError, check_header, read_json
+from .weights import CheckpointError, check_header, read_json, read_safetensors
 
 INDEX_FILE = f"{STUDENT_FILE}.index.json"
 SLACK = 10_000_000  # numbers that a model computes itself, such as positions
@@ -62,10 +65,10 @@ def load_from_transformers(
     elif causal or "AutoModelForCausalLM" in auto_map:
         auto = transformers.AutoModelForCausalLM
     if own_code:
-        return as_denoiser(_load(auto, name, name, trust_remote_code, hub), **said)
+        return _told_its_step(name, as_denoiser(_load(auto, name, name, trust_remote_code, hub), **said), hub)
     with as_safetensors(name, hub) as (place, asked):
         _check_size(auto, name, place, config, asked)
-        return as_denoiser(_load(auto, name, place, trust_remote_code, asked), **said)
+        return _told_its_step(name, as_denoiser(_load(auto, name, place, trust_remote_code, asked), **said), hub)
 
 
 def _code_and_classes(name: str, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -86,6 +89,19 @@ def _stored_convention(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} does not say how a model is called: {error}") from error
     return dict(vars(convention))
+
+
+def _told_its_step(name: str, denoiser: Denoiser, hub: Mapping[str, Any]) -> Denoiser:
+    """The denoiser with its embedding of the step, where one was saved beside it."""
+    file = find_file(name, STEP_FILE, **hub)
+    if file is None:
+        return denoiser
+    made = StepConditioned(cast(Any, denoiser))
+    try:
+        made.load_own_state(read_safetensors(file))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return made.eval()
 
 
 def _load(auto: Any, name: str, place: str, trust_remote_code: bool, hub: Mapping[str, Any]) -> nn.Module:

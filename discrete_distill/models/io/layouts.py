@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..dit import DiT, DiTConfig, config_from
+from ..dit import DiT
+from ..dit_config import DiTConfig, config_from
 from ..shapes import check_stated, read_shape
 from .weights import CheckpointError
 

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub.constants import CONFIG_NAME
 
 from ...process import Denoiser
-from ..adapters import AUTO, HUB_MDLM, Attention
+from ..adapters import AUTO
+from ..call_signature import HUB_MDLM, Attention
 from ..discriminator import Discriminator
 from ..dit import DiT
 from ..noise import check_noise

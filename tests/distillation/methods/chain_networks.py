@@ -55,7 +55,7 @@ def small_method(config: DiDiInstructConfig | None = None) -> DiDiInstruct:
     )
 
 
-def count_calls(network: nn.Module, name: str = "encode") -> list[int]:
+def count_calls(network: nn.Module, name: str = "trunk") -> list[int]:
     """The batch sizes that ``network.name`` will have been called with."""
     sizes: list[int] = []
     inner = getattr(network, name)

@@ -1,0 +1,203 @@
+"""The networks of a distillation: student, teacher and what estimates their log-ratio, as copies or on one base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Generator, nn
+
+from ..checks import check_count, check_number
+from ..models import Discriminator, TrunkDiscriminator, add_lora, merge_lora
+from ..models.lora import has_lora, refuse_unmerged
+from ..models.shared_copy import shared_copy
+from ..models.step_conditioning import step_conditioned, trainable_copy
+from ..models.wrappers import unwrap
+from ..process import Denoiser
+
+LogRatioKind = Literal["auxiliary", "discriminator"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class SharedBase:
+    """One set of frozen weights for all networks of a distillation; each trained network adds low-rank matrices.
+
+    Every network has modules of its own on the same parameters, so that nothing is switched between calls: the backward
+    pass of one, activation checkpointing included, does not depend on calls of another.
+
+    Args:
+        rank: of the matrices (LoRA, arXiv 2106.09685).
+        alpha: scale of their product, which is multiplied by ``alpha / rank``; twice the rank if None.
+        targets: names of linear layers, in full or their ends; None takes all but the vocabulary head, tied layers and
+            embeddings of time.
+
+    Raises:
+        TypeError: if the rank is no whole number, or alpha no number.
+        ValueError: if one of them is not positive.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_count("rank", self.rank)
+        if self.alpha is not None:
+            check_number("alpha", self.alpha, above=0.0)
+
+    def adapted(
+        self, base: nn.Module, *, step_conditioning: bool = False, generator: Generator | None = None
+    ) -> nn.Module:
+        """A network on the weights of ``base`` with low-rank matrices of its own, in evaluation mode; its first outputs
+        are those of the base.
+
+        Args:
+            base: it stays as it is.
+            step_conditioning: tell the network its step; the embedding of the step is its own, and trained.
+            generator: source of the matrices' initial values.
+
+        Raises:
+            ImportError: if peft is not installed.
+            TypeError: if the network is to be told its step and cannot be.
+            ValueError: if no linear layer has one of the names, or one of them is tied.
+        """
+        step_maps = [module for name, module in base.named_children() if name == "step_map"]
+        network = shared_copy(base, copied=step_maps)
+        return add_lora(
+            step_conditioned(network) if step_conditioning else network,
+            rank=self.rank,
+            alpha=2.0 * self.rank if self.alpha is None else self.alpha,
+            targets=self.targets,
+            generator=generator,
+        ).eval()
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks of a distillation by name; ``Method.assemble(config, process, **networks.named())`` takes them.
+
+    Attributes:
+        student: the denoiser that is trained.
+        teacher: the denoiser that it is distilled from.
+        auxiliary: a denoiser that is fitted to the student, or None.
+        discriminator: a `RatioNetwork`, or None.
+    """
+
+    student: nn.Module
+    teacher: Denoiser
+    auxiliary: nn.Module | None = None
+    discriminator: nn.Module | None = None
+
+    def named(self) -> dict[str, Any]:
+        """All networks by name; absent ones are None."""
+        return dict(vars(self))
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The networks that are trained, by name."""
+        return {name: each for name, each in self.named().items() if name != "teacher" and each is not None}
+
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters with gradients of each network that is trained; those of an optimiser of its own."""
+        return {
+            name: [parameter for parameter in network.parameters() if parameter.requires_grad]
+            for name, network in self.trained().items()
+        }
+
+    def merge(self, name: str = "student") -> nn.Module:
+        """A denoiser with weights of its own: low-rank matrices folded in; the networks stay as they are.
+
+        It has the teacher's class, and its ``save_pretrained`` writes a plain model (of a model behind `as_denoiser`
+        the model's own files, which load without this library). An embedding of the step, where there is one, is
+        written beside it.
+
+        Args:
+            name: "student" or "auxiliary".
+
+        Raises:
+            ValueError: if there is no such denoiser.
+        """
+        network = self.named().get(name)
+        if name not in ("student", "auxiliary") or network is None:
+            raise ValueError(
+                f'merge is for a trained denoiser, "student" or "auxiliary"; there is no {name!r} to merge'
+            )
+        merged = copy.deepcopy(network)
+        return merge_lora(merged) if has_lora(merged) else merged
+
+
+def make_networks(
+    teacher: Denoiser,
+    *,
+    log_ratio: LogRatioKind | None = "auxiliary",
+    step_conditioning: bool = True,
+    sharing: Literal["copies"] | SharedBase = "copies",
+    trainable_blocks: int = 4,
+    generator: Generator | None = None,
+) -> Networks:
+    """Make the networks of a distillation from its teacher. The teacher stays as it is.
+
+    Args:
+        teacher: a network of this library, a model behind `as_denoiser`, or any module that is a denoiser.
+        log_ratio: what estimates the log-ratio of student and teacher: an "auxiliary" denoiser, a "discriminator", or
+            None for methods without either.
+        step_conditioning: tell student and auxiliary the step ``(t, s)``. A model without a way of its own must be an
+            `EmbeddingDenoiser`; see `StepConditioned`.
+        sharing: "copies", each network with weights of its own (a discriminator shares its frozen ones with a teacher
+            that is no `DiT`); or `SharedBase`, all of them on one set of frozen weights.
+        trainable_blocks: how many of the last blocks of a copied discriminator are trained; at most all.
+        generator: source of the initial values of low-rank matrices.
+
+    Returns:
+        All of them in evaluation mode. With `SharedBase` the returned teacher is a frozen view of the given one: until
+        it is moved to another device it shares the weights' memory.
+
+    Raises:
+        TypeError: if the teacher is no network, or lacks a capability; names it, and how to supply it.
+        ValueError: if a choice is unknown, or the teacher has LoRA weights that were not merged.
+        ImportError: if weights are to be shared and peft is not installed.
+
+    Example:
+        >>> networks = make_networks(as_denoiser(bert), sharing=SharedBase(rank=16))  # doctest: +SKIP
+        >>> method = DiDiInstruct.assemble(config, process, **networks.named())  # doctest: +SKIP
+        >>> optimizer = torch.optim.AdamW(networks.trainable_parameters()["student"])  # doctest: +SKIP
+    """
+    if log_ratio is not None and log_ratio not in get_args(LogRatioKind):
+        raise ValueError(f"log_ratio is one of {get_args(LogRatioKind)} or None, got {log_ratio!r}")
+    if sharing != "copies" and not isinstance(sharing, SharedBase):
+        raise ValueError(f'sharing is "copies" or a SharedBase, got {sharing!r}')
+    inner = unwrap(teacher)[0]
+    if not isinstance(inner, nn.Module):
+        raise TypeError(
+            f"a student starts from the weights of its teacher, and a {type(inner).__name__} has none: make a network "
+            "of your own, and give it to the method itself"
+        )
+    refuse_unmerged(inner)
+
+    if isinstance(sharing, SharedBase):
+        base = shared_copy(inner).eval()
+
+        def denoiser() -> nn.Module:
+            return sharing.adapted(base, step_conditioning=step_conditioning, generator=generator)
+
+        def discriminator() -> nn.Module:
+            return TrunkDiscriminator(sharing.adapted(base, generator=generator)).eval()
+
+        given: Any = base
+    else:
+        blocks = min(trainable_blocks, len(getattr(inner, "blocks", ())))
+
+        def denoiser() -> nn.Module:
+            return trainable_copy(inner, step_conditioning=step_conditioning)
+
+        def discriminator() -> nn.Module:
+            return Discriminator.from_denoiser(inner, blocks).eval()
+
+        given = teacher
+    return Networks(
+        student=denoiser(),
+        teacher=given,
+        auxiliary=denoiser() if log_ratio == "auxiliary" else None,
+        discriminator=discriminator() if log_ratio == "discriminator" else None,
+    )

@@ -1,0 +1,91 @@
+"""Configuration of the diffusion transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import check_count, check_flag, check_number
+from ..process import (
+    CosineSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    LogLinearSchedule,
+    MaskingSchedule,
+    PolynomialSchedule,
+)
+from .io.weights import CheckpointError
+
+MAX_SIGMA = 20.0
+SCHEDULES: dict[str, MaskingSchedule] = {
+    "log_linear": LogLinearSchedule(),
+    "linear": LinearSchedule(),
+    "cosine": CosineSchedule(),
+    "polynomial": PolynomialSchedule(),
+    "geometric": GeometricSchedule(),
+}
+
+
+@dataclass(kw_only=True, frozen=True)
+class DiTConfig:
+    """Shape of the network.
+
+    Args:
+        vocab_size: classes, mask included.
+        max_length: longest sequence it is meant for, in tokens; longer ones are refused.
+        hidden_size: width (paper: 768).
+        num_layers: blocks (paper: 12).
+        num_heads: attention heads (paper: 12).
+        cond_size: width of the conditioning vector (paper: 128).
+        dropout: probability inside blocks during training (paper: 0.1).
+        time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
+        schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
+            told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
+            "polynomial" or "geometric", with their own defaults. Infinite noise is told as 20 nats.
+        step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
+        bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
+            conditioning stay in their own precision. Off by default: the caller's autocast decides.
+
+    Raises:
+        ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
+            no probability below 1, or the schedule is unknown.
+        TypeError: if a size is no whole number, or a switch is neither true nor false.
+    """
+
+    vocab_size: int
+    max_length: int = 1024
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    cond_size: int = 128
+    dropout: float = 0.1
+    time_conditioning: bool = False
+    schedule: str = "log_linear"
+    step_conditioning: bool = False
+    bf16_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
+            check_count(name, getattr(self, name))
+        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+            check_flag(name, getattr(self, name))
+        check_number("dropout", self.dropout, least=0.0, below=1.0)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_heads = {2 * self.num_heads}, "
+                "so that a head splits into rotary pairs"
+            )
+
+
+def config_from(fields: Any) -> DiTConfig:
+    """A configuration as read from a file.
+
+    Raises:
+        CheckpointError: if it is none.
+    """
+    try:
+        return DiTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the config file describes no network: {error}") from error
