@@ -21,7 +21,7 @@ from discrete_distill import (
     as_denoiser,
     make_networks,
 )
-from discrete_distill.distillation.methods import FrozenFeatures
+from discrete_distill.distillation.methods import FrozenFeatures, Regularization
 from discrete_distill.models import (
     DiT,
     EmbeddingDenoiser,
@@ -34,7 +34,7 @@ from discrete_distill.process import FeatureDenoiser
 from discrete_distill.samplers.state import SamplerState
 
 PROCESS = MaskedDiffusion(mask_token_id=MASK)
-CONFIG = DiDiInstructConfig(group_size=2)
+CONFIG = DiDiInstructConfig.recommended(advantages={"group_size": 2}, regularization=Regularization())
 
 
 def seeded(seed: int) -> torch.Generator:
