@@ -106,7 +106,7 @@ CASES = {
         {"x": ("tokens",), "generation_mask": ("flags",)},
     ),
     "logits_at": Case(
-        lambda **given: logits_at(DIT, rows=torch.arange(3), **given),
+        lambda **given: logits_at(DIT, positions=torch.arange(3), **given),
         {"x_t": PARTIAL, "t": TIMES},
         {"x_t": ("tokens",)},
         EMPTY_OR_SHORT_IDS,
@@ -152,7 +152,7 @@ CASES = {
         {"student_logits_RV": ("logits",), "teacher_logits_RV": ("logits",)},
     ),
     "sample_rows": Case(
-        lambda **given: sample_rows(rows_R=torch.arange(B), step=0, mask_token_id=MASK, seed=0, **given),
+        lambda **given: sample_rows(positions_R=torch.arange(B), step=0, mask_token_id=MASK, seed=0, **given),
         {"logits_RV": logits(), "temperature": 1.0},
         {"logits_RV": ("logits",), "temperature": ("positive", "finite")},
     ),

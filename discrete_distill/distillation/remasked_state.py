@@ -1,6 +1,6 @@
 """Probes: a step's outcome with some of it hidden again, to ask a network how the rest continues.
 
-Shape suffixes: B batch, L length, N chosen rows.
+Shape suffixes: B batch, L length, N chosen positions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class RemaskedState:
     Attributes:
         x_t: int64 ``[B, L]``.
         t: its time by the number of masks, ``[B]``.
-        rows: flattened hidden positions, int64 ``[N]``.
-        index: where each stands in the step's own ``rows``, int64 ``[N]``.
+        positions: flattened hidden positions, int64 ``[N]``.
+        index: where each stands in the step's own ``positions``, int64 ``[N]``.
         weight: ``q / h``, ``[N]``.
     """
 
     x_t: Tensor
     t: Tensor
-    rows: Tensor
+    positions: Tensor
     index: Tensor
     weight: Tensor
 
@@ -67,11 +67,11 @@ def remask(
     again_B = ((hidden_B - (1.0 - reveal_B)) / reveal_B.clamp(min=1e-6)).clamp(0.0, 1.0)
     unmask_draws = torch.rand(step.x_t.shape, device=step.x_t.device, generator=generator) < again_B[:, None]
     was_masked = process.is_masked(step.x_t, generation_mask)
-    if not step.has_all_masked and len(step.rows) != int(was_masked.sum()):
-        raise ValueError('a probe needs logits at all masked positions; draw the path with rows="masked"')
+    if not step.has_all_masked and len(step.positions) != int(was_masked.sum()):
+        raise ValueError('a probe needs logits at all masked positions; draw the path with positions="masked"')
     hide = was_masked & (process.is_masked(step.x_s) | unmask_draws)
-    rows = hide.flatten().nonzero().squeeze(1)
+    positions = hide.flatten().nonzero().squeeze(1)
     x_t = torch.where(hide, process.mask_token_id, step.x_s)
     t = process.time_of_count(hide.sum(1), process.num_generated(x_t, generation_mask))
-    weight = (reveal_B / hidden_B)[rows // x_t.shape[1]]
-    return RemaskedState(x_t, t, rows, torch.searchsorted(step.rows, rows), weight)
+    weight = (reveal_B / hidden_B)[positions // x_t.shape[1]]
+    return RemaskedState(x_t, t, positions, torch.searchsorted(step.positions, positions), weight)

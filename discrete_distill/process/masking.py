@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion: corruption, substitution rules, reverse posterior and likelihood bound.
 
-Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen positions.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class MaskedDiffusion:
         return generation_mask.sum(dim=1)
 
     def masked_log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask and forbidden ids.
+        """Log-probabilities at masked positions ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask and forbidden ids.
 
         Raises:
             TypeError: if the logits are no floating-point numbers.
@@ -354,13 +354,13 @@ class MaskedDiffusion:
             x, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
         )
         masked = self.is_masked(x_t, generation_mask)
-        rows = masked.flatten().nonzero().squeeze(1)
+        positions = masked.flatten().nonzero().squeeze(1)
         logits_of = logits_in_parts(
-            denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
+            denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
         )
         logits_NV = self.forbid(logits_of(slice(None)))
-        token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
-        owner = rows // x.shape[1]
+        token_nats = -token_losses(logits_NV, None, x.flatten()[positions], mask_token_id=self.mask_token_id).log_prob
+        owner = positions // x.shape[1]
         nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
         nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
         num_tokens = self.num_generated(x, generation_mask)

@@ -74,15 +74,15 @@ class ConfidenceSampler(GridOptions):
         self, state: SamplerState, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int
     ) -> None:
         moving_B1 = (after_B < before_B)[:, None]
-        rows = state.select(state.masked() & (moving_B1 | state.static), capacity)
+        positions = state.select(state.masked() & (moving_B1 | state.static), capacity)
         options: dict[str, Any] = {"greedy": self.greedy, "return_entropy": self.order == "entropy"}
-        drawn = state.draw(rows, t, s, step, statistic=certainty(self.order, state.token_distribution), **options)
+        drawn = state.draw(positions, t, s, step, statistic=certainty(self.order, state.token_distribution), **options)
         assert drawn.statistic is not None
-        scores_BL = state.scatter(rows, drawn.statistic, float("-inf"))
+        scores_BL = state.scatter(positions, drawn.statistic, float("-inf"))
         noise_BL = order_noise(state, step, self.order_temperature)
         if noise_BL is not None:
             scores_BL = scores_BL + noise_BL
-        # Positions that are not asked about score -inf; a bad row does too, and must not come after them.
+        # Positions with bad logits score -inf, as do those that are not asked about, but come before them.
         scores_BL = torch.where(state.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf"))
         chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & state.masked()
-        state.write_where(chosen_BL, rows, drawn)
+        state.write_where(chosen_BL, positions, drawn)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .call import StepCallback
 from .options import GridOptions
 from .output import SamplerOutput
-from .rows import Rows, planned_rows
+from .positions import Positions, planned_positions
 from .state import SamplerState
 from .trajectory import Recorder, ReverseStep, walk
 
@@ -26,7 +26,7 @@ def walk_grid(
     *,
     return_history: bool,
     callback: StepCallback | None,
-    left: Rows | None = None,
+    left: Positions | None = None,
 ) -> SamplerOutput:
     """Take all steps of the grid and remove the noise that it leaves.
 
@@ -36,7 +36,7 @@ def walk_grid(
         reverse_step: ``reverse_step(step, t, s)``, times ``[B]``.
         return_history: keep every state.
         callback: called after each step, that of noise removal included.
-        left: rows that the grid leaves masked, where the sampler knows them; looked up if None.
+        left: positions that the grid leaves masked, where the sampler knows them; looked up if None.
     """
     times = options.times
     removes = times[-1] > 0.0 and options.noise_removal != "none"
@@ -77,7 +77,7 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
     return flags, masked
 
 
-def coin_rows(state: SamplerState, times: Sequence[float]) -> list[Rows]:
-    """The rows that each step reveals, and at last those that are left."""
+def drawn_positions(state: SamplerState, times: Sequence[float]) -> list[Positions]:
+    """The positions that each step reveals, and at last those that are left."""
     flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
-    return planned_rows([*flags, left])
+    return planned_positions([*flags, left])

@@ -38,10 +38,10 @@ class SamplerOptions(Sampler):
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional distribution and one call, everything else two calls a step, both counted.
         chunk_rows: rows of vocabulary logits held at once; no token depends on it.
-        static: rows that depend on logits are padded to a table of known height, so that no step waits for the device
+        static: positions that depend on logits are padded to a fixed number, so that no step waits for the device
             to say how many there are (padding costs the head, and no draw). By default on an accelerator.
         progress: show a progress bar over the steps.
-        check: look at all logits in every step, and name the first bad row at once; otherwise bad rows are reported
+        check: look at all logits in every step, and name the first bad position at once; otherwise they are reported
             when the sampler has ended, without waiting for the device in between.
 
     Raises:

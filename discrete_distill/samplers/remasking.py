@@ -16,7 +16,7 @@ from .call import StepCallback
 from .grid import walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
-from .rows import planned_rows
+from .positions import planned_positions
 from .state import SamplerState
 
 DEFAULT_ETA = {"cap": 0.02, "rescale": 0.05, "conf": 1.0}
@@ -86,13 +86,15 @@ class ReMaskingSampler(GridOptions):
 
             return walk_grid(self, state, confident_step, return_history=return_history, callback=callback)
         revealed, hidden = self._coins(state, self.times)
-        rows = planned_rows(revealed)
+        positions = planned_positions(revealed)
 
         def planned_step(step: int, t: Tensor, s: Tensor) -> None:
-            state.reveal(rows[step], t, s, step)
+            state.reveal(positions[step], t, s, step)
             state.mask_again(hidden[step])
 
-        return walk_grid(self, state, planned_step, return_history=return_history, callback=callback, left=rows[-1])
+        return walk_grid(
+            self, state, planned_step, return_history=return_history, callback=callback, left=positions[-1]
+        )
 
     def _coins(self, state: SamplerState, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
         """What each step reveals, with what is left at last, and what it hides: bool ``[B, L]``."""

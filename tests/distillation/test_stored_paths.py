@@ -52,7 +52,7 @@ def by_states(rollout: Rollout, denoiser, temperature: float = 1.0, forbidden: t
         logits = denoiser(step.x_t, step.t, **kwargs).double() / temperature
         logits[..., [MASK, *forbidden]] = -torch.inf
         shown = torch.zeros_like(step.x_t, dtype=torch.bool).flatten()
-        shown[step.revealed_rows()] = True
+        shown[step.revealed_positions()] = True
         token = logits.log_softmax(-1).gather(2, step.x_s.clamp(max=MASK)[..., None])[..., 0]
         total = total + torch.where(shown.view_as(step.x_t), token, 0.0).sum(1)
     return total

@@ -87,7 +87,7 @@ def test_a_sampler_step_compiles_without_a_break_and_replays_with_tensor_scalars
         drawn = sample_rows(
             logits,
             seed=seed,
-            rows_R=rows,
+            positions_R=rows,
             step=number,
             mask_token_id=10,
             active_R=x_t == 10,
@@ -149,7 +149,7 @@ def test_auto_is_torch_on_a_cpu_and_an_explicit_choice_beats_the_environment(mon
 def test_triton_where_it_cannot_run_says_why_and_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     logits = torch.zeros(2, 3)
-    options = {"seed": 0, "rows_R": torch.arange(2), "step": 0}
+    options = {"seed": 0, "positions_R": torch.arange(2), "step": 0}
     with pytest.raises(ValueError, match=r"pass backend=('auto' or )?'torch'"):
         sample_rows(logits, backend="triton", **options)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

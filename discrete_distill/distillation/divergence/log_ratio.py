@@ -1,6 +1,6 @@
 """Estimators of ``log q_student(x_t) / q_teacher(x_t)`` behind one interface. Student minus teacher, always.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ class AuxiliaryDenoiserLogRatio:
         if x.shape != x_t.shape:
             raise ValueError(f"x has shape {list(x.shape)}, z_t {list(x_t.shape)}; they must agree")
         masked = self.process.is_masked(x_t, generation_mask)
-        rows = masked.flatten().nonzero().squeeze(1)
+        positions = masked.flatten().nonzero().squeeze(1)
         with evaluation_mode(self.auxiliary, self.teacher):
-            auxiliary_NV = logits_at(self.auxiliary, x_t, t, rows, s=s, model_kwargs=model_kwargs)
-            auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[rows])
-            teacher_NV = logits_at(self.teacher, x_t, t, rows, model_kwargs=model_kwargs)
-            values = auxiliary_N - self._log_prob(teacher_NV, x.flatten()[rows])
+            auxiliary_NV = logits_at(self.auxiliary, x_t, t, positions, s=s, model_kwargs=model_kwargs)
+            auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[positions])
+            teacher_NV = logits_at(self.teacher, x_t, t, positions, model_kwargs=model_kwargs)
+            values = auxiliary_N - self._log_prob(teacher_NV, x.flatten()[positions])
         per_position = torch.zeros(x_t.shape, dtype=values.dtype, device=x_t.device)
-        per_position = per_position.flatten().index_put((rows,), values).view_as(x_t)
+        per_position = per_position.flatten().index_put((positions,), values).view_as(x_t)
         return LogRatio(per_position, per_position.sum(1))
 
     def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

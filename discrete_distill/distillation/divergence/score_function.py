@@ -6,7 +6,7 @@
 The surrogate with this gradient is `integral_kl`. Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of
 DiDi-Instruct (arXiv 2509.25035). The exact value, by enumeration, is ``discrete_distill.exact.integral_kl``.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions.
 """
 
 from __future__ import annotations

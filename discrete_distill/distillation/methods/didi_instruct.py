@@ -67,9 +67,11 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
-        rows: Literal["revealed", "masked"] = "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        positions: Literal["revealed", "masked"] = (
+            "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        )
         if matcher is None:
-            matcher = config.paths.matcher(process, rows=rows)
+            matcher = config.paths.matcher(process, positions=positions)
         check_matcher(matcher, config)
         process = matcher.process
         if isinstance(config.log_ratio, DiscriminatorRatio) and discriminator is None:

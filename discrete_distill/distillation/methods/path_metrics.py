@@ -2,7 +2,7 @@
 
 All are tensors: nothing here waits for the device, and no network is called.
 
-Shape suffixes: B batch, P compared rows, L length, R revealed rows.
+Shape suffixes: B batch, P compared rows, L length, R revealed positions.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class VocabularyLosses:
             remasked = self._probe(rollout, step, generator)
             student_NV = self.process.masked_log_probs(step.logits_NV[remasked.index])
             with torch.no_grad():
-                teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.rows, kwargs)
+                teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.positions, kwargs)
                 teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
                 with evaluation_mode(self.auxiliary):
                     distribution_NV = (
@@ -74,7 +74,7 @@ class VocabularyLosses:
                     )
                 ratio_NV = difference_of_logs(distribution_NV, teacher_NV).clamp(-clip, clip)
             cost_N = vocabulary_cost(student_NV, ratio_NV)
-            costs.append((remasked.rows, cost_N.detach()))
+            costs.append((remasked.positions, cost_N.detach()))
             cost = cost + (remasked.weight * cost_N).sum()
             if kl.coefficient:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=kl.kind, beta=kl.beta)
@@ -98,7 +98,7 @@ class VocabularyLosses:
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None
         # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, model_kwargs=kwargs)
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.positions, s=step.s, model_kwargs=kwargs)
         return self.process.masked_log_probs(logits)
 
 
@@ -106,8 +106,8 @@ def _check_costs(costs: list[tuple[Tensor, Tensor]], length: int) -> None:
     """Positions and costs of every step; waits for the device once."""
     if bool(torch.cat([cost_N for _, cost_N in costs]).isfinite().all()):
         return
-    for index, (rows, cost_N) in enumerate(costs):
-        wrong = rows[~cost_N.isfinite()]
+    for index, (positions, cost_N) in enumerate(costs):
+        wrong = positions[~cost_N.isfinite()]
         if len(wrong):
             sequence, position = divmod(int(wrong[0]), length)
             raise ValueError(

@@ -166,7 +166,7 @@ class AutoregressiveSampler:
             drawn = sample_rows(
                 out.logits[:, -1],
                 seed=seed,
-                rows_R=rows,
+                positions_R=rows,
                 step=position,
                 temperature=self.temperature,
                 mask_token_id=self.start_token_id,

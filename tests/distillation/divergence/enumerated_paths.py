@@ -73,7 +73,7 @@ class EnumeratedPaths:
 
 
 def enumerate_paths(
-    student: exact.TabularDenoiser, process: MaskedDiffusion, times: Sequence[float], *, rows: str = "revealed"
+    student: exact.TabularDenoiser, process: MaskedDiffusion, times: Sequence[float], *, positions: str = "revealed"
 ) -> EnumeratedPaths:
     """At each position: the step that reveals it, and its word."""
     length, vocab_size, num_steps = student.length, student.vocab_size, len(times) - 1
@@ -85,7 +85,7 @@ def enumerate_paths(
         num_steps=(num_steps,),
         tau_distribution=FixedTimes(interior=tuple(times[1:-1])),
         tau_per="batch",
-        rows=rows,  # type: ignore[arg-type]
+        positions=positions,  # type: ignore[arg-type]
     )
 
     def dictated_coins(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
@@ -215,12 +215,14 @@ class EnumeratedProbes:
 def enumerate_probes(
     paths: EnumeratedPaths, process: MaskedDiffusion, index: int, *, hidden: float
 ) -> EnumeratedProbes:
-    """All ways of hiding again what step ``index`` revealed; paths must have been enumerated with ``rows="masked"``."""
+    """All ways of hiding again what step ``index`` revealed; the paths must hold ``positions="masked"``."""
     step, size = paths.rollout.steps[index], len(paths.probability)
     patterns = mask_patterns(step.x_t.shape[1])
     path = torch.arange(size).repeat_interleave(len(patterns))
     hide = patterns.repeat(size, 1)
-    of_row = torch.zeros(step.x_t.numel(), dtype=torch.long).index_copy(0, step.rows, torch.arange(len(step.rows)))
+    of_row = torch.zeros(step.x_t.numel(), dtype=torch.long).index_copy(
+        0, step.positions, torch.arange(len(step.positions))
+    )
     was_masked = process.is_masked(step.x_t)[path]
     places = (path[:, None] * step.x_t.shape[1] + torch.arange(step.x_t.shape[1]))[was_masked]
     copied = TrajectoryStep(
@@ -248,10 +250,10 @@ def enumerate_probes(
 
 
 def converged_auxiliary(probes: EnumeratedProbes) -> Tensor:
-    """``log E[p_student(v | x_t) | z']`` at the hidden rows: what a perfectly fitted auxiliary says of this step."""
+    """``log E[p_student(v | x_t) | z']`` at the hidden positions: a perfectly fitted auxiliary."""
     length = probes.remasked.x_t.shape[1]
-    owner = probes.remasked.rows // length
-    asked = torch.cat((probes.remasked.x_t[owner], probes.remasked.rows[:, None] % length), dim=1)
+    owner = probes.remasked.positions // length
+    asked = torch.cat((probes.remasked.x_t[owner], probes.remasked.positions[:, None] % length), dim=1)
     _, place = torch.unique(asked, dim=0, return_inverse=True)
     mass_N = probes.probability[owner]
     distribution_NV = probes.student_NV.detach().exp()

@@ -582,13 +582,13 @@ def test_credit_over_the_vocabulary_is_exact_for_one_step(schedule) -> None:
 def vocabulary_gradient(bench: Bench, hidden: float) -> Tensor:
     """Expected gradient of credit over the vocabulary along paths, with a converged auxiliary."""
     teacher = exact.DistributionDenoiser(bench.teacher_distribution, bench.process.mask_token_id)
-    paths = enumerate_paths(bench.student, bench.process, bench.times, rows="masked")
+    paths = enumerate_paths(bench.student, bench.process, bench.times, positions="masked")
     total = torch.zeros((), dtype=torch.float64)
     for index in range(len(bench.times) - 1):
         probes = enumerate_probes(paths, bench.process, index, hidden=hidden)
         assert float(probes.probability.sum()) == pytest.approx(1.0, abs=1e-9)
-        remasked, owner = probes.remasked, probes.remasked.rows // probes.remasked.x_t.shape[1]
-        teacher_NV = bench.process.masked_log_probs(teacher(remasked.x_t).flatten(0, 1)[remasked.rows])
+        remasked, owner = probes.remasked, probes.remasked.positions // probes.remasked.x_t.shape[1]
+        teacher_NV = bench.process.masked_log_probs(teacher(remasked.x_t).flatten(0, 1)[remasked.positions])
         ratio_NV = difference_of_logs(converged_auxiliary(probes), teacher_NV)
         total = total + vocabulary_surrogate(probes.student_NV, ratio_NV, remasked.weight * probes.probability[owner])
     return torch.autograd.grad(total, bench.student.logits)[0]

@@ -325,7 +325,7 @@ def test_hidden_is_the_share_of_a_step_that_is_scored() -> None:
         method = small_method(with_changes(VOCABULARY, credit={"mask_ratio": hidden}, paths={"num_steps": (1,)}))
         rollout = rollout_of(method, batch=256)
         remasked = method._vocabulary_losses()._probe(rollout, rollout.steps[0], seeded(1))
-        assert len(remasked.rows) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
+        assert len(remasked.positions) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
 
 
 def test_with_the_paths_own_distribution_no_auxiliary_is_asked() -> None:

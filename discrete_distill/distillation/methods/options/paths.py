@@ -51,19 +51,19 @@ class Paths:
         return cls(**{"num_steps": (4, 8), "time_distribution": None, "step_conditioning": True, **changes})
 
     def matcher(
-        self, process: MaskedDiffusion, *, rows: Literal["revealed", "masked"] = "revealed"
+        self, process: MaskedDiffusion, *, positions: Literal["revealed", "masked"] = "revealed"
     ) -> IntermediateStateMatcher:
         """Return what draws the paths.
 
         Args:
             process: mask and schedule.
-            rows: positions whose logits a step keeps; see `IntermediateStateMatcher`.
+            positions: positions whose logits a step keeps; see `IntermediateStateMatcher`.
         """
         return IntermediateStateMatcher(
             process,
             num_steps=self.num_steps,
             tau_distribution=self.time_distribution,
-            rows=rows,
+            positions=positions,
             gradient_steps=self.gradient_steps,
             branching=self.branching,
         )
