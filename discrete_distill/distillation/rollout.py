@@ -199,18 +199,18 @@ class Rollout:
         the end-of-sequence token."""
         return self.judged()[1]
 
-    def judged(self, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def judged(self, x_0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cut sequences at their end, as other networks judge them.
 
         Args:
-            x: clean tokens with the same prompts, int64 ``[B, L]``, such as references; the samples by default.
+            x_0: clean tokens with the same prompts, int64 ``[B, L]``, such as references; the samples by default.
 
         Returns:
             The sequences, with the end-of-sequence token wherever a text has ended, and bool ``[B, L]``, true at
             generated positions that count. Without an end both are as they are.
         """
-        x = self.sequences if x is None else x
-        return (x, self.generation_mask) if self.end is None else self.end.cut(x, self.generation_mask)
+        x_0 = self.sequences if x_0 is None else x_0
+        return (x_0, self.generation_mask) if self.end is None else self.end.cut(x_0, self.generation_mask)
 
     def counted(self, values_BL: Tensor) -> Tensor:
         """The values ``[B, L]``, 0 where a position does not count."""
@@ -226,8 +226,8 @@ class Rollout:
     @cached_property
     def agreement(self) -> Tensor | None:
         """Probability that two samples have the same token; see `sample_agreement`."""
-        x, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
-        return sample_agreement(x, *masks, group_size=self.group_size, branching=pairs)
+        x_0, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
+        return sample_agreement(x_0, *masks, group_size=self.group_size, branching=pairs)
 
     def num_tokens(self) -> Tensor:
         """Tokens that count (`loss_mask`), mean over processes, at least 1: what losses of all tokens are divided by,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-RESERVED = frozenset({"x", "x_t", "z", "t", "s", "positions", "denoiser", "model_kwargs", "generation_mask", "x_init"})
+RESERVED = frozenset({"x", "x_t", "z", "t", "s", "denoiser", "model_kwargs", "generation_mask", "x_init"})
 """Names that the library passes itself, and no condition may have."""
 
 

@@ -27,8 +27,8 @@ class ReMaskingSampler(GridOptions):
     r"""ReMDM (arXiv 2503.00307): written tokens are masked again with probability ``sigma``, and drawn anew later.
 
     .. math::
-        P(z_s = m \mid z_t \ne m) = \sigma, \qquad
-        P(z_s \ne m \mid z_t = m) = \frac{\alpha_s - (1 - \sigma) \alpha_t}{1 - \alpha_t},
+        P(x_s = m \mid x_t \ne m) = \sigma, \qquad
+        P(x_s \ne m \mid x_t = m) = \frac{\alpha_s - (1 - \sigma) \alpha_t}{1 - \alpha_t},
 
     which keeps the marginals of the forward process for any ``sigma`` up to
     ``sigma_max = min(1, (1 - alpha_s) / alpha_t)``. Given and padded tokens are never masked. The last step ends at 0,

@@ -116,7 +116,7 @@ class RGASampler(GridOptions):
             require(self.reward, EmbeddingDenoiser, needed_by="tilting through soft embeddings (tilt_fraction > 0)")
         if not isinstance(self.reward, CandidateScorer) and not callable(self.reward):
             raise TypeError(
-                "reward is a discriminator, a network of (z, t), a function of (z, t) or a CandidateScorer, got "
+                "reward is a discriminator, a network of (x_t, t), a function of (x_t, t) or a CandidateScorer, got "
                 f"{type(self.reward).__name__}"
             )
 

@@ -53,9 +53,9 @@ class IDLMConfig(PathConfig):
 
 
 class IDLM(PathMethod[IDLMConfig]):
-    """Inverse distillation: the reward of a sample ``x`` is
+    """Inverse distillation: the reward of a sample ``x_0`` is
 
-        r(x) = E[ nelbo_auxiliary(x; z_t) - nelbo_teacher(x; z_t) ],    z_t ~ q(. | x)
+        r(x_0) = E[ nelbo_auxiliary(x_0; x_t) - nelbo_teacher(x_0; x_t) ],    x_t ~ q(. | x_0)
 
     with an auxiliary denoiser that is fitted to the student's samples, and one reward for the whole sequence.
 

@@ -72,7 +72,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         teacher: any denoiser; never given a gradient.
         process: mask and schedule.
         config: every choice.
-        features: ``features(x, t) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
+        features: ``features(x_0, t) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
             teacher by default.
 
     Raises:

@@ -178,16 +178,16 @@ class SDTT(BaseMethod[SDTTConfig]):
             ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
                 teacher's logits leave nothing to draw from.
         """
-        x = self._clean(reference, (batch_size, length), x_init)
-        t, s = self.times(len(x), x.device, generator)
+        x_0 = self._clean(reference, (batch_size, length), x_init)
+        t, s = self.times(len(x_0), x_0.device, generator)
         generation_mask = None
         if x_init is not None:
             generation_mask = x_init == self.process.mask_token_id
-            x = torch.where(generation_mask, x, x_init)
+            x_0 = torch.where(generation_mask, x_0, x_init)
         if attention_mask is not None:
             real = attention_mask.bool()
             generation_mask = real if generation_mask is None else generation_mask & real
-        x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
+        x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
         return self.targets(
             x_t,
             t,
