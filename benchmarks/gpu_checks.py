@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks import gpu_baselines
 from benchmarks.gpu_run import Run
-from discrete_distill.kernels import STREAM_COIN, STREAM_TOKEN, philox_4x32, sample_rows, token_losses, uniform
+from discrete_distill.kernels import STREAM_TOKEN, STREAM_UNMASK, philox_4x32, sample_rows, token_losses, uniform
 from discrete_distill.kernels.philox import torch_philox_4x32
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -94,7 +94,7 @@ def fused_step(run: Run, logits: Tensor, x_t: Tensor, seed: Tensor, step: Tensor
         active_R=x_t == run.mask,
         backend=run.backend,
     )
-    draw = uniform(seed, row=rows, step=step, stream=STREAM_COIN) * (1 - run.alpha_t)
+    draw = uniform(seed, row=rows, step=step, stream=STREAM_UNMASK) * (1 - run.alpha_t)
     return torch.where((x_t == run.mask) & (draw < run.alpha_s - run.alpha_t), drawn.tokens[:, 0], x_t)
 
 

@@ -35,7 +35,7 @@ class EndOfSequence:
     policy: EndPolicy = "padding"
 
     def __post_init__(self) -> None:
-        check_count("end_token_id", self.token_id, least=0)
+        check_count("end_token_id", self.token_id, minimum=0)
         check_choice("end_policy", self.policy, get_args(EndPolicy))
 
     def behind(self, x_t: Tensor, generation_mask: Tensor) -> Tensor:

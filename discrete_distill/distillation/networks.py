@@ -45,7 +45,7 @@ class SharedBase:
     def __post_init__(self) -> None:
         check_count("rank", self.rank)
         if self.alpha is not None:
-            check_number("alpha", self.alpha, above=0.0)
+            check_number("alpha", self.alpha, exclusive_minimum=0.0)
 
     def adapted(
         self, base: nn.Module, *, step_conditioning: bool = False, generator: Generator | None = None

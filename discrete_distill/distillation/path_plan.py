@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..process import MaskedDiffusion
 from ..samplers.counts import dealt_out, hidden_shares
-from ..samplers.grid import coin_flags
+from ..samplers.grid import unmask_flags
 from ..samplers.order import certainty, rank_of
 from ..samplers.positions import Positions, positions_at
 from ..samplers.state import SamplerState
@@ -74,7 +74,7 @@ def plan_by_draws(
     if len(times_KB) < 2:
         return []
     masked, length = state.masked(), state.tokens.shape[1]
-    reveals, _ = coin_flags(state, times_KB, first=first)
+    reveals, _ = unmask_flags(state, times_KB, first=first)
     kept: list[Tensor] = []
     for flags in reveals:
         kept.append(masked if positions == "masked" else flags)
@@ -131,7 +131,7 @@ def most_certain(
         bool ``[N]``.
     """
     distribution = state.token_distribution
-    best = distribution.likeliest(logits_NV, return_entropy=order == "entropy")
+    best = distribution.most_likely(logits_NV, return_entropy=order == "entropy")
     assert order != "random"
     scores_N = certainty(order, distribution)(logits_NV, best, slice(None))
     # Positions that are not asked about score -inf; a position with bad logits does too, and must not come after them.

@@ -2,8 +2,8 @@
 
 The log-probability of a sample may be replaced by that of the path it was drawn along, ``sum_j log P(z_{j+1} | z_j)``:
 the score function has the same expectation, and the student is trained in the states that a few-step sampler meets
-("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Coins do not depend on the student, so only the positions
-that a step reveals carry a gradient in that step.
+("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Unmasking draws do not depend on the student, so only
+positions that a step reveals carry a gradient in that step.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen positions, K steps.
 """
@@ -104,7 +104,7 @@ class IntermediateStateMatcher:
             )
         if self.branching and self.tau_per == "sample":
             raise ValueError('rows of a group share a branching path and its times; take tau_per="group" or "batch"')
-        check_number("temperature", self.temperature, above=0.0)
+        check_number("temperature", self.temperature, exclusive_minimum=0.0)
         check_path_order(self.order, branching=self.branching)
         check_choice("end_policy", self.end_policy, get_args(EndPolicy))
         if self.end_token_id is not None and EndOfSequence(self.end_token_id, self.end_policy).policy == "forbidden":

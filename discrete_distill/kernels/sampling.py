@@ -161,7 +161,7 @@ def sample_rows(
 
     .. math:: p(v) \propto \exp(\ell_v / T + h\,\mathrm{clip}(g_v, -1, 1)), \quad v \ne m
 
-    The token is drawn apart from the coin that decides whether a position is unmasked: one categorical for
+    The token is drawn separately from the unmasking draw of its position: one categorical for
     both loses tail tokens in fp32, and low-precision Gumbel noise lowers the temperature (arXiv 2409.02908).
     The tilt is that of reward-guided ancestral sampling (arXiv 2509.25035). Two-level inverse CDF over 1024
     lanes: fp32 sums, fp64 tails. The number of lanes is part of the definition: a seed gives the same tokens

@@ -69,7 +69,7 @@ class DiTConfig:
             check_count(name, getattr(self, name))
         for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
             check_flag(name, getattr(self, name))
-        check_number("dropout", self.dropout, least=0.0, below=1.0)
+        check_number("dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):

@@ -51,7 +51,7 @@ class MaskedDiffusion:
     forbidden_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        check_count("mask_token_id", self.mask_token_id, least=0)
+        check_count("mask_token_id", self.mask_token_id, minimum=0)
         forbidden = checked_forbidden_ids(self.forbidden_token_ids, self.mask_token_id)
         object.__setattr__(self, "forbidden_token_ids", forbidden)
 
@@ -154,7 +154,7 @@ class MaskedDiffusion:
             ValueError: if shapes do not fit, or a count is out of range.
         """
         check_sequences(x_0, generation_mask)
-        check_level("count", count, x_0, integers=True, most=self.num_generated(x_0, generation_mask))
+        check_level("count", count, x_0, integers=True, maximum=self.num_generated(x_0, generation_mask))
         hidden = _ranks(x_0, generation_mask, generator, group_size) < count[:, None]
         if generation_mask is not None:
             hidden = hidden & generation_mask
@@ -312,7 +312,7 @@ class MaskedDiffusion:
 
         ``P(x_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and
         ``P(x_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at masked positions; visible ones
-        stay. Samplers do not draw from this joint (they draw coin and token apart).
+        stay. Samplers do not draw from this joint (they draw unmasking and token separately).
         """
         probs = self.log_probs(logits, x_t).exp()
         reveal = self.unmask_probability(t, s)[:, None, None].to(probs.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice
-from ..kernels import STREAM_COIN, SampledRows
+from ..kernels import STREAM_UNMASK, SampledRows
 from .call import StepCallback
 from .grid import drawn_positions, walk_grid
 from .options import GridOptions
@@ -29,8 +29,8 @@ class AnalyticSampler(GridOptions):
 
     A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for
     token. A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a
-    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that
-    is left, in proportion to the scores.
+    position is to be revealed. The unmasking draw is separate from the token here too. A step that ends at
+    0 reveals all that is left, in proportion to the scores.
 
     Args:
         process: mask and schedule; scores belong to the schedule they were trained with.
@@ -88,5 +88,5 @@ class AnalyticSampler(GridOptions):
         probability_BL = torch.expm1(self.process.schedule.sigma(t) - self.process.schedule.sigma(s))[:, None]
         probability_BL = (probability_BL * log_total_BL.exp()).clamp(max=1.0)
         probability_BL = torch.where((s <= 0.0)[:, None], torch.ones_like(probability_BL), probability_BL)
-        revealed = (state.uniform(step, STREAM_COIN) < probability_BL) & state.masked()
+        revealed = (state.uniform(step, STREAM_UNMASK) < probability_BL) & state.masked()
         state.write_where(revealed, positions, drawn)

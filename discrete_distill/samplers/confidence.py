@@ -32,9 +32,9 @@ class ConfidenceSampler(GridOptions):
     Args:
         process: mask and schedule.
         num_steps: steps; one that reveals nothing costs no call.
-        order: "confidence" (log-probability of the drawn token), "margin" (of the two likeliest tokens) or "entropy".
+        order: "confidence" (log-probability of the drawn token), "margin" (of the two most likely tokens) or "entropy".
         order_temperature: of Gumbel noise on those scores; 0 is none.
-        greedy: the likeliest token in place of a draw (LLaDA's temperature 0).
+        greedy: the most likely token in place of a draw (LLaDA's temperature 0).
 
     The other options are those of `GridOptions` and `SamplerOptions`.
 
@@ -50,7 +50,7 @@ class ConfidenceSampler(GridOptions):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        check_number("order_temperature", self.order_temperature, least=0.0)
+        check_number("order_temperature", self.order_temperature, minimum=0.0)
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         counts_KB = self._counts(state)

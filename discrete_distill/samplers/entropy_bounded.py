@@ -34,7 +34,7 @@ class EntropyBoundedSampler(SamplerOptions):
         process: mask and schedule.
         gamma: bound in nats.
         order: "entropy", "confidence" or "margin".
-        greedy: the likeliest token in place of a draw.
+        greedy: the most likely token in place of a draw.
 
     The other options are those of `SamplerOptions`. The number of steps depends on the logits, so every step waits for
     the device once.
@@ -51,7 +51,7 @@ class EntropyBoundedSampler(SamplerOptions):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        check_number("gamma", self.gamma, least=0.0)
+        check_number("gamma", self.gamma, minimum=0.0)
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         size_B = state.generation_mask.sum(1)

@@ -1,4 +1,4 @@
-"""How a token is drawn from a row of logits: temperature, the likeliest tokens only, precision, or no chance at all.
+"""How a token is drawn from a row of logits: temperature, the most likely tokens only, precision, or no chance at all.
 
 Shape suffixes: n positions of a chunk, V vocabulary, M candidates.
 """
@@ -22,7 +22,7 @@ class TokenDistribution(NamedTuple):
     Attributes:
         mask_token_id: the class that is never drawn.
         temperature: above 0.
-        top_k: keep the ``k`` likeliest (and what ties with the last of them).
+        top_k: keep the ``k`` most likely (and what ties with the last of them).
         top_p: then keep the fewest that hold at least this probability.
         precision: ``torch.float32`` or ``torch.float64``.
     """
@@ -132,10 +132,10 @@ class TokenDistribution(NamedTuple):
             entropy_n = None if entropy_n is None else torch.where(active, entropy_n, 0.0)
         return SampledRows(tokens_nM, chosen_nM, entropy_n)
 
-    def likeliest(
+    def most_likely(
         self, logits_nV: Tensor, *, active: Tensor | None = None, return_entropy: bool = False
     ) -> SampledRows:
-        """The likeliest token of each row, with its log-probability at this distribution."""
+        """The most likely token of each row, with its log-probability at this distribution."""
         log_probs_nV = (self.without_mask(self.restrict(logits_nV)) / self.temperature).log_softmax(-1)
         best = log_probs_nV.max(1, keepdim=True)
         valid_n1 = best.values.isfinite()

@@ -16,7 +16,7 @@ from .positions import Positions, planned_positions
 from .state import SamplerState
 from .trajectory import Recorder, ReverseStep, walk
 
-COINS_PER_CALL = 2**16
+DRAWS_PER_CALL = 2**16
 
 
 def walk_grid(
@@ -57,7 +57,7 @@ def walk_grid(
     return state.finish(recorder.history)
 
 
-def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
+def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
     """Bool ``[B, L]`` for each step: what its unmasking draws reveal; and what no step reveals.
 
     Args:
@@ -67,7 +67,7 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
     """
     masked, flags = state.masked(), []
     # Counters are many small operations, so that the unmasking draws of several steps are tossed in one call.
-    together = max(1, COINS_PER_CALL // max(1, state.tokens.numel()))
+    together = max(1, DRAWS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]
         heads = state.unmask_draws_of_steps(first + start, state.process.unmask_probability(t, s))
@@ -79,5 +79,5 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
 
 def drawn_positions(state: SamplerState, times: Sequence[float]) -> list[Positions]:
     """The positions that each step reveals, and at last those that are left."""
-    flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
+    flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
     return planned_positions([*flags, left])

@@ -27,7 +27,7 @@ def check_order(order: str) -> None:
 def certainty(order: Order, distribution: TokenDistribution) -> Statistic:
     """``statistic(logits, drawn, part) -> [n]``, greater where the denoiser is surer.
 
-    "confidence": log-probability of the drawn token; "margin": probability of the likeliest token minus that of the
+    "confidence": log-probability of the drawn token; "margin": probability of the most likely token minus that of the
     second; "entropy": minus the entropy at the position, in nats. All of the distribution that tokens are drawn from.
     """
 

@@ -40,7 +40,7 @@ class PathPlanningSampler(GridOptions):
         planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
             written tokens; passed the attention mask and the conditions where there are any, and counted among the
             network evaluations. Self-planning if None.
-        greedy: the likeliest token in place of a draw.
+        greedy: the most likely token in place of a draw.
 
     The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
     denoiser that only knows masked positions needs a planner, or ``eta=0``.
@@ -57,7 +57,7 @@ class PathPlanningSampler(GridOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("greedy", self.greedy)
-        check_number("eta", self.eta, least=0.0)
+        check_number("eta", self.eta, minimum=0.0)
         if self.planner is not None and not callable(self.planner):
             raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:

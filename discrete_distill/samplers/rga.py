@@ -87,7 +87,7 @@ class RGASampler(GridOptions):
             raise TypeError(f"tilt must be two numbers, at the first and the last tilted step, got {self.tilt!r}")
         for strength in self.tilt:
             check_number("tilt", strength)
-        check_number("tilt_fraction", self.tilt_fraction, least=0.0, most=1.0)
+        check_number("tilt_fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
         check_choice("normalize", self.normalize, ("mean", "sum"))
         check_choice("rerank_positions", self.rerank_positions, ("all", "masked"))
         check_number("rerank_scale", self.rerank_scale)

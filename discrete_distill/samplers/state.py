@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import check_generator
-from ..kernels import STREAM_COIN, SampledRows, uniform
+from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
 from ..process.conditions import check_conditions
 from ..process.denoiser import LogitsOfPart, check_ids
@@ -130,7 +130,7 @@ class SamplerState:
         self.seed = torch.randint(2**63 - 1, (), generator=generator, device=place).to(self.tokens.device)
         count, length = self.tokens.numel(), self.tokens.shape[1]
         self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
-        self.coin_numbers = self.position_numbers
+        self.draw_numbers = self.position_numbers
         # All rows are one state until something is written, unless something else tells them apart.
         self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
         self.nfe = self.other_calls = 0
@@ -175,37 +175,30 @@ class SamplerState:
 
     def _indexed(self, sequences: Tensor) -> SamplerState:
         made = copy.copy(self)
-        for name in (
-            "tokens",
-            "generation_mask",
-            "given",
-            "log_probs",
-            "attention_mask",
-            "bad_positions",
-            "bad_scores",
-        ):
+        of_batch = ("tokens", "generation_mask", "given", "log_probs", "attention_mask", "bad_positions", "bad_scores")
+        for name in of_batch:
             value = getattr(self, name)
             setattr(made, name, value if value is None else value[sequences])
-        for name in ("position_numbers", "coin_numbers"):
+        for name in ("position_numbers", "draw_numbers"):
             setattr(made, name, getattr(self, name).view(self.tokens.shape)[sequences].flatten())
         return made
 
     def unmask_draws(self, step: int, probability: Tensor) -> Tensor:
         """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
         the logits only if the probability does."""
-        draw = self.uniform(step, STREAM_COIN)
+        draw = self.uniform(step, STREAM_UNMASK)
         return draw < (probability if probability.dim() == 2 else probability[:, None])
 
     def unmask_draws_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
-        """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, of probabilities ``[K]`` or ``[K, B]``."""
+        """Bool ``[K, B, L]``: unmasking draws of ``K`` steps from ``first`` on; probabilities are ``[K]`` or ``[K, B]``."""
         count = len(probabilities)
         steps = torch.arange(first, first + count, device=self.tokens.device)
-        draw = uniform(self.seed, row=self.coin_numbers, step=steps[:, None], stream=STREAM_COIN, dtype=torch.float32)
+        draw = uniform(self.seed, row=self.draw_numbers, step=steps[:, None], stream=STREAM_UNMASK, dtype=torch.float32)
         return draw.view(count, *self.tokens.shape) < probabilities.view(count, -1, 1)
 
     def uniform(self, step: int, stream: int) -> Tensor:
         """Uniform numbers in (0, 1), fp32 ``[B, L]``, one for every position, step and stream."""
-        draw = uniform(self.seed, row=self.coin_numbers, step=step, stream=stream, dtype=torch.float32)
+        draw = uniform(self.seed, row=self.draw_numbers, step=step, stream=stream, dtype=torch.float32)
         return draw.view_as(self.tokens)
 
     def select(self, flags_BL: Tensor, capacity: int | None = None) -> Positions:
@@ -283,7 +276,7 @@ class SamplerState:
             s: ``[B]``.
             step: number of the step, part of the counters of the draws.
             num_candidates: M.
-            greedy: the likeliest token in place of a draw.
+            greedy: the most likely token in place of a draw.
             statistic: computed from each chunk's logits.
             return_entropy: whether the statistic needs the entropy.
             one_time: see `logits`.
@@ -298,7 +291,7 @@ class SamplerState:
                 self.check_logits(logits_nV, index, active, step)
             options: dict[str, Any] = {"active": active, "return_entropy": return_entropy}
             if greedy:
-                drawn = self.token_distribution.likeliest(logits_nV, **options)
+                drawn = self.token_distribution.most_likely(logits_nV, **options)
             else:
                 drawn = self.draw_tokens(logits_nV, index, step, num_candidates=num_candidates, **options)
             parts.append(drawn)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .grid import coin_flags
+from .grid import unmask_flags
 from .positions import Positions, moved_positions, moved_together, positions_at
 from .state import SamplerState
 
@@ -47,7 +47,7 @@ class TiltPlan:
     """
 
     def __init__(self, state: SamplerState, times: list[float], tilted_steps: int, group_positions: int) -> None:
-        flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
+        flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
         device = left.device
         flags_KBL = torch.stack([*flags, left]).cpu()
         still_BL = flags_KBL.any(0)

@@ -407,7 +407,7 @@ def branching_path(length: int = 4, steps: int = 3, seed: int = 0, group_size: i
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_rows_of_a_group_share_their_path_up_to_the_step_with_a_graph_and_all_coins(seed) -> None:
+def test_the_rows_of_a_group_share_their_path_up_to_the_step_with_a_graph_and_all_unmasking_draws(seed) -> None:
     student, rollout = branching_path(length=6, seed=seed)
     (branch,) = (index for index, step in enumerate(rollout.steps) if step.logits_NV.requires_grad)
     for index, step in enumerate(rollout.steps):

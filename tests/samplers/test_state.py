@@ -73,7 +73,7 @@ def test_writing_leaves_earlier_states_and_the_prompt_as_they_were() -> None:
     assert before.tolist() == x_init.tolist() == [[0, MASK]]
 
 
-def test_coins_are_the_seeds_alone_and_fall_with_their_probability() -> None:
+def test_unmasking_draws_are_the_seeds_alone_and_fall_with_their_probability() -> None:
     states = [SamplerState(PROCESS, silent, (rows, 50), generator=seeded(5)) for rows in (40, 400)]
     unmask_draws = [state.unmask_draws(3, torch.full((state.batch,), 0.3)) for state in states]
     assert bool((unmask_draws[1][:40] == unmask_draws[0]).all())
@@ -214,7 +214,7 @@ def test_an_attention_mask_of_another_shape_is_refused() -> None:
         SamplerState(PROCESS, silent, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))
 
 
-def test_coins_of_several_steps_are_those_of_each() -> None:
+def test_unmasking_draws_of_several_steps_are_those_of_each() -> None:
     state = SamplerState(PROCESS, silent, (3, 50), generator=seeded(5))
     probabilities = torch.tensor([0.2, 0.5, 1.0])
     together = state.unmask_draws_of_steps(4, probabilities)

@@ -88,7 +88,7 @@ def enumerate_paths(
         positions=positions,  # type: ignore[arg-type]
     )
 
-    def dictated_coins(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
+    def dictated_draws(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
         return torch.stack([step_of == first + k for k in range(len(probabilities))])
 
     def dictated_tokens(state: SamplerState, logits: Tensor, index: Tensor, step: int) -> SampledRows:
@@ -96,7 +96,7 @@ def enumerate_paths(
         return SampledRows(tokens[:, None], torch.zeros(len(tokens), 1), None)
 
     with (
-        patch.object(SamplerState, "unmask_draws_of_steps", dictated_coins),
+        patch.object(SamplerState, "unmask_draws_of_steps", dictated_draws),
         patch.object(SamplerState, "draw_tokens", dictated_tokens),
     ):
         rollout = matcher(student, options.shape, generator=seeded(0))
@@ -109,8 +109,8 @@ def enumerate_paths(
         reveal = float(process.unmask_probability(t, s))
         reveal_at.append(still * reveal)
         still *= 1.0 - reveal
-    coin_probability = torch.tensor(reveal_at, dtype=torch.float64)[step_of].prod(1)
-    return EnumeratedPaths(rollout, coin_probability * rollout.log_prob().detach().exp())
+    draw_probability = torch.tensor(reveal_at, dtype=torch.float64)[step_of].prod(1)
+    return EnumeratedPaths(rollout, draw_probability * rollout.log_prob().detach().exp())
 
 
 def gauss_legendre(nodes: int, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:

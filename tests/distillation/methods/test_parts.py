@@ -69,7 +69,7 @@ def test_a_path_is_walked_again_with_its_graph(path: str) -> None:
 
 
 def test_a_path_stays_where_the_student_has_moved() -> None:
-    """Coins do not depend on the student; its log-probabilities of the same tokens do."""
+    """Unmasking draws do not depend on the student; its log-probabilities of the same tokens do."""
     made = method(paths={"num_steps": (3,)})
     once = made.rollout(4, 6, generator=Generator().manual_seed(3))
     for parameter in made.student.parameters():

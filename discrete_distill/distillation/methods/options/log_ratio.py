@@ -31,8 +31,8 @@ class DiscriminatorRatio:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
-        check_count("warmup", self.warmup, least=0)
+        check_number("label_smoothing", self.label_smoothing, minimum=0.0, exclusive_maximum=1.0)
+        check_count("warmup", self.warmup, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class AuxiliaryRatio:
     def __post_init__(self) -> None:
         check_fields(self)
         check_count("updates", self.updates)
-        check_count("warmup", self.warmup, least=0)
+        check_count("warmup", self.warmup, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
