@@ -50,8 +50,8 @@ class IntermediateStateMatcher:
         process: mask, schedule and forbidden ids.
         num_steps: numbers of steps; one of them is drawn for each batch. One step draws the sample at once; two steps
             are the paper's ``m -> z_tau -> x``; a distribution over several keeps one student good at all of them.
-        tau_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
-        tau_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
+        time_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
+        times_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
         positions: which logits a step keeps: of "revealed" positions, or of all "masked" ones.
         gradient_steps: greatest number ``m`` of steps of a path that keep a graph, drawn uniformly among the K; their
             gradients weigh ``K / m``, so the expected gradient stays. Less memory and time, more variance. All if None.
@@ -79,8 +79,8 @@ class IntermediateStateMatcher:
 
     process: MaskedDiffusion
     num_steps: Sequence[int] = (2,)
-    tau_distribution: TimeDistribution | None = None
-    tau_per: Literal["group", "batch", "sample"] = "group"
+    time_distribution: TimeDistribution | None = None
+    times_per: Literal["group", "batch", "sample"] = "group"
     positions: Literal["revealed", "masked"] = "revealed"
     gradient_steps: int | None = None
     branching: bool = False
@@ -92,8 +92,8 @@ class IntermediateStateMatcher:
     def __post_init__(self) -> None:
         if not self.num_steps or min(self.num_steps) < 1:
             raise ValueError(f"num_steps needs one or more numbers of 1 or more, got {tuple(self.num_steps)}")
-        if self.tau_per not in ("group", "batch", "sample"):
-            raise ValueError(f'tau_per is "group", "batch" or "sample", got {self.tau_per!r}')
+        if self.times_per not in ("group", "batch", "sample"):
+            raise ValueError(f'times_per is "group", "batch" or "sample", got {self.times_per!r}')
         if self.positions not in ("revealed", "masked"):
             raise ValueError(f'positions is "revealed" or "masked", got {self.positions!r}')
         if self.gradient_steps is not None and self.gradient_steps < 1:
@@ -102,8 +102,8 @@ class IntermediateStateMatcher:
             raise ValueError(
                 f"a branching path keeps the graph of one step; leave out gradient_steps = {self.gradient_steps}"
             )
-        if self.branching and self.tau_per == "sample":
-            raise ValueError('rows of a group share a branching path and its times; take tau_per="group" or "batch"')
+        if self.branching and self.times_per == "sample":
+            raise ValueError('rows of a group share a branching path and its times; take times_per="group" or "batch"')
         check_number("temperature", self.temperature, exclusive_minimum=0.0)
         check_path_order(self.order, branching=self.branching)
         check_choice("end_policy", self.end_policy, get_args(EndPolicy))
@@ -285,14 +285,14 @@ class IntermediateStateMatcher:
         """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
         choices = self.num_steps if num_steps is None else (num_steps,)
         interior = choices[int(torch.randint(len(choices), (), generator=generator, device=_place(generator)))] - 1
-        if self.tau_distribution is None:
+        if self.time_distribution is None:
             return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
-        repeats = {"group": group_size, "batch": batch, "sample": 1}[self.tau_per]
+        repeats = {"group": group_size, "batch": batch, "sample": 1}[self.times_per]
         draws = batch // repeats
         ends = torch.ones(1, batch, device=device)
         if interior == 0:
             return torch.cat((ends, 0.0 * ends)), None
-        drawn = self.tau_distribution.sample(interior * draws, device=_place(generator), generator=generator).t
+        drawn = self.time_distribution.sample(interior * draws, device=_place(generator), generator=generator).t
         tau = drawn.view(interior, draws).repeat_interleave(repeats, dim=1).to(device)
         return torch.cat((ends, tau.sort(0, descending=True).values, 0.0 * ends)), tau[0]
 

@@ -238,8 +238,8 @@ class WrappedDenoiser(nn.Module):
         self.keywords.check(keywords, self.model)
         arguments = [(self.call_signature.ids, x_t)]
         if self.call_signature.time is not None:
-            told = self.schedule.sigma(t) if self.call_signature.time_conditioning else torch.zeros_like(t)
-            arguments.append((self.call_signature.time, told))
+            sigma = self.schedule.sigma(t) if self.call_signature.time_conditioning else torch.zeros_like(t)
+            arguments.append((self.call_signature.time, sigma))
         for name, value in arguments:
             if name == POSITIONAL:
                 positional.append(value)

@@ -67,21 +67,21 @@ class TeacherRatio:
         teacher: any `Denoiser`.
         student: the denoiser that draws.
         process: mask and schedule; the networks are told the time at which so many masks are expected.
-        hidden: probability of hiding each revealed position, in ``(0, 1]``.
+        mask_ratio: probability of hiding each revealed position, in ``(0, 1]``.
 
     Raises:
-        ValueError: if ``hidden`` is outside ``(0, 1]``.
+        ValueError: if ``mask_ratio`` is outside ``(0, 1]``.
     """
 
     teacher: Denoiser
     student: Denoiser
     process: MaskedDiffusion
-    hidden: float = 0.5
+    mask_ratio: float = 0.5
     evaluations: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.hidden <= 1.0:
-            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
+        if not 0.0 < self.mask_ratio <= 1.0:
+            raise ValueError(f"mask_ratio must lie in (0, 1], got {self.mask_ratio}")
 
     @torch.no_grad()
     def score_candidate(self, candidate: Candidate, /) -> Tensor:
@@ -89,7 +89,7 @@ class TeacherRatio:
         positions, length = candidate.revealed, candidate.x_t.shape[1]
         tokens = candidate.x_t.flatten()[positions]
         # Positions that stay visible weigh nothing; leaving them out would wait for the device to count them.
-        hidden = candidate.uniform.flatten()[positions] < self.hidden
+        hidden = candidate.uniform.flatten()[positions] < self.mask_ratio
         shown = torch.where(hidden, self.process.mask_token_id, tokens)
         x_t = candidate.x_t.flatten().index_copy(0, positions, shown).view_as(candidate.x_t)
         masked = self.process.is_masked(x_t, candidate.generation_mask)

@@ -190,7 +190,7 @@ class SamplerState:
         return draw < (probability if probability.dim() == 2 else probability[:, None])
 
     def unmask_draws_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
-        """Bool ``[K, B, L]``: unmasking draws of ``K`` steps from ``first`` on; probabilities are ``[K]`` or ``[K, B]``."""
+        """Bool ``[K, B, L]``: unmasking draws of ``K`` steps from ``first`` on; probabilities ``[K]`` or ``[K, B]``."""
         count = len(probabilities)
         steps = torch.arange(first, first + count, device=self.tokens.device)
         draw = uniform(self.seed, row=self.draw_numbers, step=steps[:, None], stream=STREAM_UNMASK, dtype=torch.float32)

@@ -93,8 +93,8 @@ class ModeCollapse:
         return self.step == self.since
 
     def __str__(self) -> str:
-        told = "; ".join(DESCRIPTIONS[name].format(*change) for name, change in self.changes.items())
-        return f"MODE COLLAPSE: the samples of a batch become one text with variations ({told}): {REMEDY}"
+        changes = "; ".join(DESCRIPTIONS[name].format(*change) for name, change in self.changes.items())
+        return f"MODE COLLAPSE: the samples of a batch become one text with variations ({changes}): {REMEDY}"
 
 
 DESCRIPTIONS = {

@@ -58,7 +58,7 @@ def brute_force_log_prob(student: TimedTable, rollout: Rollout) -> Tensor:
 def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, positions) -> None:
     student = TimedTable(4)
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(steps,), tau_distribution=UniformTime(), tau_per="sample", positions=positions
+        PROCESS, num_steps=(steps,), time_distribution=UniformTime(), times_per="sample", positions=positions
     )
     rollout = matcher(student, (12, 4), generator=seeded(0))
     torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
@@ -69,7 +69,7 @@ def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, positions) 
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"tau_distribution": UniformTime(), "tau_per": "sample"}, {"branching": True}], ids=str
+    "choices", [{}, {"time_distribution": UniformTime(), "times_per": "sample"}, {"branching": True}], ids=str
 )
 @pytest.mark.parametrize("positions", ["revealed", "masked"])
 def test_the_positions_planned_for_a_step_are_those_that_its_states_show(positions, choices) -> None:
@@ -157,7 +157,7 @@ def test_the_shared_row_has_the_gradient_of_all_rows() -> None:
 def test_rows_in_different_first_steps_are_not_taken_for_one() -> None:
     student = TimedTable(3)
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(2,), tau_distribution=UniformTime(), tau_per="sample", positions="masked"
+        PROCESS, num_steps=(2,), time_distribution=UniformTime(), times_per="sample", positions="masked"
     )
     rollout = matcher(student, (8, 3), generator=seeded(0))
     assert len(student.asked[0]) == 8
@@ -168,15 +168,17 @@ def test_rows_in_different_first_steps_are_not_taken_for_one() -> None:
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(2, 5), st.integers(0, 999))
 def test_intermediate_times_are_shared_as_asked_and_descend(group_size, groups, steps, seed) -> None:
     distribution, batch = BetaTime(0.02, 0.98), group_size * groups
-    for tau_per, distinct in (("group", groups), ("batch", 1), ("sample", batch)):
-        matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), tau_distribution=distribution, tau_per=tau_per)
+    for times_per, distinct in (("group", groups), ("batch", 1), ("sample", batch)):
+        matcher = IntermediateStateMatcher(
+            PROCESS, num_steps=(steps,), time_distribution=distribution, times_per=times_per
+        )
         times = matcher.times(batch, group_size, torch.device("cpu"), seeded(seed))
         assert times.shape == (steps + 1, batch)
         assert bool((times[0] == 1).all())
         assert bool((times[-1] == 0).all())
         assert bool((times.diff(dim=0) < 0).all())
         assert len(times.unique(dim=1)[0]) == distinct
-        if tau_per == "group":
+        if times_per == "group":
             assert all(len(of_group.unique(dim=1)[0]) == 1 for of_group in times.split(group_size, dim=1))
 
 
@@ -203,7 +205,9 @@ def test_numbers_of_steps_are_drawn_evenly() -> None:
 def test_samples_of_paths_through_a_random_time_follow_the_exact_distribution(schedule) -> None:
     process, draws = MaskedDiffusion(MASK, schedule), 20_000
     student = TimedTable(3)
-    matcher = IntermediateStateMatcher(process, num_steps=(3,), tau_distribution=BetaTime(0.02, 0.98), tau_per="batch")
+    matcher = IntermediateStateMatcher(
+        process, num_steps=(3,), time_distribution=BetaTime(0.02, 0.98), times_per="batch"
+    )
     with torch.no_grad():
         rollout = matcher(student, (draws, 3), generator=seeded(3))
         times = [1.0, *(float(step.s[0]) for step in rollout.steps)]
@@ -218,7 +222,7 @@ def test_samples_of_paths_through_a_random_time_follow_the_exact_distribution(sc
 def test_times_of_each_sample_give_the_mixture_of_the_distributions() -> None:
     student, draws = TimedTable(2, seed=5), 20_000
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(2,), tau_distribution=UniformTime(0.1, 0.9), tau_per="sample"
+        PROCESS, num_steps=(2,), time_distribution=UniformTime(0.1, 0.9), times_per="sample"
     )
     with torch.no_grad():
         rollout = matcher(student, (draws, 2), generator=seeded(6))
@@ -281,7 +285,7 @@ def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
     [
         ({"num_steps": ()}, r"num_steps.*\(\)"),
         ({"num_steps": (2, 0)}, r"\(2, 0\)"),
-        ({"tau_per": "row"}, "tau_per.*'row'"),
+        ({"times_per": "row"}, "times_per.*'row'"),
         ({"positions": "all"}, "positions.*'all'"),
     ],
 )
@@ -305,10 +309,10 @@ def path_of(steps: int, batch: int = 4096, length: int = 4, seed: int = 0) -> Ro
 
 @pytest.mark.parametrize("hidden", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_probe_hides_each_masked_position_with_one_probability(hidden, steps) -> None:
+def test_remasking_hides_each_masked_position_with_one_probability(hidden, steps) -> None:
     rollout = path_of(steps)
     for step in rollout.steps:
-        remasked = remask(PROCESS, step, rollout.generation_mask, hidden=hidden, generator=seeded(1))
+        remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=hidden, generator=seeded(1))
         reveal = float(PROCESS.unmask_probability(step.t[0], step.s[0]))
         expected = max(1.0 - reveal, hidden)
         masked = int((step.x_t == MASK).sum())
@@ -319,7 +323,7 @@ def test_a_probe_hides_each_masked_position_with_one_probability(hidden, steps) 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_a_probe_shows_the_outcome_elsewhere_and_knows_its_places_and_time(steps) -> None:
+def test_a_remasked_state_has_the_outcome_elsewhere_and_its_places_and_time(steps) -> None:
     rollout = path_of(steps, batch=64)
     for step in rollout.steps:
         remasked = remask(PROCESS, step, rollout.generation_mask, generator=seeded(2))
@@ -339,7 +343,7 @@ def test_weighted_sums_over_hidden_rows_are_unbiased_for_sums_over_revealed_rows
     rollout = path_of(3, batch=20_000, length=3, seed=7)
     step = rollout.steps[index]
     value = PROCESS.masked_log_probs(step.logits_NV).exp().square().sum(1) + 0.1 * (step.positions % 3)
-    remasked = remask(PROCESS, step, rollout.generation_mask, hidden=hidden, generator=seeded(8))
+    remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=hidden, generator=seeded(8))
     per_path = torch.zeros(20_000, dtype=torch.float64)
     per_path.index_add_(0, remasked.positions // 3, remasked.weight * value[remasked.index])
     per_path.index_add_(0, step.positions[step.revealed] // 3, -value[step.revealed])
@@ -354,7 +358,7 @@ def test_prompts_are_never_hidden() -> None:
             TimedTable(4), x_init=x_init, generator=seeded(0)
         )
     for step in rollout.steps:
-        remasked = remask(PROCESS, step, rollout.generation_mask, hidden=1.0, generator=seeded(0))
+        remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=1.0, generator=seeded(0))
         assert bool((remasked.x_t[:, 0] == 0).all())
         assert bool((remasked.x_t[:, 3] == 2).all())
         expected = (step.x_t == MASK).sum(1).float() / 2
@@ -365,10 +369,10 @@ def test_prompts_are_never_hidden() -> None:
 def test_a_fraction_outside_its_range_is_refused(hidden) -> None:
     rollout = path_of(2, batch=2)
     with pytest.raises(ValueError, match=f"hidden.*{hidden}"):
-        remask(PROCESS, rollout.steps[0], rollout.generation_mask, hidden=hidden)
+        remask(PROCESS, rollout.steps[0], rollout.generation_mask, mask_ratio=hidden)
 
 
-def test_a_path_that_kept_only_revealed_positions_cannot_be_probed() -> None:
+def test_a_path_that_kept_only_revealed_positions_cannot_be_remasked() -> None:
     rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,))(TimedTable(6), (8, 6), generator=seeded(0))
     with pytest.raises(ValueError, match='positions="masked"'):
         remask(PROCESS, rollout.steps[0], rollout.generation_mask, generator=seeded(0))
@@ -472,15 +476,15 @@ def test_prompts_that_differ_within_a_group_cannot_branch() -> None:
 def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
     with pytest.raises(ValueError, match=r"gradient_steps.*\b2\b"):
         IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)
-    with pytest.raises(ValueError, match="tau_per"):
-        IntermediateStateMatcher(PROCESS, branching=True, tau_distribution=UniformTime(), tau_per="sample")
+    with pytest.raises(ValueError, match="times_per"):
+        IntermediateStateMatcher(PROCESS, branching=True, time_distribution=UniformTime(), times_per="sample")
 
 
 def test_a_given_number_of_steps_takes_the_place_of_the_drawn_one() -> None:
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 3), tau_distribution=UniformTime())
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 3), time_distribution=UniformTime())
     student = TimedTable(2)
     for count in (1, 2, 5):
-        fixed = IntermediateStateMatcher(PROCESS, num_steps=(count,), tau_distribution=UniformTime())
+        fixed = IntermediateStateMatcher(PROCESS, num_steps=(count,), time_distribution=UniformTime())
         given = matcher(student, (4, 2), generator=seeded(count), num_steps=count)
         expected = fixed(student, (4, 2), generator=seeded(count))
         assert len(given.steps) == count

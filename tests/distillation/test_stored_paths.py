@@ -70,7 +70,7 @@ STARTS = {
 }
 CHOICES = {
     "two": {},
-    "times of each": {"tau_distribution": UniformTime(), "tau_per": "sample", "num_steps": (3,)},
+    "times of each": {"time_distribution": UniformTime(), "times_per": "sample", "num_steps": (3,)},
     "masked": {"positions": "masked", "num_steps": (3,)},
     "branching": {"branching": True, "num_steps": (3,)},
     "tempered": {"temperature": 0.6, "num_steps": (3,)},

@@ -100,8 +100,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
         what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
-        return trainable_copy(teacher, step_conditioning=told or isinstance(config.credit, VocabularyCredit))
+        conditioned = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
+        return trainable_copy(teacher, step_conditioning=conditioned or isinstance(config.credit, VocabularyCredit))
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,

@@ -83,8 +83,8 @@ def enumerate_paths(
     matcher = IntermediateStateMatcher(
         process,
         num_steps=(num_steps,),
-        tau_distribution=FixedTimes(interior=tuple(times[1:-1])),
-        tau_per="batch",
+        time_distribution=FixedTimes(interior=tuple(times[1:-1])),
+        times_per="batch",
         positions=positions,  # type: ignore[arg-type]
     )
 
@@ -202,8 +202,8 @@ def cosine(gradient: Tensor, truth: Tensor) -> float:
 
 
 @dataclass
-class EnumeratedProbes:
-    """Every probe of one step of all paths, as one `RemaskedState` with a row for each; ``path`` and probability of
+class EnumeratedRemasking:
+    """Every remasking of one step of all paths, as one `RemaskedState` with a row for each; ``path`` and probability of
     each."""
 
     remasked: RemaskedState
@@ -212,9 +212,9 @@ class EnumeratedProbes:
     student_NV: Tensor
 
 
-def enumerate_probes(
+def enumerate_remasking(
     paths: EnumeratedPaths, process: MaskedDiffusion, index: int, *, hidden: float
-) -> EnumeratedProbes:
+) -> EnumeratedRemasking:
     """All ways of hiding again what step ``index`` revealed; the paths must hold ``positions="masked"``."""
     step, size = paths.rollout.steps[index], len(paths.probability)
     patterns = mask_patterns(step.x_t.shape[1])
@@ -238,10 +238,10 @@ def enumerate_probes(
     reveal = float(process.unmask_probability(step.t[0].double(), step.s[0].double()))
     again = (max(1.0 - reveal, hidden) - (1.0 - reveal)) / reveal
     with patch.object(torch, "rand", lambda *_, **__: torch.where(hide, -1.0, 2.0)):
-        remasked = remask(process, copied, torch.ones_like(hide), hidden=hidden)
+        remasked = remask(process, copied, torch.ones_like(hide), mask_ratio=hidden)
     again_or_not = torch.tensor([1.0 - again, again], dtype=torch.float64)
     unmask_draws = again_or_not[hide.long()].prod(1)
-    return EnumeratedProbes(
+    return EnumeratedRemasking(
         remasked,
         path,
         paths.probability[path] * unmask_draws,
@@ -249,14 +249,14 @@ def enumerate_probes(
     )
 
 
-def converged_auxiliary(probes: EnumeratedProbes) -> Tensor:
+def converged_auxiliary(remaskings: EnumeratedRemasking) -> Tensor:
     """``log E[p_student(v | x_t) | z']`` at the hidden positions: a perfectly fitted auxiliary."""
-    length = probes.remasked.x_t.shape[1]
-    owner = probes.remasked.positions // length
-    asked = torch.cat((probes.remasked.x_t[owner], probes.remasked.positions[:, None] % length), dim=1)
+    length = remaskings.remasked.x_t.shape[1]
+    owner = remaskings.remasked.positions // length
+    asked = torch.cat((remaskings.remasked.x_t[owner], remaskings.remasked.positions[:, None] % length), dim=1)
     _, place = torch.unique(asked, dim=0, return_inverse=True)
-    mass_N = probes.probability[owner]
-    distribution_NV = probes.student_NV.detach().exp()
+    mass_N = remaskings.probability[owner]
+    distribution_NV = remaskings.student_NV.detach().exp()
     sums = torch.zeros(int(place.max()) + 1, distribution_NV.shape[1], dtype=torch.float64)
     sums.index_add_(0, place, mass_N[:, None] * distribution_NV)
     return (sums / sums.sum(1, keepdim=True)).log()[place]

@@ -62,7 +62,7 @@ class Paths:
         return IntermediateStateMatcher(
             process,
             num_steps=self.num_steps,
-            tau_distribution=self.time_distribution,
+            time_distribution=self.time_distribution,
             positions=positions,
             gradient_steps=self.gradient_steps,
             branching=self.branching,
