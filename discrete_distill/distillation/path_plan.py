@@ -1,4 +1,4 @@
-"""Which positions the steps of a student path ask about, and which they reveal.
+"""Plan of a student path: positions whose logits each step needs, and positions that it reveals.
 
 Shape suffixes: B batch, L length, V vocabulary, N chosen positions, R revealed positions, K steps.
 """

@@ -1,4 +1,4 @@
-"""How the logits of one step of a path were computed, so that any network can be asked the same.
+"""Evaluation of the logits of one step of a path, repeatable with any network.
 
 Shape suffixes: B batch, V vocabulary, N chosen positions, R revealed positions.
 """

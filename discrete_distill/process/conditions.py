@@ -83,7 +83,7 @@ def name_of(network: Any) -> str:
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Parameters of a callable; None if nobody knows them. A module's are those of its ``forward``."""
+    """Parameters of a callable; None if they cannot be read. A module's are those of its ``forward``."""
     function = getattr(function, "_orig_mod", function)
     try:
         return inspect.signature(getattr(function, "forward", function)).parameters

@@ -1,4 +1,4 @@
-"""The one protocol of the library: what a denoiser is, and how to ask it for the positions that are used."""
+"""The `Denoiser` protocol, and the logits of a denoiser at chosen positions."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def prepared_projection(denoiser: Denoiser, parts: FeatureParts) -> Callable[[Te
 
 
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
-    """``{"s": s}`` for a denoiser that is told where its step ends, else nothing."""
+    """``{"s": s}`` for a denoiser that is passed the end of its step, else nothing."""
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
 
 
 def ignores_time(denoiser: Denoiser) -> bool:
-    """Whether the denoiser says that its answer depends on the tokens alone."""
+    """Whether the denoiser states that its logits depend on the tokens alone."""
     return getattr(denoiser, "time_conditioned", True) is False
 
 
 def check_ids(denoiser: Denoiser, largest_id: int) -> None:
-    """Refuse token ids that the denoiser says it does not know.
+    """Refuse token ids outside the vocabulary that the denoiser states.
 
     Raises:
         ValueError: if ``largest_id`` is outside of its ``num_classes``.

@@ -25,7 +25,7 @@ Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
 
 @dataclass(frozen=True)
 class SamplerOptions(Sampler):
-    """What every sampler can be told.
+    """Options shared by all samplers.
 
     Args:
         process: mask and schedule.

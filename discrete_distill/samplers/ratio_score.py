@@ -66,7 +66,7 @@ class TeacherRatio:
     Args:
         teacher: any `Denoiser`.
         student: the denoiser that draws.
-        process: mask and schedule; the networks are told the time at which so many masks are expected.
+        process: mask and schedule; the networks are passed the time at which so many masks are expected.
         mask_ratio: probability of hiding each revealed position, in ``(0, 1]``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which positions the steps of a guided sampler ask about, planned from the unmasking draws.
+"""Positions whose logits the steps of a guided sampler need, planned from the unmasking draws.
 
 Shape suffixes: B batch, L length, K steps.
 """

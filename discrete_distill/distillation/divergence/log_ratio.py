@@ -88,7 +88,7 @@ class AuxiliaryDenoiserLogRatio:
     corruptions of ``x_0`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
     NELBOs, ``log q_student(x) - log p_teacher(x)``. The noise of the masks cancels in the difference.
 
-    An auxiliary that ``accepts_step`` is told ``s``, the `Rollout.last_time` of the samples. One that is not sees the
+    An auxiliary that ``accepts_step`` is passed ``s``, the `Rollout.last_time` of the samples. One that is not sees the
     mixture of all numbers of steps, and so does the gradient: some may then sharpen as long as others blur.
 
     Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's

@@ -30,7 +30,7 @@ class BaseMethod(Generic[ConfigT]):
         config: every choice.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
 
     Attributes:
         network_names: of the arguments of the class that are networks.

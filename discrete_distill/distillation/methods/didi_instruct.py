@@ -43,7 +43,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             an end of sequence. Its process, with its forbidden ids, is then the method's.
 
     Raises:
-        ValueError: if the configured log-ratio lacks its network, a network that is to be told its step has no true
+        ValueError: if the configured log-ratio lacks its network, a network that is to be passed its step has no true
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
@@ -98,8 +98,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
-        what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
+        """Copy the teacher, to be fitted to the student: trainable and in evaluation mode. It is passed the step that
+        made its input (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
         conditioned = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
         return trainable_copy(teacher, step_conditioning=conditioned or isinstance(config.credit, VocabularyCredit))
 

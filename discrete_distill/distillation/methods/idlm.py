@@ -70,7 +70,7 @@ class IDLM(PathMethod[IDLMConfig]):
         config: every choice.
 
     Raises:
-        ValueError: if there is no auxiliary denoiser, or a network that is to be told its step has no true attribute
+        ValueError: if there is no auxiliary denoiser, or a network that is to be passed its step has no true attribute
             ``accepts_step``.
 
     Example:
@@ -107,7 +107,7 @@ class IDLM(PathMethod[IDLMConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; passed the last step of
         its samples' paths, if so configured."""
         return trainable_copy(teacher, step_conditioning=config.log_ratio.step_conditioning)
 

@@ -76,8 +76,8 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
             teacher by default.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``, or the teacher has
-            no blocks and no features are given.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``, or the teacher
+            has no blocks and no features are given.
 
     Example:
         >>> method = RolloutMMD(student, teacher, process, RolloutMMDConfig())  # doctest: +SKIP

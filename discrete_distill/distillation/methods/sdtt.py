@@ -52,7 +52,7 @@ class SDTTConfig(MethodConfig):
         published: as the authors' code has it: the teacher's times are ``t u + (1 - t) s`` for ``u`` from 1 to 0, which
             start above ``t`` and end below ``s``, and ``tv`` is taken of log-probabilities. Correct are
             ``t u + (1 - u) s``, and probabilities.
-        step_conditioning: tell the student where its step ends.
+        step_conditioning: pass the student where its step ends.
 
     Raises:
         ValueError: if a number is out of range, the rounds do not divide the steps, or the target is unknown.
@@ -107,7 +107,7 @@ class SDTT(BaseMethod[SDTTConfig]):
         config: every choice.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
 
     Attributes:
         round: that ``teacher`` belongs to; 0 is the first.

@@ -20,7 +20,7 @@ from ...samplers.state import SamplerState
 
 @dataclass
 class TeacherTargets:
-    """What the teacher says at the masked positions of corrupted sequences: the rollout of `SDTT`.
+    """Targets of the teacher at the masked positions of corrupted sequences: the rollout of `SDTT`.
 
     Attributes:
         x_t: corrupted sequences, int64 ``[B, L]``.

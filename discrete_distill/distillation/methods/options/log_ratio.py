@@ -42,7 +42,7 @@ class AuxiliaryRatio:
     Args:
         updates: number of updates of the auxiliary for each update of the student.
         warmup: training steps in which the auxiliary alone is updated.
-        step_conditioning: tell the auxiliary the number of steps that its samples were drawn in, so that each number
+        step_conditioning: pass the auxiliary the number of steps that its samples were drawn in, so that each number
             is compared with the teacher by itself; otherwise the mixture of all is.
 
     Raises:
