@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
 from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
+from ...distillation.networks import Networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
 from ...models import Discriminator, DiT, guide_by_prior
@@ -156,7 +157,7 @@ class Distillation:
             network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
             self.discriminator = ModuleOptimizer(network, config.ratio, updates["discriminator"], accelerator, parallel)
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
-        self.method: BaseMethod[Any] = kind.assemble(method, process, teacher=self._place_teacher(teacher), **networks)
+        self.method: BaseMethod[Any] = kind(Networks(teacher=self._place_teacher(teacher), **networks), process, method)
 
     def _place_teacher(self, teacher: DiT) -> nn.Module:
         """A frozen copy, compiled and sharded as the student is."""
