@@ -107,7 +107,7 @@ def time_step(run: Run, batch: int, dtype: torch.dtype, share: float, stride: in
     size = int(active.sum()) * run.mask * full.element_size()
 
     def draw() -> Any:
-        return sample_rows(logits, seed=seed, rows_R=numbers, step=step, mask_token_id=run.mask, active_R=active,
+        return sample_rows(logits, seed=seed, positions_R=numbers, step=step, mask_token_id=run.mask, active_R=active,
                            backend=run.backend)  # fmt: skip
 
     time_case(run, _labels("sample_rows", batch, dtype, share, stride), size, draw, {})

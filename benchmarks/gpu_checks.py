@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks import gpu_baselines
 from benchmarks.gpu_run import Run
-from discrete_distill.kernels import STREAM_COIN, STREAM_TOKEN, philox_4x32, sample_rows, token_losses, uniform
+from discrete_distill.kernels import STREAM_TOKEN, STREAM_UNMASK, philox_4x32, sample_rows, token_losses, uniform
 from discrete_distill.kernels.philox import torch_philox_4x32
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -32,7 +32,7 @@ def check_tokens(run: Run, vocab_size: int, dtype: torch.dtype) -> None:
     rows = 64 if run.dry else 2048
     logits = run.make_logits(rows, dtype, vocab_size)[:, :vocab_size]
     number = torch.arange(rows, device=run.device)
-    sample = sample_rows(logits, seed=7, rows_R=number, step=1, return_entropy=True, backend=run.backend)
+    sample = sample_rows(logits, seed=7, positions_R=number, step=1, return_entropy=True, backend=run.backend)
     exact = torch.log_softmax(logits.double(), -1)
     # A kernel that draws nothing says -1: an index of -1 would end the whole process on a GPU.
     drawn_nothing = int((sample.tokens < 0).sum())
@@ -50,7 +50,7 @@ def check_tokens(run: Run, vocab_size: int, dtype: torch.dtype) -> None:
     worst = torch.maximum(miss(lanes, lane, 0), miss(inner, place, 1)).max().item()
     entropy = (sample.entropy - -(p * exact).sum(-1)).abs().max().item() if sample.entropy is not None else 0.0
     error = max((sample.log_probs - exact.gather(1, token)).abs().max().item(), entropy)
-    reference = sample_rows(logits, seed=7, rows_R=number, step=1, backend="torch").tokens
+    reference = sample_rows(logits, seed=7, positions_R=number, step=1, backend="torch").tokens
     flips = int((reference != token).sum())
     run.note(
         f"sample_rows V={vocab_size} {str(dtype)[6:]}",
@@ -88,13 +88,13 @@ def fused_step(run: Run, logits: Tensor, x_t: Tensor, seed: Tensor, step: Tensor
     drawn = sample_rows(
         logits,
         seed=seed,
-        rows_R=rows,
+        positions_R=rows,
         step=step,
         mask_token_id=run.mask,
         active_R=x_t == run.mask,
         backend=run.backend,
     )
-    draw = uniform(seed, row=rows, step=step, stream=STREAM_COIN) * (1 - run.alpha_t)
+    draw = uniform(seed, row=rows, step=step, stream=STREAM_UNMASK) * (1 - run.alpha_t)
     return torch.where((x_t == run.mask) & (draw < run.alpha_s - run.alpha_t), drawn.tokens[:, 0], x_t)
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Generator, Tensor
 
 
-def check_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return ``value`` as an int; refuse what is not an integer of ``least`` or more. A bool is not an integer here.
+def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int; refuse what is not an integer of ``minimum`` or more. A bool is not an integer here.
 
     Raises:
         TypeError: for another type; ``2.0`` is not an integer either.
-        ValueError: for an integer below ``least``.
+        ValueError: for an integer below ``minimum``.
     """
     try:
         number = operator.index(value)
@@ -25,8 +25,8 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
         number = None
     if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    if number < least:
-        raise ValueError(f"{name} must be {least} or more, got {value!r}")
+    if number < minimum:
+        raise ValueError(f"{name} must be {minimum} or more, got {value!r}")
     return number
 
 
@@ -34,10 +34,10 @@ def check_number(
     name: str,
     value: Any,
     *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
+    minimum: float = -math.inf,
+    exclusive_minimum: float = -math.inf,
+    maximum: float = math.inf,
+    exclusive_maximum: float = math.inf,
     finite: bool = True,
 ) -> float:
     """Return ``value`` as a float; refuse what is not a real number in an interval.
@@ -45,10 +45,10 @@ def check_number(
     Args:
         name: of the argument.
         value: int or float; NaN is never allowed.
-        least: smallest value allowed.
-        above: the value must be greater.
-        most: largest value allowed.
-        below: the value must be smaller.
+        minimum: smallest value allowed.
+        exclusive_minimum: the value must be greater.
+        maximum: largest value allowed.
+        exclusive_maximum: the value must be smaller.
         finite: whether an infinite value is refused.
 
     Raises:
@@ -58,28 +58,29 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
     number = float(value)
-    inside = least <= number <= most
-    inside &= (number > above or above == -math.inf) and (number < below or below == math.inf)
+    low, high = exclusive_minimum, exclusive_maximum
+    inside = minimum <= number <= maximum
+    inside &= (number > low or low == -math.inf) and (number < high or high == math.inf)
     if not inside or (finite and not math.isfinite(number)):
-        bounds = [f"{least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-        bounds += [f"{most:g} or less"] * (most < math.inf) + [f"below {below:g}"] * (below < math.inf)
+        bounds = [f"{minimum:g} or more"] * (minimum > -math.inf) + [f"above {low:g}"] * (low > -math.inf)
+        bounds += [f"{maximum:g} or less"] * (maximum < math.inf) + [f"below {high:g}"] * (high < math.inf)
         bounds += ["finite"] * finite
         raise ValueError(f"{name} must be {' and '.join(bounds) or 'a number'}, got {value!r}")
     return number
 
 
-def check_all_counts(values: Any, *names: str, least: int = 1, flag: str = "") -> None:
+def check_all_counts(values: Any, *names: str, minimum: int = 1, flag: str = "") -> None:
     """`check_count` of several attributes of one object.
 
     Args:
         values: has the attributes.
         names: of the attributes.
-        least: smallest value allowed.
+        minimum: smallest value allowed.
         flag: how the group is called on the command line (``"--judge"``), where the user gave ``--judge.batch-size``.
     """
     for name in names:
         shown = f"{flag}.{name.replace('_', '-')}" if flag else name
-        check_count(shown, getattr(values, name), least=least)
+        check_count(shown, getattr(values, name), minimum=minimum)
 
 
 def check_floats(name: str, value: Any) -> None:

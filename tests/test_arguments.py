@@ -89,24 +89,24 @@ EMPTY_OR_SHORT_IDS = frozenset({("x_t", "no rows"), ("x_t", "no positions"), ("x
 CASES = {
     "corrupt": Case(
         PROCESS.corrupt,
-        {"x": tokens(), "t": TIMES, "generation_mask": FLAGS},
-        {"x": ("tokens",), "t": ("times",), "generation_mask": ("flags",)},
+        {"x_0": tokens(), "t": TIMES, "generation_mask": FLAGS},
+        {"x_0": ("tokens",), "t": ("times",), "generation_mask": ("flags",)},
         # The process does not know the vocabulary, and hides ids of any integer type.
-        frozenset({("x", "beyond the vocabulary"), ("x", "negative"), ("x", "int32")}),
+        frozenset({("x_0", "beyond the vocabulary"), ("x_0", "negative"), ("x_0", "int32")}),
     ),
     "corrupt_by_count": Case(
         PROCESS.corrupt_by_count,
-        {"x": tokens(), "count": torch.full((B,), 2), "generation_mask": FLAGS},
-        {"x": ("tokens",), "generation_mask": ("flags",)},
-        frozenset({("x", "beyond the vocabulary"), ("x", "negative"), ("x", "int32")}),
+        {"x_0": tokens(), "count": torch.full((B,), 2), "generation_mask": FLAGS},
+        {"x_0": ("tokens",), "generation_mask": ("flags",)},
+        frozenset({("x_0", "beyond the vocabulary"), ("x_0", "negative"), ("x_0", "int32")}),
     ),
     "nelbo": Case(
         lambda **given: PROCESS.nelbo(DIT, **given),
-        {"x": tokens(), "generation_mask": FLAGS},
-        {"x": ("tokens",), "generation_mask": ("flags",)},
+        {"x_0": tokens(), "generation_mask": FLAGS},
+        {"x_0": ("tokens",), "generation_mask": ("flags",)},
     ),
     "logits_at": Case(
-        lambda **given: logits_at(DIT, rows=torch.arange(3), **given),
+        lambda **given: logits_at(DIT, positions=torch.arange(3), **given),
         {"x_t": PARTIAL, "t": TIMES},
         {"x_t": ("tokens",)},
         EMPTY_OR_SHORT_IDS,
@@ -152,7 +152,7 @@ CASES = {
         {"student_logits_RV": ("logits",), "teacher_logits_RV": ("logits",)},
     ),
     "sample_rows": Case(
-        lambda **given: sample_rows(rows_R=torch.arange(B), step=0, mask_token_id=MASK, seed=0, **given),
+        lambda **given: sample_rows(positions_R=torch.arange(B), step=0, mask_token_id=MASK, seed=0, **given),
         {"logits_RV": logits(), "temperature": 1.0},
         {"logits_RV": ("logits",), "temperature": ("positive", "finite")},
     ),

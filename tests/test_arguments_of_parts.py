@@ -107,7 +107,7 @@ CASES = {
         PROCESS.judged_positions, {"x_t": STATE, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}
     ),
     "num_generated": Case(
-        PROCESS.num_generated, {"x": TOKENS, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}
+        PROCESS.num_generated, {"x_0": TOKENS, "generation_mask": FLAGS}, {"generation_mask": ("mask",)}
     ),
     "unmask_probability": Case(
         PROCESS.unmask_probability,
@@ -185,12 +185,12 @@ CASES = {
     ),
     "AuxiliaryDenoiserLogRatio": Case(
         AuxiliaryDenoiserLogRatio(PROCESS, network, network),
-        {"x_t": STATE, "t": TIMES, "x": TOKENS, "generation_mask": FLAGS},
-        {"t": ("per row",), "x": ("words",), "generation_mask": ("mask",)},
+        {"x_t": STATE, "t": TIMES, "x_0": TOKENS, "generation_mask": FLAGS},
+        {"t": ("per row",), "x_0": ("words",), "generation_mask": ("mask",)},
     ),
     "estimator": Case(
         ESTIMATOR,
-        {"x": TOKENS, "token_log_probs": -normal(B, L).abs(), "group_size": 2, "t": TIMES, "generator": seeded()},
+        {"x_0": TOKENS, "token_log_probs": -normal(B, L).abs(), "group_size": 2, "t": TIMES, "generator": seeded()},
         {"t": ("per row",), "group_size": ("count",), "generator": ("generator",)},
         frozenset({("group_size", "bool")}),
     ),

@@ -13,7 +13,7 @@ MOST_ROWS = 64  # compared with one another: P^2 L comparisons
 
 @torch.no_grad()
 def sample_agreement(
-    x: Tensor, generation_mask: Tensor, loss_mask: Tensor, *, group_size: int, branching: bool
+    x_0: Tensor, generation_mask: Tensor, loss_mask: Tensor, *, group_size: int, branching: bool
 ) -> Tensor | None:
     """Estimate the probability that two samples have the same token where both were generated.
 
@@ -22,7 +22,7 @@ def sample_agreement(
     others, whatever their prompts. At most 64 rows are compared. Nothing waits for the device.
 
     Args:
-        x: samples, int64 ``[B, L]``.
+        x_0: samples, int64 ``[B, L]``.
         generation_mask: bool ``[B, L]``, positions that were generated.
         loss_mask: bool ``[B, L]``, those of them that are compared.
         group_size: consecutive rows in a group.
@@ -33,7 +33,7 @@ def sample_agreement(
         rows that may be compared.
     """
     every = group_size if branching else 1
-    x_PL, generated_PL, counted_PL = (each[::every][:MOST_ROWS] for each in (x, generation_mask, loss_mask))
+    x_PL, generated_PL, counted_PL = (each[::every][:MOST_ROWS] for each in (x_0, generation_mask, loss_mask))
     if len(x_PL) < 2:
         return None
     pairs_PP = ~torch.eye(len(x_PL), dtype=torch.bool, device=x_PL.device)

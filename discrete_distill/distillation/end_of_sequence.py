@@ -35,31 +35,31 @@ class EndOfSequence:
     policy: EndPolicy = "padding"
 
     def __post_init__(self) -> None:
-        check_count("end_token_id", self.token_id, least=0)
+        check_count("end_token_id", self.token_id, minimum=0)
         check_choice("end_policy", self.policy, get_args(EndPolicy))
 
-    def behind(self, x: Tensor, generation_mask: Tensor) -> Tensor:
+    def behind(self, x_t: Tensor, generation_mask: Tensor) -> Tensor:
         """Find generated positions behind the first generated end of each sequence.
 
         Args:
-            x: int64 ``[B, L]``.
+            x_t: int64 ``[B, L]``.
             generation_mask: bool ``[B, L]``; an end in the prompt ends nothing.
 
         Returns:
             bool ``[B, L]``.
         """
-        ends = (x == self.token_id) & generation_mask
+        ends = (x_t == self.token_id) & generation_mask
         return (ends.cumsum(1) - ends.long() > 0) & generation_mask
 
-    def cut(self, x: Tensor, generation_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def cut(self, x_0: Tensor, generation_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Write the end token behind the first generated end.
 
         Args:
-            x: int64 ``[B, L]``.
+            x_0: int64 ``[B, L]``.
             generation_mask: bool ``[B, L]``.
 
         Returns:
             The sequences, and bool ``[B, L]``, true at generated positions up to the end, that included.
         """
-        behind = self.behind(x, generation_mask)
-        return torch.where(behind, self.token_id, x), generation_mask & ~behind
+        behind = self.behind(x_0, generation_mask)
+        return torch.where(behind, self.token_id, x_0), generation_mask & ~behind

@@ -45,7 +45,7 @@ class SharedBase:
     def __post_init__(self) -> None:
         check_count("rank", self.rank)
         if self.alpha is not None:
-            check_number("alpha", self.alpha, above=0.0)
+            check_number("alpha", self.alpha, exclusive_minimum=0.0)
 
     def adapted(
         self, base: nn.Module, *, step_conditioning: bool = False, generator: Generator | None = None
@@ -55,12 +55,12 @@ class SharedBase:
 
         Args:
             base: it stays as it is.
-            step_conditioning: tell the network its step; the embedding of the step is its own, and trained.
+            step_conditioning: pass the network its step; the embedding of the step is its own, and trained.
             generator: source of the matrices' initial values.
 
         Raises:
             ImportError: if peft is not installed.
-            TypeError: if the network is to be told its step and cannot be.
+            TypeError: if the network is to be passed its step and cannot be.
             ValueError: if no linear layer has one of the names, or one of them is tied.
         """
         step_maps = [module for name, module in base.named_children() if name == "step_map"]
@@ -142,7 +142,7 @@ def make_networks(
         teacher: a network of this library, a model behind `as_denoiser`, or any module that is a denoiser.
         log_ratio: what estimates the log-ratio of student and teacher: an "auxiliary" denoiser, a "discriminator", or
             None for methods without either.
-        step_conditioning: tell student and auxiliary the step ``(t, s)``. A model without a way of its own must be an
+        step_conditioning: pass student and auxiliary the step ``(t, s)``. A model without a way of its own must be an
             `EmbeddingDenoiser`; see `StepConditioned`.
         sharing: "copies", each network with weights of its own (a discriminator shares its frozen ones with a teacher
             that is no `DiT`); or `SharedBase`, all of them on one set of frozen weights.

@@ -1,6 +1,6 @@
-"""Which positions the steps of a student path ask about, and which they reveal.
+"""Plan of a student path: positions whose logits each step needs, and positions that it reveals.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows, K steps.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions, R revealed positions, K steps.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..process import MaskedDiffusion
 from ..samplers.counts import dealt_out, hidden_shares
-from ..samplers.grid import coin_flags
+from ..samplers.grid import unmask_flags
 from ..samplers.order import certainty, rank_of
-from ..samplers.rows import Rows, rows_at
+from ..samplers.positions import Positions, positions_at
 from ..samplers.state import SamplerState
 
 PathOrder = Literal["random", "margin", "entropy"]
@@ -23,12 +23,12 @@ PathOrder = Literal["random", "margin", "entropy"]
 class PlannedStep(NamedTuple):
     """Positions of a step of a path, known before any token of it is drawn."""
 
-    rows: Rows
+    positions: Positions
     """Positions whose logits the step computes, ascending."""
     revealed: Tensor
     """Bool ``[N]``: those that it reveals; all of them where an order decides."""
     place: Tensor | None
-    """Where these stand in ``rows``, int64 ``[R]``; None where nobody has looked."""
+    """Where these stand in ``positions``, int64 ``[R]``; None where nobody has looked."""
     one_time: bool
     """Whether all sequences take the step between the same times."""
     count_B: Tensor | None = None
@@ -60,7 +60,7 @@ def true_places(flags_N: Tensor, count: int) -> Tensor:
 
 
 def plan_by_draws(
-    state: SamplerState, times_KB: Tensor, first: int, rows: Literal["revealed", "masked"]
+    state: SamplerState, times_KB: Tensor, first: int, positions: Literal["revealed", "masked"]
 ) -> list[PlannedStep]:
     """Positions of all steps from number ``first`` on: they depend on unmasking draws and not on tokens, so that the
     host waits for the device once, for their numbers.
@@ -69,15 +69,15 @@ def plan_by_draws(
         state: before the first of these steps.
         times_KB: their times, ``[K + 1, B]``.
         first: number of the first of them.
-        rows: whether logits of "revealed" or of all "masked" positions are computed.
+        positions: whether logits of "revealed" or of all "masked" positions are computed.
     """
     if len(times_KB) < 2:
         return []
     masked, length = state.masked(), state.tokens.shape[1]
-    reveals, _ = coin_flags(state, times_KB, first=first)
+    reveals, _ = unmask_flags(state, times_KB, first=first)
     kept: list[Tensor] = []
     for flags in reveals:
-        kept.append(masked if rows == "masked" else flags)
+        kept.append(masked if positions == "masked" else flags)
         masked = masked & ~flags
     counts_KB = torch.stack(kept).sum(2)
     one_time_K = _one_time(times_KB)
@@ -89,16 +89,16 @@ def plan_by_draws(
         sequences = true_places(counts_KB[index] > 0, num_sequences)
         compact = torch.searchsorted(sequences, chosen // length) * length + chosen % length
         revealed = reveals[index].flatten()[chosen]
-        asked = Rows(chosen, sequences, compact)
+        asked = Positions(chosen, sequences, compact)
         plan.append(PlannedStep(asked, revealed, true_places(revealed, num_revealed), bool(one_time)))
     return plan
 
 
 def plan_by_order(state: SamplerState, count_B: Tensor, times_2B: Tensor) -> PlannedStep:
     """One step that reveals ``count_B`` positions of each sequence: logits of all masked positions decide which."""
-    rows = rows_at(state.masked() & (count_B > 0)[:, None])
-    every = torch.ones_like(rows.index, dtype=torch.bool)
-    return PlannedStep(rows, every, None, bool(_one_time(times_2B)), count_B)
+    positions = positions_at(state.masked() & (count_B > 0)[:, None])
+    every = torch.ones_like(positions.index, dtype=torch.bool)
+    return PlannedStep(positions, every, None, bool(_one_time(times_2B)), count_B)
 
 
 def reveal_counts(process: MaskedDiffusion, times_KB: Tensor, masks_B: Tensor) -> Tensor:
@@ -115,27 +115,29 @@ def reveal_counts(process: MaskedDiffusion, times_KB: Tensor, masks_B: Tensor) -
     return left_KB[:-1] - left_KB[1:]
 
 
-def most_certain(order: PathOrder, state: SamplerState, logits_NV: Tensor, rows: Rows, count_B: Tensor) -> Tensor:
+def most_certain(
+    order: PathOrder, state: SamplerState, logits_NV: Tensor, positions: Positions, count_B: Tensor
+) -> Tensor:
     """Find the positions that a step reveals, those of which the logits are surest, whatever is drawn there.
 
     Args:
         order: "margin" or "entropy"; see `certainty`.
         state: before the step.
         logits_NV: of the distribution that tokens are drawn from.
-        rows: positions of the logits.
+        positions: positions of the logits.
         count_B: number of positions to reveal in each sequence.
 
     Returns:
         bool ``[N]``.
     """
     distribution = state.token_distribution
-    best = distribution.likeliest(logits_NV, return_entropy=order == "entropy")
+    best = distribution.most_likely(logits_NV, return_entropy=order == "entropy")
     assert order != "random"
     scores_N = certainty(order, distribution)(logits_NV, best, slice(None))
-    # Positions that are not asked about score -inf; a bad row does too, and must not come after them.
+    # Positions that are not asked about score -inf; a position with bad logits does too, and must not come after them.
     scores_N = torch.nan_to_num(scores_N, nan=-1e30, neginf=-1e30)
-    scores_BL = state.scatter(rows, scores_N, float("-inf"))
-    return (rank_of(scores_BL) < count_B[:, None]).flatten()[rows.index]
+    scores_BL = state.scatter(positions, scores_N, float("-inf"))
+    return (rank_of(scores_BL) < count_B[:, None]).flatten()[positions.index]
 
 
 def _one_time(times_KB: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 The log-probability of a sample may be replaced by that of the path it was drawn along, ``sum_j log P(z_{j+1} | z_j)``:
 the score function has the same expectation, and the student is trained in the states that a few-step sampler meets
-("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Coins do not depend on the student, so only the positions
-that a step reveals carry a gradient in that step.
+("score decomposition" of DiDi-Instruct, arXiv 2509.25035). Unmasking draws do not depend on the student, so only
+positions that a step reveals carry a gradient in that step.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows, K steps.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions, K steps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Generator, Tensor
 from ..checks import check_choice, check_count, check_number
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, TimeDistribution
+from ..samplers.positions import Positions
 from ..samplers.prompts import Frame
-from ..samplers.rows import Rows
 from ..samplers.state import SamplerState
 from .end_of_sequence import EndOfSequence, EndPolicy
 from .groups import first_of_each, first_of_each_kwarg
@@ -35,7 +35,7 @@ from .path_plan import (
     plan_by_order,
     reveal_counts,
 )
-from .rollout import Rollout, TrajectoryStep, repeated_rows
+from .rollout import Rollout, TrajectoryStep, repeated_positions
 from .step_evaluation import StepEvaluation
 
 
@@ -50,9 +50,9 @@ class IntermediateStateMatcher:
         process: mask, schedule and forbidden ids.
         num_steps: numbers of steps; one of them is drawn for each batch. One step draws the sample at once; two steps
             are the paper's ``m -> z_tau -> x``; a distribution over several keeps one student good at all of them.
-        tau_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
-        tau_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
-        rows: which logits a step keeps: of "revealed" positions, or of all "masked" ones.
+        time_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
+        times_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
+        positions: which logits a step keeps: of "revealed" positions, or of all "masked" ones.
         gradient_steps: greatest number ``m`` of steps of a path that keep a graph, drawn uniformly among the K; their
             gradients weigh ``K / m``, so the expected gradient stays. Less memory and time, more variance. All if None.
         branching: one step of the path, drawn uniformly, keeps a graph (of weight ``K``); the rows of a group share the
@@ -79,9 +79,9 @@ class IntermediateStateMatcher:
 
     process: MaskedDiffusion
     num_steps: Sequence[int] = (2,)
-    tau_distribution: TimeDistribution | None = None
-    tau_per: Literal["group", "batch", "sample"] = "group"
-    rows: Literal["revealed", "masked"] = "revealed"
+    time_distribution: TimeDistribution | None = None
+    times_per: Literal["group", "batch", "sample"] = "group"
+    positions: Literal["revealed", "masked"] = "revealed"
     gradient_steps: int | None = None
     branching: bool = False
     temperature: float = 1.0
@@ -92,19 +92,19 @@ class IntermediateStateMatcher:
     def __post_init__(self) -> None:
         if not self.num_steps or min(self.num_steps) < 1:
             raise ValueError(f"num_steps needs one or more numbers of 1 or more, got {tuple(self.num_steps)}")
-        if self.tau_per not in ("group", "batch", "sample"):
-            raise ValueError(f'tau_per is "group", "batch" or "sample", got {self.tau_per!r}')
-        if self.rows not in ("revealed", "masked"):
-            raise ValueError(f'rows is "revealed" or "masked", got {self.rows!r}')
+        if self.times_per not in ("group", "batch", "sample"):
+            raise ValueError(f'times_per is "group", "batch" or "sample", got {self.times_per!r}')
+        if self.positions not in ("revealed", "masked"):
+            raise ValueError(f'positions is "revealed" or "masked", got {self.positions!r}')
         if self.gradient_steps is not None and self.gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, or None for all, got {self.gradient_steps}")
         if self.branching and self.gradient_steps is not None:
             raise ValueError(
                 f"a branching path keeps the graph of one step; leave out gradient_steps = {self.gradient_steps}"
             )
-        if self.branching and self.tau_per == "sample":
-            raise ValueError('rows of a group share a branching path and its times; take tau_per="group" or "batch"')
-        check_number("temperature", self.temperature, above=0.0)
+        if self.branching and self.times_per == "sample":
+            raise ValueError('rows of a group share a branching path and its times; take times_per="group" or "batch"')
+        check_number("temperature", self.temperature, exclusive_minimum=0.0)
         check_path_order(self.order, branching=self.branching)
         check_choice("end_policy", self.end_policy, get_args(EndPolicy))
         if self.end_token_id is not None and EndOfSequence(self.end_token_id, self.end_policy).policy == "forbidden":
@@ -150,7 +150,7 @@ class IntermediateStateMatcher:
                 equally often are given the same.
             model_kwargs: passed to all networks by keyword.
             keep_logits: whether steps keep their logits, with their graph; by default where gradients are enabled, or
-                ``rows="masked"`` asks for more of them than the path needs. Without them a path holds the
+                ``positions="masked"`` asks for more of them than the path needs. Without them a path holds the
                 log-probabilities of its tokens, and a step holds the logits of a few hundred positions at a time.
 
         Raises:
@@ -183,7 +183,7 @@ class IntermediateStateMatcher:
         _check_tokens(tokens, (batch, start.tokens.shape[1]))
         times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator, num_steps)
         conditions = dict(model_kwargs or {})
-        keep = torch.is_grad_enabled() or self.rows == "masked" if keep_logits is None else keep_logits
+        keep = torch.is_grad_enabled() or self.positions == "masked" if keep_logits is None else keep_logits
         if self.branching:
             steps, state = self._branching_path(start, times_KB, generator, tokens, conditions, keep)
         else:
@@ -210,16 +210,16 @@ class IntermediateStateMatcher:
         branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
         trunk_times = times_KB[: branch + 2, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
-        plan = plan_by_draws(trunk, trunk_times, 0, self._rows(keep))
+        plan = plan_by_draws(trunk, trunk_times, 0, self._positions(keep))
         walked = self._walk(trunk, trunk_times[:-1], trunk_tokens, [0.0] * branch, keep, plan=plan)
         shared = plan[branch] if self.end_policy != "stop" else self._plan(trunk, trunk_times[branch:], branch, keep)[0]
         state = trunk.repeated(copies, model_kwargs)
-        rows, place = repeated_rows(shared.rows.index, trunk.tokens.shape[1], copies)
-        every = torch.arange(len(rows), device=rows.device) if self._rows(keep) == "revealed" else None
-        planned = PlannedStep(Rows(rows, None, rows), shared.revealed[place], every, shared.one_time)
+        positions, place = repeated_positions(shared.positions.index, trunk.tokens.shape[1], copies)
+        every = torch.arange(len(positions), device=positions.device) if self._positions(keep) == "revealed" else None
+        planned = PlannedStep(Positions(positions, None, positions), shared.revealed[place], every, shared.one_time)
         t, s = trunk_times[branch], trunk_times[branch + 1]
         evaluation = StepEvaluation(
-            copy.copy(trunk), shared.rows, t, s, shared.one_time, self.temperature, repeats=place
+            copy.copy(trunk), shared.positions, t, s, shared.one_time, self.temperature, repeats=place
         )  # fmt: skip
         at = times_KB[branch], times_KB[branch + 1]
         steps = [step.repeated(copies) for step in walked]
@@ -228,12 +228,12 @@ class IntermediateStateMatcher:
         rest = self._walk(state, times_KB[branch + 1 :], tokens, weights, keep, first=branch + 1)
         return [*steps, *rest], state
 
-    def _rows(self, keep: bool) -> Literal["revealed", "masked"]:
+    def _positions(self, keep: bool) -> Literal["revealed", "masked"]:
         """Logits of positions that a step does not reveal are computed where they are kept."""
-        return self.rows if keep else "revealed"
+        return self.positions if keep else "revealed"
 
     def _plan(self, state: SamplerState, times_KB: Tensor, first: int, keep: bool) -> list[PlannedStep]:
-        return plan_by_draws(state, times_KB, first, self._rows(keep))
+        return plan_by_draws(state, times_KB, first, self._positions(keep))
 
     def _walk(
         self,
@@ -265,7 +265,7 @@ class IntermediateStateMatcher:
             # Logits that decide the order, or that rows of a group share, are held together.
             chunk_rows = None if keep or by_order or self.branching else state.chunk_rows
             evaluation = StepEvaluation(
-                copy.copy(state), planned.rows, t, s, planned.one_time, self.temperature, chunk_rows
+                copy.copy(state), planned.positions, t, s, planned.one_time, self.temperature, chunk_rows
             )  # fmt: skip
             steps.append(self._step(state, first + index, (t, s), weight, planned, evaluation, tokens, keep))
         return steps
@@ -285,14 +285,14 @@ class IntermediateStateMatcher:
         """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
         choices = self.num_steps if num_steps is None else (num_steps,)
         interior = choices[int(torch.randint(len(choices), (), generator=generator, device=_place(generator)))] - 1
-        if self.tau_distribution is None:
+        if self.time_distribution is None:
             return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
-        repeats = {"group": group_size, "batch": batch, "sample": 1}[self.tau_per]
+        repeats = {"group": group_size, "batch": batch, "sample": 1}[self.times_per]
         draws = batch // repeats
         ends = torch.ones(1, batch, device=device)
         if interior == 0:
             return torch.cat((ends, 0.0 * ends)), None
-        drawn = self.tau_distribution.sample(interior * draws, device=_place(generator), generator=generator).t
+        drawn = self.time_distribution.sample(interior * draws, device=_place(generator), generator=generator).t
         tau = drawn.view(interior, draws).repeat_interleave(repeats, dim=1).to(device)
         return torch.cat((ends, tau.sort(0, descending=True).values, 0.0 * ends)), tau[0]
 
@@ -316,21 +316,21 @@ class IntermediateStateMatcher:
         keep: bool,
     ) -> TrajectoryStep:
         """Evaluate the student, draw what the step reveals, and write it into the state."""
-        x_t, rows = state.tokens, planned.rows
+        x_t, positions = state.tokens, planned.positions
         revealed, place, logits_NV, drawn = planned.revealed, planned.place, None, []
         with torch.set_grad_enabled(torch.is_grad_enabled() and keep and gradient_weight > 0.0):
             logits_of, parts = evaluation.logits(state.denoiser), evaluation.parts()
             for part in parts:
                 logits_NV = logits_of(part)
-                positions, chosen = rows.index[part], logits_NV.detach()
+                part_positions, chosen = positions.index[part], logits_NV.detach()
                 if planned.count_B is not None:
-                    revealed = most_certain(self.order, state, chosen, rows, planned.count_B)
+                    revealed = most_certain(self.order, state, chosen, positions, planned.count_B)
                     place = revealed.nonzero().squeeze(1)
-                if place is not None and len(place) < len(rows.index):
-                    positions, chosen = positions[place], chosen[place]
-                elif place is None and self.rows == "masked":
-                    positions, chosen = positions[revealed], chosen[revealed]
-                drawn.append((positions, *self._tokens(state, chosen, positions, index, tokens, keep)))
+                if place is not None and len(place) < len(positions.index):
+                    part_positions, chosen = part_positions[place], chosen[place]
+                elif place is None and self.positions == "masked":
+                    part_positions, chosen = part_positions[revealed], chosen[revealed]
+                drawn.append((part_positions, *self._tokens(state, chosen, part_positions, index, tokens, keep)))
         positions_R, tokens_R, log_prob_R = (torch.cat(each) for each in zip(*drawn, strict=True))
         assert logits_NV is not None
         if logits_NV.requires_grad and gradient_weight != 1.0:
@@ -340,9 +340,9 @@ class IntermediateStateMatcher:
             behind = self._end.behind(state.tokens, state.generation_mask) & state.masked()
             state.tokens = torch.where(behind, self._end.token_id, state.tokens)
         return TrajectoryStep(
-            x_t, state.tokens, *times, rows.index, revealed, logits_NV if keep else logits_NV[:0].clone(),
+            x_t, state.tokens, *times, positions.index, revealed, logits_NV if keep else logits_NV[:0].clone(),
             self.process.mask_token_id, place,
-            has_all_masked=self._rows(keep) == "masked" and planned.count_B is None,
+            has_all_masked=self._positions(keep) == "masked" and planned.count_B is None,
             log_prob_R=None if keep else log_prob_R, evaluation=evaluation,
         )  # fmt: skip
 

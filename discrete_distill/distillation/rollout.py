@@ -1,6 +1,6 @@
 """Student paths as data: the steps, what each revealed, and the student's logits there with their graph.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows, R revealed rows, K steps.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions, R revealed positions, K steps.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class TrajectoryStep:
         x_s: state after.
         t: time before, ``[B]``.
         s: time after, ``[B]``.
-        rows: flattened positions whose logits were computed, int64 ``[N]``, ascending.
+        positions: flattened positions whose logits were computed, int64 ``[N]``, ascending.
         revealed: bool ``[N]``: those that this step revealed.
         logits_NV: the student's logits there (without forbidden ids, divided by the temperature), with their graph if
             the step keeps one; ``[0, V]`` where they were not kept.
         mask_token_id: the class that is never predicted.
-        place: where the revealed positions stand in ``rows``, int64 ``[R]``; found, at the price of a wait for the
+        place: where the revealed positions stand in ``positions``, int64 ``[R]``; found, at the price of a wait for the
             device, where it is not given.
-        has_all_masked: whether ``rows`` is known to hold all positions that were masked before.
+        has_all_masked: whether ``positions`` is known to hold all positions that were masked before.
         log_prob_R: log-probabilities of the revealed tokens when they were drawn, ``[R]`` in nats, where logits were
             not kept.
         evaluation: how the logits were computed; None of a step that no `IntermediateStateMatcher` made.
@@ -65,7 +65,7 @@ class TrajectoryStep:
     x_s: Tensor
     t: Tensor
     s: Tensor
-    rows: Tensor
+    positions: Tensor
     revealed: Tensor
     logits_NV: Tensor
     mask_token_id: int
@@ -79,8 +79,8 @@ class TrajectoryStep:
         return self.revealed.nonzero().squeeze(1) if self.place is None else self.place
 
     @cached_property
-    def _revealed_rows(self) -> Tensor:
-        return self.rows[self._revealed_index]
+    def _revealed_positions(self) -> Tensor:
+        return self.positions[self._revealed_index]
 
     def losses(self, teacher_logits_RV: Tensor | None = None) -> TokenLosses:
         """Log-probability of the drawn token, entropy, and KL divergences from and to a teacher, at the ``R`` revealed
@@ -89,13 +89,13 @@ class TrajectoryStep:
             self.revealed_logits(), teacher_logits_RV, self.revealed_tokens(), mask_token_id=self.mask_token_id
         )
 
-    def revealed_rows(self) -> Tensor:
+    def revealed_positions(self) -> Tensor:
         """Flattened positions that this step revealed, int64 ``[R]``."""
-        return self._revealed_rows
+        return self._revealed_positions
 
     def revealed_tokens(self) -> Tensor:
         """What was drawn there, int64 ``[R]``."""
-        return self.x_s.flatten()[self.revealed_rows()]
+        return self.x_s.flatten()[self.revealed_positions()]
 
     def revealed_logits(self) -> Tensor:
         """Logits there, ``[R, V]``; not copied if the step kept no others.
@@ -103,10 +103,10 @@ class TrajectoryStep:
         Raises:
             ValueError: if the logits were not kept.
         """
-        if len(self.logits_NV) != len(self.rows):
+        if len(self.logits_NV) != len(self.positions):
             raise ValueError(
-                f"the step has {len(self.rows)} rows and the logits of {len(self.logits_NV)}: the path was drawn "
-                "without them; draw it with keep_logits=True, or ask for log_prob(denoiser)"
+                f"the step has {len(self.positions)} positions and {len(self.logits_NV)} rows of logits: the path was "
+                "drawn without them; draw it with keep_logits=True, or ask for log_prob(denoiser)"
             )
         kept_no_others = len(self._revealed_index) == len(self.revealed)
         return self.logits_NV if kept_no_others else self.logits_NV[self._revealed_index]
@@ -114,20 +114,20 @@ class TrajectoryStep:
     def scatter_to_sequence(self, values_R: Tensor) -> Tensor:
         """``[B, L]`` with one value at each revealed position and 0 elsewhere; differentiable."""
         blank = torch.zeros_like(self.x_t, dtype=values_R.dtype).flatten()
-        return blank.index_put((self.revealed_rows(),), values_R).view_as(self.x_t)
+        return blank.index_put((self.revealed_positions(),), values_R).view_as(self.x_t)
 
     def repeated(self, copies: int) -> TrajectoryStep:
         """The same step of ``copies`` equal sequences in place of each."""
-        rows, place = repeated_rows(self.rows, self.x_t.shape[1], copies)
+        positions, place = repeated_positions(self.positions, self.x_t.shape[1], copies)
         x_t, x_s, t, s = (each.repeat_interleave(copies, dim=0) for each in (self.x_t, self.x_s, self.t, self.s))
         all_revealed = len(self._revealed_index) == len(self.revealed)
-        kept = len(self.logits_NV) == len(self.rows)
+        kept = len(self.logits_NV) == len(self.positions)
         log_prob_R = self.log_prob_R
         if log_prob_R is not None:
-            log_prob_R = log_prob_R[repeated_rows(self.revealed_rows(), self.x_t.shape[1], copies)[1]]
+            log_prob_R = log_prob_R[repeated_positions(self.revealed_positions(), self.x_t.shape[1], copies)[1]]
         return TrajectoryStep(
-            x_t, x_s, t, s, rows, self.revealed[place], self.logits_NV[place] if kept else self.logits_NV,
-            self.mask_token_id, torch.arange(len(rows), device=rows.device) if all_revealed else None,
+            x_t, x_s, t, s, positions, self.revealed[place], self.logits_NV[place] if kept else self.logits_NV,
+            self.mask_token_id, torch.arange(len(positions), device=positions.device) if all_revealed else None,
             self.has_all_masked, log_prob_R,
             None if self.evaluation is None else replace(self.evaluation, repeats=place),
         )  # fmt: skip
@@ -199,18 +199,18 @@ class Rollout:
         the end-of-sequence token."""
         return self.judged()[1]
 
-    def judged(self, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def judged(self, x_0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cut sequences at their end, as other networks judge them.
 
         Args:
-            x: clean tokens with the same prompts, int64 ``[B, L]``, such as references; the samples by default.
+            x_0: clean tokens with the same prompts, int64 ``[B, L]``, such as references; the samples by default.
 
         Returns:
             The sequences, with the end-of-sequence token wherever a text has ended, and bool ``[B, L]``, true at
             generated positions that count. Without an end both are as they are.
         """
-        x = self.sequences if x is None else x
-        return (x, self.generation_mask) if self.end is None else self.end.cut(x, self.generation_mask)
+        x_0 = self.sequences if x_0 is None else x_0
+        return (x_0, self.generation_mask) if self.end is None else self.end.cut(x_0, self.generation_mask)
 
     def counted(self, values_BL: Tensor) -> Tensor:
         """The values ``[B, L]``, 0 where a position does not count."""
@@ -219,15 +219,15 @@ class Rollout:
     def sum_counted(self, values: Sequence[Tensor]) -> Tensor:
         """Sum of values at the revealed positions of each step, ``[R]`` each, over positions that count; a scalar."""
         if self.end is not None:
-            masks = [self.loss_mask.flatten()[step.revealed_rows()] for step in self.steps]
+            masks = [self.loss_mask.flatten()[step.revealed_positions()] for step in self.steps]
             values = [each.where(mask, 0.0) for each, mask in zip(values, masks, strict=True)]
         return torch.stack([each.sum() for each in values]).sum()
 
     @cached_property
     def agreement(self) -> Tensor | None:
         """Probability that two samples have the same token; see `sample_agreement`."""
-        x, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
-        return sample_agreement(x, *masks, group_size=self.group_size, branching=pairs)
+        x_0, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
+        return sample_agreement(x_0, *masks, group_size=self.group_size, branching=pairs)
 
     def num_tokens(self) -> Tensor:
         """Tokens that count (`loss_mask`), mean over processes, at least 1: what losses of all tokens are divided by,
@@ -285,8 +285,8 @@ class Rollout:
         if not bool(wrong.any()):
             return
         # The earliest step is the cause; what follows may be its consequence.
-        rows = [step.revealed_rows() for step in self.steps]
-        found = [(index, each[wrong.flatten()[each]]) for index, each in enumerate(rows)]
+        positions = [step.revealed_positions() for step in self.steps]
+        found = [(index, each[wrong.flatten()[each]]) for index, each in enumerate(positions)]
         step, places = next(((index, bad) for index, bad in found if len(bad)), (None, wrong.flatten().nonzero()[:, 0]))
         sequence, position = divmod(int(places[0]), log_probs_BL.shape[1])
         raise ValueError(
@@ -316,10 +316,12 @@ class Rollout:
         return {**mask, **self.model_kwargs}
 
 
-def repeated_rows(rows: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:
+def repeated_positions(positions: Tensor, length: int, copies: int) -> tuple[Tensor, Tensor]:
     """Flattened positions, when every sequence is repeated ``copies`` times in place, ascending; and the place in
-    ``rows`` of each."""
-    owner = rows // length
-    many = ((owner * copies)[:, None] + torch.arange(copies, device=rows.device)) * length + (rows % length)[:, None]
+    ``positions`` of each."""
+    owner = positions // length
+    many = ((owner * copies)[:, None] + torch.arange(copies, device=positions.device)) * length + (positions % length)[
+        :, None
+    ]
     many, order = many.flatten().sort()
     return many, order // copies

@@ -1,6 +1,6 @@
-"""How the logits of one step of a path were computed, so that any network can be asked the same.
+"""Evaluation of the logits of one step of a path, repeatable with any network.
 
-Shape suffixes: B batch, V vocabulary, N chosen rows, R revealed rows.
+Shape suffixes: B batch, V vocabulary, N chosen positions, R revealed positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..kernels import token_losses
 from ..process import Denoiser
 from ..process.denoiser import LogitsOfPart
 from ..process.modes import differentiable_evaluation_mode
-from ..samplers.rows import Rows
+from ..samplers.positions import Positions
 from ..samplers.state import SamplerState
 
 
@@ -25,17 +25,17 @@ class StepEvaluation:
 
     Attributes:
         state: before the step.
-        rows: positions that are asked about.
+        positions: positions that are asked about.
         t: time before the step, ``[B]``.
         s: time after it, ``[B]``.
         one_time: whether all sequences take the step between the same times.
         temperature: that the logits are divided by.
         chunk_rows: rows of logits that are held at once; all if None.
-        repeats: where each row of the step stands in ``rows``, int64 ``[N]``, if sequences were repeated afterwards.
+        repeats: index in ``positions`` of each position of the step, int64 ``[N]``, if sequences were repeated since.
     """
 
     state: SamplerState
-    rows: Rows
+    positions: Positions
     t: Tensor
     s: Tensor
     one_time: bool
@@ -60,7 +60,7 @@ class StepEvaluation:
         state = copy.copy(self.state)
         state.denoiser = denoiser
         with differentiable_evaluation_mode(denoiser):
-            logits_of = state.logits(self.rows, self.t, self.s, one_time=self.one_time, share_head=True)
+            logits_of = state.logits(self.positions, self.t, self.s, one_time=self.one_time, share_head=True)
 
         def read(part: slice) -> Tensor:
             with differentiable_evaluation_mode(denoiser):
@@ -72,7 +72,7 @@ class StepEvaluation:
 
     def parts(self) -> list[slice]:
         """The slices of rows whose logits are held at once."""
-        count = len(self.rows.index)
+        count = len(self.positions.index)
         if self.chunk_rows is None or count <= self.chunk_rows:
             return [slice(None)]
         return [slice(start, start + self.chunk_rows) for start in range(0, count, self.chunk_rows)]
@@ -83,7 +83,7 @@ class StepEvaluation:
         Args:
             denoiser: any `Denoiser`.
             tokens_R: int64 ``[R]``.
-            place_R: where they stand in the rows of the step; None if they stand in all rows, in order.
+            place_R: where they stand in the positions of the step; None if they stand in all positions, in order.
         """
         logits_of, mask_token_id = self.logits(denoiser), self.state.process.mask_token_id
         found = []

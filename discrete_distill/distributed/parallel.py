@@ -134,7 +134,7 @@ class Replicated(nn.Module):
 
     @property
     def accepts_step(self) -> bool:
-        """Whether the network is told where its step ends."""
+        """Whether the network is passed the end of its step."""
         return getattr(self.door.module.network, "accepts_step", False)
 
     def no_sync(self) -> AbstractContextManager[None]:
@@ -159,7 +159,7 @@ class ReplicatedDenoiser(Replicated):
 
 def replicate(network: nn.Module, device: torch.device) -> Replicated:
     """The network under DDP. A bare DDP has neither ``features`` nor ``accepts_step``: a denoiser in it would be run in
-    full, and no longer be told its step."""
+    full, and no longer be passed its step."""
     kind = ReplicatedDenoiser if isinstance(network, FeatureDenoiser) else Replicated
     return kind(network, device)
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. With one process every function returns what it was given."""
+"""Exchange of values between the processes of a run. With one process every function returns what it was given."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .judges import Judge
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativePerplexity:
-    """A judge's verdict on a set of samples. It says nothing of diversity: read it beside an entropy.
+    """Perplexity of samples under a judge. Diversity is not measured: report an entropy beside it.
 
     Attributes:
         judge: name of the judge.

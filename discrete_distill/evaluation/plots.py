@@ -90,7 +90,7 @@ def plot_frontier(
     judges = sorted({frontier.judge for frontier in frontiers})
     if len(judges) != 1:
         raise ValueError(f"a frontier plot needs curves under one judge, got {judges}")
-    figure, axes = _canvas(title, title_gap=18.0)
+    figure, axes = _figure(title, title_gap=18.0)
     kept = of_samples_alone(data_diversity or {})
     for index, frontier in enumerate(frontiers):
         _draw_frontier(axes, frontier, index, data_entropy, kept)
@@ -137,7 +137,7 @@ def plot_perplexity_by_steps(
     """
     if not curves:
         raise ValueError("a plot of perplexity by steps needs at least one curve")
-    figure, axes = _canvas(title, title_gap=10.0)
+    figure, axes = _figure(title, title_gap=10.0)
     for index, curve in enumerate(curves):
         _draw_steps(axes, curve, index)
     _mark_less_diverse(
@@ -163,7 +163,7 @@ def plot_perplexity_by_steps(
     return _finish(figure, axes, path)
 
 
-def _canvas(title: str, *, title_gap: float) -> tuple[Figure, Axes]:
+def _figure(title: str, *, title_gap: float) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -30,7 +30,7 @@ def random_chain(vocab_size: int, generator: Generator, concentration: float = 0
         ValueError: if ``vocab_size`` is less than 1 or ``concentration`` is not positive.
     """
     check_count("vocab_size", vocab_size)
-    check_number("concentration", concentration, above=0.0)
+    check_number("concentration", concentration, exclusive_minimum=0.0)
     shape = (vocab_size + 1, vocab_size)
     alpha = torch.full(shape, concentration, dtype=torch.float64, device=generator.device)
     # torch.distributions takes no generator; this is the primitive it is made of.

@@ -55,13 +55,13 @@ def place_values(size: int, length: int, device: torch.device | str = "cpu") -> 
     return size ** torch.arange(length - 1, -1, -1, device=device)
 
 
-def look_up(table: Tensor, sequences: Tensor) -> Tensor:
+def look_up(table: Tensor, x_t: Tensor) -> Tensor:
     """``table[x_1, ..., x_L]`` for every row: a distribution at words, a state distribution or `log_ratio` at token
     ids.
 
     Args:
         table: one axis for each position.
-        sequences: int64 ``[B, L]``.
+        x_t: int64 ``[B, L]``.
 
     Returns:
         ``[B]``.
@@ -70,14 +70,14 @@ def look_up(table: Tensor, sequences: Tensor) -> Tensor:
         ValueError: if the length or an id does not fit the table.
     """
     length, size = check_table(table)
-    if sequences.dim() != 2 or sequences.shape[1] != length:
-        raise ValueError(f"the table is over length {length}, the sequences have shape {list(sequences.shape)}")
-    if sequences.numel() and not 0 <= int(sequences.min()) <= int(sequences.max()) < size:
+    if x_t.dim() != 2 or x_t.shape[1] != length:
+        raise ValueError(f"the table is over length {length}, the sequences have shape {list(x_t.shape)}")
+    if x_t.numel() and not 0 <= int(x_t.min()) <= int(x_t.max()) < size:
         raise ValueError(
             f"ids must lie in 0..{size - 1} to look them up in this table, "
-            f"got values from {int(sequences.min())} to {int(sequences.max())}"
+            f"got values from {int(x_t.min())} to {int(x_t.max())}"
         )
-    return table[tuple(sequences.unbind(1))]
+    return table[tuple(x_t.unbind(1))]
 
 
 def check_probabilities(name: str, values: Tensor) -> None:

@@ -152,7 +152,7 @@ def modal_mixture(
         concentration: of the Dirichlet that the chains are drawn from; small gives peaked chains.
     """
     check_count("num_modes", num_modes)
-    generator = Generator().manual_seed(check_count("seed", seed, least=-(2**63)))
+    generator = Generator().manual_seed(check_count("seed", seed, minimum=-(2**63)))
     weights = torch.linspace(1.0, 3.0, num_modes, dtype=torch.float64)
     return MarkovMixture(
         weights / weights.sum(), [random_chain(vocab_size, generator, concentration) for _ in range(num_modes)]

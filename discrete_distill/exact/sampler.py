@@ -1,6 +1,6 @@
 """The exact distribution of an ancestral sampler, by enumeration.
 
-One step from ``t`` to ``s`` reveals each masked position with its own coin and draws it from the denoiser,
+One step from ``t`` to ``s`` reveals each masked position by its own draw and draws it from the denoiser,
 independently of the others. States with the same masked positions move by an outer product of per-position
 moves, so a step costs ``(2K + 1)^L`` products rather than the square of ``(K + 1)^L`` states.
 """

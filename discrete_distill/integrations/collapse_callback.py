@@ -26,7 +26,7 @@ class CollapseCallback(TrainerCallback):
     """
 
     def __init__(self, stop_after: int) -> None:
-        check_count("stop_on_collapse", stop_after, least=0)
+        check_count("stop_on_collapse", stop_after, minimum=0)
         self.stop_after = stop_after
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

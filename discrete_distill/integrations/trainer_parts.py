@@ -25,7 +25,7 @@ class OpenConfig(DiTConfig):
 
 
 class WrappedStudent(nn.Module):
-    """A student inside what the Trainer wrapped it in, still told its step; its head runs on all rows."""
+    """A student inside what the Trainer wrapped it in, still passed its step; its head runs on all rows."""
 
     def __init__(self, wrapped: nn.Module, student: nn.Module) -> None:
         super().__init__()

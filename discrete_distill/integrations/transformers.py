@@ -115,8 +115,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         length: Any = args.length
         if not isinstance(length, Frame):
             check_count("length", length)
-        check_count("ratio_warmup_steps", args.ratio_warmup_steps, least=0)
-        check_number("ema_decay", args.ema_decay, least=0.0, below=1.0)
+        check_count("ratio_warmup_steps", args.ratio_warmup_steps, minimum=0)
+        check_number("ema_decay", args.ema_decay, minimum=0.0, exclusive_maximum=1.0)
         if train_dataset is None and args.max_steps < 1:
             raise ValueError(f"max_steps is {args.max_steps}; without a data set it must say how long to train")
         if train_dataset is None:

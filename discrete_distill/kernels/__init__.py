@@ -5,12 +5,12 @@ from discrete_distill.kernels.divergences import DivergenceKind, token_divergenc
 from discrete_distill.kernels.losses import TokenLosses, token_losses
 from discrete_distill.kernels.philox import (
     STREAM_CANDIDATE,
-    STREAM_COIN,
     STREAM_CORRUPTION,
     STREAM_ORDER,
     STREAM_REMASK,
     STREAM_TIME,
     STREAM_TOKEN,
+    STREAM_UNMASK,
     STREAM_USER,
     philox_4x32,
     uniform,
@@ -19,12 +19,12 @@ from discrete_distill.kernels.sampling import SampledRows, sample_rows
 
 __all__ = [
     "STREAM_CANDIDATE",
-    "STREAM_COIN",
     "STREAM_CORRUPTION",
     "STREAM_ORDER",
     "STREAM_REMASK",
     "STREAM_TIME",
     "STREAM_TOKEN",
+    "STREAM_UNMASK",
     "STREAM_USER",
     "DivergenceKind",
     "SampledRows",

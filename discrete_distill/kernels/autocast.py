@@ -1,4 +1,4 @@
-"""Casts of the inputs of a linear layer under autocast, for operations that autocast does not know."""
+"""Casts of the inputs of a linear layer under autocast, for operations that autocast does not handle."""
 
 from __future__ import annotations
 

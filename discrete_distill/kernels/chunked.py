@@ -293,7 +293,7 @@ def sample_features(
     project: Callable[[Tensor], Tensor],
     *,
     seed: int | Tensor,
-    rows_R: Tensor,
+    positions_R: Tensor,
     step: int | Tensor,
     num_candidates: int = 1,
     temperature: float = 1.0,
@@ -312,7 +312,7 @@ def sample_features(
         features_RD: `[R, D]` features of the denoiser.
         project: `[r, D] -> [r, V]` logits, for instance the denoiser's own `project`, or its `projection()`.
         chunk_rows: rows of logits held at once.
-        seed, rows_R, step, num_candidates, temperature, mask_token_id, active_R, return_entropy, backend: as
+        seed, positions_R, step, num_candidates, temperature, mask_token_id, active_R, return_entropy, backend: as
             in `sample_rows`. Inactive rows still pass `project`: leave them out if you can.
 
     Returns:
@@ -333,7 +333,7 @@ def sample_features(
                 sample_rows(
                     project(features_RD[rows]),
                     seed=seed,
-                    rows_R=rows_R[rows],
+                    positions_R=positions_R[rows],
                     step=step,
                     num_candidates=num_candidates,
                     temperature=temperature,

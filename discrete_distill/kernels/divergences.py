@@ -75,7 +75,7 @@ def token_divergence(
         )
     if kind not in ("forward", "reverse", "jeffreys", "js", "tv"):
         raise ValueError(f'kind is one of "forward", "reverse", "jeffreys", "js" and "tv", got {kind!r}')
-    check_number("beta", beta, least=0.0, most=1.0)
+    check_number("beta", beta, minimum=0.0, maximum=1.0)
     check_backend(backend)
     classes = check_num_classes(num_classes, student_logits.shape[-1])
     mask = check_mask_token(mask_token_id, classes)

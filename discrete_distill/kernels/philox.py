@@ -17,7 +17,7 @@ from discrete_distill.kernels.dispatch import resolve_backend, scalar_tensor
 
 STREAM_TOKEN = 0
 """Which token a row draws (`sample_rows`)."""
-STREAM_COIN = 1
+STREAM_UNMASK = 1
 """Whether a masked position is unmasked in this step."""
 STREAM_CORRUPTION = 2
 """Which positions the forward process masks."""

@@ -30,7 +30,7 @@ class SampledRows(NamedTuple):
 
 
 _SCHEMA = (
-    "(Tensor logits, Tensor seed, Tensor rows, Tensor step, SymInt num_candidates, "
+    "(Tensor logits, Tensor seed, Tensor positions, Tensor step, SymInt num_candidates, "
     "float inverse_temperature, SymInt mask_token_id, Tensor? tilt, Tensor? tilt_scale, Tensor? active, "
     "bool return_entropy, str backend) -> (Tensor, Tensor, Tensor)"
 )
@@ -40,7 +40,7 @@ _SCHEMA = (
 def _sample_rows_op(
     logits: Tensor,
     seed: Tensor,
-    rows: Tensor,
+    positions: Tensor,
     step: Tensor,
     num_candidates: int,
     inverse_temperature: float,
@@ -52,7 +52,7 @@ def _sample_rows_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (
-        logits, seed, rows, step, num_candidates, inverse_temperature, mask_token_id, tilt, tilt_scale,
+        logits, seed, positions, step, num_candidates, inverse_temperature, mask_token_id, tilt, tilt_scale,
         active, return_entropy,
     )  # fmt: skip
     if resolve_backend(backend, logits.device) == "triton" and num_candidates <= MAX_CANDIDATES_TRITON:
@@ -66,7 +66,7 @@ def _sample_rows_op(
 def _(
     logits: Tensor,
     seed: Tensor,
-    rows: Tensor,
+    positions: Tensor,
     step: Tensor,
     num_candidates: int,
     inverse_temperature: float,
@@ -107,20 +107,24 @@ def _check_tilt(logits: Tensor, tilt: Tensor | None, tilt_scale: float | Tensor 
     return torch.full((), tilt_scale, dtype=torch.float32, device=logits.device)
 
 
-def _check_rows(logits: Tensor, rows: Tensor, active: Tensor | None) -> None:
+def _check_rows(logits: Tensor, positions: Tensor, active: Tensor | None) -> None:
     if not isinstance(logits, Tensor) or logits.dtype not in _LOGIT_DTYPES:
         raise TypeError(f"logits are {getattr(logits, 'dtype', type(logits).__name__)}; pass a floating tensor [R, V]")
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits have shape {tuple(logits.shape)}; pass [R, V] with V > 0 (flatten batch and length)")
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-        raise TypeError(f"rows_R is {getattr(rows, 'dtype', type(rows).__name__)}; pass int64 global row numbers")
-    if rows.shape != logits.shape[:1]:
-        raise ValueError(f"rows_R has shape {tuple(rows.shape)} for {logits.shape[0]} rows; pass one number a row")
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+        raise TypeError(
+            f"positions_R is {getattr(positions, 'dtype', type(positions).__name__)}; pass int64 global positions"
+        )
+    if positions.shape != logits.shape[:1]:
+        raise ValueError(
+            f"positions_R has shape {tuple(positions.shape)} for {logits.shape[0]} rows; pass one number a row"
+        )
     if active is not None and active.shape != logits.shape[:1]:
         raise ValueError(f"active_R has shape {tuple(active.shape)} for {logits.shape[0]} rows; pass one flag a row")
     if active is not None and active.dtype != torch.bool:
         raise TypeError(f"active_R is {active.dtype}; pass torch.bool")
-    for name, tensor in (("rows_R", rows), ("active_R", active)):
+    for name, tensor in (("positions_R", positions), ("active_R", active)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name} is on {tensor.device} and the logits on {logits.device}; move one of them")
 
@@ -142,7 +146,7 @@ def sample_rows(
     logits_RV: Tensor,
     *,
     seed: int | Tensor,
-    rows_R: Tensor,
+    positions_R: Tensor,
     step: int | Tensor,
     num_candidates: int = 1,
     temperature: float = 1.0,
@@ -157,7 +161,7 @@ def sample_rows(
 
     .. math:: p(v) \propto \exp(\ell_v / T + h\,\mathrm{clip}(g_v, -1, 1)), \quad v \ne m
 
-    The token is drawn apart from the coin that decides whether a position is unmasked: one categorical for
+    The token is drawn separately from the unmasking draw of its position: one categorical for
     both loses tail tokens in fp32, and low-precision Gumbel noise lowers the temperature (arXiv 2409.02908).
     The tilt is that of reward-guided ancestral sampling (arXiv 2509.25035). Two-level inverse CDF over 1024
     lanes: fp32 sums, fp64 tails. The number of lanes is part of the definition: a seed gives the same tokens
@@ -167,7 +171,7 @@ def sample_rows(
         logits_RV: `[R, V]` raw logits, bf16, fp16 or fp32 (fp64 is read as fp32), any strides; never written
             to. -inf forbids a token.
         seed: 64-bit; an int, or an int64 tensor of one element on the device of the logits (for CUDA graphs).
-        rows_R: `[R]` int64 *global* row numbers (modulo 2**32), the counters of the draws.
+        positions_R: `[R]` int64 *global* position numbers (modulo 2**32), the counters of the draws.
         step: number of the sampling step, int or tensor like `seed`.
         num_candidates: `M`, independent draws a row.
         temperature: `T > 0`.
@@ -190,7 +194,7 @@ def sample_rows(
             where it cannot run.
         TypeError: a dtype that does not fit.
     """
-    _check_rows(logits_RV, rows_R, active_R)
+    _check_rows(logits_RV, positions_R, active_R)
     check_backend(backend)
     if not (temperature > 0.0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; pass a positive finite number (1e-3 is nearly argmax)")
@@ -201,7 +205,7 @@ def sample_rows(
     tokens, log_probs, entropy = _sample_rows_op(
         logits_RV.detach(),
         scalar_tensor("seed", seed, logits_RV.device),
-        rows_R,
+        positions_R,
         scalar_tensor("step", step, logits_RV.device),
         num_candidates,
         1.0 / temperature,

@@ -59,7 +59,7 @@ def as_denoiser(
             ``features`` and ``project``.
         embedding: likewise.
         blocks: likewise.
-        schedule: whose sigma a model that is told the time is given; MDLM's log-linear one by default.
+        schedule: whose sigma a model that is passed the time is given; MDLM's log-linear one by default.
         verify: call the model on one sequence of four tokens, ten times at most, and give up with a warning what does
             not hold: ``project(features(x_t))`` are the logits (not in Gemma 2, which caps them), calls with
             ``inputs_embeds=embed(x_t)`` equal those with ``x_t``, and the content of padding does not matter (else
@@ -116,7 +116,7 @@ def _own_denoiser(model: Callable[..., Any], inner: Any) -> Denoiser:
     if name.endswith("ForCausalLM"):
         raise ValueError(
             f'a {name} reads from left to right: pass attention="full" if it was trained to read both ways, '
-            "and shifted=True if its logits speak of the next token"
+            "and shifted=True if its logits predict the next token"
         )
     is_module = isinstance(inner, nn.Module)
     try:

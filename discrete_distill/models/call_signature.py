@@ -34,19 +34,19 @@ class CallSignature:
 
     Args:
         ids: keyword of the token ids, or ``"positional"``.
-        time: keyword of ``sigma(t)``, ``"positional"`` for the second argument, or None where it is not told.
-        time_conditioning: whether it is told the true sigma; else zero, as MDLM was trained.
+        time: keyword of ``sigma(t)``, ``"positional"`` for the second argument, or None where it is not passed.
+        time_conditioning: whether it is passed the true sigma; else zero, as MDLM was trained.
         attention: what becomes of ``attention_mask``. ``"padding"``: passed on, int64 ``[B, L]``. ``"full"``: an
             additive mask ``[B, 1, L, L]`` is passed in any case, so that a model of causal code attends both ways.
             ``"pairs"``: a bool mask ``[B, 1, L, L]`` and ``position_ids`` that count real tokens, as Dream takes them.
             ``"none"``: the model has no notion of padding, and a mask is refused.
-        shifted: logits at position ``i`` speak of token ``i + 1``, as in Dream.
+        shifted: logits at position ``i`` predict token ``i + 1``, as in Dream.
         head: dotted path of the module whose output is the logits, or None where it cannot be run alone.
         embedding: dotted path of the table of input embeddings; None takes the model's ``get_input_embeddings()``.
         blocks: dotted path of the `ModuleList` of blocks; None takes the longest of the model.
 
     Raises:
-        ValueError: if there is no such kind of attention, or the true sigma is to be told and nothing says where.
+        ValueError: if there is no such kind of attention, or the true sigma is to be passed and no keyword is given.
         TypeError: if a field is of another type.
     """
 
@@ -70,7 +70,7 @@ class CallSignature:
             if not isinstance(value, str) and (value is not None or name == "ids"):
                 raise TypeError(f"{name} must be a name, got {value!r}")
         if self.time_conditioning and self.time is None:
-            raise ValueError("time_conditioning=True tells the model its time: say by which keyword, time=")
+            raise ValueError("time_conditioning=True passes the model its time: give the keyword, time=")
 
 
 def recognise(model: Any) -> CallSignature | None:

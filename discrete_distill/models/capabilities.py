@@ -1,7 +1,7 @@
 """What a network can offer beside its call, as protocols, and the error where one is missing.
 
-`FeatureDenoiser` (``process``) is the first of these protocols. A denoiser that is told the end of its step has a true
-attribute ``accepts_step``.
+`FeatureDenoiser` (``process``) is the first of these protocols. A denoiser that is passed the end of its step has a
+true attribute ``accepts_step``.
 
 Shape suffixes: B batch, L length, D width, V vocabulary.
 """

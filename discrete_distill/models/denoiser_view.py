@@ -34,7 +34,7 @@ class DenoiserView(nn.Module):
 
     @property
     def accepts_step(self) -> bool:
-        """Whether the network is told where its step ends."""
+        """Whether the network is passed the end of its step."""
         return getattr(self.denoiser, "accepts_step", False)
 
     @property

@@ -228,7 +228,7 @@ def discriminator_loss(
         TypeError: if logits are no floating-point numbers, or positions that count no booleans.
         ValueError: if ``label_smoothing`` is outside ``[0, 1)``, or shapes do not fit.
     """
-    check_number("label_smoothing", label_smoothing, least=0.0, below=1.0)
+    check_number("label_smoothing", label_smoothing, minimum=0.0, exclusive_maximum=1.0)
     _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
     if weight_B is not None and weight_B.shape != student_logits_BL.shape[:1]:
         raise ValueError(f"weight_B must be [{len(student_logits_BL)}], got shape {list(weight_B.shape)}")

@@ -128,7 +128,7 @@ class DiT(HubNetwork):
 
     @property
     def accepts_step(self) -> bool:
-        """Whether the network is told where its step ends."""
+        """Whether the network is passed the end of its step."""
         return self.config.step_conditioning
 
     @property
@@ -309,7 +309,7 @@ class DiT(HubNetwork):
         self.step_map.to(self.output_layer.linear.weight).train(self.training)
 
     def with_step_conditioning(self) -> DiT:
-        """A copy that is also told its step; see `add_step_conditioning`."""
+        """A copy that is also passed its step; see `add_step_conditioning`."""
         refuse_unmerged(self)
         made = copy.deepcopy(self)
         made.add_step_conditioning()

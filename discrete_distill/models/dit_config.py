@@ -41,8 +41,8 @@ class DiTConfig:
         time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
         schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
             told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
-            "polynomial" or "geometric", with their own defaults. Infinite noise is told as 20 nats.
-        step_conditioning: also tell it the step ``(t, s)``, through an embedding that starts at zero.
+            "polynomial" or "geometric", with their own defaults. Infinite noise is passed as 20 nats.
+        step_conditioning: also pass the step ``(t, s)``, through an embedding that starts at zero.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
@@ -69,7 +69,7 @@ class DiTConfig:
             check_count(name, getattr(self, name))
         for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
             check_flag(name, getattr(self, name))
-        check_number("dropout", self.dropout, least=0.0, below=1.0)
+        check_number("dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.hidden_size % (2 * self.num_heads):

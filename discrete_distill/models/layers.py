@@ -1,4 +1,4 @@
-"""Parts of the transformer that know nothing of diffusion: rotary positions, norm, embedding of scalars."""
+"""Parts of the transformer that do not depend on diffusion: rotary positions, norm, embedding of scalars."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def add_lora(
             there are LoRA weights already.
     """
     check_count("rank", rank)
-    check_number("alpha", alpha, above=0.0)
-    check_number("dropout", dropout, least=0.0, below=1.0)
+    check_number("alpha", alpha, exclusive_minimum=0.0)
+    check_number("dropout", dropout, minimum=0.0, exclusive_maximum=1.0)
     if has_lora(network):
         raise ValueError(f"the {type(network).__name__} has LoRA weights already: fold them in with merge_lora first")
     names = _targeted(network, targets)

@@ -1,4 +1,4 @@
-"""What a training checkpoint says of the noise that its network was trained on; nothing in the file is run."""
+"""Noise of training as stated by a checkpoint; nothing in the file is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guidance by the prior: a denoiser that relies more on what it sees."""
+"""Guidance by the prior: a denoiser that weighs visible tokens more strongly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a network, read from its weights: what a config file says is believed only where they agree."""
+"""Shape of a network, read from its weights; a config file must agree with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoisers that are told their step ``(t, s)``.
+"""Denoisers that are passed their step ``(t, s)``.
 
 Shape suffixes: B batch, L length, D width.
 """
@@ -50,7 +50,7 @@ class StepConditioned(DenoiserView):
 
     @property
     def accepts_step(self) -> bool:
-        """True: the network is told where its step ends."""
+        """True: the network is passed the end of its step."""
         return True
 
     @property
@@ -103,13 +103,13 @@ class StepConditioned(DenoiserView):
 
 
 def step_conditioned(denoiser: nn.Module) -> nn.Module:
-    """The denoiser, told its step: itself where it has a way of its own, as a `DiT`, else in `StepConditioned`.
+    """The denoiser, passed its step: itself where it has a way of its own, as a `DiT`, else in `StepConditioned`.
 
     Args:
         denoiser: that may be changed.
 
     Raises:
-        TypeError: if it is neither told its step by itself nor an `EmbeddingDenoiser`.
+        TypeError: if it is neither passed its step by itself nor an `EmbeddingDenoiser`.
     """
     if getattr(denoiser, "accepts_step", False):
         return denoiser
@@ -127,11 +127,11 @@ def trainable_copy(denoiser: Any, *, step_conditioning: bool) -> nn.Module:
     Args:
         denoiser: whose outputs the copy's first outputs are; it stays as it is. Of one inside DDP, ``torch.compile``
             or peft's `PeftModel`, the network inside is copied.
-        step_conditioning: tell the copy the end of its step as well.
+        step_conditioning: pass the copy the end of its step as well.
 
     Raises:
-        TypeError: if it is no network, or is to be told its step and cannot be.
-        ValueError: if it has LoRA weights that were not merged, and is to be told its step.
+        TypeError: if it is no network, or is to be passed its step and cannot be.
+        ValueError: if it has LoRA weights that were not merged, and is to be passed its step.
     """
     inner = unwrap(denoiser)[0]
     if not isinstance(inner, nn.Module):

@@ -42,7 +42,7 @@ class WrappedDenoiser(nn.Module):
     Args:
         model: any callable that returns logits ``[B, L, V]``, or an output that holds them.
         call_signature: how it is called. Paths are those inside DDP, ``torch.compile`` and peft.
-        schedule: whose sigma it is told, where it is; MDLM's log-linear one by default.
+        schedule: whose sigma is passed, if any; MDLM's log-linear one by default.
 
     Raises:
         ValueError: if the model has no module at one of the paths.
@@ -123,7 +123,7 @@ class WrappedDenoiser(nn.Module):
         ``denoiser.json``, how it is called; `load_denoiser` reads models of transformers back.
 
         Raises:
-            ValueError: if there are LoRA weights that were not merged, or it is told the time of a schedule of its own.
+            ValueError: if there are LoRA weights that were not merged, or it is passed the time of its own schedule.
             TypeError: if it is a function.
         """
         refuse_unmerged(self)
@@ -238,8 +238,8 @@ class WrappedDenoiser(nn.Module):
         self.keywords.check(keywords, self.model)
         arguments = [(self.call_signature.ids, x_t)]
         if self.call_signature.time is not None:
-            told = self.schedule.sigma(t) if self.call_signature.time_conditioning else torch.zeros_like(t)
-            arguments.append((self.call_signature.time, told))
+            sigma = self.schedule.sigma(t) if self.call_signature.time_conditioning else torch.zeros_like(t)
+            arguments.append((self.call_signature.time, sigma))
         for name, value in arguments:
             if name == POSITIONAL:
                 positional.append(value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-RESERVED = frozenset({"x", "x_t", "z", "t", "s", "rows", "denoiser", "model_kwargs", "generation_mask", "x_init"})
+RESERVED = frozenset({"x", "x_t", "z", "t", "s", "denoiser", "model_kwargs", "generation_mask", "x_init"})
 """Names that the library passes itself, and no condition may have."""
 
 
@@ -83,7 +83,7 @@ def name_of(network: Any) -> str:
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter] | None:
-    """Parameters of a callable; None if nobody knows them. A module's are those of its ``forward``."""
+    """Parameters of a callable; None if they cannot be read. A module's are those of its ``forward``."""
     function = getattr(function, "_orig_mod", function)
     try:
         return inspect.signature(getattr(function, "forward", function)).parameters

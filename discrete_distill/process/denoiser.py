@@ -1,4 +1,4 @@
-"""The one protocol of the library: what a denoiser is, and how to ask it for the rows that are used."""
+"""The `Denoiser` protocol, and the logits of a denoiser at chosen positions."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def prepared_projection(denoiser: Denoiser, parts: FeatureParts) -> Callable[[Te
 
 
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
-    """``{"s": s}`` for a denoiser that is told where its step ends, else nothing."""
+    """``{"s": s}`` for a denoiser that is passed the end of its step, else nothing."""
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
 
 
 def ignores_time(denoiser: Denoiser) -> bool:
-    """Whether the denoiser says that its answer depends on the tokens alone."""
+    """Whether the denoiser states that its logits depend on the tokens alone."""
     return getattr(denoiser, "time_conditioned", True) is False
 
 
 def check_ids(denoiser: Denoiser, largest_id: int) -> None:
-    """Refuse token ids that the denoiser says it does not know.
+    """Refuse token ids outside the vocabulary that the denoiser states.
 
     Raises:
         ValueError: if ``largest_id`` is outside of its ``num_classes``.
@@ -107,18 +107,18 @@ def logits_at(
     denoiser: Denoiser,
     x_t: Tensor,
     t: Tensor,
-    rows: Tensor,
+    positions: Tensor,
     *,
     s: Tensor | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Raw logits at chosen positions; the head runs on those rows alone where the denoiser lets it.
+    """Raw logits at chosen positions; the head runs on those positions alone where the denoiser lets it.
 
     Args:
-        denoiser: any `Denoiser`; a `FeatureDenoiser` saves the head on all other rows.
+        denoiser: any `Denoiser`; a `FeatureDenoiser` saves the head on all other positions.
         x_t: int64 ``[B, L]``.
         t: ``[B]``.
-        rows: int64 ``[N]``, positions in the flattened ``[B * L]``.
+        positions: int64 ``[N]``, positions in the flattened ``[B * L]``.
         s: ``[B]``, where the step ends, for denoisers that accept it.
         model_kwargs: passed to the denoiser by keyword.
 
@@ -127,35 +127,35 @@ def logits_at(
 
     Raises:
         TypeError: if the denoiser does not take a condition, or returns something else than floating logits, or ``t``
-            or ``rows`` is of another type.
-        ValueError: if its logits are not ``[B, L, V]``, ``t`` is not ``[B]``, or a row is beyond the positions (looked
-            at on a CPU alone).
+            or ``positions`` is of another type.
+        ValueError: if its logits are not ``[B, L, V]``, ``t`` is not ``[B]``, or a position is outside ``[0, B * L)``
+            (checked on a CPU only).
     """
-    _check_rows(rows)
-    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and len(rows):
-        least, most = int(rows.min()), int(rows.max())
+    _check_positions(positions)
+    if positions.device.type == "cpu" and not torch.compiler.is_compiling() and len(positions):
+        least, most = int(positions.min()), int(positions.max())
         if not 0 <= least <= most < x_t.numel():
-            raise ValueError(f"rows from {least} to {most} do not all lie in the {x_t.numel()} positions")
-    return logits_in_parts(denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs)(slice(None))
+            raise ValueError(f"positions from {least} to {most} do not all lie in the {x_t.numel()} positions")
+    return logits_in_parts(denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs)(slice(None))
 
 
 def logits_in_parts(
     denoiser: Denoiser,
     x_t: Tensor,
     t: Tensor,
-    rows: Tensor,
+    positions: Tensor,
     *,
     s: Tensor | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     largest_id: int = 0,
 ) -> LogitsOfPart:
-    """Call the denoiser once, and compute `logits_at` when a part of the rows is asked for.
+    """Call the denoiser once, and compute `logits_at` when a part of the positions is asked for.
 
     Args:
         denoiser: any `Denoiser`.
         x_t: int64 ``[B, L]``.
         t: ``[B]``.
-        rows: int64 ``[N]``, positions in the flattened ``[B * L]``.
+        positions: int64 ``[N]``, positions in the flattened ``[B * L]``.
         s: ``[B]``, where the step ends, for denoisers that accept it.
         model_kwargs: passed to the denoiser by keyword.
         largest_id: of the tokens and the mask; the vocabulary must hold it.
@@ -165,12 +165,12 @@ def logits_in_parts(
 
     Raises:
         TypeError: as `logits_at`.
-        ValueError: as `logits_at`, but for the values of ``rows``, which are not looked at; or if the vocabulary does
-            not hold ``largest_id``.
+        ValueError: as `logits_at`, but the values of ``positions`` are not checked; or if the vocabulary does not hold
+            ``largest_id``.
     """
     check_ids(denoiser, largest_id)
     check_per_row("t", t, len(x_t))
-    _check_rows(rows)
+    _check_positions(positions)
     keywords = {**(model_kwargs or {}), **step_kwargs(denoiser, s)}
     parts = feature_parts(denoiser)
     if parts is None:
@@ -178,9 +178,9 @@ def logits_in_parts(
         logits_rV = _checked(denoiser, "logits", logits_BLV, x_t, "V").flatten(0, 1)
         if largest_id >= logits_rV.shape[1]:
             raise _unknown_id(largest_id, logits_rV.shape[1])
-        return lambda part: logits_rV[rows[part]]
+        return lambda part: logits_rV[positions[part]]
     features_BLD = call_network(denoiser, parts.features, x_t, t, model_kwargs=keywords)
-    features_ND = _checked(denoiser, "features", features_BLD, x_t, "D").flatten(0, 1)[rows]
+    features_ND = _checked(denoiser, "features", features_BLD, x_t, "D").flatten(0, 1)[positions]
 
     project = prepared_projection(denoiser, parts)
 
@@ -199,12 +199,12 @@ def logits_in_parts(
     return projected
 
 
-def _check_rows(rows: Tensor) -> None:
-    if not isinstance(rows, Tensor) or rows.dtype != torch.long:
-        found = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"rows must be int64 positions of the flattened batch, got {found}")
-    if rows.dim() != 1:
-        raise ValueError(f"rows must be [N], got shape {list(rows.shape)}")
+def _check_positions(positions: Tensor) -> None:
+    if not isinstance(positions, Tensor) or positions.dtype != torch.long:
+        found = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+        raise TypeError(f"positions must be int64 positions of the flattened batch, got {found}")
+    if positions.dim() != 1:
+        raise ValueError(f"positions must be [N], got shape {list(positions.shape)}")
 
 
 def _checked(denoiser: Denoiser, kind: str, values: Any, x_t: Tensor, last: str) -> Tensor:

@@ -27,7 +27,7 @@ def checked_forbidden_ids(ids: Any, mask_token_id: int) -> tuple[int, ...]:
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise TypeError(f"forbidden_token_ids must be a sequence of token ids, got {ids!r}")
-    distinct = sorted({check_count("an id of forbidden_token_ids", each, least=0) for each in ids})
+    distinct = sorted({check_count("an id of forbidden_token_ids", each, minimum=0) for each in ids})
     if mask_token_id in distinct:
         raise ValueError(
             f"forbidden_token_ids holds the mask token {mask_token_id}, which is never drawn anyway; leave it out"

@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion: corruption, substitution rules, reverse posterior and likelihood bound.
 
-Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary (mask included), N chosen positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .time import StratifiedTime, TimeDistribution
 class MaskedDiffusion:
     """The absorbing process of MDLM (arXiv 2406.07524).
 
-    Forward: each position independently ``P(x_t = x) = alpha(t)``, ``P(x_t = m) = 1 - alpha(t)``. Reverse
+    Forward: each position independently ``P(x_t = x_0) = alpha(t)``, ``P(x_t = m) = 1 - alpha(t)``. Reverse
     from ``t`` to ``s < t``: a visible token stays; a masked one is revealed with probability
     ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. Time 0 is data and time 1
     is all mask *exactly*, whatever ``eps`` the schedule carries, so a sampler that ends at 0 leaves no mask
@@ -51,7 +51,7 @@ class MaskedDiffusion:
     forbidden_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        check_count("mask_token_id", self.mask_token_id, least=0)
+        check_count("mask_token_id", self.mask_token_id, minimum=0)
         forbidden = checked_forbidden_ids(self.forbidden_token_ids, self.mask_token_id)
         object.__setattr__(self, "forbidden_token_ids", forbidden)
 
@@ -97,41 +97,41 @@ class MaskedDiffusion:
         return torch.where(s <= 0.0, torch.ones_like(ratio), ratio)
 
     def corrupt(
-        self, x: Tensor, t: Tensor, *, generation_mask: Tensor | None = None, generator: Generator | None = None
+        self, x_0: Tensor, t: Tensor, *, generation_mask: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """Draw ``x_t`` from ``x``.
+        """Draw ``x_t`` from ``x_0``.
 
         Args:
-            x: int64 ``[B, L]``.
+            x_0: int64 ``[B, L]``.
             t: ``[B]`` in ``[0, 1]``; values are checked on a CPU, where that costs no wait for the device.
             generated: bool ``[B, L]``; positions that may be masked (all, by default).
-            generator: source of randomness, on the device of ``x``.
+            generator: source of randomness, on the device of ``x_0``.
 
         Returns:
             int64 ``[B, L]``.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, ``t`` floating-point numbers or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` does not hold integers, ``t`` floating-point numbers or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or a time is outside ``[0, 1]`` or NaN.
         """
-        check_sequences(x, generation_mask)
-        check_level("t", t, x, integers=False)
-        return self._hide(x, self.visible_probability(t), generation_mask, generator)
+        check_sequences(x_0, generation_mask)
+        check_level("t", t, x_0, integers=False)
+        return self._hide(x_0, self.visible_probability(t), generation_mask, generator)
 
     def _hide(
-        self, x: Tensor, visible_B: Tensor, generation_mask: Tensor | None, generator: Generator | None
+        self, x_0: Tensor, visible_B: Tensor, generation_mask: Tensor | None, generator: Generator | None
     ) -> Tensor:
         """Leave every generated position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
         check_generator(generator)
-        uniform = torch.rand(x.shape, device=x.device, generator=generator)
+        uniform = torch.rand(x_0.shape, device=x_0.device, generator=generator)
         hidden = uniform >= visible_B[:, None]
         if generation_mask is not None:
             hidden = hidden & generation_mask
-        return torch.where(hidden, self.mask_token_id, x)
+        return torch.where(hidden, self.mask_token_id, x_0)
 
     def corrupt_by_count(
         self,
-        x: Tensor,
+        x_0: Tensor,
         count: Tensor,
         *,
         generation_mask: Tensor | None = None,
@@ -141,7 +141,7 @@ class MaskedDiffusion:
         """Mask exactly ``count`` generated positions of each row, chosen uniformly.
 
         Args:
-            x: int64 ``[B, L]``.
+            x_0: int64 ``[B, L]``.
             count: int64 ``[B]``, at least 0 and at most the number of generated positions of the row; values are
                 checked on a CPU.
             generated: bool ``[B, L]``; all, by default.
@@ -150,19 +150,19 @@ class MaskedDiffusion:
                 generated, rows of equal count are masked at the same positions.
 
         Raises:
-            TypeError: if ``x`` or ``count`` does not hold integers, or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` or ``count`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or a count is out of range.
         """
-        check_sequences(x, generation_mask)
-        check_level("count", count, x, integers=True, most=self.num_generated(x, generation_mask))
-        hidden = _ranks(x, generation_mask, generator, group_size) < count[:, None]
+        check_sequences(x_0, generation_mask)
+        check_level("count", count, x_0, integers=True, maximum=self.num_generated(x_0, generation_mask))
+        hidden = _ranks(x_0, generation_mask, generator, group_size) < count[:, None]
         if generation_mask is not None:
             hidden = hidden & generation_mask
-        return torch.where(hidden, self.mask_token_id, x)
+        return torch.where(hidden, self.mask_token_id, x_0)
 
     def draw_parts(
         self,
-        x: Tensor,
+        x_0: Tensor,
         num_parts: int,
         *,
         generation_mask: Tensor | None = None,
@@ -172,7 +172,7 @@ class MaskedDiffusion:
         """Deal the generated positions of each row out at random to parts of equal size (up to one).
 
         Args:
-            x: int64 ``[B, L]``.
+            x_0: int64 ``[B, L]``.
             num_parts: at least 1.
             generated: bool ``[B, L]``; all, by default.
             generator: source of randomness.
@@ -182,17 +182,17 @@ class MaskedDiffusion:
             int64 ``[B, L]``: the part of each position, in ``0 .. num_parts - 1``; -1 where it may not move.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if shapes do not fit, or ``num_parts`` is below 1.
         """
-        check_sequences(x, generation_mask)
+        check_sequences(x_0, generation_mask)
         check_count("num_parts", num_parts)
-        part = _ranks(x, generation_mask, generator, group_size) % num_parts
+        part = _ranks(x_0, generation_mask, generator, group_size) % num_parts
         return part if generation_mask is None else part.masked_fill(~generation_mask, -1)
 
     def draw_corruption(
         self,
-        x: Tensor,
+        x_0: Tensor,
         *,
         by: Literal["time", "count"] = "time",
         generation_mask: Tensor | None = None,
@@ -211,7 +211,7 @@ class MaskedDiffusion:
         weight ``n / k``; the same expectation without the heavy tail of ``1 / u``.
 
         Args:
-            x: int64 ``[B, L]``.
+            x_0: int64 ``[B, L]``.
             by: see above.
             generated: bool ``[B, L]``; positions that may be masked (all, by default).
             time_distribution: see above.
@@ -220,29 +220,29 @@ class MaskedDiffusion:
             group_size: by count: consecutive rows that are masked in one order; see `corrupt_by_count`.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if ``by`` is neither "time" nor "count", or shapes do not fit.
         """
         if by not in ("time", "count"):
             raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
-        check_sequences(x, generation_mask)
-        batch = x.shape[0]
+        check_sequences(x_0, generation_mask)
+        batch = x_0.shape[0]
         if by == "time" and time_distribution is not None:
-            t, density = time_distribution.sample(batch, device=x.device, generator=generator)
-            x_t = self.corrupt(x, t, generation_mask=generation_mask, generator=generator)
+            t, density = time_distribution.sample(batch, device=x_0.device, generator=generator)
+            x_t = self.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
             return Corruption(x_t, t, self.schedule.elbo_weight(t) / density)
         if level is not None:
-            check_level("level", level, x, integers=False)
+            check_level("level", level, x_0, integers=False)
         else:
-            level = StratifiedTime().sample(batch, device=x.device, generator=generator).t
+            level = StratifiedTime().sample(batch, device=x_0.device, generator=generator).t
         if by == "time":
-            x_t = self._hide(x, 1.0 - level, generation_mask, generator)
+            x_t = self._hide(x_0, 1.0 - level, generation_mask, generator)
             t = self.schedule.inverse(1.0 - level).clamp(0.0, 1.0)
             return Corruption(x_t, t, 1.0 / level.clamp(min=torch.finfo(level.dtype).tiny))
-        size = self.num_generated(x, generation_mask)
+        size = self.num_generated(x_0, generation_mask)
         count = ((level * size).long() + 1).minimum(size)
         x_t = self.corrupt_by_count(
-            x, count, generation_mask=generation_mask, generator=generator, group_size=group_size
+            x_0, count, generation_mask=generation_mask, generator=generator, group_size=group_size
         )
         return Corruption(x_t, self.time_of_count(count, size), size / count.clamp(min=1))
 
@@ -258,20 +258,20 @@ class MaskedDiffusion:
         return self.schedule.inverse(1.0 - fraction).clamp(0.0, 1.0)
 
     @staticmethod
-    def num_generated(x: Tensor, generation_mask: Tensor | None) -> Tensor:
+    def num_generated(x_0: Tensor, generation_mask: Tensor | None) -> Tensor:
         """Positions of each row that may be masked, int64 ``[B]``.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if ``x`` is not ``[B, L]``, or ``generation_mask`` of another shape.
+            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
+            ValueError: if ``x_0`` is not ``[B, L]``, or ``generation_mask`` of another shape.
         """
-        check_sequences(x, generation_mask)
+        check_sequences(x_0, generation_mask)
         if generation_mask is None:
-            return torch.full((x.shape[0],), x.shape[1], device=x.device, dtype=torch.long)
+            return torch.full((x_0.shape[0],), x_0.shape[1], device=x_0.device, dtype=torch.long)
         return generation_mask.sum(dim=1)
 
     def masked_log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities of masked rows ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask and forbidden ids.
+        """Log-probabilities at masked positions ``[..., V]``: fp32 log-softmax, ``-inf`` at the mask and forbidden ids.
 
         Raises:
             TypeError: if the logits are no floating-point numbers.
@@ -312,7 +312,7 @@ class MaskedDiffusion:
 
         ``P(x_s = m) = (1 - alpha_s) / (1 - alpha_t)`` and
         ``P(x_s = v) = (alpha_s - alpha_t) / (1 - alpha_t) p(v)`` at masked positions; visible ones
-        stay. Samplers do not draw from this joint (they draw coin and token apart).
+        stay. Samplers do not draw from this joint (they draw unmasking and token separately).
         """
         probs = self.log_probs(logits, x_t).exp()
         reveal = self.unmask_probability(t, s)[:, None, None].to(probs.dtype)
@@ -323,7 +323,7 @@ class MaskedDiffusion:
     def nelbo(
         self,
         denoiser: Denoiser,
-        x: Tensor,
+        x_0: Tensor,
         *,
         by: Literal["time", "count"] = "time",
         time_distribution: TimeDistribution | None = None,
@@ -339,11 +339,11 @@ class MaskedDiffusion:
 
         Args:
             denoiser: any `Denoiser`.
-            x: clean tokens, int64 ``[B, L]``.
+            x_0: clean tokens, int64 ``[B, L]``.
             by: see `draw_corruption`.
             time_distribution: distribution of ``t`` for ``by="time"``; see `draw_corruption` for the default, which is
                 exact.
-            generated: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
+            generation_mask: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
                 All by default.
             generator: source of randomness.
             s: ``[B]``, passed to a denoiser that ``accepts_step``: a label of the samples, as there are no steps here.
@@ -351,29 +351,29 @@ class MaskedDiffusion:
         """
         check_conditions(model_kwargs, denoiser)
         x_t, t, weight = self.draw_corruption(
-            x, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
+            x_0, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
         )
         masked = self.is_masked(x_t, generation_mask)
-        rows = masked.flatten().nonzero().squeeze(1)
+        positions = masked.flatten().nonzero().squeeze(1)
         logits_of = logits_in_parts(
-            denoiser, x_t, t, rows, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
+            denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
         )
         logits_NV = self.forbid(logits_of(slice(None)))
-        token_nats = -token_losses(logits_NV, None, x.flatten()[rows], mask_token_id=self.mask_token_id).log_prob
-        owner = rows // x.shape[1]
-        nats = torch.zeros(x.shape[0], device=x.device, dtype=token_nats.dtype)
+        token_nats = -token_losses(logits_NV, None, x_0.flatten()[positions], mask_token_id=self.mask_token_id).log_prob
+        owner = positions // x_0.shape[1]
+        nats = torch.zeros(x_0.shape[0], device=x_0.device, dtype=token_nats.dtype)
         nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
-        num_tokens = self.num_generated(x, generation_mask)
+        num_tokens = self.num_generated(x_0, generation_mask)
         return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)
 
 
-def _ranks(x: Tensor, generation_mask: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
+def _ranks(x_0: Tensor, generation_mask: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:
     """Place of every position in a random order of its row, int64 ``[B, L]``: generated positions first; groups of
     consecutive rows share their random numbers."""
     check_generator(generator)
-    if check_count("group_size", group_size) and x.shape[0] % group_size:
-        raise ValueError(f"group_size {group_size} does not divide the batch of {x.shape[0]} sequences")
-    draw = torch.rand((x.shape[0] // group_size, x.shape[1]), device=x.device, generator=generator)
+    if check_count("group_size", group_size) and x_0.shape[0] % group_size:
+        raise ValueError(f"group_size {group_size} does not divide the batch of {x_0.shape[0]} sequences")
+    draw = torch.rand((x_0.shape[0] // group_size, x_0.shape[1]), device=x_0.device, generator=generator)
     order = draw.repeat_interleave(group_size, dim=0)
     if generation_mask is not None:
         order = order.masked_fill(~generation_mask, 2.0)

@@ -22,7 +22,7 @@ def check_sequences(x: Tensor, generation_mask: Tensor | None) -> None:
     check_mask("generation_mask", generation_mask, x.shape)
 
 
-def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: Tensor | float = 1.0) -> None:
+def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, maximum: Tensor | float = 1.0) -> None:
     """Refuse a time or a count for each row of ``x`` that is of another type, shape or range; the range is looked at on
     a CPU alone, so that nothing waits for another device.
 
@@ -38,8 +38,8 @@ def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, most: 
         raise ValueError(f"{name} must be one value for each row, [{len(x)}], got shape {tuple(value_B.shape)}")
     if value_B.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    wrong = ~((value_B >= 0) & (value_B <= most))
+    wrong = ~((value_B >= 0) & (value_B <= maximum))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        limit = most if isinstance(most, float) else int(most[row])
+        limit = maximum if isinstance(maximum, float) else int(maximum[row])
         raise ValueError(f"{name} of row {row} is {value_B[row].item()}; it must lie in [0, {limit}]")

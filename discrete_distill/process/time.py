@@ -112,8 +112,8 @@ class BetaTime(TimeDistribution):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("a", self.a, above=0.0)
-        check_number("b", self.b, above=0.0)
+        check_number("a", self.a, exclusive_minimum=0.0)
+        check_number("b", self.b, exclusive_minimum=0.0)
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         # torch.distributions takes no generator; this is the primitive it is made of.

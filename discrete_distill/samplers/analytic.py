@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice
-from ..kernels import STREAM_COIN, SampledRows
+from ..kernels import STREAM_UNMASK, SampledRows
 from .call import StepCallback
-from .grid import coin_rows, walk_grid
+from .grid import drawn_positions, walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
 from .state import SamplerState
@@ -29,8 +29,8 @@ class AnalyticSampler(GridOptions):
 
     A normalised denoiser has ``s_v = p(v) alpha_t / (1 - alpha_t)``, and the step is the ancestral one, token for
     token. A score network (``outputs="log_scores"``) is not normalised: the sum of its scores decides how likely a
-    position is to be revealed. The coin is kept apart from the token here too. A step that ends at 0 reveals all that
-    is left, in proportion to the scores.
+    position is to be revealed. The unmasking draw is separate from the token here too. A step that ends at
+    0 reveals all that is left, in proportion to the scores.
 
     Args:
         process: mask and schedule; scores belong to the schedule they were trained with.
@@ -58,13 +58,13 @@ class AnalyticSampler(GridOptions):
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.outputs == "logits":
-            rows = coin_rows(state, self.times)
+            positions = drawn_positions(state, self.times)
 
             def ancestral_step(step: int, t: Tensor, s: Tensor) -> None:
-                state.reveal(rows[step], t, s, step)
+                state.reveal(positions[step], t, s, step)
 
             return walk_grid(
-                self, state, ancestral_step, return_history=return_history, callback=callback, left=rows[-1]
+                self, state, ancestral_step, return_history=return_history, callback=callback, left=positions[-1]
             )
 
         def score_step(step: int, t: Tensor, s: Tensor) -> None:
@@ -74,19 +74,19 @@ class AnalyticSampler(GridOptions):
 
     def _score_step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         mask = self.process.mask_token_id
-        rows = state.select(state.masked())
-        if not rows:
+        positions = state.select(state.masked())
+        if not positions:
             return
 
         def total_score(log_scores_nV: Tensor, _drawn: SampledRows, _part: slice) -> Tensor:
             words = torch.arange(log_scores_nV.shape[1], device=log_scores_nV.device) != mask
             return log_scores_nV.float().masked_fill(~words, float("-inf")).logsumexp(1)
 
-        drawn = state.draw(rows, t, s, step, statistic=total_score)
+        drawn = state.draw(positions, t, s, step, statistic=total_score)
         assert drawn.statistic is not None
-        log_total_BL = state.scatter(rows, drawn.statistic, float("-inf"))
+        log_total_BL = state.scatter(positions, drawn.statistic, float("-inf"))
         probability_BL = torch.expm1(self.process.schedule.sigma(t) - self.process.schedule.sigma(s))[:, None]
         probability_BL = (probability_BL * log_total_BL.exp()).clamp(max=1.0)
         probability_BL = torch.where((s <= 0.0)[:, None], torch.ones_like(probability_BL), probability_BL)
-        revealed = (state.uniform(step, STREAM_COIN) < probability_BL) & state.masked()
-        state.write_where(revealed, rows, drawn)
+        revealed = (state.uniform(step, STREAM_UNMASK) < probability_BL) & state.masked()
+        state.write_where(revealed, positions, drawn)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .call import StepCallback
-from .grid import coin_rows, walk_grid
+from .grid import drawn_positions, walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
 from .state import SamplerState
@@ -30,9 +30,11 @@ class AncestralSampler(GridOptions):
     """
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        rows = coin_rows(state, self.times)
+        positions = drawn_positions(state, self.times)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            state.reveal(rows[step], t, s, step)
+            state.reveal(positions[step], t, s, step)
 
-        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback, left=rows[-1])
+        return walk_grid(
+            self, state, reverse_step, return_history=return_history, callback=callback, left=positions[-1]
+        )

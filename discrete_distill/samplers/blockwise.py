@@ -21,7 +21,7 @@ class BlockwiseSampler(Sampler):
     """Finishes one block of positions after another, from left to right, each with ``sampler``.
 
     LLaDA's semi-autoregressive sampling (arXiv 2502.09992): the denoiser always sees the whole sequence, later blocks
-    as masks. Each block runs through all steps of the sampler, and is told the times of its own grid. The blocks of a
+    as masks. Each block runs through all steps of the sampler, and is passed the times of its own grid. The blocks of a
     sequence are counted from the end of its prompt, so that neither the lengths of the other prompts nor padding move
     them. With ``ConfidenceSampler(process, num_steps=steps // num_blocks, greedy=True)`` the tokens are those of
     LLaDA's ``generate`` at temperature 0. Guidance by a prompt is guidance by what was given, not by finished blocks.

@@ -74,8 +74,8 @@ class Sampler:
         Raises:
             TypeError: if an argument has a wrong type, a keyword argument has a name that the library uses, or a
                 network does not take one.
-            ValueError: if shapes do not fit, logits were NaN or all -inf somewhere (the row is named), or the sampler
-                does not honour an argument that was given.
+            ValueError: if shapes do not fit, logits were NaN or all -inf somewhere (the position is named), or the
+                sampler does not honour an argument that was given.
 
         Example:
             >>> sampler = AncestralSampler(process, num_steps=16)

@@ -32,9 +32,9 @@ class ConfidenceSampler(GridOptions):
     Args:
         process: mask and schedule.
         num_steps: steps; one that reveals nothing costs no call.
-        order: "confidence" (log-probability of the drawn token), "margin" (of the two likeliest tokens) or "entropy".
+        order: "confidence" (log-probability of the drawn token), "margin" (of the two most likely tokens) or "entropy".
         order_temperature: of Gumbel noise on those scores; 0 is none.
-        greedy: the likeliest token in place of a draw (LLaDA's temperature 0).
+        greedy: the most likely token in place of a draw (LLaDA's temperature 0).
 
     The other options are those of `GridOptions` and `SamplerOptions`.
 
@@ -50,7 +50,7 @@ class ConfidenceSampler(GridOptions):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        check_number("order_temperature", self.order_temperature, least=0.0)
+        check_number("order_temperature", self.order_temperature, minimum=0.0)
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         counts_KB = self._counts(state)
@@ -74,15 +74,15 @@ class ConfidenceSampler(GridOptions):
         self, state: SamplerState, step: int, t: Tensor, s: Tensor, before_B: Tensor, after_B: Tensor, capacity: int
     ) -> None:
         moving_B1 = (after_B < before_B)[:, None]
-        rows = state.select(state.masked() & (moving_B1 | state.static), capacity)
+        positions = state.select(state.masked() & (moving_B1 | state.static), capacity)
         options: dict[str, Any] = {"greedy": self.greedy, "return_entropy": self.order == "entropy"}
-        drawn = state.draw(rows, t, s, step, statistic=certainty(self.order, state.token_distribution), **options)
+        drawn = state.draw(positions, t, s, step, statistic=certainty(self.order, state.token_distribution), **options)
         assert drawn.statistic is not None
-        scores_BL = state.scatter(rows, drawn.statistic, float("-inf"))
+        scores_BL = state.scatter(positions, drawn.statistic, float("-inf"))
         noise_BL = order_noise(state, step, self.order_temperature)
         if noise_BL is not None:
             scores_BL = scores_BL + noise_BL
-        # Positions that are not asked about score -inf; a bad row does too, and must not come after them.
+        # Positions with bad logits score -inf, as do those that are not asked about, but come before them.
         scores_BL = torch.where(state.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf"))
         chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & state.masked()
-        state.write_where(chosen_BL, rows, drawn)
+        state.write_where(chosen_BL, positions, drawn)

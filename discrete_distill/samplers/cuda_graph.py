@@ -20,8 +20,8 @@ from ..process import Denoiser
 from .ancestral import AncestralSampler
 from .call import Sampler, SamplerCall
 from .output import SamplerOutput
+from .positions import Positions
 from .prompts import Frame
-from .rows import Rows
 from .state import SamplerState
 
 AutocastSetting = tuple[bool, torch.dtype]
@@ -31,10 +31,10 @@ AutocastSetting = tuple[bool, torch.dtype]
 class CudaGraphSampler(Sampler):
     """An `AncestralSampler` in which no shape depends on data and nothing waits for the device.
 
-    How many rows a step reveals is binomial, so each step has room for the mean and six standard deviations; padding
-    passes the head and is not drawn. Where that is not enough (seen when the trajectory has ended), the plain sampler
-    draws the batch again from the same seed. So the tokens are those of ``sampler(denoiser, shape, generator=...)``,
-    always.
+    The number of positions that a step reveals is binomial, so each step has room for the mean and six standard
+    deviations; padding passes the head and is not drawn. Where that is not enough (seen when the trajectory has ended),
+    the plain sampler draws the batch again from the same seed. The tokens are therefore always those of
+    ``sampler(denoiser, shape, generator=...)``.
 
     On CUDA the whole trajectory is captured as a graph on the first call and replayed from then on: the seed is a
     device tensor, and the denoiser's parameters may change between calls, in place. Another denoiser, shape, device or
@@ -66,8 +66,8 @@ class CudaGraphSampler(Sampler):
     def __post_init__(self) -> None:
         if type(self.sampler) is not AncestralSampler:
             raise TypeError(
-                f"an AncestralSampler is replayed, got {type(self.sampler).__name__}, whose rows depend on more than "
-                "unmask_draws"
+                f"an AncestralSampler is replayed, got {type(self.sampler).__name__}, whose positions depend on "
+                "more than unmask_draws"
             )
         if self.sampler.cfg_scale != 1.0:
             raise ValueError(
@@ -190,11 +190,11 @@ class FixedTrajectory:
             if last and not self.removes:
                 break
             slots = torch.arange(capacity, device=self.device)
-            # Room beyond the rows of this step holds those of the next, which are not drawn yet: all differ.
+            # Room beyond the positions of this step holds those of the next, which are not drawn yet: all differ.
             index = order_N[(starts[step] + slots) % len(order_N)]
-            rows = Rows(index, None, index, slots < counts[step])
+            positions = Positions(index, None, index, slots < counts[step])
             t, s = (self.ends[step + i].expand(state.batch) for i in (0, 1))
-            state.reveal(rows, t, s, step, greedy=last and self.sampler.noise_removal == "greedy")
+            state.reveal(positions, t, s, step, greedy=last and self.sampler.noise_removal == "greedy")
         self.calls = state.nfe
         overflow = (counts > self.room)[: None if self.removes else -1].any()
         return state.tokens, state.log_probs, overflow
@@ -256,7 +256,7 @@ def casting_anew(device: torch.device) -> Iterator[None]:
 
 
 def row_capacities(reveal_probabilities: list[float], positions: int) -> list[int]:
-    """Room for the rows of each step, and for those that no step reveals: mean, six standard deviations, and four."""
+    """Number of places for each step, and for what no step reveals: the mean, six standard deviations, and four."""
     capacities, hidden = [], 1.0
     for probability in [*reveal_probabilities, 1.0]:
         share = hidden * probability

@@ -25,16 +25,16 @@ class EntropyBoundedSampler(SamplerOptions):
 
     .. math:: \sum_{l \in U} H_l - \max_{l \in U} H_l \le \gamma,
 
-    ``H`` the entropies of the rows: what drawing them independently can cost at most, in nats of mutual information.
-    One token is always kept. Sequences finish after different numbers of steps; at ``gamma = 0`` with rows of entropy
-    above 0 that is one token a step. There is no grid: the denoiser is told the time at which so many masks are
+    ``H`` the entropies at the positions: an upper bound on the mutual information that independent draws lose, in nats.
+    One token is always kept. Sequences finish after different numbers of steps; at ``gamma = 0``, where entropies are
+    above 0, that is one token a step. There is no grid: the denoiser is passed the time at which so many masks are
     expected.
 
     Args:
         process: mask and schedule.
         gamma: bound in nats.
         order: "entropy", "confidence" or "margin".
-        greedy: the likeliest token in place of a draw.
+        greedy: the most likely token in place of a draw.
 
     The other options are those of `SamplerOptions`. The number of steps depends on the logits, so every step waits for
     the device once.
@@ -51,7 +51,7 @@ class EntropyBoundedSampler(SamplerOptions):
         super().__post_init__()
         check_order(self.order)
         check_flag("greedy", self.greedy)
-        check_number("gamma", self.gamma, least=0.0)
+        check_number("gamma", self.gamma, minimum=0.0)
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         size_B = state.generation_mask.sum(1)
@@ -70,7 +70,7 @@ class EntropyBoundedSampler(SamplerOptions):
 
     def _step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         masked = state.masked()
-        rows = state.select(masked)
+        positions = state.select(masked)
         scores = certainty(self.order, state.token_distribution)
 
         def score_and_entropy(logits_nV: Tensor, drawn: SampledRows, part: slice) -> Tensor:
@@ -78,12 +78,19 @@ class EntropyBoundedSampler(SamplerOptions):
             return torch.stack((scores(logits_nV, drawn, part), drawn.entropy), dim=1)
 
         drawn = state.draw(
-            rows, t, s, step, statistic=score_and_entropy, greedy=self.greedy, return_entropy=True, one_time=step == 0
+            positions,
+            t,
+            s,
+            step,
+            statistic=score_and_entropy,
+            greedy=self.greedy,
+            return_entropy=True,
+            one_time=step == 0,
         )
         assert drawn.statistic is not None
-        score_BL, entropy_BL = (state.scatter(rows, each, 0.0) for each in drawn.statistic.unbind(1))
+        score_BL, entropy_BL = (state.scatter(positions, each, 0.0) for each in drawn.statistic.unbind(1))
         score_BL = torch.where(masked, torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30), float("-inf"))
-        state.write_where(kept_under(self.gamma, score_BL, entropy_BL, masked), rows, drawn)
+        state.write_where(kept_under(self.gamma, score_BL, entropy_BL, masked), positions, drawn)
 
 
 def kept_under(gamma: float, score_BL: Tensor, entropy_BL: Tensor, masked_BL: Tensor) -> Tensor:

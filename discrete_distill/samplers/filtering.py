@@ -1,6 +1,6 @@
-"""How a token is drawn from a row of logits: temperature, the likeliest tokens only, precision, or no chance at all.
+"""How a token is drawn from a row of logits: temperature, the most likely tokens only, precision, or no chance at all.
 
-Shape suffixes: n rows of a chunk, V vocabulary, M candidates.
+Shape suffixes: n positions of a chunk, V vocabulary, M candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TokenDistribution(NamedTuple):
     Attributes:
         mask_token_id: the class that is never drawn.
         temperature: above 0.
-        top_k: keep the ``k`` likeliest (and what ties with the last of them).
+        top_k: keep the ``k`` most likely (and what ties with the last of them).
         top_p: then keep the fewest that hold at least this probability.
         precision: ``torch.float32`` or ``torch.float64``.
     """
@@ -60,7 +60,7 @@ class TokenDistribution(NamedTuple):
         return (self.without_mask(self.restrict(logits_nV)) / self.temperature).softmax(-1)
 
     def undrawable(self, logits_nV: Tensor) -> dict[str, Tensor]:
-        """Bool ``[n]`` by reason: rows without a token to draw."""
+        """Bool ``[n]`` by reason: positions without a token to draw."""
         words_nV = self.without_mask(self.restrict(logits_nV))
         return {
             "are NaN": words_nV.isnan().any(1),
@@ -73,7 +73,7 @@ class TokenDistribution(NamedTuple):
         logits_nV: Tensor,
         *,
         seed: Tensor,
-        rows: Tensor,
+        positions: Tensor,
         step: int,
         num_candidates: int = 1,
         active: Tensor | None = None,
@@ -87,11 +87,11 @@ class TokenDistribution(NamedTuple):
             if tilt is not None and tilt_scale is not None:
                 strength = self.temperature * tilt_scale
                 logits_nV = logits_nV.double() + strength * tilt.double().clamp(-1.0, 1.0)
-            return self._draw_fp64(logits_nV, seed, rows, step, num_candidates, active, return_entropy)
+            return self._draw_fp64(logits_nV, seed, positions, step, num_candidates, active, return_entropy)
         return sample_rows(
             logits_nV,
             seed=seed,
-            rows_R=rows,
+            positions_R=positions,
             step=step,
             num_candidates=num_candidates,
             temperature=self.temperature,
@@ -106,7 +106,7 @@ class TokenDistribution(NamedTuple):
         self,
         logits_nV: Tensor,
         seed: Tensor,
-        rows: Tensor,
+        positions: Tensor,
         step: int,
         num_candidates: int,
         active: Tensor | None,
@@ -115,8 +115,8 @@ class TokenDistribution(NamedTuple):
         """Inverse CDF over the vocabulary in its own order, by the 64 bits of a counter: another definition than that
         of `sample_rows`, so other tokens from one seed, and the same distribution."""
         log_probs_nV = (self.without_mask(logits_nV) / self.temperature).log_softmax(-1)
-        candidates = torch.arange(num_candidates, device=rows.device)
-        high, low, _, _ = philox_4x32(seed, candidates, rows[:, None], step, STREAM_TOKEN)
+        candidates = torch.arange(num_candidates, device=positions.device)
+        high, low, _, _ = philox_4x32(seed, candidates, positions[:, None], step, STREAM_TOKEN)
         uniforms_nM = to_unit_interval(high) + (to_unit_interval(low) - 0.5) * 2.0**-32
         tokens_nM, _ = inverse_cdf(log_probs_nV.exp(), uniforms_nM)
         chosen_nM = log_probs_nV.gather(1, tokens_nM).float()
@@ -132,10 +132,10 @@ class TokenDistribution(NamedTuple):
             entropy_n = None if entropy_n is None else torch.where(active, entropy_n, 0.0)
         return SampledRows(tokens_nM, chosen_nM, entropy_n)
 
-    def likeliest(
+    def most_likely(
         self, logits_nV: Tensor, *, active: Tensor | None = None, return_entropy: bool = False
     ) -> SampledRows:
-        """The likeliest token of each row, with its log-probability at this distribution."""
+        """The most likely token of each row, with its log-probability at this distribution."""
         log_probs_nV = (self.without_mask(self.restrict(logits_nV)) / self.temperature).log_softmax(-1)
         best = log_probs_nV.max(1, keepdim=True)
         valid_n1 = best.values.isfinite()

@@ -11,7 +11,7 @@ from ..kernels import STREAM_TIME, uniform
 from .call import StepCallback
 from .options import SamplerOptions
 from .output import SamplerOutput
-from .rows import Rows, moved_rows
+from .positions import Positions, moved_positions
 from .state import SamplerState
 from .trajectory import Recorder, walk
 
@@ -33,18 +33,18 @@ class FirstHittingSampler(SamplerOptions):
     """
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
-        draw_BL = uniform(state.seed, row=state.row_numbers, stream=STREAM_TIME).view_as(state.tokens)
+        draw_BL = uniform(state.seed, row=state.position_numbers, stream=STREAM_TIME).view_as(state.tokens)
         # Times at the ends of the schedule, or equal in fp32, keep the random order of what they were made of.
         order_BL = draw_BL.masked_fill(~state.generation_mask, -1.0).argsort(dim=1, descending=True, stable=True)
         times_BL = self._event_times(state, draw_BL).gather(1, order_BL)
         counts_B = state.generation_mask.sum(1).cpu()
         steps = int(counts_B.max()) if len(counts_B) else 0
-        rows = moved_rows(event_rows(order_BL.cpu(), counts_B, steps), state.tokens.device)
+        positions = moved_positions(event_positions(order_BL.cpu(), counts_B, steps), state.tokens.device)
         # The step of a token ends where the next one is revealed; finished sequences stand at 0.
         times_BL = torch.cat((times_BL.clamp(min=0.0), torch.zeros_like(times_BL[:, :1])), dim=1)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            state.reveal(rows[step], t, s, step, one_time=False)
+            state.reveal(positions[step], t, s, step, one_time=False)
 
         recorder = Recorder(
             state, return_history=return_history, callback=callback, total=steps, progress=self.progress
@@ -59,7 +59,7 @@ class FirstHittingSampler(SamplerOptions):
         return times.float().masked_fill(~state.generation_mask, -1.0)
 
 
-def event_rows(order_BL: Tensor, counts_B: Tensor, steps: int) -> list[Rows]:
+def event_positions(order_BL: Tensor, counts_B: Tensor, steps: int) -> list[Positions]:
     """The k-th position in the order of each sequence that has so many, for every ``k``."""
     batch, length = order_BL.shape
     made = []
@@ -68,7 +68,7 @@ def event_rows(order_BL: Tensor, counts_B: Tensor, steps: int) -> list[Rows]:
         position = order_BL[sequences, k]
         index = sequences * length + position
         if len(sequences) == batch:
-            made.append(Rows(index, None, index))
+            made.append(Positions(index, None, index))
         else:
-            made.append(Rows(index, sequences, torch.arange(len(sequences)) * length + position))
+            made.append(Positions(index, sequences, torch.arange(len(sequences)) * length + position))
     return made

@@ -12,11 +12,11 @@ from torch import Tensor
 from .call import StepCallback
 from .options import GridOptions
 from .output import SamplerOutput
-from .rows import Rows, planned_rows
+from .positions import Positions, planned_positions
 from .state import SamplerState
 from .trajectory import Recorder, ReverseStep, walk
 
-COINS_PER_CALL = 2**16
+DRAWS_PER_CALL = 2**16
 
 
 def walk_grid(
@@ -26,7 +26,7 @@ def walk_grid(
     *,
     return_history: bool,
     callback: StepCallback | None,
-    left: Rows | None = None,
+    left: Positions | None = None,
 ) -> SamplerOutput:
     """Take all steps of the grid and remove the noise that it leaves.
 
@@ -36,7 +36,7 @@ def walk_grid(
         reverse_step: ``reverse_step(step, t, s)``, times ``[B]``.
         return_history: keep every state.
         callback: called after each step, that of noise removal included.
-        left: rows that the grid leaves masked, where the sampler knows them; looked up if None.
+        left: positions that the grid leaves masked, where the sampler knows them; looked up if None.
     """
     times = options.times
     removes = times[-1] > 0.0 and options.noise_removal != "none"
@@ -57,7 +57,7 @@ def walk_grid(
     return state.finish(recorder.history)
 
 
-def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
+def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
     """Bool ``[B, L]`` for each step: what its unmasking draws reveal; and what no step reveals.
 
     Args:
@@ -67,7 +67,7 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
     """
     masked, flags = state.masked(), []
     # Counters are many small operations, so that the unmasking draws of several steps are tossed in one call.
-    together = max(1, COINS_PER_CALL // max(1, state.tokens.numel()))
+    together = max(1, DRAWS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]
         heads = state.unmask_draws_of_steps(first + start, state.process.unmask_probability(t, s))
@@ -77,7 +77,7 @@ def coin_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[li
     return flags, masked
 
 
-def coin_rows(state: SamplerState, times: Sequence[float]) -> list[Rows]:
-    """The rows that each step reveals, and at last those that are left."""
-    flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
-    return planned_rows([*flags, left])
+def drawn_positions(state: SamplerState, times: Sequence[float]) -> list[Positions]:
+    """The positions that each step reveals, and at last those that are left."""
+    flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
+    return planned_positions([*flags, left])

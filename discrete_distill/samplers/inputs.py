@@ -75,7 +75,7 @@ def checked_first_row(first_row: Any, batch: int, length: int) -> int:
         TypeError: if it is no integer.
         ValueError: if it is negative, or positions go beyond ``MAX_POSITIONS``.
     """
-    first_row = check_count("first_row", first_row, least=0)
+    first_row = check_count("first_row", first_row, minimum=0)
     if (first_row + batch) * length > MAX_POSITIONS:
         raise ValueError(
             f"first_row = {first_row} with {batch} sequences of {length} goes beyond 2**32 positions, where random "

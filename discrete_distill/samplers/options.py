@@ -25,12 +25,12 @@ Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
 
 @dataclass(frozen=True)
 class SamplerOptions(Sampler):
-    """What every sampler can be told.
+    """Options shared by all samplers.
 
     Args:
         process: mask and schedule.
         temperature: of the tokens (not of the unmasking draws); 1 is the denoiser's own distribution.
-        top_k: draw among the ``k`` likeliest tokens only, renormalised.
+        top_k: draw among the ``k`` most likely tokens only, renormalised.
         top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
             distribution after temperature and ``top_k``.
         forbidden_token_ids: ids that are never drawn beside those of the process; the distribution is renormalised.
@@ -38,10 +38,10 @@ class SamplerOptions(Sampler):
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional distribution and one call, everything else two calls a step, both counted.
         chunk_rows: rows of vocabulary logits held at once; no token depends on it.
-        static: rows that depend on logits are padded to a table of known height, so that no step waits for the device
+        static: positions that depend on logits are padded to a fixed number, so that no step waits for the device
             to say how many there are (padding costs the head, and no draw). By default on an accelerator.
         progress: show a progress bar over the steps.
-        check: look at all logits in every step, and name the first bad row at once; otherwise bad rows are reported
+        check: look at all logits in every step, and name the first bad position at once; otherwise they are reported
             when the sampler has ended, without waiting for the device in between.
 
     Raises:
@@ -65,11 +65,11 @@ class SamplerOptions(Sampler):
     def __post_init__(self) -> None:
         if not isinstance(self.process, MaskedDiffusion):
             raise TypeError(f"process must be a MaskedDiffusion, got {type(self.process).__name__}")
-        check_number("temperature", self.temperature, above=0.0)
+        check_number("temperature", self.temperature, exclusive_minimum=0.0)
         if self.top_k is not None:
             check_count("top_k", self.top_k)
         if self.top_p is not None:
-            check_number("top_p", self.top_p, above=0.0, most=1.0)
+            check_number("top_p", self.top_p, exclusive_minimum=0.0, maximum=1.0)
         ids = checked_forbidden_ids(self.forbidden_token_ids, self.process.mask_token_id)
         object.__setattr__(self, "forbidden_token_ids", ids)
         if self.precision not in (torch.float32, torch.float64):
@@ -136,7 +136,7 @@ class GridOptions(SamplerOptions):
             times themselves, descending, of which there is one more than steps (``num_steps`` may then be left out).
         end: last time of a "uniform" or "cosine" grid. A grid that ends at 0 leaves no mask.
         noise_removal: what becomes of masks that a grid with an ``end`` above 0 leaves: one more pass that draws them
-            ("sample") or takes the likeliest tokens ("greedy"), counted when there are any; or nothing ("none").
+            ("sample") or takes the most likely tokens ("greedy"), counted when there are any; or nothing ("none").
 
     Raises:
         ValueError: if a number is out of range, times do not descend, or noise removal is asked for where a grid ends
@@ -151,7 +151,7 @@ class GridOptions(SamplerOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("num_steps", self.num_steps)
-        check_number("end", self.end, least=0.0, below=1.0)
+        check_number("end", self.end, minimum=0.0, exclusive_maximum=1.0)
         check_choice("noise_removal", self.noise_removal, ("sample", "greedy", "none"))
         times = self.times
         default = GridOptions.__dataclass_fields__["num_steps"].default

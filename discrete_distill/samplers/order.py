@@ -1,6 +1,6 @@
-"""How sure a denoiser is of a row: the orders in which tokens are revealed, most certain first.
+"""Certainty of a denoiser at a position: the orders in which tokens are revealed, most certain first.
 
-Shape suffixes: B batch, L length, N rows, n rows of a chunk, V vocabulary.
+Shape suffixes: B batch, L length, N positions, n positions of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def check_order(order: str) -> None:
 def certainty(order: Order, distribution: TokenDistribution) -> Statistic:
     """``statistic(logits, drawn, part) -> [n]``, greater where the denoiser is surer.
 
-    "confidence": log-probability of the drawn token; "margin": probability of the likeliest token minus that of the
-    second; "entropy": minus the entropy of the row, in nats. All of the distribution that tokens are drawn from.
+    "confidence": log-probability of the drawn token; "margin": probability of the most likely token minus that of the
+    second; "entropy": minus the entropy at the position, in nats. All of the distribution that tokens are drawn from.
     """
 
     def confidence(_logits_nV: Tensor, drawn: SampledRows, _part: slice) -> Tensor:

@@ -17,7 +17,7 @@ from .grid import walk_grid
 from .options import GridOptions
 from .order import rank_of
 from .output import SamplerOutput
-from .rows import Rows, planned_rows
+from .positions import Positions, planned_positions
 from .state import Drawn, SamplerState
 
 Planner = Callable[..., Tensor]
@@ -40,7 +40,7 @@ class PathPlanningSampler(GridOptions):
         planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
             written tokens; passed the attention mask and the conditions where there are any, and counted among the
             network evaluations. Self-planning if None.
-        greedy: the likeliest token in place of a draw.
+        greedy: the most likely token in place of a draw.
 
     The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
     denoiser that only knows masked positions needs a planner, or ``eta=0``.
@@ -57,7 +57,7 @@ class PathPlanningSampler(GridOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flag("greedy", self.greedy)
-        check_number("eta", self.eta, least=0.0)
+        check_number("eta", self.eta, minimum=0.0)
         if self.planner is not None and not callable(self.planner):
             raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:
@@ -66,30 +66,30 @@ class PathPlanningSampler(GridOptions):
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.planner is not None:
             check_keywords(self.planner, self.planner, state.conditions())
-        # All generated rows in every step: which they are is known before the first.
-        (rows,) = planned_rows([state.generation_mask])
+        # All generated positions in every step: which they are is known before the first.
+        (positions,) = planned_positions([state.generation_mask])
         left_KB = self._masks_left(state)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            if not rows:
+            if not positions:
                 return
-            tokens_N = state.tokens.flatten()[rows.index]
+            tokens_N = state.tokens.flatten()[positions.index]
 
             def log_prob_of_current(logits_nV: Tensor, _drawn: SampledRows, part: slice) -> Tensor:
                 log_probs_nV = state.token_distribution.probabilities(logits_nV).log()
                 return log_probs_nV.gather(1, tokens_N[part, None])[:, 0].float()
 
-            drawn = state.draw(rows, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)
+            drawn = state.draw(positions, t, s, step, greedy=self.greedy, statistic=log_prob_of_current)
             assert drawn.statistic is not None
             masked = state.masked()
-            fresh_BL = state.scatter(rows, drawn.log_probs[:, 0], 0.0)
-            score_BL = torch.where(masked, fresh_BL, self._score_written(state, rows, drawn, s, step))
+            fresh_BL = state.scatter(positions, drawn.log_probs[:, 0], 0.0)
+            score_BL = torch.where(masked, fresh_BL, self._score_written(state, positions, drawn, s, step))
             kept_B = left_KB[0] - left_KB[step + 1]
             score_BL = torch.nan_to_num(score_BL, nan=-1e30, neginf=-1e30).masked_fill(
                 ~state.generation_mask, float("-inf")
             )
             kept_BL = rank_of(score_BL) < kept_B[:, None]
-            state.write_where(kept_BL & masked, rows, drawn)
+            state.write_where(kept_BL & masked, positions, drawn)
             state.mask_again(state.generation_mask & ~masked & ~kept_BL)
 
         return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback)
@@ -101,15 +101,15 @@ class PathPlanningSampler(GridOptions):
         left_of = {size: masks_left(shares, size) for size in set(sizes)}
         return torch.tensor([left_of[size] for size in sizes], device=state.tokens.device).T
 
-    def _score_written(self, state: SamplerState, rows: Rows, drawn: Drawn, s: Tensor, step: int) -> Tensor:
+    def _score_written(self, state: SamplerState, positions: Positions, drawn: Drawn, s: Tensor, step: int) -> Tensor:
         """``eta`` times the log-probability of what stands at each position, ``[B, L]``; read at written ones only."""
         assert drawn.statistic is not None
         if self.eta == 0.0:
             return torch.full_like(state.log_probs, float("inf"))
         if self.planner is None:
-            return self.eta * state.scatter(rows, drawn.statistic, 0.0)
+            return self.eta * state.scatter(positions, drawn.statistic, 0.0)
         state.other_calls += 1
-        filled = torch.where(state.masked(), state.scatter(rows, drawn.tokens[:, 0], 0), state.tokens)
+        filled = torch.where(state.masked(), state.scatter(positions, drawn.tokens[:, 0], 0), state.tokens)
         scores_BL = call_network(self.planner, self.planner, filled, s, model_kwargs=state.conditions())
         if not isinstance(scores_BL, Tensor) or scores_BL.shape != filled.shape:
             got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__

@@ -40,7 +40,7 @@ class Frame:
     def __post_init__(self) -> None:
         check_count("length", self.length)
         for name in ("prefix", "suffix"):
-            ids = tuple(check_count(f"an id of {name}", each, least=0) for each in _ids(getattr(self, name)))
+            ids = tuple(check_count(f"an id of {name}", each, minimum=0) for each in _ids(getattr(self, name)))
             object.__setattr__(self, name, ids)
 
     @classmethod
@@ -98,7 +98,7 @@ def prompted(
         ValueError: if there is no prompt, an id is negative, a length is less than 1, numbers of prompts, lengths and
             suffixes differ, or prompt and suffix do not fit; the sequence is named.
     """
-    check_count("mask_token_id", mask_token_id, least=0)
+    check_count("mask_token_id", mask_token_id, minimum=0)
     prompts = [_ids(prompt) for prompt in prompts]
     count = len(prompts)
     lengths = list(length) if isinstance(length, Sequence) else [length] * count
@@ -111,7 +111,7 @@ def prompted(
     for number, (prompt, size, ending) in enumerate(zip(prompts, lengths, endings, strict=True)):
         check_count(f"length of sequence {number}", size)
         for token in (*prompt, *ending):
-            check_count(f"a token id of sequence {number}", token, least=0)
+            check_count(f"a token id of sequence {number}", token, minimum=0)
     x_init = torch.full((count, max(lengths)), mask_token_id, dtype=torch.long)
     for number, (prompt, size, ending) in enumerate(zip(prompts, lengths, endings, strict=True)):
         if len(prompt) + len(ending) > size:

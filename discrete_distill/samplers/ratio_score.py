@@ -1,6 +1,6 @@
 """Scoring candidates without training: how much better the teacher predicts what was revealed than the student does.
 
-Shape suffixes: B batch, L length, N rows.
+Shape suffixes: B batch, L length, N positions.
 """
 
 from __future__ import annotations
@@ -66,37 +66,37 @@ class TeacherRatio:
     Args:
         teacher: any `Denoiser`.
         student: the denoiser that draws.
-        process: mask and schedule; the networks are told the time at which so many masks are expected.
-        hidden: probability of hiding each revealed position, in ``(0, 1]``.
+        process: mask and schedule; the networks are passed the time at which so many masks are expected.
+        mask_ratio: probability of hiding each revealed position, in ``(0, 1]``.
 
     Raises:
-        ValueError: if ``hidden`` is outside ``(0, 1]``.
+        ValueError: if ``mask_ratio`` is outside ``(0, 1]``.
     """
 
     teacher: Denoiser
     student: Denoiser
     process: MaskedDiffusion
-    hidden: float = 0.5
+    mask_ratio: float = 0.5
     evaluations: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.hidden <= 1.0:
-            raise ValueError(f"hidden must lie in (0, 1], got {self.hidden}")
+        if not 0.0 < self.mask_ratio <= 1.0:
+            raise ValueError(f"mask_ratio must lie in (0, 1], got {self.mask_ratio}")
 
     @torch.no_grad()
     def score_candidate(self, candidate: Candidate, /) -> Tensor:
         """Scores ``[B]``; 0 where nothing was hidden."""
-        rows, length = candidate.revealed, candidate.x_t.shape[1]
-        tokens = candidate.x_t.flatten()[rows]
-        # Rows that stay visible weigh nothing; leaving them out would wait for the device to count them.
-        hidden = candidate.uniform.flatten()[rows] < self.hidden
+        positions, length = candidate.revealed, candidate.x_t.shape[1]
+        tokens = candidate.x_t.flatten()[positions]
+        # Positions that stay visible weigh nothing; leaving them out would wait for the device to count them.
+        hidden = candidate.uniform.flatten()[positions] < self.mask_ratio
         shown = torch.where(hidden, self.process.mask_token_id, tokens)
-        x_t = candidate.x_t.flatten().index_copy(0, rows, shown).view_as(candidate.x_t)
+        x_t = candidate.x_t.flatten().index_copy(0, positions, shown).view_as(candidate.x_t)
         masked = self.process.is_masked(x_t, candidate.generation_mask)
         t = self.process.time_of_count(masked.sum(1), self.process.num_generated(x_t, candidate.generation_mask))
         end, given = torch.zeros_like(t), candidate.model_kwargs
         logits = [
-            logits_in_parts(network, x_t, t, rows, s=end, model_kwargs=given)(slice(None))
+            logits_in_parts(network, x_t, t, positions, s=end, model_kwargs=given)(slice(None))
             for network in (self.teacher, self.student)
         ]
         log_probs = [
@@ -110,4 +110,4 @@ class TeacherRatio:
             for each in logits
         ]
         scores = torch.zeros(len(x_t), device=x_t.device)
-        return scores.index_add(0, rows // length, (log_probs[0] - log_probs[1]).float())
+        return scores.index_add(0, positions // length, (log_probs[0] - log_probs[1]).float())

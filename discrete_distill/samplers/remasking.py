@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_number
-from ..kernels import STREAM_COIN, STREAM_REMASK
+from ..kernels import STREAM_REMASK, STREAM_UNMASK
 from .call import StepCallback
 from .grid import walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
-from .rows import planned_rows
+from .positions import planned_positions
 from .state import SamplerState
 
 DEFAULT_ETA = {"cap": 0.02, "rescale": 0.05, "conf": 1.0}
@@ -27,14 +27,14 @@ class ReMaskingSampler(GridOptions):
     r"""ReMDM (arXiv 2503.00307): written tokens are masked again with probability ``sigma``, and drawn anew later.
 
     .. math::
-        P(z_s = m \mid z_t \ne m) = \sigma, \qquad
-        P(z_s \ne m \mid z_t = m) = \frac{\alpha_s - (1 - \sigma) \alpha_t}{1 - \alpha_t},
+        P(x_s = m \mid x_t \ne m) = \sigma, \qquad
+        P(x_s \ne m \mid x_t = m) = \frac{\alpha_s - (1 - \sigma) \alpha_t}{1 - \alpha_t},
 
     which keeps the marginals of the forward process for any ``sigma`` up to
     ``sigma_max = min(1, (1 - alpha_s) / alpha_t)``. Given and padded tokens are never masked. The last step ends at 0,
     where ``sigma_max = 0``.
 
-    - "cap": ``sigma = min(eta, sigma_max)``. Coins and masks do not depend on logits and are planned.
+    - "cap": ``sigma = min(eta, sigma_max)``. Unmasking and remasking draws do not depend on logits and are planned.
     - "rescale": ``sigma = eta sigma_max``. Likewise.
     - "conf": ``sigma_i = eta sigma_max softmax(-psi)_i`` over the written tokens of a sequence, ``psi_i`` the
       probability with which token ``i`` was drawn; masked positions are revealed as with ``sigma = 0``.
@@ -59,7 +59,7 @@ class ReMaskingSampler(GridOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("strategy", self.strategy, tuple(DEFAULT_ETA))
-        check_number("eta", self.strength, least=0.0, most=1.0)
+        check_number("eta", self.strength, minimum=0.0, maximum=1.0)
 
     @property
     def strength(self) -> float:
@@ -85,16 +85,18 @@ class ReMaskingSampler(GridOptions):
                 self._confident_step(state, step, t, s)
 
             return walk_grid(self, state, confident_step, return_history=return_history, callback=callback)
-        revealed, hidden = self._coins(state, self.times)
-        rows = planned_rows(revealed)
+        revealed, hidden = self._planned_draws(state, self.times)
+        positions = planned_positions(revealed)
 
         def planned_step(step: int, t: Tensor, s: Tensor) -> None:
-            state.reveal(rows[step], t, s, step)
+            state.reveal(positions[step], t, s, step)
             state.mask_again(hidden[step])
 
-        return walk_grid(self, state, planned_step, return_history=return_history, callback=callback, left=rows[-1])
+        return walk_grid(
+            self, state, planned_step, return_history=return_history, callback=callback, left=positions[-1]
+        )
 
-    def _coins(self, state: SamplerState, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
+    def _planned_draws(self, state: SamplerState, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
         """What each step reveals, with what is left at last, and what it hides: bool ``[B, L]``."""
         ends = torch.tensor(times, device=state.tokens.device)
         masked, revealed, hidden = state.masked(), [], []
@@ -113,5 +115,5 @@ class ReMaskingSampler(GridOptions):
         share_BL = torch.where(written, doubt_BL.softmax(1), 0.0)
         hidden = (state.uniform(step, STREAM_REMASK) < self.sigma(t, s)[:, None] * share_BL) & written
         probability = self.process.unmask_probability(t, s)[:, None]
-        state.reveal(state.select((state.uniform(step, STREAM_COIN) < probability) & masked), t, s, step)
+        state.reveal(state.select((state.uniform(step, STREAM_UNMASK) < probability) & masked), t, s, step)
         state.mask_again(hidden)

@@ -18,8 +18,8 @@ from .call import StepCallback
 from .grid import walk_grid
 from .options import GridOptions
 from .output import SamplerOutput
+from .positions import Positions
 from .ratio_score import Candidate, CandidateScorer
-from .rows import Rows
 from .state import SamplerState
 from .tilt_plan import TiltGroup, TiltPlan
 
@@ -87,7 +87,7 @@ class RGASampler(GridOptions):
             raise TypeError(f"tilt must be two numbers, at the first and the last tilted step, got {self.tilt!r}")
         for strength in self.tilt:
             check_number("tilt", strength)
-        check_number("tilt_fraction", self.tilt_fraction, least=0.0, most=1.0)
+        check_number("tilt_fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
         check_choice("normalize", self.normalize, ("mean", "sum"))
         check_choice("rerank_positions", self.rerank_positions, ("all", "masked"))
         check_number("rerank_scale", self.rerank_scale)
@@ -97,15 +97,15 @@ class RGASampler(GridOptions):
         plan = TiltPlan(state, self.times, self.tilted_steps, self.chunk_rows)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
-            rows = plan.revealed[step]
-            if not rows:
+            positions = plan.revealed[step]
+            if not positions:
                 return
             if step < self.tilted_steps:
                 self._tilted_step(state, plan.masked[step], plan.groups[step], step, t, s)
             elif self.num_candidates == 1:
-                state.reveal(rows, t, s, step)
+                state.reveal(positions, t, s, step)
             else:
-                self._reranked_step(state, rows, step, t, s)
+                self._reranked_step(state, positions, step, t, s)
 
         return walk_grid(
             self, state, reverse_step, return_history=return_history, callback=callback, left=plan.revealed[-1]
@@ -116,7 +116,7 @@ class RGASampler(GridOptions):
             require(self.reward, EmbeddingDenoiser, needed_by="tilting through soft embeddings (tilt_fraction > 0)")
         if not isinstance(self.reward, CandidateScorer) and not callable(self.reward):
             raise TypeError(
-                "reward is a discriminator, a network of (z, t), a function of (z, t) or a CandidateScorer, got "
+                "reward is a discriminator, a network of (x_t, t), a function of (x_t, t) or a CandidateScorer, got "
                 f"{type(self.reward).__name__}"
             )
 
@@ -140,25 +140,25 @@ class RGASampler(GridOptions):
     def _tilted_step(
         self,
         state: SamplerState,
-        rows: Rows,
+        positions: Positions,
         groups: list[TiltGroup],
         step: int,
         t: Tensor,
         s: Tensor,
     ) -> None:
-        """Logits of all masked ``rows`` of sequences that reveal any, tilted and drawn group by group."""
-        logits_of = state.logits(rows, t, s)
+        """Logits of all masked ``positions`` of sequences that reveal any, tilted and drawn group by group."""
+        logits_of = state.logits(positions, t, s)
         # A forward pass, and a backward pass that is two.
         state.other_calls += 3
         bad, index, tokens, log_probs = [], [], [], []
         for group in groups:
             logits_NV = logits_of(group.part)
             if state.check:
-                state.check_logits(logits_NV, rows.index[group.part], None, step)
+                state.check_logits(logits_NV, positions.index[group.part], None, step)
             part = state.part(group.sequences)
             gradient_NV = self.reward_gradient(part, group.compact, logits_NV, t[group.sequences])
             bad.append(~gradient_NV.isfinite().all(1))
-            revealed = rows.index[group.part][group.places]
+            revealed = positions.index[group.part][group.places]
             drawn = state.draw_tokens(
                 logits_NV[group.places],
                 revealed,
@@ -169,11 +169,11 @@ class RGASampler(GridOptions):
             index.append(revealed)
             tokens.append(drawn.tokens[:, 0])
             log_probs.append(drawn.log_probs[:, 0])
-        state.note_bad_scores(state.scatter(rows, torch.cat(bad), False).any(1), step)
+        state.note_bad_scores(state.scatter(positions, torch.cat(bad), False).any(1), step)
         state.write(torch.cat(index), torch.cat(tokens), torch.cat(log_probs))
 
-    def reward_gradient(self, state: SamplerState, rows: Tensor, logits_NV: Tensor, t: Tensor) -> Tensor:
-        """``d reward / d log p`` at masked positions ``rows``, ``[N, V]``, NaN in a sequence whose reward is no number;
+    def reward_gradient(self, state: SamplerState, positions: Tensor, logits_NV: Tensor, t: Tensor) -> Tensor:
+        """``d reward / d log p`` at masked ``positions``, ``[N, V]``, NaN in a sequence whose reward is no number;
         parameters collect no gradient."""
         discriminator = require(self.reward, EmbeddingDenoiser, needed_by="tilting")
         with torch.enable_grad():
@@ -181,38 +181,40 @@ class RGASampler(GridOptions):
             embedding_VD = discriminator.embedding_weight().detach()
             soft_ND = log_probs_NV.softmax(-1).to(embedding_VD.dtype) @ embedding_VD
             hard_BLD = discriminator.embed(state.tokens).detach()
-            h_BLD = hard_BLD.flatten(0, 1).index_copy(0, rows, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
+            h_BLD = hard_BLD.flatten(0, 1).index_copy(0, positions, soft_ND.to(hard_BLD.dtype)).view_as(hard_BLD)
             given = {**state.conditions(), "inputs_embeds": h_BLD}
             logits_BL = call_network(discriminator, discriminator, state.tokens, t, model_kwargs=given)
             reward_B = self._reward(logits_BL, state.masked())
             (gradient_NV,) = torch.autograd.grad(reward_B.sum(), log_probs_NV)
         # The mask has probability 0 and log-probability -inf; softmax's backward is 0 there.
-        reward_N1 = reward_B.detach()[rows // state.tokens.shape[1], None]
+        reward_N1 = reward_B.detach()[positions // state.tokens.shape[1], None]
         return torch.where(reward_N1.isfinite(), gradient_NV, torch.nan)
 
-    def _reranked_step(self, state: SamplerState, rows: Rows, step: int, t: Tensor, s: Tensor) -> None:
-        drawn = state.draw(rows, t, s, step, num_candidates=self.num_candidates)
+    def _reranked_step(self, state: SamplerState, positions: Positions, step: int, t: Tensor, s: Tensor) -> None:
+        drawn = state.draw(positions, t, s, step, num_candidates=self.num_candidates)
         if isinstance(self.reward, CandidateScorer):
             state.other_calls += self.num_candidates * self.reward.evaluations
-            candidates = [self._candidate_of(state, rows, tokens, step, s) for tokens in drawn.tokens.unbind(1)]
+            candidates = [self._candidate_of(state, positions, tokens, step, s) for tokens in drawn.tokens.unbind(1)]
             scores = [self.reward.score_candidate(candidate).float() for candidate in candidates]
         else:
             state.other_calls += self.num_candidates
-            scores = [self._candidate_scores(state, rows.index, tokens, s) for tokens in drawn.tokens.unbind(1)]
+            scores = [self._candidate_scores(state, positions.index, tokens, s) for tokens in drawn.tokens.unbind(1)]
         scores_BM = torch.stack(scores, dim=1)
-        owner_N = rows.index // state.tokens.shape[1]
+        owner_N = positions.index // state.tokens.shape[1]
         asked_B = torch.zeros_like(state.bad_scores).index_fill(0, owner_N, True)
         state.note_bad_scores(self._weights(scores_BM).isnan().any(1) & asked_B, step)
         pick = self._choose(state, step, scores_BM)[owner_N, None]
-        state.write(rows.index, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
+        state.write(positions.index, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
 
-    def _candidate_of(self, state: SamplerState, rows: Rows, tokens: Tensor, step: int, s: Tensor) -> Candidate:
-        draw, x_t = state.uniform(step, STREAM_REMASK), state.tokens_with(rows.index, tokens)
-        return Candidate(x_t, s, rows.index, state.generation_mask, draw, state.conditions())
+    def _candidate_of(
+        self, state: SamplerState, positions: Positions, tokens: Tensor, step: int, s: Tensor
+    ) -> Candidate:
+        draw, x_t = state.uniform(step, STREAM_REMASK), state.tokens_with(positions.index, tokens)
+        return Candidate(x_t, s, positions.index, state.generation_mask, draw, state.conditions())
 
-    def _candidate_scores(self, state: SamplerState, rows: Tensor, tokens: Tensor, s: Tensor) -> Tensor:
-        """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``rows``, fp32."""
-        candidate = state.tokens_with(rows, tokens)
+    def _candidate_scores(self, state: SamplerState, positions: Tensor, tokens: Tensor, s: Tensor) -> Tensor:
+        """Reward ``[B]`` of the state in which ``tokens`` stand at flattened positions ``positions``, fp32."""
+        candidate = state.tokens_with(positions, tokens)
         reward = cast("Reward", self.reward)
         log_ratio_output = call_network(reward, reward, candidate, s, model_kwargs=state.conditions())
         if not isinstance(log_ratio_output, Tensor):

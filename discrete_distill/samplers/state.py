@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checks import check_generator
-from ..kernels import STREAM_COIN, SampledRows, uniform
+from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
 from ..process.conditions import check_conditions
 from ..process.denoiser import LogitsOfPart, check_ids
@@ -21,8 +21,8 @@ from .filtering import TokenDistribution
 from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
 from .logits import evaluate, guided
 from .output import SamplerOutput
+from .positions import Positions, padded_positions, positions_at
 from .prompts import Frame
-from .rows import Rows, padded_rows, rows_at
 
 Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
 """``statistic(logits [n, V], drawn, part) -> [n]``: a number for each position, taken while its logits are there."""
@@ -129,14 +129,14 @@ class SamplerState:
         # A generator's own state is not philox: one draw of it names the whole trajectory.
         self.seed = torch.randint(2**63 - 1, (), generator=generator, device=place).to(self.tokens.device)
         count, length = self.tokens.numel(), self.tokens.shape[1]
-        self.row_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
-        self.coin_numbers = self.row_numbers
+        self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
+        self.draw_numbers = self.position_numbers
         # All rows are one state until something is written, unless something else tells them apart.
         self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
         self.nfe = self.other_calls = 0
         # Positions without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if
         # `check`.
-        self.bad_rows = torch.zeros_like(self.generation_mask)
+        self.bad_positions = torch.zeros_like(self.generation_mask)
         self.bad_scores = torch.zeros_like(self.generation_mask[:, 0])
 
     @property
@@ -164,7 +164,7 @@ class SamplerState:
         made = self._indexed(torch.arange(self.batch, device=self.tokens.device).repeat_interleave(copies))
         made.model_kwargs, made.first_row = dict(model_kwargs), copies * self.first_row
         first = made.first_row * made.tokens.shape[1]
-        made.row_numbers = torch.arange(first, first + made.tokens.numel(), device=self.tokens.device)
+        made.position_numbers = torch.arange(first, first + made.tokens.numel(), device=self.tokens.device)
         return made
 
     def part(self, sequences: Tensor) -> SamplerState:
@@ -175,66 +175,69 @@ class SamplerState:
 
     def _indexed(self, sequences: Tensor) -> SamplerState:
         made = copy.copy(self)
-        for name in ("tokens", "generation_mask", "given", "log_probs", "attention_mask", "bad_rows", "bad_scores"):
+        of_batch = ("tokens", "generation_mask", "given", "log_probs", "attention_mask", "bad_positions", "bad_scores")
+        for name in of_batch:
             value = getattr(self, name)
             setattr(made, name, value if value is None else value[sequences])
-        for name in ("row_numbers", "coin_numbers"):
+        for name in ("position_numbers", "draw_numbers"):
             setattr(made, name, getattr(self, name).view(self.tokens.shape)[sequences].flatten())
         return made
 
     def unmask_draws(self, step: int, probability: Tensor) -> Tensor:
         """Bool ``[B, L]``: which positions would be revealed, with probability ``[B]`` or ``[B, L]``; they depend on
         the logits only if the probability does."""
-        draw = self.uniform(step, STREAM_COIN)
+        draw = self.uniform(step, STREAM_UNMASK)
         return draw < (probability if probability.dim() == 2 else probability[:, None])
 
     def unmask_draws_of_steps(self, first: int, probabilities: Tensor) -> Tensor:
-        """Bool ``[K, B, L]``: the `coins` of ``K`` steps from ``first`` on, of probabilities ``[K]`` or ``[K, B]``."""
+        """Bool ``[K, B, L]``: unmasking draws of ``K`` steps from ``first`` on; probabilities ``[K]`` or ``[K, B]``."""
         count = len(probabilities)
         steps = torch.arange(first, first + count, device=self.tokens.device)
-        draw = uniform(self.seed, row=self.coin_numbers, step=steps[:, None], stream=STREAM_COIN, dtype=torch.float32)
+        draw = uniform(self.seed, row=self.draw_numbers, step=steps[:, None], stream=STREAM_UNMASK, dtype=torch.float32)
         return draw.view(count, *self.tokens.shape) < probabilities.view(count, -1, 1)
 
     def uniform(self, step: int, stream: int) -> Tensor:
         """Uniform numbers in (0, 1), fp32 ``[B, L]``, one for every position, step and stream."""
-        draw = uniform(self.seed, row=self.coin_numbers, step=step, stream=stream, dtype=torch.float32)
+        draw = uniform(self.seed, row=self.draw_numbers, step=step, stream=stream, dtype=torch.float32)
         return draw.view_as(self.tokens)
 
-    def select(self, flags_BL: Tensor, capacity: int | None = None) -> Rows:
+    def select(self, flags_BL: Tensor, capacity: int | None = None) -> Positions:
         """The flagged positions; in a static run padded to ``capacity``, by default to all positions."""
         if self.static:
-            return padded_rows(flags_BL, flags_BL.numel() if capacity is None else capacity)
-        return rows_at(flags_BL)
+            return padded_positions(flags_BL, flags_BL.numel() if capacity is None else capacity)
+        return positions_at(flags_BL)
 
     def logits(
-        self, rows: Rows, t: Tensor, s: Tensor, *, one_time: bool = True, share_head: bool = False
+        self, positions: Positions, t: Tensor, s: Tensor, *, one_time: bool = True, share_head: bool = False
     ) -> LogitsOfPart:
-        """Raw (guided) logits of ``rows``, -inf at forbidden ids, in parts: ``logits(slice) -> [n, V]``. Calls the
-        denoiser here and now, on the sequences that hold the rows; while all are one state, on the first.
+        """Raw (guided) logits of ``positions``, -inf at forbidden ids, in parts: ``logits(slice) -> [n, V]``. Calls the
+        denoiser here and now, on the sequences that hold the positions; while all are one state, on the first.
 
         Args:
-            rows: what is asked.
+            positions: what is asked.
             t: ``[B]``.
             s: ``[B]``, where the step ends.
             one_time: all sequences are at the same times.
             share_head: see `evaluate`.
         """
-        logits_of = self._guided_logits(rows, t, s, one_time=one_time, share_head=share_head)
+        logits_of = self._guided_logits(positions, t, s, one_time=one_time, share_head=share_head)
         return lambda part: self.process.forbid(logits_of(part))
 
-    def _guided_logits(self, rows: Rows, t: Tensor, s: Tensor, *, one_time: bool, share_head: bool) -> LogitsOfPart:
+    def _guided_logits(
+        self, positions: Positions, t: Tensor, s: Tensor, *, one_time: bool, share_head: bool
+    ) -> LogitsOfPart:
         if self.one_state and (one_time or ignores_time(self.denoiser)):
-            return self._call(self.tokens, t, s, rows.index, {}, one_state=True, share_head=share_head)
-        chosen = rows.sequences
+            return self._call(self.tokens, t, s, positions.index, {}, one_state=True, share_head=share_head)
+        chosen = positions.sequences
         x_t, t, s = (each if chosen is None else each[chosen] for each in (self.tokens, t, s))
-        conditional = self._call(x_t, t, s, rows.compact, take_rows(self.conditions(), chosen, self.batch))
+        conditional = self._call(x_t, t, s, positions.compact, take_rows(self.conditions(), chosen, self.batch))
         if self.cfg_scale == 1.0:
             return conditional
         if not self.model_kwargs:
             given = self.given if chosen is None else self.given[chosen]
             x_t = torch.where(given, self.process.mask_token_id, x_t)
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        unconditional = self._call(x_t, t, s, rows.compact, take_rows(mask, chosen, self.batch))
+        unconditional = self._call(x_t, t, s, positions.compact, take_rows(mask, chosen, self.batch))
         return lambda part: guided(conditional(part), unconditional(part), self.cfg_scale)
 
     def _call(
@@ -249,12 +252,12 @@ class SamplerState:
         """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in
         `TokenDistribution.draw`."""
         return self.token_distribution.draw(
-            logits_nV, seed=self.seed, rows=self.row_numbers[index], step=step, **options
+            logits_nV, seed=self.seed, positions=self.position_numbers[index], step=step, **options
         )
 
     def draw(
         self,
-        rows: Rows,
+        positions: Positions,
         t: Tensor,
         s: Tensor,
         step: int,
@@ -265,47 +268,47 @@ class SamplerState:
         return_entropy: bool = False,
         one_time: bool = True,
     ) -> Drawn:
-        """Tokens for ``rows``, a chunk at a time; nothing is written.
+        """Tokens for ``positions``, a chunk at a time; nothing is written.
 
         Args:
-            rows: one or more.
+            positions: one or more.
             t: ``[B]``.
             s: ``[B]``.
             step: number of the step, part of the counters of the draws.
             num_candidates: M.
-            greedy: the likeliest token in place of a draw.
+            greedy: the most likely token in place of a draw.
             statistic: computed from each chunk's logits.
             return_entropy: whether the statistic needs the entropy.
             one_time: see `logits`.
         """
-        logits_of = self.logits(rows, t, s, one_time=one_time)
+        logits_of = self.logits(positions, t, s, one_time=one_time)
         parts, statistics = [], []
-        for start in range(0, len(rows.index), self.chunk_rows):
+        for start in range(0, len(positions.index), self.chunk_rows):
             part = slice(start, start + self.chunk_rows)
-            active = None if rows.active is None else rows.active[part]
-            logits_nV, index = logits_of(part), rows.index[part]
+            active = None if positions.active is None else positions.active[part]
+            logits_nV, index = logits_of(part), positions.index[part]
             if self.check:
                 self.check_logits(logits_nV, index, active, step)
             options: dict[str, Any] = {"active": active, "return_entropy": return_entropy}
             if greedy:
-                drawn = self.token_distribution.likeliest(logits_nV, **options)
+                drawn = self.token_distribution.most_likely(logits_nV, **options)
             else:
                 drawn = self.draw_tokens(logits_nV, index, step, num_candidates=num_candidates, **options)
             parts.append(drawn)
             if statistic is not None:
                 statistics.append(statistic(logits_nV, drawn, part))
         tokens, log_probs = torch.cat([part.tokens for part in parts]), torch.cat([part.log_probs for part in parts])
-        bad_BL = self.scatter(rows, log_probs.isnan().any(1), False)
-        self.bad_rows = self.bad_rows | (bad_BL & self.masked())
+        bad_BL = self.scatter(positions, log_probs.isnan().any(1), False)
+        self.bad_positions = self.bad_positions | (bad_BL & self.masked())
         return Drawn(tokens, log_probs, torch.cat(statistics) if statistics else None)
 
     def reveal(
-        self, rows: Rows, t: Tensor, s: Tensor, step: int, *, greedy: bool = False, one_time: bool = True
+        self, positions: Positions, t: Tensor, s: Tensor, step: int, *, greedy: bool = False, one_time: bool = True
     ) -> None:
-        """Draw ``rows`` and write them; no rows, no call."""
-        if rows:
-            drawn = self.draw(rows, t, s, step, greedy=greedy, one_time=one_time)
-            self.write(rows.index, drawn.tokens[:, 0], drawn.log_probs[:, 0], active=rows.active)
+        """Draw ``positions`` and write them; no positions, no call."""
+        if positions:
+            drawn = self.draw(positions, t, s, step, greedy=greedy, one_time=one_time)
+            self.write(positions.index, drawn.tokens[:, 0], drawn.log_probs[:, 0], active=positions.active)
 
     def tokens_with(self, index: Tensor, tokens: Tensor) -> Tensor:
         """The tokens ``[B, L]`` with others ``[N]`` at flattened positions; a token of -1 (there was nothing to draw
@@ -322,10 +325,10 @@ class SamplerState:
         self.log_probs = self.log_probs.flatten().index_copy(0, index, log_probs).view_as(self.log_probs)
         self.one_state = self.one_state and not len(index)
 
-    def write_where(self, chosen_BL: Tensor, rows: Rows, drawn: Drawn) -> None:
-        """Write what was drawn at ``chosen_BL`` only, a part of ``rows``."""
-        tokens_BL = self.scatter(rows, drawn.tokens[:, 0], -1)
-        log_probs_BL = self.scatter(rows, drawn.log_probs[:, 0], 0.0)
+    def write_where(self, chosen_BL: Tensor, positions: Positions, drawn: Drawn) -> None:
+        """Write what was drawn at ``chosen_BL`` only, a part of ``positions``."""
+        tokens_BL = self.scatter(positions, drawn.tokens[:, 0], -1)
+        log_probs_BL = self.scatter(positions, drawn.log_probs[:, 0], 0.0)
         tokens_BL = torch.where(tokens_BL < 0, self.process.mask_token_id, tokens_BL)
         self.tokens = torch.where(chosen_BL, tokens_BL, self.tokens)
         self.log_probs = torch.where(chosen_BL, log_probs_BL, self.log_probs)
@@ -336,12 +339,12 @@ class SamplerState:
         self.tokens = torch.where(chosen_BL, self.process.mask_token_id, self.tokens)
         self.log_probs = torch.where(chosen_BL, 0.0, self.log_probs)
 
-    def scatter(self, rows: Rows, values: Tensor, blank: float | bool) -> Tensor:
-        """``[B, L]`` with ``values`` ``[N]`` at active rows and ``blank`` elsewhere."""
-        if rows.active is not None:
-            values = torch.where(rows.active, values, blank)
+    def scatter(self, positions: Positions, values: Tensor, blank: float | bool) -> Tensor:
+        """``[B, L]`` with ``values`` ``[N]`` at active positions and ``blank`` elsewhere."""
+        if positions.active is not None:
+            values = torch.where(positions.active, values, blank)
         flat = torch.full((self.tokens.numel(),), blank, dtype=values.dtype, device=values.device)
-        return flat.index_copy(0, rows.index, values).view_as(self.tokens)
+        return flat.index_copy(0, positions.index, values).view_as(self.tokens)
 
     def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
         """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
@@ -383,7 +386,7 @@ class SamplerState:
         Raises:
             ValueError: if somewhere there was nothing to draw from, or scores chose nothing; looked up once, here.
         """
-        bad = self.bad_rows | self.log_probs.isnan()
+        bad = self.bad_positions | self.log_probs.isnan()
         if bool(bad.any()):
             sequence, position = self._place(int(bad.flatten().nonzero()[0, 0]))
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which rows the steps of a guided sampler ask about, planned from the unmasking draws.
+"""Positions whose logits the steps of a guided sampler need, planned from the unmasking draws.
 
 Shape suffixes: B batch, L length, K steps.
 """
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .grid import coin_flags
-from .rows import Rows, moved_rows, moved_together, rows_at
+from .grid import unmask_flags
+from .positions import Positions, moved_positions, moved_together, positions_at
 from .state import SamplerState
 
 
@@ -19,10 +19,10 @@ class TiltGroup(NamedTuple):
     """Some sequences of a tilted step, whose logits are held at once.
 
     Attributes:
-        part: their rows among all masked rows of the step.
+        part: their positions among all masked positions of the step.
         sequences: their numbers in the batch, int64 ``[b]``.
-        compact: where these rows stand in these sequences, flattened ``[b * L]``.
-        places: which of these rows the step reveals.
+        compact: where these positions stand in these sequences, flattened ``[b * L]``.
+        places: which of these positions the step reveals.
     """
 
     part: slice
@@ -32,48 +32,48 @@ class TiltGroup(NamedTuple):
 
 
 class TiltPlan:
-    """Rows of every step.
+    """Positions of every step.
 
     Args:
         state: of this call.
         times: of the grid.
         tilted_steps: how many of the first steps tilt.
-        group_rows: masked rows in a group, unless a single sequence has more.
+        group_positions: masked positions in a group, unless a single sequence has more.
 
     Attributes:
         revealed: what each step reveals, and at last what no step does.
-        masked: of each tilted step, all masked rows of the sequences that reveal any: what a tilt depends on.
+        masked: of each tilted step, all masked positions of the sequences that reveal any: what a tilt depends on.
         groups: of each tilted step, the same in groups of whole sequences.
     """
 
-    def __init__(self, state: SamplerState, times: list[float], tilted_steps: int, group_rows: int) -> None:
-        flags, left = coin_flags(state, torch.tensor(times, device=state.tokens.device))
+    def __init__(self, state: SamplerState, times: list[float], tilted_steps: int, group_positions: int) -> None:
+        flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
         device = left.device
         flags_KBL = torch.stack([*flags, left]).cpu()
         still_BL = flags_KBL.any(0)
-        revealed, masked = [rows_at(each) for each in flags_KBL], []
+        revealed, masked = [positions_at(each) for each in flags_KBL], []
         planned: list[list[TiltGroup]] = []
         for revealed_BL in flags_KBL[:tilted_steps]:
             asked_BL = still_BL & revealed_BL.any(1, keepdim=True)
-            masked.append(rows_at(asked_BL))
-            planned.append(_groups(asked_BL, revealed_BL, group_rows))
+            masked.append(positions_at(asked_BL))
+            planned.append(_groups(asked_BL, revealed_BL, group_positions))
             still_BL = still_BL & ~revealed_BL
-        moved = moved_rows([*revealed, *masked], device)
-        self.revealed: list[Rows] = moved[: len(revealed)]
-        self.masked: list[Rows] = moved[len(revealed) :]
+        moved = moved_positions([*revealed, *masked], device)
+        self.revealed: list[Positions] = moved[: len(revealed)]
+        self.masked: list[Positions] = moved[len(revealed) :]
         tensors = iter(moved_together([part for groups in planned for each in groups for part in each[1:]], device))
         self.groups = [
             [TiltGroup(each.part, next(tensors), next(tensors), next(tensors)) for each in groups] for groups in planned
         ]
 
 
-def _groups(asked_BL: Tensor, revealed_BL: Tensor, group_rows: int) -> list[TiltGroup]:
+def _groups(asked_BL: Tensor, revealed_BL: Tensor, group_positions: int) -> list[TiltGroup]:
     groups: list[TiltGroup] = []
     held: list[int] = []
     start = size = 0
     counts = asked_BL.sum(1).tolist()
     for sequence in [number for number, count in enumerate(counts) if count]:
-        if held and size + counts[sequence] > group_rows:
+        if held and size + counts[sequence] > group_positions:
             groups.append(_group(asked_BL, revealed_BL, held, start))
             start, size, held = start + size, 0, []
         held.append(sequence)

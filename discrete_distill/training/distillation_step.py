@@ -86,7 +86,7 @@ class DistillationStep:
         self._before = [name for name in turns if self.plan.order.index(name) < place]
         self._after = [name for name in turns if self.plan.order.index(name) > place]
         self._student_references = [cache(part.reference) for part in self.parts]
-        self._verdicts: list[LogRatioOutput | None] = [None] * len(self.parts)
+        self._log_ratio_outputs: list[LogRatioOutput | None] = [None] * len(self.parts)
         self._credits: list[Credit] | None = None
         self._student_lines: list[Mapping[str, Tensor]] = []
         self._metrics: dict[str, Any] = {}
@@ -131,14 +131,14 @@ class DistillationStep:
             with self.accelerator.autocast():
                 self._credits = self.method.credits(
                     self._rollouts,
-                    self._verdicts,
+                    self._log_ratio_outputs,
                     [part.generator for part in self.parts],
                     references=self._student_references,
                 )
         drawn = self._drawn[number]
         rollout = drawn.again() if isinstance(drawn, DrawnPart) else drawn
         credit = None if self._credits is None else self._credits[number]
-        given = {"credit": credit, "log_ratio_output": self._verdicts[number]}
+        given = {"credit": credit, "log_ratio_output": self._log_ratio_outputs[number]}
         out = self._loss("student", number, rollout, self._student_references[number], **given)
         self._student_lines.append(out.metrics)
         return rollout, out.loss
@@ -176,7 +176,7 @@ class DistillationStep:
                 self.module_optimizers[name].backward(out.loss / len(self.parts))
             lines.append(out.metrics)
             if out.log_ratio_output is not None:
-                self._verdicts[number] = out.log_ratio_output
+                self._log_ratio_outputs[number] = out.log_ratio_output
         self._metrics |= _means(lines)
         self._update(name)
 

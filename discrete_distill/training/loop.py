@@ -65,8 +65,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_all_counts(self, "num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "skip_limit")
-        check_count("stop_on_collapse", self.stop_on_collapse, least=0)
-        check_count("seed", self.seed, least=-(2**63))
+        check_count("stop_on_collapse", self.stop_on_collapse, minimum=0)
+        check_count("seed", self.seed, minimum=-(2**63))
         check_tracker(self.track)
 
 

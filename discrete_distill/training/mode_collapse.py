@@ -56,9 +56,9 @@ class CollapseRule:
     updates: int = 10
 
     def __post_init__(self) -> None:
-        check_number("agreement_factor", self.agreement_factor, above=1.0)
-        check_number("entropy_share", self.entropy_share, above=0.0, below=1.0)
-        check_number("errors", self.errors, least=0.0)
+        check_number("agreement_factor", self.agreement_factor, exclusive_minimum=1.0)
+        check_number("entropy_share", self.entropy_share, exclusive_minimum=0.0, exclusive_maximum=1.0)
+        check_number("errors", self.errors, minimum=0.0)
         check_count("updates", self.updates)
 
     def is_met(self, name: str, first: float, last: float, error: float) -> bool:
@@ -93,8 +93,8 @@ class ModeCollapse:
         return self.step == self.since
 
     def __str__(self) -> str:
-        told = "; ".join(DESCRIPTIONS[name].format(*change) for name, change in self.changes.items())
-        return f"MODE COLLAPSE: the samples of a batch become one text with variations ({told}): {REMEDY}"
+        changes = "; ".join(DESCRIPTIONS[name].format(*change) for name, change in self.changes.items())
+        return f"MODE COLLAPSE: the samples of a batch become one text with variations ({changes}): {REMEDY}"
 
 
 DESCRIPTIONS = {
@@ -176,7 +176,7 @@ class CollapseWatch:
 
     def __init__(self, *, every: int = 10, stop_after: int = 100, rule: CollapseRule | None = None) -> None:
         check_count("every", every)
-        check_count("stop_after", stop_after, least=0)
+        check_count("stop_after", stop_after, minimum=0)
         self.every, self.stop_after, self.rule = every, stop_after, rule
         self.history: list[dict[str, float]] = []
         self._kept: list[dict[str, Tensor]] = []

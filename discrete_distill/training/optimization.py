@@ -48,13 +48,13 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("learning_rate", self.learning_rate, above=0.0)
-        check_number("weight_decay", self.weight_decay, least=0.0)
-        check_number("gradient_clip", self.gradient_clip, least=0.0)
-        check_number("ema_decay", self.ema_decay, least=0.0, below=1.0)
-        check_count("warmup_steps", self.warmup_steps, least=0)
+        check_number("learning_rate", self.learning_rate, exclusive_minimum=0.0)
+        check_number("weight_decay", self.weight_decay, minimum=0.0)
+        check_number("gradient_clip", self.gradient_clip, minimum=0.0)
+        check_number("ema_decay", self.ema_decay, minimum=0.0, exclusive_maximum=1.0)
+        check_count("warmup_steps", self.warmup_steps, minimum=0)
         for beta in self.betas:
-            check_number("betas", beta, least=0.0, below=1.0)
+            check_number("betas", beta, minimum=0.0, exclusive_maximum=1.0)
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule is one of {get_args(Schedule)}, got {self.schedule!r}")
 

@@ -23,7 +23,7 @@ def step_generator(seed: int, step: int, *, rank: int = 0, device: torch.device 
         TypeError: if a number is no integer.
         ValueError: if step or rank is negative.
     """
-    check_count("seed", seed, least=-(2**63))
-    check_count("step", step, least=0)
-    check_count("rank", rank, least=0)
+    check_count("seed", seed, minimum=-(2**63))
+    check_count("step", step, minimum=0)
+    check_count("rank", rank, minimum=0)
     return Generator(device=device).manual_seed(fold_seed(seed, step, rank))

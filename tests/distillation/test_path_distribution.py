@@ -79,7 +79,7 @@ def subsets(places):
 def path_of(rollout: Rollout, row: int) -> tuple:
     path = [((MASK,) * LENGTH, ())]
     for step in rollout.steps:
-        places = step.revealed_rows()
+        places = step.revealed_positions()
         places = places[places // LENGTH == row] % LENGTH
         path.append((tuple(step.x_s[row].tolist()), tuple(places.tolist())))
     return tuple(path)

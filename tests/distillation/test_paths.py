@@ -53,12 +53,12 @@ def brute_force_log_prob(student: TimedTable, rollout: Rollout) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("rows", ["revealed", "masked"])
+@pytest.mark.parametrize("positions", ["revealed", "masked"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, rows) -> None:
+def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, positions) -> None:
     student = TimedTable(4)
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(steps,), tau_distribution=UniformTime(), tau_per="sample", rows=rows
+        PROCESS, num_steps=(steps,), time_distribution=UniformTime(), times_per="sample", positions=positions
     )
     rollout = matcher(student, (12, 4), generator=seeded(0))
     torch.testing.assert_close(rollout.log_prob().detach(), brute_force_log_prob(student, rollout))
@@ -69,12 +69,12 @@ def test_log_prob_is_the_sum_over_steps_of_what_each_revealed(steps, rows) -> No
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"tau_distribution": UniformTime(), "tau_per": "sample"}, {"branching": True}], ids=str
+    "choices", [{}, {"time_distribution": UniformTime(), "times_per": "sample"}, {"branching": True}], ids=str
 )
-@pytest.mark.parametrize("rows", ["revealed", "masked"])
-def test_the_positions_planned_for_a_step_are_those_that_its_states_show(rows, choices) -> None:
+@pytest.mark.parametrize("positions", ["revealed", "masked"])
+def test_the_positions_planned_for_a_step_are_those_that_its_states_show(positions, choices) -> None:
     """Positions of all steps are found before the first: unmasking draws do not depend on tokens."""
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(4,), rows=rows, **choices)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(4,), positions=positions, **choices)
     x_init = torch.full((6, 4), MASK)
     x_init[:, 1] = 2
     for prompt in ({"shape": (6, 4)}, {"x_init": x_init}):
@@ -82,10 +82,10 @@ def test_the_positions_planned_for_a_step_are_those_that_its_states_show(rows, c
         for step in rollout.steps:
             masked = step.x_t.flatten() == MASK
             revealed = masked & (step.x_s.flatten() != MASK)
-            assert torch.equal(step.rows, (masked if rows == "masked" else revealed).nonzero()[:, 0])
-            assert torch.equal(step.revealed_rows(), revealed.nonzero()[:, 0])
-            assert torch.equal(step.rows[step.revealed], step.revealed_rows())
-            assert step.has_all_masked == (rows == "masked")
+            assert torch.equal(step.positions, (masked if positions == "masked" else revealed).nonzero()[:, 0])
+            assert torch.equal(step.revealed_positions(), revealed.nonzero()[:, 0])
+            assert torch.equal(step.positions[step.revealed], step.revealed_positions())
+            assert step.has_all_masked == (positions == "masked")
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -95,25 +95,25 @@ def test_places_of_flags_whose_number_is_known(flags) -> None:
 
 
 def test_every_position_is_revealed_once_and_stays() -> None:
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(5,), rows="masked")
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(5,), positions="masked")
     rollout = matcher(TimedTable(4), (32, 4), generator=seeded(1))
     revealed = torch.zeros(32, 4, dtype=torch.long)
     for step in rollout.steps:
-        rows = step.rows[step.revealed]
-        revealed.view(-1)[rows] += 1
-        assert bool((step.x_t.flatten()[step.rows] == MASK).all())
-        assert len(step.rows) == int((step.x_t == MASK).sum())
+        places = step.positions[step.revealed]
+        revealed.view(-1)[places] += 1
+        assert bool((step.x_t.flatten()[step.positions] == MASK).all())
+        assert len(step.positions) == int((step.x_t == MASK).sum())
         assert bool((step.x_s[step.x_t != MASK] == step.x_t[step.x_t != MASK]).all())
-        assert bool(((step.x_t == MASK) & (step.x_s != MASK)).flatten()[rows].all())
+        assert bool(((step.x_t == MASK) & (step.x_s != MASK)).flatten()[places].all())
     assert bool((revealed == 1).all())
     for earlier, later in itertools.pairwise(rollout.steps):
         assert bool((earlier.x_s == later.x_t).all())
 
 
-@pytest.mark.parametrize("rows", ["revealed", "masked"])
-def test_a_gradient_flows_only_from_positions_revealed_in_that_step(rows) -> None:
+@pytest.mark.parametrize("positions", ["revealed", "masked"])
+def test_a_gradient_flows_only_from_positions_revealed_in_that_step(positions) -> None:
     student = TimedTable(3)
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), rows=rows)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), positions=positions)
     rollout = matcher(student, (1, 3), generator=seeded(4))
     rollout.log_prob().sum().backward()
     assert student.table.grad is not None
@@ -157,7 +157,7 @@ def test_the_shared_row_has_the_gradient_of_all_rows() -> None:
 def test_rows_in_different_first_steps_are_not_taken_for_one() -> None:
     student = TimedTable(3)
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(2,), tau_distribution=UniformTime(), tau_per="sample", rows="masked"
+        PROCESS, num_steps=(2,), time_distribution=UniformTime(), times_per="sample", positions="masked"
     )
     rollout = matcher(student, (8, 3), generator=seeded(0))
     assert len(student.asked[0]) == 8
@@ -168,15 +168,17 @@ def test_rows_in_different_first_steps_are_not_taken_for_one() -> None:
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(2, 5), st.integers(0, 999))
 def test_intermediate_times_are_shared_as_asked_and_descend(group_size, groups, steps, seed) -> None:
     distribution, batch = BetaTime(0.02, 0.98), group_size * groups
-    for tau_per, distinct in (("group", groups), ("batch", 1), ("sample", batch)):
-        matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), tau_distribution=distribution, tau_per=tau_per)
+    for times_per, distinct in (("group", groups), ("batch", 1), ("sample", batch)):
+        matcher = IntermediateStateMatcher(
+            PROCESS, num_steps=(steps,), time_distribution=distribution, times_per=times_per
+        )
         times = matcher.times(batch, group_size, torch.device("cpu"), seeded(seed))
         assert times.shape == (steps + 1, batch)
         assert bool((times[0] == 1).all())
         assert bool((times[-1] == 0).all())
         assert bool((times.diff(dim=0) < 0).all())
         assert len(times.unique(dim=1)[0]) == distinct
-        if tau_per == "group":
+        if times_per == "group":
             assert all(len(of_group.unique(dim=1)[0]) == 1 for of_group in times.split(group_size, dim=1))
 
 
@@ -203,7 +205,9 @@ def test_numbers_of_steps_are_drawn_evenly() -> None:
 def test_samples_of_paths_through_a_random_time_follow_the_exact_distribution(schedule) -> None:
     process, draws = MaskedDiffusion(MASK, schedule), 20_000
     student = TimedTable(3)
-    matcher = IntermediateStateMatcher(process, num_steps=(3,), tau_distribution=BetaTime(0.02, 0.98), tau_per="batch")
+    matcher = IntermediateStateMatcher(
+        process, num_steps=(3,), time_distribution=BetaTime(0.02, 0.98), times_per="batch"
+    )
     with torch.no_grad():
         rollout = matcher(student, (draws, 3), generator=seeded(3))
         times = [1.0, *(float(step.s[0]) for step in rollout.steps)]
@@ -218,7 +222,7 @@ def test_samples_of_paths_through_a_random_time_follow_the_exact_distribution(sc
 def test_times_of_each_sample_give_the_mixture_of_the_distributions() -> None:
     student, draws = TimedTable(2, seed=5), 20_000
     matcher = IntermediateStateMatcher(
-        PROCESS, num_steps=(2,), tau_distribution=UniformTime(0.1, 0.9), tau_per="sample"
+        PROCESS, num_steps=(2,), time_distribution=UniformTime(0.1, 0.9), times_per="sample"
     )
     with torch.no_grad():
         rollout = matcher(student, (draws, 2), generator=seeded(6))
@@ -237,7 +241,7 @@ def test_a_prompt_is_completed_and_never_scored() -> None:
     student = TimedTable(4)
     x_init = torch.tensor([[0, MASK, MASK, 2], [MASK, 1, MASK, MASK]])
     real = torch.tensor([[True] * 4, [True] * 3 + [False]])
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), rows="masked")
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(3,), positions="masked")
     rollout = matcher(student, x_init=x_init, attention_mask=real, group_size=2, generator=seeded(0))
     generation_mask = (x_init == MASK) & real
     assert bool((rollout.generation_mask == generation_mask).all())
@@ -266,9 +270,11 @@ def test_conditions_reach_the_student_and_are_kept() -> None:
 def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
     config = DiTConfig(vocab_size=4, max_length=2, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
     network = DiT(config)
-    for rows in ("revealed", "masked"):
-        rollout = IntermediateStateMatcher(PROCESS, num_steps=(16,), rows=rows)(network, (1, 2), generator=seeded(0))
-        assert min(len(step.rows) for step in rollout.steps) == 0
+    for positions in ("revealed", "masked"):
+        rollout = IntermediateStateMatcher(PROCESS, num_steps=(16,), positions=positions)(
+            network, (1, 2), generator=seeded(0)
+        )
+        assert min(len(step.positions) for step in rollout.steps) == 0
         rollout.log_prob().sum().backward()
         assert bool(rollout.log_prob().isfinite().all())
     assert network.output_layer.linear.weight.grad is not None
@@ -279,8 +285,8 @@ def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
     [
         ({"num_steps": ()}, r"num_steps.*\(\)"),
         ({"num_steps": (2, 0)}, r"\(2, 0\)"),
-        ({"tau_per": "row"}, "tau_per.*'row'"),
-        ({"rows": "all"}, "rows.*'all'"),
+        ({"times_per": "row"}, "times_per.*'row'"),
+        ({"positions": "all"}, "positions.*'all'"),
     ],
 )
 def test_bad_choices_are_refused(choices, message) -> None:
@@ -296,34 +302,36 @@ def test_a_group_that_does_not_divide_the_batch_is_refused(group_size) -> None:
 
 def path_of(steps: int, batch: int = 4096, length: int = 4, seed: int = 0) -> Rollout:
     with torch.no_grad():
-        return IntermediateStateMatcher(PROCESS, num_steps=(steps,), rows="masked")(
+        return IntermediateStateMatcher(PROCESS, num_steps=(steps,), positions="masked")(
             TimedTable(length), (batch, length), generator=seeded(seed)
         )
 
 
 @pytest.mark.parametrize("hidden", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_a_probe_hides_each_masked_position_with_one_probability(hidden, steps) -> None:
+def test_remasking_hides_each_masked_position_with_one_probability(hidden, steps) -> None:
     rollout = path_of(steps)
     for step in rollout.steps:
-        remasked = remask(PROCESS, step, rollout.generation_mask, hidden=hidden, generator=seeded(1))
+        remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=hidden, generator=seeded(1))
         reveal = float(PROCESS.unmask_probability(step.t[0], step.s[0]))
         expected = max(1.0 - reveal, hidden)
         masked = int((step.x_t == MASK).sum())
-        assert abs(len(remasked.rows) / masked - expected) <= 5 * (expected * (1 - expected) / masked) ** 0.5 + 1e-6
-        torch.testing.assert_close(remasked.weight, torch.full((len(remasked.rows),), reveal / expected))
+        assert (
+            abs(len(remasked.positions) / masked - expected) <= 5 * (expected * (1 - expected) / masked) ** 0.5 + 1e-6
+        )
+        torch.testing.assert_close(remasked.weight, torch.full((len(remasked.positions),), reveal / expected))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_a_probe_shows_the_outcome_elsewhere_and_knows_its_places_and_time(steps) -> None:
+def test_a_remasked_state_has_the_outcome_elsewhere_and_its_places_and_time(steps) -> None:
     rollout = path_of(steps, batch=64)
     for step in rollout.steps:
         remasked = remask(PROCESS, step, rollout.generation_mask, generator=seeded(2))
         hidden = (remasked.x_t == MASK).flatten()
-        assert bool((hidden.nonzero().squeeze(1) == remasked.rows).all())
+        assert bool((hidden.nonzero().squeeze(1) == remasked.positions).all())
         assert bool((remasked.x_t.flatten()[~hidden] == step.x_s.flatten()[~hidden]).all())
         assert bool((step.x_s == MASK).flatten().le(hidden).all())
-        assert bool((step.rows[remasked.index] == remasked.rows).all())
+        assert bool((step.positions[remasked.index] == remasked.positions).all())
         share = hidden.view(64, 4).float().mean(1)
         torch.testing.assert_close(1.0 - PROCESS.schedule.alpha(remasked.t), share, atol=2e-3, rtol=0)
 
@@ -334,11 +342,11 @@ def test_weighted_sums_over_hidden_rows_are_unbiased_for_sums_over_revealed_rows
     """For what depends on the state before the step and the position: 20 000 paths, five standard errors."""
     rollout = path_of(3, batch=20_000, length=3, seed=7)
     step = rollout.steps[index]
-    value = PROCESS.masked_log_probs(step.logits_NV).exp().square().sum(1) + 0.1 * (step.rows % 3)
-    remasked = remask(PROCESS, step, rollout.generation_mask, hidden=hidden, generator=seeded(8))
+    value = PROCESS.masked_log_probs(step.logits_NV).exp().square().sum(1) + 0.1 * (step.positions % 3)
+    remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=hidden, generator=seeded(8))
     per_path = torch.zeros(20_000, dtype=torch.float64)
-    per_path.index_add_(0, remasked.rows // 3, remasked.weight * value[remasked.index])
-    per_path.index_add_(0, step.rows[step.revealed] // 3, -value[step.revealed])
+    per_path.index_add_(0, remasked.positions // 3, remasked.weight * value[remasked.index])
+    per_path.index_add_(0, step.positions[step.revealed] // 3, -value[step.revealed])
     assert float(per_path.std()) > 0.01
     assert abs(float(per_path.mean())) < 5 * float(per_path.std()) / math.sqrt(20_000)
 
@@ -346,11 +354,11 @@ def test_weighted_sums_over_hidden_rows_are_unbiased_for_sums_over_revealed_rows
 def test_prompts_are_never_hidden() -> None:
     x_init = torch.tensor([[0, MASK, MASK, 2]]).expand(16, -1)
     with torch.no_grad():
-        rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,), rows="masked")(
+        rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,), positions="masked")(
             TimedTable(4), x_init=x_init, generator=seeded(0)
         )
     for step in rollout.steps:
-        remasked = remask(PROCESS, step, rollout.generation_mask, hidden=1.0, generator=seeded(0))
+        remasked = remask(PROCESS, step, rollout.generation_mask, mask_ratio=1.0, generator=seeded(0))
         assert bool((remasked.x_t[:, 0] == 0).all())
         assert bool((remasked.x_t[:, 3] == 2).all())
         expected = (step.x_t == MASK).sum(1).float() / 2
@@ -361,12 +369,12 @@ def test_prompts_are_never_hidden() -> None:
 def test_a_fraction_outside_its_range_is_refused(hidden) -> None:
     rollout = path_of(2, batch=2)
     with pytest.raises(ValueError, match=f"hidden.*{hidden}"):
-        remask(PROCESS, rollout.steps[0], rollout.generation_mask, hidden=hidden)
+        remask(PROCESS, rollout.steps[0], rollout.generation_mask, mask_ratio=hidden)
 
 
-def test_a_path_that_kept_only_revealed_positions_cannot_be_probed() -> None:
+def test_a_path_that_kept_only_revealed_positions_cannot_be_remasked() -> None:
     rollout = IntermediateStateMatcher(PROCESS, num_steps=(2,))(TimedTable(6), (8, 6), generator=seeded(0))
-    with pytest.raises(ValueError, match='rows="masked"'):
+    with pytest.raises(ValueError, match='positions="masked"'):
         remask(PROCESS, rollout.steps[0], rollout.generation_mask, generator=seeded(0))
 
 
@@ -403,7 +411,7 @@ def branching_path(length: int = 4, steps: int = 3, seed: int = 0, group_size: i
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_rows_of_a_group_share_their_path_up_to_the_step_with_a_graph_and_all_coins(seed) -> None:
+def test_the_rows_of_a_group_share_their_path_up_to_the_step_with_a_graph_and_all_unmasking_draws(seed) -> None:
     student, rollout = branching_path(length=6, seed=seed)
     (branch,) = (index for index, step in enumerate(rollout.steps) if step.logits_NV.requires_grad)
     for index, step in enumerate(rollout.steps):
@@ -423,9 +431,9 @@ def test_rows_are_compared_in_order_after_a_branch() -> None:
     """Rows, tokens and log-probabilities of the shared step stand where its sequences do."""
     _, rollout = branching_path(length=6, seed=1)
     for step in rollout.steps:
-        assert bool((step.rows.diff() > 0).all())
-        assert bool((step.x_t.flatten()[step.rows] == MASK).all())
-        assert bool((step.x_s.flatten()[step.revealed_rows()] == step.revealed_tokens()).all())
+        assert bool((step.positions.diff() > 0).all())
+        assert bool((step.x_t.flatten()[step.positions] == MASK).all())
+        assert bool((step.x_s.flatten()[step.revealed_positions()] == step.revealed_tokens()).all())
 
 
 def test_the_expected_gradient_of_branching_paths_is_that_of_independent_ones() -> None:
@@ -468,15 +476,15 @@ def test_prompts_that_differ_within_a_group_cannot_branch() -> None:
 def test_a_branching_path_keeps_one_graph_and_no_choice_of_others() -> None:
     with pytest.raises(ValueError, match=r"gradient_steps.*\b2\b"):
         IntermediateStateMatcher(PROCESS, branching=True, gradient_steps=2)
-    with pytest.raises(ValueError, match="tau_per"):
-        IntermediateStateMatcher(PROCESS, branching=True, tau_distribution=UniformTime(), tau_per="sample")
+    with pytest.raises(ValueError, match="times_per"):
+        IntermediateStateMatcher(PROCESS, branching=True, time_distribution=UniformTime(), times_per="sample")
 
 
 def test_a_given_number_of_steps_takes_the_place_of_the_drawn_one() -> None:
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 3), tau_distribution=UniformTime())
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(1, 2, 3), time_distribution=UniformTime())
     student = TimedTable(2)
     for count in (1, 2, 5):
-        fixed = IntermediateStateMatcher(PROCESS, num_steps=(count,), tau_distribution=UniformTime())
+        fixed = IntermediateStateMatcher(PROCESS, num_steps=(count,), time_distribution=UniformTime())
         given = matcher(student, (4, 2), generator=seeded(count), num_steps=count)
         expected = fixed(student, (4, 2), generator=seeded(count))
         assert len(given.steps) == count

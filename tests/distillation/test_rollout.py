@@ -75,7 +75,7 @@ def test_checkpointed_blocks_are_run_again_as_they_were_run() -> None:
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_tau_has_the_density_of_the_distribution_of_times_whatever_the_number_of_steps(distribution, steps) -> None:
     """By Kolmogorov and Smirnov, and by importance weights: ``E[f / pi]`` is the integral of ``f``."""
-    matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), tau_distribution=distribution)
+    matcher = IntermediateStateMatcher(PROCESS, num_steps=(steps,), time_distribution=distribution)
     denoiser = lambda x, t: torch.zeros(*x.shape, 6)  # noqa: E731
     rollout = matcher(denoiser, (8000, 1), group_size=2, generator=seeded(steps))
     tau = rollout.tau[::2].double()

@@ -52,7 +52,7 @@ def by_states(rollout: Rollout, denoiser, temperature: float = 1.0, forbidden: t
         logits = denoiser(step.x_t, step.t, **kwargs).double() / temperature
         logits[..., [MASK, *forbidden]] = -torch.inf
         shown = torch.zeros_like(step.x_t, dtype=torch.bool).flatten()
-        shown[step.revealed_rows()] = True
+        shown[step.revealed_positions()] = True
         token = logits.log_softmax(-1).gather(2, step.x_s.clamp(max=MASK)[..., None])[..., 0]
         total = total + torch.where(shown.view_as(step.x_t), token, 0.0).sum(1)
     return total
@@ -70,8 +70,8 @@ STARTS = {
 }
 CHOICES = {
     "two": {},
-    "times of each": {"tau_distribution": UniformTime(), "tau_per": "sample", "num_steps": (3,)},
-    "masked": {"rows": "masked", "num_steps": (3,)},
+    "times of each": {"time_distribution": UniformTime(), "times_per": "sample", "num_steps": (3,)},
+    "masked": {"positions": "masked", "num_steps": (3,)},
     "branching": {"branching": True, "num_steps": (3,)},
     "tempered": {"temperature": 0.6, "num_steps": (3,)},
     "margin": {"order": "margin", "num_steps": (3,), "temperature": 1.4},

@@ -84,10 +84,12 @@ def joined(rollouts: list[Rollout]) -> Rollout:
     for index, pair in enumerate(zip(*(rollout.steps for rollout in rollouts), strict=True)):
         first, second = pair
         fields = {name: torch.cat([getattr(s, name) for s in pair]) for name in ("x_t", "x_s", "t", "s")}
-        rows = torch.cat([first.rows, second.rows + first.x_t.numel()])
+        positions = torch.cat([first.positions, second.positions + first.x_t.numel()])
         revealed = torch.cat([first.revealed, second.revealed])
         logits = torch.cat([first.logits_NV, second.logits_NV])
-        steps.append(TrajectoryStep(**fields, rows=rows, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1))
+        steps.append(
+            TrajectoryStep(**fields, positions=positions, revealed=revealed, logits_NV=logits, mask_token_id=VOCAB - 1)
+        )
         assert index < 2
     times = [rollout.drawn_time for rollout in rollouts]
     drawn_time = (

@@ -48,7 +48,7 @@ DATA, OTHER_DATA, REFERENCE = draw(N, 1), draw(256, 2), draw(N, 3)
 
 
 def best_texts(count: int) -> Tensor:
-    """Texts of the language with the entropy of data, among them the likeliest."""
+    """Texts of the language with the entropy of data, among them the most likely."""
     texts = draw(2048, 4)
     typical = texts[(sample_entropy(texts) - sample_entropy(DATA).mean()).abs() < 0.05]
     nats = torch.tensor(generative_perplexity(typical, JUDGE).sample_nats)

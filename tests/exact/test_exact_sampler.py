@@ -27,13 +27,13 @@ def product_of_matrices(denoiser, process, times, vocab_size, length):
 
 
 def simulate(denoiser, process, times, n, length, generator):
-    """Plain ancestral sampling: a coin for each masked token, then its word."""
+    """Plain ancestral sampling: an unmasking draw for each masked token, then its word."""
     x_t = torch.full((n, length), process.mask_token_id)
     for t, s in pairwise(torch.tensor(times)):
         probs = denoiser(x_t, t.expand(n), s=s.expand(n)).index_fill(-1, torch.tensor(process.mask_token_id), -1e9)
         words = torch.multinomial(probs.softmax(-1).flatten(0, 1), 1, generator=generator).view(n, length)
-        coin = torch.rand(n, length, generator=generator) < process.unmask_probability(t, s)
-        x_t = torch.where(process.is_masked(x_t) & coin, words, x_t)
+        unmasked = torch.rand(n, length, generator=generator) < process.unmask_probability(t, s)
+        x_t = torch.where(process.is_masked(x_t) & unmasked, words, x_t)
     return x_t
 
 
@@ -64,7 +64,7 @@ inner_times = st.lists(st.floats(0.01, 0.99), max_size=3, unique=True)
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 1000), inner_times, st.sampled_from(SCHEDULES))
-def test_distributions_sum_to_one_and_coins_ignore_the_denoiser(vocab_size, length, seed, inner, schedule):
+def test_distributions_sum_to_one_and_unmasking_ignores_the_denoiser(vocab_size, length, seed, inner, schedule):
     process, times = MaskedDiffusion(vocab_size, schedule), [1.0, *sorted(inner, reverse=True), 0.0]
     denoiser = RandomDenoiser(vocab_size, length, seed)
     distributions = exact.sampler_path_distributions(denoiser, process, times, length, vocab_size)

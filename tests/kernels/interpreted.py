@@ -50,7 +50,7 @@ def test_philox_is_bit_identical(seed):
 
 
 def both(logits, **options):
-    options = {"seed": 2**63 + 5, "rows_R": torch.arange(len(logits)) * 7 + 2**31, "step": 3, **options}
+    options = {"seed": 2**63 + 5, "positions_R": torch.arange(len(logits)) * 7 + 2**31, "step": 3, **options}
     reference = sample_rows(logits, backend="torch", **options)
     kernel = sample_rows(logits, backend="triton", **options)
     assert torch.equal(kernel.tokens, reference.tokens)
@@ -117,7 +117,7 @@ def test_an_independent_kernel_has_the_distribution_of_the_sampler():
     distribution = torch.softmax(logits[0].double(), -1)
     gumbel = torch.zeros(256, dtype=torch.int64)
     gumbel_kernel[(256,)](logits, gumbel, torch.tensor([9]), 0, 6, 6, Q=4)
-    ours = sample_rows(logits, seed=3, rows_R=torch.arange(256), step=0, num_candidates=64, backend="torch").tokens
+    ours = sample_rows(logits, seed=3, positions_R=torch.arange(256), step=0, num_candidates=64, backend="torch").tokens
     for tokens in (gumbel, ours.flatten()):
         statistic, critical = chi_square(torch.bincount(tokens, minlength=6), distribution)
         assert statistic < critical

@@ -68,7 +68,7 @@ def on_device(*shape: int, dtype: torch.dtype) -> Tensor:
 def call_all(recorder: recording_driver.Recorder, dtype: torch.dtype) -> None:
     positions = PretendedCuda(torch.arange(ROWS))
     tokens = PretendedCuda(torch.zeros(ROWS, dtype=torch.int64))
-    options = {"seed": 0, "rows_R": positions, "step": 0, "mask_token_id": VOCAB - 1}
+    options = {"seed": 0, "positions_R": positions, "step": 0, "mask_token_id": VOCAB - 1}
     config = DiTConfig(
         vocab_size=VOCAB, max_length=ROWS, hidden_size=WIDTH, num_layers=1, num_heads=2, cond_size=8, dropout=0.0
     )

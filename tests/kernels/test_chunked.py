@@ -107,7 +107,7 @@ def test_sampling_from_features_gives_the_tokens_of_the_whole():
     features, weight, bias, _, _ = inputs(torch.float64)
     options = {
         "seed": 5,
-        "rows_R": torch.arange(ROWS) * 3,
+        "positions_R": torch.arange(ROWS) * 3,
         "step": 2,
         "num_candidates": 3,
         "mask_token_id": 7,
@@ -153,7 +153,7 @@ def test_errors_name_the_value_and_the_remedy():
         ),
         (
             "chunk_rows is 0",
-            lambda: sample_features(features, lambda f: f, seed=0, rows_R=tokens, step=0, chunk_rows=0),
+            lambda: sample_features(features, lambda f: f, seed=0, positions_R=tokens, step=0, chunk_rows=0),
         ),
     ]:
         with pytest.raises(ValueError, match=match):

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from discrete_distill.kernels import STREAM_COIN, sample_rows, token_losses, uniform
+from discrete_distill.kernels import STREAM_UNMASK, sample_rows, token_losses, uniform
 from discrete_distill.kernels.dispatch import ENVIRONMENT_VARIABLE, resolve_backend
 from discrete_distill.kernels.losses import _token_losses_backward_op, _token_losses_op
 from discrete_distill.kernels.philox import _philox_op, torch_philox_4x32
@@ -87,14 +87,14 @@ def test_a_sampler_step_compiles_without_a_break_and_replays_with_tensor_scalars
         drawn = sample_rows(
             logits,
             seed=seed,
-            rows_R=rows,
+            positions_R=rows,
             step=number,
             mask_token_id=10,
             active_R=x_t == 10,
             return_entropy=True,
         )
-        coin = uniform(seed, row=rows, step=number, stream=STREAM_COIN) < unmask
-        return torch.where((x_t == 10) & coin, drawn.tokens[:, 0], x_t), drawn.entropy
+        unmasked = uniform(seed, row=rows, step=number, stream=STREAM_UNMASK) < unmask
+        return torch.where((x_t == 10) & unmasked, drawn.tokens[:, 0], x_t), drawn.entropy
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     x_t, logits, unmask = torch.full((64,), 10), torch.randn(64, 11), torch.tensor(0.4)
@@ -149,7 +149,7 @@ def test_auto_is_torch_on_a_cpu_and_an_explicit_choice_beats_the_environment(mon
 def test_triton_where_it_cannot_run_says_why_and_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     logits = torch.zeros(2, 3)
-    options = {"seed": 0, "rows_R": torch.arange(2), "step": 0}
+    options = {"seed": 0, "positions_R": torch.arange(2), "step": 0}
     with pytest.raises(ValueError, match=r"pass backend=('auto' or )?'torch'"):
         sample_rows(logits, backend="triton", **options)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

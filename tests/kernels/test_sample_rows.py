@@ -21,7 +21,7 @@ INF = float("inf")
 
 
 def draw(logits, **options):
-    options = {"seed": 11, "rows_R": torch.arange(len(logits)), "step": 2, "backend": "torch", **options}
+    options = {"seed": 11, "positions_R": torch.arange(len(logits)), "step": 2, "backend": "torch", **options}
     return sample_rows(logits, **options)
 
 
@@ -57,7 +57,7 @@ def test_distribution_over_rows_and_over_steps():
     logits = torch.tensor([[0.3, -1.0, 1.1, 0.0, -0.4]])
     for rows, step, count in ((torch.arange(50_000), 0, 1), (torch.arange(5), 0, 1)):
         if len(rows) > 5:
-            tokens = draw(logits.expand(len(rows), -1), rows_R=rows, step=step).tokens[:, 0]
+            tokens = draw(logits.expand(len(rows), -1), positions_R=rows, step=step).tokens[:, 0]
         else:
             tokens = torch.cat([draw(logits.expand(5, -1), step=s).tokens[:, 0] for s in range(1500)])
         statistic, critical = chi_square(torch.bincount(tokens, minlength=5), distribution(logits)[0].exp())
@@ -123,13 +123,14 @@ def test_log_prob_and_entropy_agree_with_fp64(vocab_size, rows, candidates, dtyp
 def test_tokens_do_not_depend_on_chunking_or_batch_split(rows, part, vocab_size):
     logits = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(rows))
     numbers = torch.arange(rows) + 10**6
-    whole = draw(logits, rows_R=numbers, num_candidates=2).tokens
+    whole = draw(logits, positions_R=numbers, num_candidates=2).tokens
     split = [
-        draw(a, rows_R=b, num_candidates=2).tokens for a, b in zip(logits.split(part), numbers.split(part), strict=True)
+        draw(a, positions_R=b, num_candidates=2).tokens
+        for a, b in zip(logits.split(part), numbers.split(part), strict=True)
     ]
     assert torch.equal(whole, torch.cat(split))
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(whole[order], draw(logits[order], rows_R=numbers[order], num_candidates=2).tokens)
+    assert torch.equal(whole[order], draw(logits[order], positions_R=numbers[order], num_candidates=2).tokens)
     zero, one = torch.tensor(0), torch.tensor(1)
     chunked = reference_sample_rows(
         logits, zero + 11, numbers, one + 1, 2, 1.0, -1, None, None, None, False, chunk_rows=part
@@ -187,7 +188,7 @@ def test_inactive_rows_return_minus_one_and_leave_the_others_alone():
     assert (sample.entropy[~active] == 0).all()
     assert torch.equal(
         sample.tokens[active],
-        draw(logits[active], rows_R=torch.arange(50)[active], num_candidates=2).tokens,
+        draw(logits[active], positions_R=torch.arange(50)[active], num_candidates=2).tokens,
     )
     assert (draw(logits, active_R=torch.zeros(50, dtype=torch.bool)).tokens == -1).all()
 
@@ -282,8 +283,8 @@ def test_errors_name_the_value_and_the_remedy():
         (ValueError, "tilt and tilt_scale go together", {"tilt": logits}),
         (ValueError, r"tilt has shape \(3, 4\)", {"tilt": logits[:, 1:], "tilt_scale": 1.0}),
         (ValueError, "tilt_scale is inf", {"tilt": logits, "tilt_scale": INF}),
-        (ValueError, r"rows_R has shape \(2,\)", {"rows_R": torch.arange(2)}),
-        (TypeError, "rows_R is torch.int32", {"rows_R": torch.arange(3, dtype=torch.int32)}),
+        (ValueError, r"positions_R has shape \(2,\)", {"positions_R": torch.arange(2)}),
+        (TypeError, "positions_R is torch.int32", {"positions_R": torch.arange(3, dtype=torch.int32)}),
         (TypeError, "active_R is torch.int64", {"active_R": torch.ones(3, dtype=torch.int64)}),
         (ValueError, r"active_R has shape", {"active_R": torch.ones(2, dtype=torch.bool)}),
         (TypeError, "seed is 0.5", {"seed": 0.5}),

@@ -108,7 +108,7 @@ def test_conditions_of_other_names_pass_and_so_does_a_near_one_that_the_denoiser
     assert heard == [(3, 5)]
 
 
-@pytest.mark.parametrize("name", ["x_t", "rows"])
+@pytest.mark.parametrize("name", ["x_t", "denoiser"])
 def test_paths_and_bounds_refuse_them_too(name) -> None:
     from discrete_distill import IntermediateStateMatcher
 
@@ -131,9 +131,9 @@ def test_no_function_takes_an_argument_that_it_does_not_name(name) -> None:
         lambda: logits_at(willing, X, T, ROWS, **given),
         lambda: process.nelbo(willing, X, **given),
         lambda: discriminator(X, T, **given),
-        lambda: AuxiliaryDenoiserLogRatio(process, willing, willing)(X, T, x=X, **given),
+        lambda: AuxiliaryDenoiserLogRatio(process, willing, willing)(X, T, x_0=X, **given),
         lambda: ExactLogRatio(process, lambda x_t, t: zero)(X, T, **given),
-        lambda: MMDLogRatio(willing, 1)(X, T, x=X, reference=X, **given),
+        lambda: MMDLogRatio(willing, 1)(X, T, x_0=X, reference=X, **given),
         lambda: estimator(X, torch.zeros(1, 3), **given),
         lambda: estimator.score(X, **given),
         lambda: sdtt.targets(X, T, zero, **{("label" if name == "attention_mask" else name): flags}),

@@ -317,7 +317,7 @@ def test_the_posterior_is_bayes_rule_on_the_forward_process(schedule: MaskingSch
     prior = torch.tensor([0.35, 0.65], dtype=torch.float64)
     t, s = torch.tensor([[0.7], [0.4]], dtype=torch.float64)
     alpha_t, alpha_s = schedule.alpha(t).item(), schedule.alpha(s).item()
-    joint = torch.zeros(VOCAB, dtype=torch.float64)  # P(z_s, z_t = mask), summed over x
+    joint = torch.zeros(VOCAB, dtype=torch.float64)  # P(x_s, x_t = mask), summed over x
     for x, probability in enumerate(prior):
         joint[x] += probability * alpha_s * (1.0 - alpha_t / alpha_s)
         joint[MASK] += probability * (1.0 - alpha_s)

@@ -169,10 +169,10 @@ def small_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_canvas_and_letters_of_esms_alphabet() -> None:
+def test_x_init_and_letters_of_esms_alphabet() -> None:
     assert (CLS, EOS, MASK) == (0, 2, 32)
-    canvas = esm_masked_sequences(2, 3)
-    assert canvas.tolist() == [[0, 32, 32, 32, 2]] * 2
+    x_init = esm_masked_sequences(2, 3)
+    assert x_init.tolist() == [[0, 32, 32, 32, 2]] * 2
     assert esm_letters(torch.tensor([[0, 5, 4, 23, 2]])) == ["ALC"]
 
 

@@ -1,4 +1,4 @@
-"""Distributions of samplers worked out in full: every state, every draw, every coin. Plain Python, unlike the library.
+"""Distributions of samplers by enumeration of states, unmasking and token draws. Plain Python, unlike the library.
 
 A state is a tuple of ids; a distribution is a dictionary from states (or states with something attached) to
 probabilities.

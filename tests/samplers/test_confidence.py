@@ -53,7 +53,7 @@ def test_samples_follow_the_enumerated_distribution(order, start, steps) -> None
         assert chi_square_p(counts, distribution_of(network, start, steps, "margin", 0.8)) < 1e-6
 
 
-def test_the_greedy_path_is_the_likeliest_of_the_surest() -> None:
+def test_the_greedy_path_takes_the_most_likely_token_where_the_order_is_surest() -> None:
     network = RandomNetwork(3, LENGTH, 5)
     out = ConfidenceSampler(PROCESS, num_steps=LENGTH, greedy=True)(network, (4, LENGTH), generator=seeded(0))
     state = (MASK,) * LENGTH

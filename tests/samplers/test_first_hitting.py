@@ -17,7 +17,7 @@ from discrete_distill import (
     exact,
 )
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.samplers.rows import rows_at
+from discrete_distill.samplers.positions import positions_at
 
 MASK, DRAWS = 2, 20_000
 
@@ -118,7 +118,7 @@ def test_a_transformer_says_whether_it_reads_the_time(choices, reads) -> None:
 
 def test_rows_are_flagged_positions_and_the_sequences_that_hold_them() -> None:
     flags = torch.tensor([[True, False], [False, False], [True, True]])
-    rows = rows_at(flags)
+    rows = positions_at(flags)
     assert rows.index.tolist() == [0, 4, 5]
     assert rows.sequences is not None
     assert rows.sequences.tolist() == [0, 2]

@@ -19,7 +19,7 @@ def test_the_score_is_the_teachers_log_probability_minus_the_students_at_what_wa
     draw = torch.tensor([[0.2, 0.9, 0.1, 0.1], [0.1, 0.4, 0.1, 0.3]])
     candidate = Candidate(x_t, torch.full((2,), 0.5), revealed, torch.ones_like(x_t, dtype=torch.bool), draw)
     hidden = [[0], [1, 3]]
-    scores = TeacherRatio(teacher, student, PROCESS, hidden=0.5).score_candidate(candidate)
+    scores = TeacherRatio(teacher, student, PROCESS, mask_ratio=0.5).score_candidate(candidate)
     for row, places in enumerate(hidden):
         state = x_t[row].clone()
         state[places] = MASK
@@ -83,9 +83,9 @@ def test_any_reward_of_whole_sequences_reranks() -> None:
     assert share[1] > share[0] + 0.1
 
 
-def test_verdicts_of_another_shape_are_refused() -> None:
+def test_log_ratios_of_another_shape_are_refused() -> None:
     sampler = RGASampler(PROCESS, reward=lambda x_t, t: torch.zeros(len(x_t), 1), num_steps=1, num_candidates=2)
     with pytest.raises(ValueError, match=r"logits \[5, 4\], a reward \[5\]; got \[5, 1\]"):
         sampler(RandomNetwork(3, 4, 0), (5, 4))
     with pytest.raises(ValueError, match=r"hidden must lie in \(0, 1\], got 0.0"):
-        TeacherRatio(RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 0), PROCESS, hidden=0.0)
+        TeacherRatio(RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 0), PROCESS, mask_ratio=0.0)

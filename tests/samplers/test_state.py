@@ -10,7 +10,7 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 from discrete_distill.samplers import SamplerState
 from discrete_distill.samplers.logits import evaluate, read_logits
-from discrete_distill.samplers.rows import Rows, rows_at
+from discrete_distill.samplers.positions import Positions, positions_at
 
 MASK = 4
 PROCESS = MaskedDiffusion(MASK)
@@ -41,10 +41,10 @@ def silent(x_t, t, /, **_):
     return torch.zeros(*x_t.shape, MASK + 1)
 
 
-def rows_of(state: SamplerState, *index: int) -> Rows:
+def positions_of(state: SamplerState, *index: int) -> Positions:
     flags = torch.zeros(state.tokens.numel(), dtype=torch.bool)
     flags[list(index)] = True
-    return rows_at(flags.view_as(state.tokens))
+    return positions_at(flags.view_as(state.tokens))
 
 
 def test_an_unconditional_state_is_all_mask() -> None:
@@ -73,7 +73,7 @@ def test_writing_leaves_earlier_states_and_the_prompt_as_they_were() -> None:
     assert before.tolist() == x_init.tolist() == [[0, MASK]]
 
 
-def test_coins_are_the_seeds_alone_and_fall_with_their_probability() -> None:
+def test_unmasking_draws_are_the_seeds_alone_and_fall_with_their_probability() -> None:
     states = [SamplerState(PROCESS, silent, (rows, 50), generator=seeded(5)) for rows in (40, 400)]
     unmask_draws = [state.unmask_draws(3, torch.full((state.batch,), 0.3)) for state in states]
     assert bool((unmask_draws[1][:40] == unmask_draws[0]).all())
@@ -93,8 +93,8 @@ def test_one_all_mask_row_stands_for_all() -> None:
     for share_head in (False, True):
         denoiser = Recording()
         state = SamplerState(PROCESS, denoiser, (5, 3), generator=seeded(0))
-        rows, t, s = rows_of(state, 2, 7, 14), torch.ones(5), torch.full((5,), 0.5)
-        logits = state.logits(rows, t, s, share_head=share_head)
+        positions, t, s = positions_of(state, 2, 7, 14), torch.ones(5), torch.full((5,), 0.5)
+        logits = state.logits(positions, t, s, share_head=share_head)
         assert [tuple(x.shape) for x in denoiser.asked] == [(1, 3)]
         assert logits(slice(None))[:, 1].tolist() == [2.0, 1.0, 2.0]
         assert logits(slice(1, 3))[:, 1].tolist() == [1.0, 2.0]
@@ -117,7 +117,7 @@ def test_it_does_not_where_rows_could_differ(reason) -> None:
     if reason == "written":
         state.write(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.0]))
     t, s = torch.ones(2), torch.tensor([0.5, 0.25 if reason == "times differ" else 0.5])
-    logits = state.logits(rows_of(state, 1, 2), t, s, one_time=reason != "times differ")(slice(None))
+    logits = state.logits(positions_of(state, 1, 2), t, s, one_time=reason != "times differ")(slice(None))
     assert denoiser.asked[0].tolist() == state.tokens.tolist()
     assert logits[:, 3].tolist() == s.tolist()
     if reason == "padding":
@@ -162,7 +162,7 @@ def test_only_sequences_that_hold_a_row_are_asked_about_and_their_conditions_fol
     denoiser = Recording()
     state = SamplerState(PROCESS, denoiser, x_init=x_init, model_kwargs=model_kwargs, generator=seeded(0))
     t, s = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    logits = state.logits(rows_of(state, 3, 7), t, s)(slice(None))
+    logits = state.logits(positions_of(state, 3, 7), t, s)(slice(None))
     assert denoiser.asked[0].tolist() == [[1, MASK], [3, MASK]]
     torch.testing.assert_close(logits[:, :4], torch.tensor([[1.0, 1.0, 0.8, 0.2], [3.0, 1.0, 0.6, 0.4]]))
     assert denoiser.cond[0]["topic"].tolist() == [11, 13]
@@ -172,8 +172,10 @@ def test_only_sequences_that_hold_a_row_are_asked_about_and_their_conditions_fol
 
 @pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("steps", [1, 3, 7])
-@pytest.mark.parametrize("rows", ["revealed", "masked"])
-def test_a_sample_and_a_student_path_of_one_seed_and_the_same_times_are_the_same_tokens(rows, steps, prompted) -> None:
+@pytest.mark.parametrize("positions", ["revealed", "masked"])
+def test_a_sample_and_a_student_path_of_one_seed_and_the_same_times_are_the_same_tokens(
+    positions, steps, prompted
+) -> None:
     torch.manual_seed(0)
     network = DiT(DiTConfig(vocab_size=12, max_length=16, hidden_size=16, num_layers=1, num_heads=2, cond_size=8))
     torch.nn.init.normal_(network.output_layer.linear.weight)
@@ -182,7 +184,9 @@ def test_a_sample_and_a_student_path_of_one_seed_and_the_same_times_are_the_same
     start = (
         {"x_init": x_init, "attention_mask": torch.arange(16).expand(6, -1) < 14} if prompted else {"shape": (6, 16)}
     )
-    path = IntermediateStateMatcher(process, num_steps=(steps,), rows=rows)(network, generator=seeded(3), **start)
+    path = IntermediateStateMatcher(process, num_steps=(steps,), positions=positions)(
+        network, generator=seeded(3), **start
+    )
     times = [1.0, *(float(step.s[0]) for step in path.steps)]
     sample = AncestralSampler(process, grid=times)(network.eval(), generator=seeded(3), return_history=True, **start)
     assert torch.equal(path.sequences, sample.sequences)
@@ -210,7 +214,7 @@ def test_an_attention_mask_of_another_shape_is_refused() -> None:
         SamplerState(PROCESS, silent, (1, 3), attention_mask=torch.ones(1, 2, dtype=torch.bool))
 
 
-def test_coins_of_several_steps_are_those_of_each() -> None:
+def test_unmasking_draws_of_several_steps_are_those_of_each() -> None:
     state = SamplerState(PROCESS, silent, (3, 50), generator=seeded(5))
     probabilities = torch.tensor([0.2, 0.5, 1.0])
     together = state.unmask_draws_of_steps(4, probabilities)
@@ -272,7 +276,7 @@ def test_the_attention_mask_reaches_denoisers_as_bools() -> None:
 def test_numbers_of_sequences_whose_draws_would_repeat_are_refused() -> None:
     """Counters of draws have 32 bits: sequence 2**30 of length 4 would draw what sequence 0 draws."""
     last = SamplerState(PROCESS, silent, (1, 4), generator=seeded(0), first_row=2**30 - 1)
-    assert int(last.row_numbers[-1]) == 2**32 - 1
+    assert int(last.position_numbers[-1]) == 2**32 - 1
     for first_row in (2**30, 2**62, 2**70):
         with pytest.raises(ValueError, match=str(first_row)):
             SamplerState(PROCESS, silent, (1, 4), generator=seeded(0), first_row=first_row)
@@ -284,7 +288,7 @@ def test_numbers_of_sequences_whose_draws_would_repeat_are_refused() -> None:
 def test_a_denoiser_of_another_vocabulary_is_refused_by_the_largest_id() -> None:
     state = SamplerState(PROCESS, silent, x_init=torch.tensor([[7, MASK]]), generator=seeded(0))
     with pytest.raises(ValueError, match="token id 7 is outside the 5 classes"):
-        state.logits(rows_of(state, 1), torch.ones(1), torch.zeros(1))
+        state.logits(positions_of(state, 1), torch.ones(1), torch.zeros(1))
 
 
 def test_a_part_of_a_state_holds_the_same_sequences() -> None:
@@ -292,7 +296,7 @@ def test_a_part_of_a_state_holds_the_same_sequences() -> None:
     state = SamplerState(PROCESS, silent, x_init=x_init, attention_mask=torch.ones(3, 2).bool(), first_row=4)
     part = state.part(torch.tensor([2, 0]))
     assert part.tokens.tolist() == [[2, MASK], [0, MASK]]
-    assert part.row_numbers.tolist() == [12, 13, 8, 9]
+    assert part.position_numbers.tolist() == [12, 13, 8, 9]
 
 
 def test_a_device_may_be_named_with_its_index() -> None:

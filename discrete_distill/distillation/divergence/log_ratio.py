@@ -1,6 +1,6 @@
 """Estimators of ``log q_student(x_t) / q_teacher(x_t)`` behind one interface. Student minus teacher, always.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class LogRatio(NamedTuple):
 
 
 class LogRatioEstimator(Protocol):
-    """``estimator(x_t, t, x=x, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``. ``x`` are the clean tokens,
-    for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that tell students of different steps
-    apart; ``model_kwargs`` are passed to the networks by keyword."""
+    """``estimator(x_t, t, x_0=x_0, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``. ``x_0`` are the clean
+    tokens, for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that distinguish the students
+    of different steps; ``model_kwargs`` are passed to the networks by keyword."""
 
     def __call__(
         self,
         x_t: Tensor,
         t: Tensor,
         *,
-        x: Tensor | None = None,
+        x_0: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -65,7 +65,7 @@ class DiscriminatorLogRatio:
         x_t: Tensor,
         t: Tensor,
         *,
-        x: Tensor | None = None,
+        x_0: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -85,10 +85,10 @@ class AuxiliaryDenoiserLogRatio:
     2311.18828) and IDLM (arXiv 2602.19066).
 
     ``r_i = log q(x_i | x_t) - log p(x_i | x_t)`` at masked positions, and their sum for the sequence. Averaged over
-    corruptions of ``x`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
+    corruptions of ``x_0`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two
     NELBOs, ``log q_student(x) - log p_teacher(x)``. The noise of the masks cancels in the difference.
 
-    An auxiliary that ``accepts_step`` is told ``s``, the `Rollout.last_time` of the samples. One that is not sees the
+    An auxiliary that ``accepts_step`` is passed ``s``, the `Rollout.last_time` of the samples. One that is not sees the
     mixture of all numbers of steps, and so does the gradient: some may then sharpen as long as others blur.
 
     Biased by what the auxiliary has not learned and by its lag behind the student; and by how far each network's
@@ -109,27 +109,27 @@ class AuxiliaryDenoiserLogRatio:
         x_t: Tensor,
         t: Tensor,
         *,
-        x: Tensor | None = None,
+        x_0: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
-        """Raises ValueError without the clean tokens ``x``, or where shapes do not fit."""
-        if x is None:
-            raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x=")
+        """Raises ValueError without the clean tokens ``x_0``, or where shapes do not fit."""
+        if x_0 is None:
+            raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x_0=")
         check_sequences(x_t, generation_mask)
-        check_sequences(x, None)
-        if x.shape != x_t.shape:
-            raise ValueError(f"x has shape {list(x.shape)}, z_t {list(x_t.shape)}; they must agree")
+        check_sequences(x_0, None)
+        if x_0.shape != x_t.shape:
+            raise ValueError(f"x_0 has shape {list(x_0.shape)}, x_t {list(x_t.shape)}; they must agree")
         masked = self.process.is_masked(x_t, generation_mask)
-        rows = masked.flatten().nonzero().squeeze(1)
+        positions = masked.flatten().nonzero().squeeze(1)
         with evaluation_mode(self.auxiliary, self.teacher):
-            auxiliary_NV = logits_at(self.auxiliary, x_t, t, rows, s=s, model_kwargs=model_kwargs)
-            auxiliary_N = self._log_prob(auxiliary_NV, x.flatten()[rows])
-            teacher_NV = logits_at(self.teacher, x_t, t, rows, model_kwargs=model_kwargs)
-            values = auxiliary_N - self._log_prob(teacher_NV, x.flatten()[rows])
+            auxiliary_NV = logits_at(self.auxiliary, x_t, t, positions, s=s, model_kwargs=model_kwargs)
+            auxiliary_N = self._log_prob(auxiliary_NV, x_0.flatten()[positions])
+            teacher_NV = logits_at(self.teacher, x_t, t, positions, model_kwargs=model_kwargs)
+            values = auxiliary_N - self._log_prob(teacher_NV, x_0.flatten()[positions])
         per_position = torch.zeros(x_t.shape, dtype=values.dtype, device=x_t.device)
-        per_position = per_position.flatten().index_put((rows,), values).view_as(x_t)
+        per_position = per_position.flatten().index_put((positions,), values).view_as(x_t)
         return LogRatio(per_position, per_position.sum(1))
 
     def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class ExactLogRatio:
         x_t: Tensor,
         t: Tensor,
         *,
-        x: Tensor | None = None,
+        x_0: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,

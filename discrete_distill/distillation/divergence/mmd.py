@@ -57,7 +57,7 @@ def check_bandwidth(bandwidth: float | Tensor) -> None:
         if bandwidth.numel() != 1:
             raise ValueError(f"the bandwidth of a kernel is one number, got shape {list(bandwidth.shape)}")
         bandwidth = float(bandwidth.detach())
-    check_number("bandwidth", bandwidth, least=SMALLEST_BANDWIDTH, most=1.0 / SMALLEST_BANDWIDTH)
+    check_number("bandwidth", bandwidth, minimum=SMALLEST_BANDWIDTH, maximum=1.0 / SMALLEST_BANDWIDTH)
 
 
 def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:

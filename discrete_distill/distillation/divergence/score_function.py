@@ -1,12 +1,12 @@
 """The score-function estimator of the integral KL: corruption and scores of samples.
 
     IKL = integral of omega(t) KL(q_student(., t) || q_teacher(., t)) dt
-    grad IKL = E[ omega(t) / pi(t) R(z_t, t) grad log p_student(x) ],   R = log q_student - log q_teacher
+    grad IKL = E[ omega(t) / pi(t) R(x_t, t) grad log p_student(x) ],   R = log q_student - log q_teacher
 
 The surrogate with this gradient is `integral_kl`. Sources: Diff-Instruct (arXiv 2305.18455); Theorem 3.1 of
 DiDi-Instruct (arXiv 2509.25035). The exact value, by enumeration, is ``discrete_distill.exact.integral_kl``.
 
-Shape suffixes: B batch, L length, V vocabulary, N chosen rows.
+Shape suffixes: B batch, L length, V vocabulary, N chosen positions.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ScoreFunctionIntegralKL:
 
     def __call__(
         self,
-        x: Tensor,
+        x_0: Tensor,
         token_log_probs: Tensor,
         *,
         group_size: int = 1,
@@ -127,7 +127,7 @@ class ScoreFunctionIntegralKL:
         """Estimate from samples and the log-probabilities of their paths.
 
         Args:
-            x: samples of the student, int64 ``[B, L]``.
+            x_0: samples of the student, int64 ``[B, L]``.
             token_log_probs: ``[B, L]``, differentiable, as `Rollout.token_log_probs` gives them.
             group_size: consecutive rows in a group.
             t: coupled times ``[B]``, drawn from ``time_distribution`` elsewhere; drawn here if None.
@@ -137,13 +137,13 @@ class ScoreFunctionIntegralKL:
             model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if the batch is empty, shapes do not fit, the group size does not divide the batch, or a reward
                 is not finite.
         """
         check_surrogate(token_log_probs, group_size, generation_mask)
         given: dict[str, Any] = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
-        scores = self.score(x, group_size=group_size, t=t, generator=generator, **given)
+        scores = self.score(x_0, group_size=group_size, t=t, generator=generator, **given)
         return self._surrogate_of(token_log_probs, scores)
 
     def from_log_ratio(
@@ -166,7 +166,7 @@ class ScoreFunctionIntegralKL:
 
     def score(
         self,
-        x: Tensor,
+        x_0: Tensor,
         *,
         group_size: int = 1,
         t: Tensor | None = None,
@@ -179,7 +179,7 @@ class ScoreFunctionIntegralKL:
         `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
 
         Args:
-            x: samples of the student, int64 ``[B, L]``.
+            x_0: samples of the student, int64 ``[B, L]``.
             group_size: consecutive rows in a group.
             t: coupled times ``[B]``; drawn here if None.
             generated: bool ``[B, L]``, positions that may be corrupted; all if None.
@@ -188,19 +188,19 @@ class ScoreFunctionIntegralKL:
             model_kwargs: passed to the networks of the log-ratio by keyword.
 
         Raises:
-            TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
+            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
             ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
         """
-        check_sequences(x, generation_mask)
-        check_groups(len(x), group_size)
+        check_sequences(x_0, generation_mask)
+        check_groups(len(x_0), group_size)
         if t is not None:
-            check_per_row("t", t, len(x))
+            check_per_row("t", t, len(x_0))
         given = {"generation_mask": generation_mask, "s": s, "model_kwargs": model_kwargs}
         if self.by == "parts":
-            scores = self._scores_by_parts(x, group_size, generator, given)
+            scores = self._scores_by_parts(x_0, group_size, generator, given)
         else:
-            levels_MB = self._levels(x.shape[0], group_size, x.device, generator)
-            scores = [self._score(x, group_size, t, level, generator, given) for level in levels_MB]
+            levels_MB = self._levels(x_0.shape[0], group_size, x_0.device, generator)
+            scores = [self._score(x_0, group_size, t, level, generator, given) for level in levels_MB]
         return mean_score(scores, group_size, generation_mask)
 
     def score_of(
@@ -291,7 +291,7 @@ class ScoreFunctionIntegralKL:
     @torch.no_grad()
     def _score(
         self,
-        x: Tensor,
+        x_0: Tensor,
         group_size: int,
         t: Tensor | None,
         level: Tensor,
@@ -302,28 +302,28 @@ class ScoreFunctionIntegralKL:
         generation_mask = given["generation_mask"]
         if self.by == "count":
             x_t, level_t, weight_B = self.process.draw_corruption(
-                x,
+                x_0,
                 by="count",
                 generation_mask=generation_mask,
                 level=level,
                 generator=generator,
                 group_size=group_size if self.shared_masks else 1,
             )
-            out = self.log_ratio(x_t, level_t, x=x, **given)
+            out = self.log_ratio(x_t, level_t, x_0=x_0, **given)
             return CorruptionScore(
                 weight_B * out.per_sequence, weight_B[:, None] * out.per_position, torch.ones_like(weight_B)
             )
         if t is None:
-            t = self.time_distribution.sample(x.shape[0] // group_size, device=x.device, generator=generator).t
+            t = self.time_distribution.sample(x_0.shape[0] // group_size, device=x_0.device, generator=generator).t
             t = t.repeat_interleave(group_size)
-        x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
-        out = self.log_ratio(x_t, t, x=x, **given)
+        x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
+        out = self.log_ratio(x_t, t, x_0=x_0, **given)
         return CorruptionScore(out.per_sequence, out.per_position, self.time_weight(t))
 
     @torch.no_grad()
     def _scores_by_parts(
         self,
-        x: Tensor,
+        x_0: Tensor,
         group_size: int,
         generator: Generator | None,
         given: Mapping[str, Any],
@@ -331,19 +331,19 @@ class ScoreFunctionIntegralKL:
         """Every part hidden in turn; a part counts as often as there are parts, so that their mean is the whole sum."""
         generation_mask = given["generation_mask"]
         parts_BL = self.process.draw_parts(
-            x,
+            x_0,
             self.corruptions,
             generation_mask=generation_mask,
             generator=generator,
             group_size=group_size if self.shared_masks else 1,
         )
-        size = self.process.num_generated(x, generation_mask)
+        size = self.process.num_generated(x_0, generation_mask)
         scores = []
         for part in range(self.corruptions):
             hidden = parts_BL == part
-            x_t = torch.where(hidden, self.process.mask_token_id, x)
+            x_t = torch.where(hidden, self.process.mask_token_id, x_0)
             t = self.process.time_of_count(hidden.sum(1), size)
-            out = self.log_ratio(x_t, t, x=x, **given)
+            out = self.log_ratio(x_t, t, x_0=x_0, **given)
             weight = torch.ones_like(out.per_sequence)
             scores.append(
                 CorruptionScore(self.corruptions * out.per_sequence, self.corruptions * out.per_position, weight)

@@ -1,6 +1,6 @@
 """Credit over the whole vocabulary, in the place of credit to the token that was drawn.
 
-Shape suffixes: V vocabulary, N chosen rows.
+Shape suffixes: V vocabulary, N chosen positions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
     Args:
         log_probs_NV: the student's log-probabilities, ``-inf`` allowed.
         log_ratio_NV: ``log q(v | x_S) - log p_teacher(v | x_S)``, finite where the student has mass.
-        weight_N: weight of each row; 1 by default.
+        weight_N: weight of each position; 1 by default.
 
     Returns:
         Scalar.
@@ -37,7 +37,7 @@ def vocabulary_surrogate(log_probs_NV: Tensor, log_ratio_NV: Tensor, weight_N: T
 
 
 def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
-    """``sum_v p(v) r_n(v)`` of every row, ``[N]``; arguments as for `vocabulary_surrogate`."""
+    """``sum_v p(v) r_n(v)`` at every position, ``[N]``; arguments as for `vocabulary_surrogate`."""
     check_same_shape(log_probs_NV=log_probs_NV, log_ratio_NV=log_ratio_NV)
     probs_NV = log_probs_NV.exp()
     return (probs_NV * torch.where(probs_NV > 0, log_ratio_NV.detach(), 0.0)).sum(-1)

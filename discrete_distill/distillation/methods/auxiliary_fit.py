@@ -20,7 +20,7 @@ def fit_auxiliary(
     """NELBO of the samples, by numbers of masks, in nats a token.
 
     Args:
-        auxiliary: told the last step of the paths, if it accepts one.
+        auxiliary: passed the last step of the paths, if it accepts one.
         process: corrupts the samples.
         rollout: paths of the student.
         num_tokens: generated tokens of the batch.

@@ -31,7 +31,7 @@ class BaseMethod(Generic[ConfigT]):
         config: every choice.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
     """
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:

@@ -64,7 +64,7 @@ class DiDiInstructConfig(PathConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("reward_clip", self.reward_clip, above=0.0, finite=False)
+        check_number("reward_clip", self.reward_clip, exclusive_minimum=0.0, finite=False)
         if isinstance(self.credit, VocabularyCredit):
             if isinstance(self.log_ratio, DiscriminatorRatio):
                 raise ValueError(

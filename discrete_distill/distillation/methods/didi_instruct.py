@@ -42,7 +42,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             an end of sequence. Its process, with its forbidden ids, is then the method's.
 
     Raises:
-        ValueError: if the configured log-ratio lacks its network, a network that is to be told its step has no true
+        ValueError: if the configured log-ratio lacks its network, a network that is to be passed its step has no true
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
@@ -60,9 +60,11 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
-        rows: Literal["revealed", "masked"] = "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        positions: Literal["revealed", "masked"] = (
+            "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
+        )
         if matcher is None:
-            matcher = config.paths.matcher(process, rows=rows)
+            matcher = config.paths.matcher(process, positions=positions)
         check_matcher(matcher, config)
         process = matcher.process
         if isinstance(config.log_ratio, DiscriminatorRatio) and networks.discriminator is None:
@@ -90,10 +92,10 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
-        what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
-        return trainable_copy(teacher, step_conditioning=told or isinstance(config.credit, VocabularyCredit))
+        """Copy the teacher, to be fitted to the student: trainable and in evaluation mode. It is passed the step that
+        made its input (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
+        conditioned = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
+        return trainable_copy(teacher, step_conditioning=conditioned or isinstance(config.credit, VocabularyCredit))
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,

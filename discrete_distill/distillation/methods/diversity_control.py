@@ -48,8 +48,8 @@ class DiversityControl:
     """
 
     def __init__(self, *, tolerance: float = 0.05, first: int = 10, decay: float = 0.8) -> None:
-        check_number("tolerance", tolerance, above=0.0)
-        check_number("decay", decay, least=0.0, below=1.0)
+        check_number("tolerance", tolerance, exclusive_minimum=0.0)
+        check_number("decay", decay, minimum=0.0, exclusive_maximum=1.0)
         self.tolerance = tolerance
         self.first = check_count("first", first)
         self.decay = decay

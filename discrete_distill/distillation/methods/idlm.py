@@ -54,9 +54,9 @@ class IDLMConfig(PathConfig):
 
 
 class IDLM(PathMethod[IDLMConfig]):
-    """Inverse distillation: the reward of a sample ``x`` is
+    """Inverse distillation: the reward of a sample ``x_0`` is
 
-        r(x) = E[ nelbo_auxiliary(x; z_t) - nelbo_teacher(x; z_t) ],    z_t ~ q(. | x)
+        r(x_0) = E[ nelbo_auxiliary(x_0; x_t) - nelbo_teacher(x_0; x_t) ],    x_t ~ q(. | x_0)
 
     with an auxiliary denoiser that is fitted to the student's samples, and one reward for the whole sequence.
 
@@ -69,7 +69,7 @@ class IDLM(PathMethod[IDLMConfig]):
         config: every choice.
 
     Raises:
-        ValueError: if there is no auxiliary denoiser, or a network that is to be told its step has no true attribute
+        ValueError: if there is no auxiliary denoiser, or a network that is to be passed its step has no true attribute
             ``accepts_step``.
 
     Example:
@@ -102,7 +102,7 @@ class IDLM(PathMethod[IDLMConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the last step of
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; passed the last step of
         its samples' paths, if so configured."""
         return trainable_copy(teacher, step_conditioning=config.log_ratio.step_conditioning)
 

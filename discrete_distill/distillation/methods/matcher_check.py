@@ -20,8 +20,8 @@ def check_matcher(matcher: IntermediateStateMatcher, config: DiDiInstructConfig)
     branching = config.paths.branching
     if matcher.branching != branching:
         raise ValueError(f"branching is {matcher.branching} in the matcher and {branching} in the configuration")
-    if isinstance(config.credit, VocabularyCredit) and (matcher.rows != "masked" or matcher.order != "random"):
+    if isinstance(config.credit, VocabularyCredit) and (matcher.positions != "masked" or matcher.order != "random"):
         raise ValueError(
             "a VocabularyCredit reads logits of all masked positions of paths of random order; the matcher has "
-            f"rows={matcher.rows!r} and order={matcher.order!r}"
+            f"positions={matcher.positions!r} and order={matcher.order!r}"
         )

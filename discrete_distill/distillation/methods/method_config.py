@@ -1,4 +1,4 @@
-"""What loops and recipes ask of the configuration of any method."""
+"""Protocol of the configuration of a method, as loops and recipes read it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MethodConfig:
 
     @property
     def step_conditioning(self) -> bool:
-        """Whether the student is told where its step ends."""
+        """Whether the student is passed the end of its step."""
         return False
 
     @property

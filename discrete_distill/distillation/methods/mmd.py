@@ -24,10 +24,10 @@ from .output import LogRatioOutput
 
 
 class FeatureNetwork(Protocol):
-    """``network(x, t) -> features [B, L, D]`` of clean tokens ``x`` (``t`` is 0); frozen. With ``model_kwargs``, the
-    keyword arguments of the networks, where a rollout has some."""
+    """``network(x_0, t) -> features [B, L, D]`` of clean tokens ``x_0`` (``t`` is 0); frozen. With ``model_kwargs``,
+    the keyword arguments of the networks, where a rollout has some."""
 
-    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor: ...
+    def __call__(self, x_0: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class FrozenFeatures:
         return (count - 1) // 2 if self.block is None else self.block
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
+    def __call__(self, x_0: Tensor, t: Tensor, /, *, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
         network = self._readable()
         with evaluation_mode(network):
-            h_BLD = network.hidden_states(x, t, self._index(len(network.blocks)), **(model_kwargs or {}))
+            h_BLD = network.hidden_states(x_0, t, self._index(len(network.blocks)), **(model_kwargs or {}))
         return nn.functional.normalize(h_BLD.float(), dim=-1)
 
 
@@ -102,34 +102,34 @@ class MMDLogRatio:
         x_t: Tensor,
         t: Tensor,
         *,
-        x: Tensor | None = None,
+        x_0: Tensor | None = None,
         generation_mask: Tensor | None = None,
         s: Tensor | None = None,
         reference: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> LogRatio:
-        """Raises ValueError without the clean tokens ``x`` and ``reference``, those of data, int64 ``[M, L]``; and
+        """Raises ValueError without the clean tokens ``x_0`` and ``reference``, those of data, int64 ``[M, L]``; and
         where positions are given, but not as many reference sequences as samples."""
-        if x is None or reference is None:
+        if x_0 is None or reference is None:
             raise ValueError("the MMD compares samples with data; pass reference=")
-        if len(reference) != len(x) and generation_mask is not None and not bool(generation_mask.all()):
+        if len(reference) != len(x_0) and generation_mask is not None and not bool(generation_mask.all()):
             raise ValueError(
-                f"{len(reference)} reference sequences for {len(x)} samples with given positions: give one for each "
+                f"{len(reference)} reference sequences for {len(x_0)} samples with given positions: give one for each "
                 "sample, with the same positions given"
             )
-        clean = torch.zeros(len(x), device=x.device)
-        clean_reference = torch.zeros(len(reference), device=x.device)
+        clean = torch.zeros(len(x_0), device=x_0.device)
+        clean_reference = torch.zeros(len(reference), device=x_0.device)
         given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
         with evaluation_mode(self.features):
             witness_BL = token_witness(
-                self.features(x, clean, **given),
-                self.features(reference, clean_reference, **(given if len(reference) == len(x) else {})),
+                self.features(x_0, clean, **given),
+                self.features(reference, clean_reference, **(given if len(reference) == len(x_0) else {})),
                 group_size=self.group_size,
                 loss_mask_BL=generation_mask,
                 bandwidth=self.bandwidth,
             )
         loss_mask = (
-            witness_BL.new_full((len(x),), x.shape[1])
+            witness_BL.new_full((len(x_0),), x_0.shape[1])
             if generation_mask is None
             else generation_mask.sum(1).clamp(min=1)
         )
@@ -138,12 +138,12 @@ class MMDLogRatio:
 
     def log_ratio_output(self, rollout: Rollout, reference: Tensor) -> LogRatioOutput:
         """Of a rollout's samples, for `RolloutMMD.student_loss`."""
-        x, loss_mask = rollout.judged()
-        t = torch.zeros(len(x), device=x.device)
+        x_0, loss_mask = rollout.judged()
+        t = torch.zeros(len(x_0), device=x_0.device)
         log_ratio = self(
-            x,
+            x_0,
             t,
-            x=x,
+            x_0=x_0,
             generation_mask=loss_mask,
             reference=reference,
             model_kwargs=rollout.denoiser_kwargs(),

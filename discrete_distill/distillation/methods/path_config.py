@@ -49,7 +49,7 @@ class PathConfig(MethodConfig):
 
     @property
     def step_conditioning(self) -> bool:
-        """Whether the student is told the end of its step."""
+        """Whether the student is passed the end of its step."""
         return self.paths.step_conditioning
 
     def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:

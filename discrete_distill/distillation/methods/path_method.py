@@ -41,7 +41,7 @@ class PathMethod(BaseMethod[ConfigT]):
         matcher: draws the paths, in place of that of the configuration.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 All are tensors: nothing here waits for the device, and no network is called.
 
-Shape suffixes: B batch, P compared rows, L length, R revealed rows.
+Shape suffixes: B batch, P compared rows, L length, R revealed positions.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def reference_agreement(rollout: Rollout, reference: Tensor) -> Tensor:
         ValueError: if the reference has another shape than the samples.
     """
     rollout.check_reference(reference)
-    x, loss_mask = rollout.judged(reference)
-    agreement = sample_agreement(x, rollout.generation_mask, loss_mask, group_size=1, branching=False)
+    x_0, loss_mask = rollout.judged(reference)
+    agreement = sample_agreement(x_0, rollout.generation_mask, loss_mask, group_size=1, branching=False)
     if agreement is None:
-        return torch.full((), torch.nan, dtype=torch.double, device=x.device)
+        return torch.full((), torch.nan, dtype=torch.double, device=x_0.device)
     return torch.where(rollout.generation_mask.all(), agreement.double(), torch.nan)

@@ -58,7 +58,7 @@ class UpdatePlan:
             raise ValueError(f"{sorted(unknown)} are not among the trained networks {self.order}")
         for name, count in self.updates.items():
             check_count(f"updates of {name}", count)
-        check_count("warmup", self.warmup, least=0)
+        check_count("warmup", self.warmup, minimum=0)
         check_count("rounds", self.rounds)
 
     def updates_student(self, step: int) -> bool:

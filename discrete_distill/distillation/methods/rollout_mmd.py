@@ -72,12 +72,12 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         networks: student and teacher; see `make_networks`.
         process: mask and schedule.
         config: every choice.
-        features: ``features(x, t) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
+        features: ``features(x_0, t) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
             teacher by default.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``, or the teacher has
-            no blocks and no features are given.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``, or the teacher
+            has no blocks and no features are given.
 
     Example:
         >>> method = RolloutMMD(networks, process, RolloutMMDConfig())  # doctest: +SKIP

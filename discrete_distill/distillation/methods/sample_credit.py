@@ -107,5 +107,5 @@ class SampleCredit:
 
 def own_time(rollout: Rollout) -> Tensor | None:
     """Time of an intermediate state of the path, ``[B]``; None of a path of one step. It has no intermediate time:
-    corrupted to its tau, 1, nothing could be told apart."""
+    corrupted to its tau, 1, nothing could be distinguished."""
     return rollout.tau if len(rollout.steps) > 1 else None

@@ -53,7 +53,7 @@ class SDTTConfig(MethodConfig):
         published: as the authors' code has it: the teacher's times are ``t u + (1 - t) s`` for ``u`` from 1 to 0, which
             start above ``t`` and end below ``s``, and ``tv`` is taken of log-probabilities. Correct are
             ``t u + (1 - u) s``, and probabilities.
-        step_conditioning: tell the student where its step ends.
+        step_conditioning: pass the student where its step ends.
 
     Raises:
         ValueError: if a number is out of range, the rounds do not divide the steps, or the target is unknown.
@@ -107,7 +107,7 @@ class SDTT(BaseMethod[SDTTConfig]):
         config: every choice.
 
     Raises:
-        ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
 
     Attributes:
         round: that ``teacher`` belongs to; 0 is the first.
@@ -172,16 +172,16 @@ class SDTT(BaseMethod[SDTTConfig]):
             ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
                 teacher's logits leave nothing to draw from.
         """
-        x = self._clean(reference, (batch_size, length), x_init)
-        t, s = self.times(len(x), x.device, generator)
+        x_0 = self._clean(reference, (batch_size, length), x_init)
+        t, s = self.times(len(x_0), x_0.device, generator)
         generation_mask = None
         if x_init is not None:
             generation_mask = x_init == self.process.mask_token_id
-            x = torch.where(generation_mask, x, x_init)
+            x_0 = torch.where(generation_mask, x_0, x_init)
         if attention_mask is not None:
             real = attention_mask.bool()
             generation_mask = real if generation_mask is None else generation_mask & real
-        x_t = self.process.corrupt(x, t, generation_mask=generation_mask, generator=generator)
+        x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
         return self.targets(
             x_t,
             t,

@@ -1,4 +1,4 @@
-"""What a configuration asks of the networks of a method."""
+"""Checks of the networks of a method against its configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_accepts_step(network: Any, role: str, choice: str) -> None:
-    """Refuse a network that would never be told the step that the configuration promises it.
+    """Refuse a network that would never be passed the step that the configuration states.
 
     Args:
         network: any denoiser; a wrapper around one must hand its ``accepts_step`` on.
@@ -19,6 +19,6 @@ def check_accepts_step(network: Any, role: str, choice: str) -> None:
     if not getattr(network, "accepts_step", False):
         raise ValueError(
             f"{choice}=True, but the {role}, a {type(network).__name__}, has no true attribute accepts_step and would "
-            f"never be told its step: make it with make_{role}, hand the attribute on in a wrapper, or set "
+            f"never be passed its step: make it with make_{role}, hand the attribute on in a wrapper, or set "
             f"{choice}=False"
         )

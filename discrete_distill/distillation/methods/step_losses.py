@@ -1,6 +1,6 @@
 """What the student's loss reads of one step of a path.
 
-Shape suffixes: R revealed rows, V vocabulary.
+Shape suffixes: R revealed positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def step_losses(
     if not kl.coefficient:
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))
-    teacher_RV = read_logits(teacher, step.x_t, step.t, step.revealed_rows(), rollout.denoiser_kwargs())
+    teacher_RV = read_logits(teacher, step.x_t, step.t, step.revealed_positions(), rollout.denoiser_kwargs())
     # The path's distribution is compared with the teacher's at the same temperature, without the same ids.
     teacher_RV = teacher_RV if step.evaluation is None else step.evaluation.distribution(teacher_RV)
     out = step.losses(teacher_RV)

@@ -14,13 +14,13 @@ from torch import Generator, Tensor
 
 from ...distributed.collectives import mean_over_processes
 from ...process import Denoiser, MaskedDiffusion
-from ...samplers.rows import Rows, rows_at
+from ...samplers.positions import Positions, positions_at
 from ...samplers.state import SamplerState
 
 
 @dataclass
 class TeacherTargets:
-    """What the teacher says at the masked positions of corrupted sequences: the rollout of `SDTT`.
+    """Targets of the teacher at the masked positions of corrupted sequences: the rollout of `SDTT`.
 
     Attributes:
         x_t: corrupted sequences, int64 ``[B, L]``.
@@ -113,18 +113,18 @@ def teacher_targets(
     for step in range(last + 1):
         masked = state.masked()
         reveals = state.unmask_draws(step, process.unmask_probability(times[step], times[step + 1])) & masked
-        rows = rows_at(masked if step == last else reveals)
-        if not rows:
+        positions = positions_at(masked if step == last else reveals)
+        if not positions:
             continue
-        logits_RV = state.logits(rows, times[step], times[step + 1], one_time=False)(slice(None))
-        said.append((rows.index, process.masked_log_probs(logits_RV)))
-        shown = reveals.flatten()[rows.index]
-        drawn = state.draw_tokens(logits_RV[shown], rows.index[shown], step)
-        state.write(rows.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
+        logits_RV = state.logits(positions, times[step], times[step + 1], one_time=False)(slice(None))
+        said.append((positions.index, process.masked_log_probs(logits_RV)))
+        shown = reveals.flatten()[positions.index]
+        drawn = state.draw_tokens(logits_RV[shown], positions.index[shown], step)
+        state.write(positions.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
     if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
         none = wanted.new_zeros(0, dtype=torch.long)
-        no_rows = Rows(none, torch.zeros(1, dtype=torch.long, device=x_t.device), none)
-        said.append((none, process.masked_log_probs(state.logits(no_rows, t, s, one_time=False)(slice(None)))))
+        no_positions = Positions(none, torch.zeros(1, dtype=torch.long, device=x_t.device), none)
+        said.append((none, process.masked_log_probs(state.logits(no_positions, t, s, one_time=False)(slice(None)))))
     wrong = state.log_probs.isnan()
     if bool(wrong.any()):
         sequence, position = wrong.nonzero()[0].tolist()

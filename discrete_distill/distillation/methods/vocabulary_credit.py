@@ -39,12 +39,12 @@ class VocabularyLosses:
     auxiliary: Denoiser | None
 
     def auxiliary_loss(self, rollout: Rollout, generator: Generator | None, num_tokens: Tensor | float) -> Tensor:
-        """Cross-entropy with the student's own probabilities at what every step's probe hides, nats per token.
+        """Cross-entropy with the student's own probabilities at the hidden positions of every step, nats per token.
 
         Soft targets: ``q(v | z') = E[p_student(v | x_t) | z']``."""
         total = torch.zeros((), device=rollout.sequences.device)
         for step in rollout.steps:
-            remasked = self._probe(rollout, step, generator)
+            remasked = self._remask(rollout, step, generator)
             target_NV = self.process.masked_log_probs(step.logits_NV.detach()[remasked.index])
             distribution_NV = self._auxiliary_log_probs(step, remasked, rollout.denoiser_kwargs())
             total = total + (remasked.weight * token_divergence(distribution_NV, target_NV, kind="forward")).sum()
@@ -63,10 +63,10 @@ class VocabularyLosses:
         costs: list[tuple[Tensor, Tensor]] = []
         entropies: list[Tensor] = []
         for step in rollout.steps:
-            remasked = self._probe(rollout, step, generator)
+            remasked = self._remask(rollout, step, generator)
             student_NV = self.process.masked_log_probs(step.logits_NV[remasked.index])
             with torch.no_grad():
-                teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.rows, kwargs)
+                teacher_logits_NV = read_logits(self.teacher, remasked.x_t, remasked.t, remasked.positions, kwargs)
                 teacher_NV = self.process.masked_log_probs(teacher_logits_NV)
                 with evaluation_mode(self.auxiliary):
                     distribution_NV = (
@@ -74,7 +74,7 @@ class VocabularyLosses:
                     )
                 ratio_NV = difference_of_logs(distribution_NV, teacher_NV).clamp(-clip, clip)
             cost_N = vocabulary_cost(student_NV, ratio_NV)
-            costs.append((remasked.rows, cost_N.detach()))
+            costs.append((remasked.positions, cost_N.detach()))
             cost = cost + (remasked.weight * cost_N).sum()
             if kl.coefficient:
                 divergence_N = token_divergence(student_NV, teacher_NV, kind=kl.kind, beta=kl.beta)
@@ -90,15 +90,15 @@ class VocabularyLosses:
             metrics["teacher_divergence"] = divergence.detach()
         return StepOutput(loss, metrics)
 
-    def _probe(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
+    def _remask(self, rollout: Rollout, step: TrajectoryStep, generator: Generator | None) -> RemaskedState:
         credit = self.config.credit
         assert isinstance(credit, VocabularyCredit)
-        return remask(self.process, step, rollout.loss_mask, hidden=credit.mask_ratio, generator=generator)
+        return remask(self.process, step, rollout.loss_mask, mask_ratio=credit.mask_ratio, generator=generator)
 
     def _auxiliary_log_probs(self, step: TrajectoryStep, remasked: RemaskedState, kwargs: dict[str, Any]) -> Tensor:
         assert self.auxiliary is not None
-        # It is told the step that made the probe: which tokens are new depends on it.
-        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.rows, s=step.s, model_kwargs=kwargs)
+        # The auxiliary is passed the step that made the state: which tokens are new depends on it.
+        logits = logits_at(self.auxiliary, remasked.x_t, step.t, remasked.positions, s=step.s, model_kwargs=kwargs)
         return self.process.masked_log_probs(logits)
 
 
@@ -106,8 +106,8 @@ def _check_costs(costs: list[tuple[Tensor, Tensor]], length: int) -> None:
     """Positions and costs of every step; waits for the device once."""
     if bool(torch.cat([cost_N for _, cost_N in costs]).isfinite().all()):
         return
-    for index, (rows, cost_N) in enumerate(costs):
-        wrong = rows[~cost_N.isfinite()]
+    for index, (positions, cost_N) in enumerate(costs):
+        wrong = positions[~cost_N.isfinite()]
         if len(wrong):
             sequence, position = divmod(int(wrong[0]), length)
             raise ValueError(

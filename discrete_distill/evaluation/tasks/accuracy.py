@@ -101,16 +101,20 @@ def accuracy_under_parallelism(
             f"each point needs its tokens per forward and its accuracy, got {len(tokens_per_forward)} and "
             f"{len(accuracies)} values"
         )
-    rates = [check_number("tokens_per_forward", rate, above=0.0) for rate in tokens_per_forward]
-    values = [check_number("an accuracy", value, least=0.0, most=1.0) for value in accuracies]
+    rates = [check_number("tokens_per_forward", rate, exclusive_minimum=0.0) for rate in tokens_per_forward]
+    values = [check_number("an accuracy", value, minimum=0.0, maximum=1.0) for value in accuracies]
     if len(set(rates)) < len(rates):
         raise ValueError(f"points must differ in their tokens per forward, got {rates}; average those that do not")
-    check_number("decay", decay, least=0.0)
-    check_number("tolerance", tolerance, least=0.0)
+    check_number("decay", decay, minimum=0.0)
+    check_number("tolerance", tolerance, minimum=0.0)
     points = sorted(zip(rates, values, strict=True))
     first = points[0][1]
     points = [point for point in points if point[1] >= first - tolerance - 1e-12]
-    best = max(values) if best_accuracy is None else check_number("best_accuracy", best_accuracy, above=0.0, most=1.0)
+    best = (
+        max(values)
+        if best_accuracy is None
+        else check_number("best_accuracy", best_accuracy, exclusive_minimum=0.0, maximum=1.0)
+    )
 
     def weighted(y: float) -> float:
         return 0.0 if y == 0.0 else y * min(math.exp(-decay * (1.0 - y / best)), 1.0)

@@ -59,7 +59,7 @@ class Arithmetic(SymbolTask):
         return 2 * self.num_digits + 2
 
     def sample_solutions(self, n: int, generator: Generator | None = None) -> Examples:
-        check_count("n", n, least=0)
+        check_count("n", n, minimum=0)
         numbers_B2 = torch.randint(10**self.num_digits, (n, 2), generator=generator)
         sequences = self._write(numbers_B2[:, 0], numbers_B2[:, 1])
         generation_mask = torch.zeros_like(sequences, dtype=torch.bool)

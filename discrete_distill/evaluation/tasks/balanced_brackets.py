@@ -66,7 +66,7 @@ class BalancedBrackets(SymbolTask):
             n: number of words.
             generator: source of randomness, on the CPU.
         """
-        check_count("n", n, least=0)
+        check_count("n", n, minimum=0)
         draws_BL = torch.rand(n, self.length, generator=generator, dtype=torch.float64)
         kinds_BL = torch.randint(self.num_kinds, (n, self.length), generator=generator)
         depth_B = torch.zeros(n, dtype=torch.long)

@@ -45,7 +45,7 @@ class Countdown(SymbolTask):
     num_digits: int = 2
 
     def __post_init__(self) -> None:
-        check_count("num_numbers", self.num_numbers, least=2)
+        check_count("num_numbers", self.num_numbers, minimum=2)
         if check_count("num_digits", self.num_digits) > MAX_DIGITS:
             raise ValueError(f"num_digits must be {MAX_DIGITS} or less, got {self.num_digits}")
         super().__post_init__()
@@ -72,7 +72,7 @@ class Countdown(SymbolTask):
         return (self.num_numbers + 1) * (self.num_digits + 1)
 
     def sample_solutions(self, n: int, generator: Generator | None = None) -> Examples:
-        check_count("n", n, least=0)
+        check_count("n", n, minimum=0)
         largest = 10**self.num_digits - 1
         numbers_Bk = torch.randint(1, largest + 1, (n, self.num_numbers), generator=generator)
         at_hand_Bm, steps, operators = numbers_Bk, [], []

@@ -89,7 +89,7 @@ def distinct_expected(num_samples: int, num_solutions: int) -> float:
         num_samples: ``n``, 0 or more.
         num_solutions: ``N``.
     """
-    n, total = check_count("num_samples", num_samples, least=0), check_count("num_solutions", num_solutions)
+    n, total = check_count("num_samples", num_samples, minimum=0), check_count("num_solutions", num_solutions)
     if total == 1 or n == 0:
         return float(min(n, 1))
     return -total * math.expm1(n * math.log1p(-1.0 / total))
@@ -103,7 +103,7 @@ def distinct_deviation(num_samples: int, num_solutions: int) -> float:
         num_samples: ``n``, 0 or more.
         num_solutions: ``N``.
     """
-    n, total = check_count("num_samples", num_samples, least=0), check_count("num_solutions", num_solutions)
+    n, total = check_count("num_samples", num_samples, minimum=0), check_count("num_solutions", num_solutions)
     c = n / total
     # exp(c) - 1 - c, whose terms cancel where c is small.
     difference = c * c / 2.0 + c**3 / 6.0 if c < 1e-4 else math.expm1(min(c, 700.0)) - c

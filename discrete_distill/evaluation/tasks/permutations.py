@@ -34,7 +34,7 @@ class Permutations(SymbolTask):
     size: int
 
     def __post_init__(self) -> None:
-        if check_count("size", self.size, least=2) > len(ascii_letters):
+        if check_count("size", self.size, minimum=2) > len(ascii_letters):
             raise ValueError(f"size must be {len(ascii_letters)} or less, got {self.size}")
         super().__post_init__()
 
@@ -51,7 +51,7 @@ class Permutations(SymbolTask):
         return math.factorial(self.size)
 
     def sample_solutions(self, n: int, generator: Generator | None = None) -> Examples:
-        check_count("n", n, least=0)
+        check_count("n", n, minimum=0)
         sequences = torch.rand(n, self.size, generator=generator, dtype=torch.float64).argsort(dim=1)
         return Examples(sequences, all_generated(sequences))
 

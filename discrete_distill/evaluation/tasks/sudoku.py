@@ -47,7 +47,7 @@ class Sudoku(SymbolTask):
     def __post_init__(self) -> None:
         if check_count("size", self.size) not in BOX_SHAPES:
             raise ValueError(f"size is one of {', '.join(map(str, BOX_SHAPES))}, got {self.size}")
-        if check_count("num_clues", self.num_clues, least=0) > self.length:
+        if check_count("num_clues", self.num_clues, minimum=0) > self.length:
             raise ValueError(f"num_clues must be {self.length} or less, the cells of the grid, got {self.num_clues}")
         check_flag("unique", self.unique)
         super().__post_init__()
@@ -71,7 +71,7 @@ class Sudoku(SymbolTask):
             n: number of grids; a minimal 9x9 puzzle takes about 50 ms of one core.
             generator: source of randomness, on the CPU.
         """
-        check_count("n", n, least=0)
+        check_count("n", n, minimum=0)
         grids = sample_grids(self.size, n, generator)
         order_BC = random_permutations(n, self.length, generator)
         if self.unique:

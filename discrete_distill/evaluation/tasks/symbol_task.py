@@ -33,7 +33,7 @@ class SymbolTask(ABC):
 
     def __post_init__(self) -> None:
         count = len(self.symbols)
-        if check_count("mask_token_id", self.mask_token_id, least=0) < count:
+        if check_count("mask_token_id", self.mask_token_id, minimum=0) < count:
             raise ValueError(
                 f"mask_token_id {self.mask_token_id} is the id of the symbol {self.symbols[self.mask_token_id]!r}; "
                 f"give {count} or more"

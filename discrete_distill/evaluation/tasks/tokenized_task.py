@@ -52,8 +52,8 @@ class TokenizedTask:
             )
         for name, ids in (("token_ids", self.token_ids), ("prefix", self.prefix), ("suffix", self.suffix)):
             for token in ids:
-                check_count(f"an id of {name}", token, least=0)
-        check_count("mask_token_id", self.mask_token_id, least=0)
+                check_count(f"an id of {name}", token, minimum=0)
+        check_count("mask_token_id", self.mask_token_id, minimum=0)
         known = [*self.token_ids, self.mask_token_id]
         repeated = next((token for token in known if known.count(token) > 1), None)
         if repeated is not None:

@@ -31,7 +31,7 @@ Network = TypeVar("Network", bound="HubNetwork")
 
 
 class Fingerprinted(Protocol):
-    """A tokenizer that can be told from others: equal fingerprints mean that every id stands for the same text."""
+    """A tokenizer with a fingerprint: equal fingerprints mean that every id stands for the same text."""
 
     @property
     def vocab_size(self) -> int: ...

@@ -57,7 +57,7 @@ def load_from_transformers(
     if causal and "attention" not in said:
         raise ValueError(
             f'{name} is a {architectures[0]}, which reads from left to right: pass attention="full" if it was trained '
-            "to read both ways, and shifted=True if its logits speak of the next token"
+            "to read both ways, and shifted=True if its logits predict the next token"
         )
     auto = transformers.AutoModel
     if any(each.endswith("ForMaskedLM") for each in (*auto_map, *architectures)):

@@ -151,10 +151,10 @@ def config_of(
             that cannot be.
     """
     read = read_shape(weights, source=source, prefix=prefix)
-    told = _stated(stated or {})
-    check_stated(told, read, source=source)
+    settings = _stated(stated or {})
+    check_stated(settings, read, source=source)
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    return config_from({**told, **read, **chosen})
+    return config_from({**settings, **read, **chosen})
 
 
 def _stated(config: Mapping[str, Any]) -> dict[str, Any]:

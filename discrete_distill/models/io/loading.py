@@ -53,7 +53,7 @@ def load_denoiser(
         averaging: of a training checkpoint, ``"ema"``: the moving average, with which these repositories evaluate;
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.
-        time_conditioning: whether the network is told the time; None takes the config file's, or no, as in MDLM.
+        time_conditioning: whether the network is passed the time; None takes the config file's, or no, as in MDLM.
         dropout: in training; None takes the config file's, or 0.1.
         bf16_blocks: see `DiTConfig`.
         attention: of Hugging Face models, see `as_denoiser`; None takes what `WrappedDenoiser.save_pretrained` wrote,
@@ -119,14 +119,14 @@ def load_discriminator(
     """A discriminator: one that `save_distilled` or `Discriminator.save_pretrained` wrote, or the authors' own.
 
     The authors' network (``discriminator.safetensors`` of their repository on the hub, or the ``discriminator.`` part
-    of their ``.ckpt``) has no output norm, keeps its spectral norm under torch's older names, and is told the true
+    of their ``.ckpt``) has no output norm, keeps its spectral norm under torch's older names, and is passed the true
     sigma, although the denoiser that it grew from is not.
 
     Args:
         name_or_path: a name on the hub, a folder, or a file.
         trainable_blocks: how many of the last blocks can be trained further; None takes what was saved, or 4.
         max_length: of the authors' network, in tokens; None is 1024.
-        time_conditioning: whether the authors' network is told sigma. Our own know it themselves.
+        time_conditioning: whether the authors' network is passed sigma. Our own know it themselves.
         bf16_blocks: of the authors' network; see `DiTConfig`.
         **hub: see `load_denoiser`.
 

@@ -46,7 +46,7 @@ class DataConfig:
     cache: str = ""
 
     def __post_init__(self) -> None:
-        check_count("--data.vocab-size", self.vocab_size, least=2)
+        check_count("--data.vocab-size", self.vocab_size, minimum=2)
         check_count("--data.length", self.length)
 
 

@@ -57,10 +57,10 @@ class DiscriminatorConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        check_count("--discriminator.updates", self.updates, least=0)
+        check_count("--discriminator.updates", self.updates, minimum=0)
         counts = ("pool", "num_steps", "batch_size", "trainable_blocks", "log_every", "checkpoint_every")
         check_all_counts(self, *counts, flag="--discriminator")
-        check_number("--discriminator.label-smoothing", self.label_smoothing, least=0.0, below=1.0)
+        check_number("--discriminator.label-smoothing", self.label_smoothing, minimum=0.0, exclusive_maximum=1.0)
 
 
 class DiscriminatorTrainer:

@@ -78,8 +78,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
-        check_count("--distill.discriminator-blocks", self.discriminator_blocks, least=0)
-        check_number("--distill.prior-guidance", self.prior_guidance, least=0.0)
+        check_count("--distill.discriminator-blocks", self.discriminator_blocks, minimum=0)
+        check_number("--distill.prior-guidance", self.prior_guidance, minimum=0.0)
         group_size = self.method.group_size
         if self.batch_size % group_size:
             raise ValueError(

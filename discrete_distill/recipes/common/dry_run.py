@@ -50,9 +50,9 @@ def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
         config: of the distillation.
         model: shape of the teacher.
     """
-    batch, told = config.batch_size, model.time_conditioning
-    _, states, graph = config.method.path_evaluations(batch, time_conditioning=told)
-    forward, backward = config.method.loss_evaluations(batch, time_conditioning=told)
+    batch, time_conditioning = config.batch_size, model.time_conditioning
+    _, states, graph = config.method.path_evaluations(batch, time_conditioning=time_conditioning)
+    forward, backward = config.method.loss_evaluations(batch, time_conditioning=time_conditioning)
     forward, backward = forward + states, backward + graph
     if config.discriminator:
         forward += 2.0 * batch / config.discriminator_every

@@ -65,7 +65,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_all_counts(self, "num_samples", "frontier_steps", "num_candidates", "batch_size", flag="--evaluate")
-        check_count("--evaluate.shown", self.shown, least=0)
+        check_count("--evaluate.shown", self.shown, minimum=0)
         for name in ("steps", "guided_steps", "teacher_frontier_steps"):
             for value in getattr(self, name):
                 check_count(f"--evaluate.{name.replace('_', '-')}", value)
@@ -76,9 +76,9 @@ class EvaluateConfig:
                     f"--evaluate.{name.replace('_', '-')} needs one or more different values, got {list(values)}"
                 )
         for temperature in (*self.teacher_temperatures, *self.student_temperatures):
-            check_number("--evaluate temperatures", temperature, above=0.0)
-        check_number("--evaluate.rerank-scale", self.rerank_scale, least=0.0)
-        check_number("--evaluate.tilt-fraction", self.tilt_fraction, least=0.0, most=1.0)
+            check_number("--evaluate temperatures", temperature, exclusive_minimum=0.0)
+        check_number("--evaluate.rerank-scale", self.rerank_scale, minimum=0.0)
+        check_number("--evaluate.tilt-fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
 
     def guided_sampler(
         self, process: MaskedDiffusion, discriminator: Discriminator, steps: int, temperature: float

@@ -44,8 +44,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_count("--sample.count", self.count)
         check_count("--sample.steps", self.steps)
-        check_number("--sample.temperature", self.temperature, above=0.0)
-        check_number("--sample.seconds-per-step", self.seconds_per_step, least=0.0)
+        check_number("--sample.temperature", self.temperature, exclusive_minimum=0.0)
+        check_number("--sample.seconds-per-step", self.seconds_per_step, minimum=0.0)
 
 
 def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:

@@ -52,10 +52,10 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"--name is the name of a folder under --output, without separators, got {self.name!r}")
-        check_count("--threads", self.threads, least=0)
+        check_count("--threads", self.threads, minimum=0)
         if self.threads > MAX_THREADS:
             raise ValueError(f"--threads must be at most {MAX_THREADS}, got {self.threads}")
-        check_count("--seed", self.seed, least=-(2**63))
+        check_count("--seed", self.seed, minimum=-(2**63))
 
     @property
     def directory(self) -> Path:

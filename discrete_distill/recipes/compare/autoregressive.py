@@ -50,7 +50,7 @@ class AutoregressiveConfig(LikelihoodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("--autoregressive.dropout", self.dropout, least=0.0, below=1.0)
+        check_number("--autoregressive.dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
 
 
 def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0) -> nn.Module:
@@ -166,7 +166,7 @@ class AutoregressiveSampler:
             drawn = sample_rows(
                 out.logits[:, -1],
                 seed=seed,
-                rows_R=rows,
+                positions_R=rows,
                 step=position,
                 temperature=self.temperature,
                 mask_token_id=self.start_token_id,

@@ -87,12 +87,12 @@ class ComparisonConfig(RecipeConfig):
             raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
-        check_number("--amount", self.amount, above=0.0)
-        check_number("--autoregressive-share", self.autoregressive_share, above=0.0)
-        check_number("--temperature-spacing", self.temperature_spacing, above=0.0)
+        check_number("--amount", self.amount, exclusive_minimum=0.0)
+        check_number("--autoregressive-share", self.autoregressive_share, exclusive_minimum=0.0)
+        check_number("--temperature-spacing", self.temperature_spacing, exclusive_minimum=0.0)
         check_count("--bound-sequences", self.bound_sequences)
         for temperature in (*self.temperatures, *self.temperature_limits):
-            check_number("--temperatures and --temperature-limits", temperature, above=0.0)
+            check_number("--temperatures and --temperature-limits", temperature, exclusive_minimum=0.0)
         if not self.temperatures:
             raise ValueError("--temperatures needs one or more values, got none")
         if not self.train_seeds:

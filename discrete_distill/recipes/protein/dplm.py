@@ -61,9 +61,9 @@ def load_dplm(name_or_path: str, device: torch.device | str = "cpu") -> Residues
 
 def esm_masked_sequences(count: int, length: int, device: torch.device | str = "cpu") -> Tensor:
     """Start, ``length`` masks, end: int64 ``[count, length + 2]``, for ``x_init``."""
-    canvas = torch.full((count, length + 2), MASK, dtype=torch.long, device=device)
-    canvas[:, 0], canvas[:, -1] = CLS, EOS
-    return canvas
+    x_init = torch.full((count, length + 2), MASK, dtype=torch.long, device=device)
+    x_init[:, 0], x_init[:, -1] = CLS, EOS
+    return x_init
 
 
 def esm_letters(sequences: Tensor) -> list[str]:
@@ -83,8 +83,8 @@ def sample_dplm(
     proteins: list[str] = []
     cost = 0
     while len(proteins) < count:
-        canvas = esm_masked_sequences(min(batch_size, count - len(proteins)), length, device)
-        out = sampler(denoiser, x_init=canvas, generator=generator)
+        x_init = esm_masked_sequences(min(batch_size, count - len(proteins)), length, device)
+        out = sampler(denoiser, x_init=x_init, generator=generator)
         proteins += esm_letters(out.sequences)
         cost = max(cost, out.network_evaluations)
     return proteins, cost

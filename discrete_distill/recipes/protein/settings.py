@@ -41,7 +41,7 @@ class ProteinConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--ngram", self.ngram)
-        check_count("--least-residues", self.least_residues, least=2)
+        check_count("--least-residues", self.least_residues, minimum=2)
         check_count("--training-sequences", self.training_sequences)
 
 

@@ -68,7 +68,7 @@ class JudgeConfig(MeasuredLikelihoodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_all_counts(self, "vocab_size", "context", "hidden_size", "num_layers", "num_heads", flag="--judge")
-        check_number("--judge.dropout", self.dropout, least=0.0, below=1.0)
+        check_number("--judge.dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         if not 0 <= self.eos_token_id < self.vocab_size:

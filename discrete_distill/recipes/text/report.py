@@ -54,8 +54,8 @@ def _provenance(
 ) -> str:
     trained = history[-1]["seconds"] if history else math.nan
     steps = int(history[-1]["step"]) if history else 0
-    told = "; discriminator: {step:.0f} steps in {seconds:.0f} s"
-    fitted = told.format(**discriminator_history[-1]) if discriminator_history else ""
+    line = "; discriminator: {step:.0f} steps in {seconds:.0f} s"
+    fitted = line.format(**discriminator_history[-1]) if discriminator_history else ""
     lines = [
         f"- Command: `{command}`",
         f"- Machine: {machine}",

@@ -73,7 +73,7 @@ class EnumeratedPaths:
 
 
 def enumerate_paths(
-    student: exact.TabularDenoiser, process: MaskedDiffusion, times: Sequence[float], *, rows: str = "revealed"
+    student: exact.TabularDenoiser, process: MaskedDiffusion, times: Sequence[float], *, positions: str = "revealed"
 ) -> EnumeratedPaths:
     """At each position: the step that reveals it, and its word."""
     length, vocab_size, num_steps = student.length, student.vocab_size, len(times) - 1
@@ -83,12 +83,12 @@ def enumerate_paths(
     matcher = IntermediateStateMatcher(
         process,
         num_steps=(num_steps,),
-        tau_distribution=FixedTimes(interior=tuple(times[1:-1])),
-        tau_per="batch",
-        rows=rows,  # type: ignore[arg-type]
+        time_distribution=FixedTimes(interior=tuple(times[1:-1])),
+        times_per="batch",
+        positions=positions,  # type: ignore[arg-type]
     )
 
-    def dictated_coins(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
+    def dictated_draws(state: SamplerState, first: int, probabilities: Tensor) -> Tensor:
         return torch.stack([step_of == first + k for k in range(len(probabilities))])
 
     def dictated_tokens(state: SamplerState, logits: Tensor, index: Tensor, step: int) -> SampledRows:
@@ -96,7 +96,7 @@ def enumerate_paths(
         return SampledRows(tokens[:, None], torch.zeros(len(tokens), 1), None)
 
     with (
-        patch.object(SamplerState, "unmask_draws_of_steps", dictated_coins),
+        patch.object(SamplerState, "unmask_draws_of_steps", dictated_draws),
         patch.object(SamplerState, "draw_tokens", dictated_tokens),
     ):
         rollout = matcher(student, options.shape, generator=seeded(0))
@@ -109,8 +109,8 @@ def enumerate_paths(
         reveal = float(process.unmask_probability(t, s))
         reveal_at.append(still * reveal)
         still *= 1.0 - reveal
-    coin_probability = torch.tensor(reveal_at, dtype=torch.float64)[step_of].prod(1)
-    return EnumeratedPaths(rollout, coin_probability * rollout.log_prob().detach().exp())
+    draw_probability = torch.tensor(reveal_at, dtype=torch.float64)[step_of].prod(1)
+    return EnumeratedPaths(rollout, draw_probability * rollout.log_prob().detach().exp())
 
 
 def gauss_legendre(nodes: int, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -202,8 +202,8 @@ def cosine(gradient: Tensor, truth: Tensor) -> float:
 
 
 @dataclass
-class EnumeratedProbes:
-    """Every probe of one step of all paths, as one `RemaskedState` with a row for each; ``path`` and probability of
+class EnumeratedRemasking:
+    """Every remasking of one step of all paths, as one `RemaskedState` with a row for each; ``path`` and probability of
     each."""
 
     remasked: RemaskedState
@@ -212,15 +212,17 @@ class EnumeratedProbes:
     student_NV: Tensor
 
 
-def enumerate_probes(
+def enumerate_remasking(
     paths: EnumeratedPaths, process: MaskedDiffusion, index: int, *, hidden: float
-) -> EnumeratedProbes:
-    """All ways of hiding again what step ``index`` revealed; paths must have been enumerated with ``rows="masked"``."""
+) -> EnumeratedRemasking:
+    """All ways of hiding again what step ``index`` revealed; the paths must hold ``positions="masked"``."""
     step, size = paths.rollout.steps[index], len(paths.probability)
     patterns = mask_patterns(step.x_t.shape[1])
     path = torch.arange(size).repeat_interleave(len(patterns))
     hide = patterns.repeat(size, 1)
-    of_row = torch.zeros(step.x_t.numel(), dtype=torch.long).index_copy(0, step.rows, torch.arange(len(step.rows)))
+    of_row = torch.zeros(step.x_t.numel(), dtype=torch.long).index_copy(
+        0, step.positions, torch.arange(len(step.positions))
+    )
     was_masked = process.is_masked(step.x_t)[path]
     places = (path[:, None] * step.x_t.shape[1] + torch.arange(step.x_t.shape[1]))[was_masked]
     copied = TrajectoryStep(
@@ -236,10 +238,10 @@ def enumerate_probes(
     reveal = float(process.unmask_probability(step.t[0].double(), step.s[0].double()))
     again = (max(1.0 - reveal, hidden) - (1.0 - reveal)) / reveal
     with patch.object(torch, "rand", lambda *_, **__: torch.where(hide, -1.0, 2.0)):
-        remasked = remask(process, copied, torch.ones_like(hide), hidden=hidden)
+        remasked = remask(process, copied, torch.ones_like(hide), mask_ratio=hidden)
     again_or_not = torch.tensor([1.0 - again, again], dtype=torch.float64)
     unmask_draws = again_or_not[hide.long()].prod(1)
-    return EnumeratedProbes(
+    return EnumeratedRemasking(
         remasked,
         path,
         paths.probability[path] * unmask_draws,
@@ -247,14 +249,14 @@ def enumerate_probes(
     )
 
 
-def converged_auxiliary(probes: EnumeratedProbes) -> Tensor:
-    """``log E[p_student(v | x_t) | z']`` at the hidden rows: what a perfectly fitted auxiliary says of this step."""
-    length = probes.remasked.x_t.shape[1]
-    owner = probes.remasked.rows // length
-    asked = torch.cat((probes.remasked.x_t[owner], probes.remasked.rows[:, None] % length), dim=1)
+def converged_auxiliary(remaskings: EnumeratedRemasking) -> Tensor:
+    """``log E[p_student(v | x_t) | z']`` at the hidden positions: a perfectly fitted auxiliary."""
+    length = remaskings.remasked.x_t.shape[1]
+    owner = remaskings.remasked.positions // length
+    asked = torch.cat((remaskings.remasked.x_t[owner], remaskings.remasked.positions[:, None] % length), dim=1)
     _, place = torch.unique(asked, dim=0, return_inverse=True)
-    mass_N = probes.probability[owner]
-    distribution_NV = probes.student_NV.detach().exp()
+    mass_N = remaskings.probability[owner]
+    distribution_NV = remaskings.student_NV.detach().exp()
     sums = torch.zeros(int(place.max()) + 1, distribution_NV.shape[1], dtype=torch.float64)
     sums.index_add_(0, place, mass_N[:, None] * distribution_NV)
     return (sums / sums.sum(1, keepdim=True)).log()[place]

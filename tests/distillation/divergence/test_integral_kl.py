@@ -16,7 +16,7 @@ from enumerated_paths import (
     corruptions_of,
     cosine,
     enumerate_paths,
-    enumerate_probes,
+    enumerate_remasking,
     expected_gradient,
     gauss_legendre,
     mask_patterns,
@@ -482,7 +482,7 @@ def test_monte_carlo_is_within_five_standard_errors_which_shrink_as_they_should(
         by=by,
     )
     matcher = IntermediateStateMatcher(
-        bench.process, num_steps=(2,), tau_distribution=FixedTimes(interior=(0.4,)), tau_per="batch"
+        bench.process, num_steps=(2,), time_distribution=FixedTimes(interior=(0.4,)), times_per="batch"
     )
     generator, errors = seeded(11), []
     for batch in (64, 576):
@@ -510,7 +510,7 @@ def test_monte_carlo_is_within_five_standard_errors_which_shrink_as_they_should(
 def test_a_group_shares_its_times_and_its_counts() -> None:
     seen: list[Tensor] = []
 
-    def ratio(x_t, t, *, x=None, generation_mask=None):
+    def ratio(x_t, t, *, x_0=None, generation_mask=None):
         seen.append(torch.stack((t.double(), (x_t == 2).sum(1).double())))
         return LogRatio(torch.zeros(x_t.shape), torch.zeros(len(x_t)))
 
@@ -533,7 +533,7 @@ def test_a_group_shares_its_times_and_its_counts() -> None:
 def test_immovable_positions_are_never_corrupted() -> None:
     generation_mask = torch.tensor([[False, True, True, False]]).expand(16, -1)
 
-    def ratio(x_t, t, *, x=None, generation_mask=None):
+    def ratio(x_t, t, *, x_0=None, generation_mask=None):
         assert bool((x_t[:, [0, 3]] == 0).all())
         assert bool((x_t[:, 1:3] == 2).any())
         return LogRatio(torch.zeros(x_t.shape), torch.zeros(len(x_t)))
@@ -582,15 +582,17 @@ def test_credit_over_the_vocabulary_is_exact_for_one_step(schedule) -> None:
 def vocabulary_gradient(bench: Bench, hidden: float) -> Tensor:
     """Expected gradient of credit over the vocabulary along paths, with a converged auxiliary."""
     teacher = exact.DistributionDenoiser(bench.teacher_distribution, bench.process.mask_token_id)
-    paths = enumerate_paths(bench.student, bench.process, bench.times, rows="masked")
+    paths = enumerate_paths(bench.student, bench.process, bench.times, positions="masked")
     total = torch.zeros((), dtype=torch.float64)
     for index in range(len(bench.times) - 1):
-        probes = enumerate_probes(paths, bench.process, index, hidden=hidden)
-        assert float(probes.probability.sum()) == pytest.approx(1.0, abs=1e-9)
-        remasked, owner = probes.remasked, probes.remasked.rows // probes.remasked.x_t.shape[1]
-        teacher_NV = bench.process.masked_log_probs(teacher(remasked.x_t).flatten(0, 1)[remasked.rows])
-        ratio_NV = difference_of_logs(converged_auxiliary(probes), teacher_NV)
-        total = total + vocabulary_surrogate(probes.student_NV, ratio_NV, remasked.weight * probes.probability[owner])
+        remaskings = enumerate_remasking(paths, bench.process, index, hidden=hidden)
+        assert float(remaskings.probability.sum()) == pytest.approx(1.0, abs=1e-9)
+        remasked, owner = remaskings.remasked, remaskings.remasked.positions // remaskings.remasked.x_t.shape[1]
+        teacher_NV = bench.process.masked_log_probs(teacher(remasked.x_t).flatten(0, 1)[remasked.positions])
+        ratio_NV = difference_of_logs(converged_auxiliary(remaskings), teacher_NV)
+        total = total + vocabulary_surrogate(
+            remaskings.student_NV, ratio_NV, remasked.weight * remaskings.probability[owner]
+        )
     return torch.autograd.grad(total, bench.student.logits)[0]
 
 

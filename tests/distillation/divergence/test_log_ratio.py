@@ -55,7 +55,9 @@ def test_immovable_masks_are_not_counted() -> None:
     out = DiscriminatorLogRatio(PROCESS, network)(x_t, torch.ones(1), generation_mask=generation_mask)
     assert out.per_position.tolist() == [[2.0, 0.0, 0.0]]
     assert out.per_sequence.tolist() == [2.0]
-    judged = auxiliary()(x_t, torch.ones(1), x=torch.tensor([[0, 2, 1]]), generation_mask=generation_mask).per_position
+    judged = auxiliary()(
+        x_t, torch.ones(1), x_0=torch.tensor([[0, 2, 1]]), generation_mask=generation_mask
+    ).per_position
     assert bool(((judged != 0) == torch.tensor([[True, False, False]])).all())
     clean = DiscriminatorLogRatio(PROCESS, network)(
         torch.tensor([[0, 3, 1]]), torch.ones(1), generation_mask=generation_mask
@@ -72,7 +74,7 @@ def test_the_auxiliary_scores_clean_tokens_by_the_ratio_of_conditionals() -> Non
     x = exact.enumerate_sequences(3, 3)
     for hidden in mask_patterns(3):
         x_t = torch.where(hidden, 3, x)
-        out = auxiliary()(x_t, torch.ones(27), x=x)
+        out = auxiliary()(x_t, torch.ones(27), x_0=x)
         table = exact.token_log_ratio(STUDENT, TEACHER, PROCESS, x_t).gather(2, x[..., None]).squeeze(2)
         torch.testing.assert_close(out.per_position, table * hidden)
         torch.testing.assert_close(out.per_sequence, (table * hidden).sum(1))
@@ -85,7 +87,7 @@ def test_perfect_denoisers_averaged_over_counts_give_the_log_ratio_of_the_sample
     for hidden in mask_patterns(3)[1:]:
         count = int(hidden.sum())
         probability = 1.0 / (3 * math.comb(3, count))
-        ratio = auxiliary()(torch.where(hidden, 3, x), torch.ones(27), x=x).per_sequence
+        ratio = auxiliary()(torch.where(hidden, 3, x), torch.ones(27), x_0=x).per_sequence
         total += probability * (3 / count) * ratio
     torch.testing.assert_close(total, STUDENT.log().flatten() - TEACHER.log().flatten())
 
@@ -93,7 +95,7 @@ def test_perfect_denoisers_averaged_over_counts_give_the_log_ratio_of_the_sample
 def test_the_librarys_own_draws_by_count_average_to_it_within_five_standard_errors() -> None:
     x = exact.enumerate_sequences(3, 3).repeat_interleave(400, 0)
     x_t, t, weight = PROCESS.draw_corruption(x, by="count", generator=seeded(3))
-    estimates = (weight * auxiliary()(x_t, t, x=x).per_sequence).view(27, 400)
+    estimates = (weight * auxiliary()(x_t, t, x_0=x).per_sequence).view(27, 400)
     truth = STUDENT.log().flatten() - TEACHER.log().flatten()
     distance = (estimates.mean(1) - truth) / (estimates.std(1) / 20.0)
     assert float(distance.abs().max()) < 5.0
@@ -101,7 +103,7 @@ def test_the_librarys_own_draws_by_count_average_to_it_within_five_standard_erro
 
 
 def test_the_auxiliary_asks_for_the_clean_tokens() -> None:
-    with pytest.raises(ValueError, match="pass x="):
+    with pytest.raises(ValueError, match="pass x_0="):
         auxiliary()(STATES, torch.ones(64))
 
 

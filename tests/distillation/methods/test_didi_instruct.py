@@ -121,7 +121,7 @@ def test_the_student_is_evaluated_once_for_each_state_and_the_first_as_one_row(k
     assert sizes["student"] == before
 
 
-def test_a_verdict_saves_the_students_loss_a_pass_of_the_discriminator() -> None:
+def test_a_log_ratio_output_saves_the_students_loss_a_pass_of_the_discriminator() -> None:
     method = small_method(with_changes(PAPER, log_ratio={"reuse_logits": True}))
     assert method.discriminator is not None
     asked = count_calls(method.discriminator.backbone)
@@ -325,8 +325,8 @@ def test_hidden_is_the_share_of_a_step_that_is_scored() -> None:
     for hidden in (0.25, 1.0):
         method = small_method(with_changes(VOCABULARY, credit={"mask_ratio": hidden}, paths={"num_steps": (1,)}))
         rollout = rollout_of(method, batch=256)
-        remasked = method._vocabulary_losses()._probe(rollout, rollout.steps[0], seeded(1))
-        assert len(remasked.rows) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
+        remasked = method._vocabulary_losses()._remask(rollout, rollout.steps[0], seeded(1))
+        assert len(remasked.positions) / (256 * LENGTH) == pytest.approx(hidden, abs=0.05)
 
 
 def test_with_the_paths_own_distribution_no_auxiliary_is_asked() -> None:

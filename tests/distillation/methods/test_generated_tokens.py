@@ -110,7 +110,7 @@ def placed(rollout: Rollout, before: int, after: int, sequences: slice = slice(N
 
     steps = []
     for step in rollout.steps:
-        sequence, position = step.rows // GENERATED, step.rows % GENERATED
+        sequence, position = step.positions // GENERATED, step.positions % GENERATED
         kept = torch.isin(sequence, chosen)
         rows = (sequence[kept] - chosen[0]) * length + before + position[kept]
         steps.append(

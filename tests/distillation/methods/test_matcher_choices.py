@@ -69,7 +69,7 @@ def test_the_students_loss_has_no_gradient_from_behind_an_end() -> None:
     counted = rollout.loss_mask.flatten()
     for step in rollout.steps:
         (gradient,) = torch.autograd.grad(loss, step.logits_NV, retain_graph=True)
-        behind = ~counted[step.rows]
+        behind = ~counted[step.positions]
         assert float(gradient[behind].abs().sum()) == 0.0
         assert float(gradient[~behind].abs().sum()) > 0.0
 
@@ -95,8 +95,8 @@ def test_student_and_teacher_are_compared_without_forbidden_ids_at_one_temperatu
 def test_every_credit_trains_without_forbidden_ids(credit: SequenceCredit | VocabularyCredit) -> None:
     process = replace(PROCESS, forbidden_token_ids=[1, 2])
     config = with_changes(CONFIG, credit=credit)
-    rows = "masked" if isinstance(credit, VocabularyCredit) else "revealed"
-    made = with_matcher(IntermediateStateMatcher(process, num_steps=(2,), rows=rows), config)
+    positions = "masked" if isinstance(credit, VocabularyCredit) else "revealed"
+    made = with_matcher(IntermediateStateMatcher(process, num_steps=(2,), positions=positions), config)
     rollout = made.rollout(8, LENGTH, generator=seeded(3))
     reference = torch.randint(3, (8, LENGTH), generator=seeded(2)).where(torch.rand(8, LENGTH) < 0, 3)
     made.auxiliary_loss(rollout, generator=seeded(5)).loss.backward()

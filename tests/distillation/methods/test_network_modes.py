@@ -101,7 +101,7 @@ def test_the_students_loss_is_the_same_number_whenever_it_is_read(name) -> None:
         assert_as_it_was(network, state)
 
 
-def test_a_verdict_that_is_the_reward_is_taken_without_dropout_while_the_norm_follows_its_weights() -> None:
+def test_log_ratio_output_that_is_the_reward_is_computed_without_dropout_while_the_norm_follows_its_weights() -> None:
     method = method_of(SETTINGS["log_ratio_output"])
     rollout = method.rollout(8, LENGTH, generator=seeded(0))
     reference = torch.randint(5, (8, LENGTH), generator=seeded(9))

@@ -64,7 +64,7 @@ def test_a_path_is_walked_again_with_its_graph(path: str) -> None:
     assert all(not step.logits_NV.requires_grad and not step.logits_NV.numel() for step in part.rollout.steps)
     for rollout in (part.rollout, again):
         for step, expected in zip(rollout.steps, once.steps, strict=True):
-            for name in ("x_t", "x_s", "t", "s", "rows", "revealed"):
+            for name in ("x_t", "x_s", "t", "s", "positions", "revealed"):
                 assert torch.equal(getattr(step, name), getattr(expected, name)), name
     first, second = (gradient(made, rollout.log_prob().sum()) for rollout in (once, again))
     torch.testing.assert_close(second, first, atol=1e-6, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_a_path_is_walked_again_with_its_graph(path: str) -> None:
 
 
 def test_a_path_stays_where_the_student_has_moved() -> None:
-    """Coins do not depend on the student; its log-probabilities of the same tokens do."""
+    """Unmasking draws do not depend on the student; its log-probabilities of the same tokens do."""
     made = method(paths={"num_steps": (3,)})
     once = made.rollout(4, 6, generator=Generator().manual_seed(3))
     for parameter in made.student.parameters():

@@ -35,7 +35,7 @@ def test_the_loss_trains_the_student_alone_and_reads_its_samples_once() -> None:
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in made.student.parameters())
 
 
-def test_the_verdict_is_the_witness_of_the_teachers_middle_block_shared_out() -> None:
+def test_the_log_ratio_is_the_witness_of_the_teachers_middle_block_shared_out() -> None:
     made = method()
     rollout = made.rollout(8, LENGTH, generator=seeded(0))
     log_ratio_output = made.log_ratio.log_ratio_output(rollout, reference())

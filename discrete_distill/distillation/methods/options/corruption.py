@@ -27,8 +27,8 @@ class ElboTimeWeight:
     high: float = 10.0
 
     def __post_init__(self) -> None:
-        check_number("low", self.low, least=0.0)
-        check_number("high", self.high, above=self.low)
+        check_number("low", self.low, minimum=0.0)
+        check_number("high", self.high, exclusive_minimum=self.low)
 
 
 @dataclass(frozen=True, kw_only=True)

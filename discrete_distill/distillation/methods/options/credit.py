@@ -50,7 +50,7 @@ class TokenCredit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_count("window", self.window, least=0)
+        check_count("window", self.window, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class VocabularyCredit:
     mask_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        check_number("mask_ratio", self.mask_ratio, above=0.0, most=1.0)
+        check_number("mask_ratio", self.mask_ratio, exclusive_minimum=0.0, maximum=1.0)
 
 
 def make_estimator(

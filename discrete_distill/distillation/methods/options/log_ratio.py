@@ -31,8 +31,8 @@ class DiscriminatorRatio:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
-        check_count("warmup", self.warmup, least=0)
+        check_number("label_smoothing", self.label_smoothing, minimum=0.0, exclusive_maximum=1.0)
+        check_count("warmup", self.warmup, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class AuxiliaryRatio:
     Args:
         updates: number of updates of the auxiliary for each update of the student.
         warmup: training steps in which the auxiliary alone is updated.
-        step_conditioning: tell the auxiliary the number of steps that its samples were drawn in, so that each number
+        step_conditioning: pass the auxiliary the number of steps that its samples were drawn in, so that each number
             is compared with the teacher by itself; otherwise the mixture of all is.
 
     Raises:
@@ -57,7 +57,7 @@ class AuxiliaryRatio:
     def __post_init__(self) -> None:
         check_fields(self)
         check_count("updates", self.updates)
-        check_count("warmup", self.warmup, least=0)
+        check_count("warmup", self.warmup, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ class Paths:
         gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all.
         branching: rows of a group share their path up to the one step that keeps a graph, and the masks that their
             rewards are read with. See `IntermediateStateMatcher`.
-        step_conditioning: tell the student the end of its step; its initial outputs are the teacher's.
+        step_conditioning: pass the student the end of its step; its initial outputs are the teacher's.
 
     Raises:
         TypeError: if a number of steps is not an integer, or another field is of a wrong type.
@@ -47,23 +47,23 @@ class Paths:
 
     @classmethod
     def recommended(cls, **changes: Any) -> Paths:
-        """Paths of 4 and 8 steps on the grid of the samplers, whose ends the student is told; with ``changes``."""
+        """Paths of 4 and 8 steps on the grid of the samplers, whose ends the student is passed; with ``changes``."""
         return cls(**{"num_steps": (4, 8), "time_distribution": None, "step_conditioning": True, **changes})
 
     def matcher(
-        self, process: MaskedDiffusion, *, rows: Literal["revealed", "masked"] = "revealed"
+        self, process: MaskedDiffusion, *, positions: Literal["revealed", "masked"] = "revealed"
     ) -> IntermediateStateMatcher:
         """Return what draws the paths.
 
         Args:
             process: mask and schedule.
-            rows: positions whose logits a step keeps; see `IntermediateStateMatcher`.
+            positions: positions whose logits a step keeps; see `IntermediateStateMatcher`.
         """
         return IntermediateStateMatcher(
             process,
             num_steps=self.num_steps,
-            tau_distribution=self.time_distribution,
-            rows=rows,
+            time_distribution=self.time_distribution,
+            positions=positions,
             gradient_steps=self.gradient_steps,
             branching=self.branching,
         )

@@ -29,8 +29,8 @@ class PathKL:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_number("path_kl.coefficient", self.coefficient, least=0.0)
-        check_number("path_kl.beta", self.beta, least=0.0, most=1.0)
+        check_number("path_kl.coefficient", self.coefficient, minimum=0.0)
+        check_number("path_kl.beta", self.beta, minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class DataKL:
     diversity_tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        check_number("data_kl.coefficient", self.coefficient, least=0.0)
+        check_number("data_kl.coefficient", self.coefficient, minimum=0.0)
         if self.diversity_tolerance is not None:
-            check_number("diversity_tolerance", self.diversity_tolerance, above=0.0)
+            check_number("diversity_tolerance", self.diversity_tolerance, exclusive_minimum=0.0)
 
     def control(self, warmup: int) -> DiversityControl | None:
         """Return what controls the weight, or None where it is fixed.
@@ -87,4 +87,4 @@ class Regularization:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_number("entropy_coefficient", self.entropy_coefficient, least=0.0)
+        check_number("entropy_coefficient", self.entropy_coefficient, minimum=0.0)

@@ -4,7 +4,7 @@ import torch
 from counting import seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from discrete_distill.samplers.rows import moved_rows, rows_at
+from discrete_distill.samplers.positions import moved_positions, positions_at
 
 
 class Copies(TorchDispatchMode):
@@ -21,21 +21,21 @@ class Copies(TorchDispatchMode):
 
 def planned():
     flags = torch.rand(6, 4, 5, generator=seeded(0)) < torch.linspace(0.0, 0.6, 6)[:, None, None]
-    return [rows_at(each) for each in flags]
+    return [positions_at(each) for each in flags]
 
 
 def test_rows_of_all_steps_are_moved_in_one_copy() -> None:
-    rows = planned()
-    assert {each.sequences is None for each in rows} == {True, False}
+    positions = planned()
+    assert {each.sequences is None for each in positions} == {True, False}
     with Copies() as copies:
-        moved = moved_rows(rows, torch.device("meta"))
+        moved = moved_positions(positions, torch.device("meta"))
     assert copies.count == 1
-    assert [each.index.shape for each in moved] == [each.index.shape for each in rows]
+    assert [each.index.shape for each in moved] == [each.index.shape for each in positions]
 
 
 def test_moved_rows_are_the_same_rows() -> None:
-    rows = planned()
-    for before, after in zip(rows, moved_rows(rows, torch.device("cpu")), strict=True):
+    positions = planned()
+    for before, after in zip(positions, moved_positions(positions, torch.device("cpu")), strict=True):
         assert torch.equal(before.index, after.index)
         assert torch.equal(before.compact, after.compact)
         assert (before.sequences is None) == (after.sequences is None)
