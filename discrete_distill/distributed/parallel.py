@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from ..process import FeatureDenoiser
 from .collectives import num_processes
@@ -65,13 +67,26 @@ def save_memory(network: nn.Module, config: ParallelConfig) -> None:
     """Compile the blocks in place, and have their activations computed twice, as configured. Names do not change."""
     if config.activation_checkpointing:
         denoisers = [module for module in network.modules() if hasattr(module, "checkpoint_blocks")]
-        if not denoisers:
-            raise ValueError(f"{type(network).__name__} has no activation checkpointing; leave it out")
         for denoiser in denoisers:
             denoiser.checkpoint_blocks = True  # type: ignore[assignment]
+        for block in () if denoisers else blocks_of(network):
+            vars(block)["forward"] = _RunAgain(block)
     if config.compile_backend:
         for block in blocks_of(network):
             block.compile(backend=config.compile_backend)
+
+
+class _RunAgain:
+    """The forward of a block that keeps its inputs alone where gradients are taken; copied with the block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = partial(type(self.block).forward, self.block)
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def can_shard() -> bool:

@@ -96,10 +96,9 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told the step that made
-        what it reads (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        told = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
-        return trainable_copy(teacher, step_conditioning=told or isinstance(config.credit, VocabularyCredit))
+        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; told its step, see
+        `DiDiInstructConfig.auxiliary_step_conditioning`."""
+        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,

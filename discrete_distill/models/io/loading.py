@@ -107,6 +107,23 @@ def load_denoiser(
     return made
 
 
+def transformers_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """The ``config.json`` of a Hugging Face model; None where there is a network of another kind, or nothing.
+
+    Args:
+        name_or_path: see `load_denoiser`.
+        **hub: likewise.
+
+    Raises:
+        OSError: if the hub cannot be reached.
+        CheckpointError: if the file is no JSON object.
+    """
+    if Path(name_or_path).is_file():
+        return None
+    stated = _config(name_or_path, CONFIG_NAME, hub)
+    return stated if stated is not None and _is_transformers(stated) else None
+
+
 def load_discriminator(
     name_or_path: str | Path,
     *,
