@@ -18,7 +18,7 @@ from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig
 from ...distillation.networks import SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
-from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior
+from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior, save_sampling
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
 from ...training import (
@@ -324,6 +324,7 @@ def distil(
     save_student(distillation, directory / "student")
     if accelerator.is_main_process:
         write_results(directory / "student" / SETTINGS_FILE, made_with)
+        save_sampling(directory / "student", process, getattr(getattr(config.method, "paths", None), "num_steps", ()))
     accelerator.wait_for_everyone()
     return history
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models import DiT, DiTConfig
+from ...models import DiT, DiTConfig, EmbeddingDenoiser
 from ...models.lora import lora_size
 from ...models.wrappers import unwrap
 from ...process.conditions import name_of
@@ -73,7 +73,7 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
         )
     return NetworkShape(
         vocab_size=inner.num_classes,
-        hidden_size=inner.embedding_weight().shape[1] if hasattr(inner, "embedding_weight") else 0,
+        hidden_size=inner.embedding_weight().shape[1] if isinstance(inner, EmbeddingDenoiser) else 0,
         time_conditioning=inner.time_conditioned,
         max_length=_longest(inner),
         **counts,
