@@ -111,7 +111,7 @@ def test_memory_is_told_for_copies_and_adapters(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "2 layers, 16 wide, 24 classes" in said
     assert "with --distill.sharing adapters" in said
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs" / "demo").exists()
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,7 @@ def load_sampling(name_or_path: str | Path, **hub: Any) -> tuple[MaskedDiffusion
     """
     file = find_file(name_or_path, SAMPLING_FILE, **hub)
     if file is None:
-        raise FileNotFoundError(
-            f"no {SAMPLING_FILE} at {name_or_path}: make a MaskedDiffusion yourself"
-        )
+        raise FileNotFoundError(f"no {SAMPLING_FILE} at {name_or_path}: make a MaskedDiffusion yourself")
     content = read_json(file)
     try:
         fields = dict(content["schedule"])
