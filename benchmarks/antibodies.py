@@ -30,6 +30,7 @@ from torch import Generator, Tensor, nn
 
 from discrete_distill import AncestralSampler, MaskedDiffusion
 from discrete_distill.distillation.methods import DataKL, DiDiInstruct, DiDiInstructConfig, PathKL, Regularization
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.evaluation import CausalLMJudge, sample_agreement, sample_entropy
 
 START, END, MASK, FIRST_RESIDUE = 2, 3, 4, 5
@@ -147,7 +148,7 @@ def train(teacher: nn.Module, judge: CausalLMJudge, options: argparse.Namespace,
         log_ratio={"updates": options.log_ratio_updates, "warmup": options.warmup, "step_conditioning": False},
     )
     student, auxiliary, average = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(3))
-    method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(student, teacher, auxiliary=auxiliary), PROCESS, config)
     generator = Generator().manual_seed(options.seed)
     fit_auxiliary(auxiliary, teacher, options, generator)
     student_optimizer = torch.optim.AdamW(student.parameters(), lr=options.rate, weight_decay=0.0)

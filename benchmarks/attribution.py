@@ -16,8 +16,8 @@ from torch import Generator, nn
 
 from benchmarks.laboratory import (
     Laboratory,
+    LaboratoryNetworks,
     LookUpDenoiser,
-    Networks,
     Score,
     StudentOptimizer,
     Training,
@@ -83,7 +83,7 @@ def _distil_exactly(
     sampled: bool,
 ) -> nn.Module:
     target = laboratory.chain.distribution(LENGTH)
-    networks = Networks(laboratory, teacher, config, seed)
+    networks = LaboratoryNetworks(laboratory, teacher, config, seed)
     method = networks.method(laboratory.process, config)
     optimizer = StudentOptimizer(networks.student, training)
     at_data = torch.zeros(training.batch)

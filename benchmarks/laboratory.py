@@ -22,6 +22,7 @@ from discrete_distill.distillation.methods import (
     DiDiInstructConfig,
     with_changes,
 )
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -131,7 +132,7 @@ class Training:
     discriminator_updates: int = 1
 
 
-class Networks:
+class LaboratoryNetworks:
     """Everything that is trained, from one seed."""
 
     def __init__(self, laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, seed: int) -> None:
@@ -151,7 +152,9 @@ class Networks:
         auxiliary, discriminator = (
             (self.ratio, None) if isinstance(config.log_ratio, AuxiliaryRatio) else (None, self.ratio)
         )
-        return DiDiInstruct(self.student, self.teacher, discriminator, process, config, auxiliary=auxiliary)
+        return DiDiInstruct(
+            Networks(self.student, self.teacher, auxiliary=auxiliary, discriminator=discriminator), process, config
+        )
 
 
 def distil(
@@ -162,7 +165,7 @@ def distil(
     Returns:
         The moving average of the student.
     """
-    networks = Networks(laboratory, teacher, config, seed)
+    networks = LaboratoryNetworks(laboratory, teacher, config, seed)
     share = training.batch // len(config.paths.num_steps)
     group = config.advantages.group_size if share % config.advantages.group_size == 0 else share
     methods = [

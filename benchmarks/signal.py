@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from discrete_distill.distillation.methods import DiDiInstruct, with_changes
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.text.run import text_run
@@ -116,7 +117,7 @@ class Subject:
         made = self.distillation.method
         credit = {"window": choice.window, "corruption": {"num_draws": choice.corruptions}}
         config = with_changes(self.base, credit=credit)
-        return DiDiInstruct(made.student, made.teacher, None, made.process, config, auxiliary=made.auxiliary)
+        return DiDiInstruct(Networks(made.student, made.teacher, auxiliary=made.auxiliary), made.process, config)
 
     def rollout(self) -> Rollout:
         """Paths of 8 steps, all with their graph."""

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from benchmarks.published_loop import PublishedLoop
 from discrete_distill.distillation.methods import DiDiInstruct, DiDiInstructConfig
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -29,7 +30,7 @@ SIZES = {
 }
 
 
-class Networks:
+class SizedNetworks:
     """Student, teacher and discriminator of one size, with random weights, and their optimisers."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -51,7 +52,7 @@ class Networks:
         self.optimizers[index].zero_grad(set_to_none=True)
 
 
-def published_step(networks: Networks, batch: int, length: int) -> Callable[[Generator], None]:
+def published_step(networks: SizedNetworks, batch: int, length: int) -> Callable[[Generator], None]:
     """A step of the authors' loop."""
     loop = PublishedLoop(
         networks.student, networks.teacher, networks.discriminator, networks.process, DiDiInstructConfig.paper()
@@ -68,11 +69,13 @@ def published_step(networks: Networks, batch: int, length: int) -> Callable[[Gen
 
 
 def library_step(
-    networks: Networks, batch: int, length: int, *, reuse_discriminator_logits: bool
+    networks: SizedNetworks, batch: int, length: int, *, reuse_discriminator_logits: bool
 ) -> Callable[[Generator], None]:
     """The same method from this library; the reward from the pass that trains the discriminator, or from another."""
     config = DiDiInstructConfig.paper(log_ratio={"reuse_logits": reuse_discriminator_logits})
-    method = DiDiInstruct(networks.student, networks.teacher, networks.discriminator, networks.process, config)
+    method = DiDiInstruct(
+        Networks(networks.student, networks.teacher, discriminator=networks.discriminator), networks.process, config
+    )
 
     def step(g: Generator) -> None:
         rollout = method.rollout(batch, length, generator=g)
@@ -106,7 +109,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    networks = Networks(SIZES[arguments.size])
+    networks = SizedNetworks(SIZES[arguments.size])
     steps = {
         "authors' loop": published_step(networks, arguments.batch, arguments.length),
         "discrete_distill": library_step(networks, arguments.batch, arguments.length, reuse_discriminator_logits=True),

@@ -9,7 +9,7 @@ from .distillation.divergence import (
     token_divergence,
 )
 from .distillation.methods import SDTT, DiDiInstruct, DiDiInstructConfig, SDTTConfig
-from .distillation.networks import SharedBase, make_networks
+from .distillation.networks import Networks, SharedBase, make_networks
 from .distillation.paths import IntermediateStateMatcher
 from .distillation.rewards import (
     BatchNormalizer,
@@ -77,6 +77,7 @@ __all__ = [
     "LogLinearSchedule",
     "LogRatioReward",
     "MaskedDiffusion",
+    "Networks",
     "PathPlanningSampler",
     "PolynomialSchedule",
     "RGASampler",

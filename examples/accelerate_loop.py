@@ -9,7 +9,7 @@ from __future__ import annotations
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, Networks
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.training import (
     BatchPart,
@@ -35,7 +35,7 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
     student = module_optimizer(DiDiInstruct.make_student(teacher, config), 1e-3)
     auxiliary = module_optimizer(DiDiInstruct.make_auxiliary(teacher, config), 2e-3)
     module_optimizers = {"student": student, "auxiliary": auxiliary}
-    method = DiDiInstruct(student.network, teacher, None, PROCESS, config, auxiliary=auxiliary.network)
+    method = DiDiInstruct(Networks(student.network, teacher, auxiliary=auxiliary.network), PROCESS, config)
 
     def draw(g: Generator, tokens: Tensor | None) -> Rollout:
         return method.rollout(size, LENGTH, generator=g, device=accelerator.device, tokens=tokens)

@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import nn
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, Networks
 from discrete_distill.training import CollapseWatch, step_generator
 from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
@@ -22,7 +22,7 @@ class Distillation(lightning.LightningModule):
         student = DiDiInstruct.make_student(teacher, config)
         auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
         self.networks = nn.ModuleDict({"student": student, "auxiliary": auxiliary})
-        self.method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
+        self.method = DiDiInstruct(Networks(student, teacher, auxiliary=auxiliary), PROCESS, config)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         rates = {"student": 1e-3, "auxiliary": 2e-3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, make_networks
 from discrete_distill.training import CollapseWatch
 from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
 
@@ -13,12 +13,10 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher into a student of two steps."""
     teacher = train_teacher(teacher_steps)
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
-    student = DiDiInstruct.make_student(teacher, config)
-    auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
-    method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
-    networks = {"student": student, "auxiliary": auxiliary}
-    rates = {"student": 1e-3, "auxiliary": 2e-3}
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=rates[name]) for name, net in networks.items()}
+    networks = make_networks(teacher)
+    method = DiDiInstruct(networks, PROCESS, config)
+    parameters, rates = networks.trainable_parameters(), {"student": 1e-3, "auxiliary": 2e-3}
+    optimizers = {name: torch.optim.AdamW(each, lr=rates[name]) for name, each in parameters.items()}
 
     g, watch = torch.Generator().manual_seed(0), CollapseWatch(every=10)
     for step in range(steps):
@@ -27,7 +25,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
         for name in method.update_plan.networks(step):
             out = method.loss(name, rollout, reference=reference, generator=g)
             out.loss.backward()
-            torch.nn.utils.clip_grad_norm_(networks[name].parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters[name], 1.0)
             optimizers[name].step()
             optimizers[name].zero_grad()
             if name == "student":
@@ -37,7 +35,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
                 if step % 20 == method.update_plan.warmup:
                     figures = {key: round(float(value), 3) for key, value in out.metrics.items()}
                     print(f"step {step}: {figures}")
-    return report(teacher, student.eval())
+    return report(teacher, networks.student)
 
 
 if __name__ == "__main__":

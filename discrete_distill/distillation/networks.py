@@ -76,7 +76,7 @@ class SharedBase:
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of a distillation by name; ``Method.assemble(config, process, **networks.named())`` takes them.
+    """Networks of a distillation by name, as every method takes them: ``DiDiInstruct(networks, process, config)``.
 
     Attributes:
         student: the denoiser that is trained.
@@ -162,7 +162,7 @@ def make_networks(
 
     Example:
         >>> networks = make_networks(as_denoiser(bert), sharing=SharedBase(rank=16))  # doctest: +SKIP
-        >>> method = DiDiInstruct.assemble(config, process, **networks.named())  # doctest: +SKIP
+        >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
         >>> optimizer = torch.optim.AdamW(networks.trainable_parameters()["student"])  # doctest: +SKIP
     """
     kinds = () if log_ratio is None else (log_ratio,) if isinstance(log_ratio, str) else tuple(log_ratio)

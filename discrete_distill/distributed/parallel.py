@@ -20,6 +20,7 @@ from ..process import FeatureDenoiser
 from .collectives import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
+CACHES = ("past_key_values", "past_key_value", "layer_past")
 ENTRANCES = ("features", "project", "projection", "hidden_states", "embed", "embedding_weight")
 
 
@@ -86,7 +87,9 @@ class _RunAgain:
         forward = partial(type(self.block).forward, self.block)
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        # The second run would append to a cache of keys and values once more.
+        without_cache = {name: None if name in CACHES else value for name, value in kwargs.items()}
+        return checkpoint(forward, *args, use_reentrant=False, **without_cache)
 
 
 def can_shard() -> bool:

@@ -28,6 +28,7 @@ from transformers import (
 
 from ..checks import check_count, check_number
 from ..distillation.methods import DiDiInstructConfig, DistillationMethod, MethodConfig
+from ..distillation.networks import Networks
 from ..distillation.rollout import DrawnBatch
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
@@ -148,8 +149,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         self.method = self._make_method(self.ratio_networks)
 
     def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> DistillationMethod:
-        kind = self.config.method_class
-        return kind.assemble(self.config, self.process, student=self.model, teacher=self.teacher, **ratio_networks)
+        kind: Any = self.config.method_class
+        return kind(Networks(self.model, self.teacher, **ratio_networks), self.process, self.config)
 
     @property
     def averaged_student(self) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion
 from discrete_distill.distillation.methods import AuxiliaryRatio, CorruptionByParts, TokenCredit
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
 from discrete_distill.distributed.collectives import mean_over_processes
 from discrete_distill.distributed.parallel import gathered
@@ -143,12 +144,14 @@ def same_as_one_process(strategy: str, ratio: str) -> dict[str, float]:
 
     def method_of(networks: dict[str, nn.Module], distribution: MaskedDiffusion) -> DiDiInstruct:
         return DiDiInstruct(
-            networks["student"],
-            teacher,
-            networks.get("discriminator"),
+            Networks(
+                networks["student"],
+                teacher,
+                auxiliary=networks.get("auxiliary"),
+                discriminator=networks.get("discriminator"),
+            ),
             distribution,
             config,
-            auxiliary=networks.get("auxiliary"),
         )
 
     sharded = method_of(

@@ -21,7 +21,8 @@ from discrete_distill import (
     as_denoiser,
     make_networks,
 )
-from discrete_distill.distillation.methods import FrozenFeatures
+from discrete_distill.distillation.methods import FrozenFeatures, Regularization
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import (
     DiT,
     EmbeddingDenoiser,
@@ -34,7 +35,7 @@ from discrete_distill.process import FeatureDenoiser
 from discrete_distill.samplers.state import SamplerState
 
 PROCESS = MaskedDiffusion(mask_token_id=MASK)
-CONFIG = DiDiInstructConfig(group_size=2)
+CONFIG = DiDiInstructConfig.recommended(advantages={"group_size": 2}, regularization=Regularization())
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -125,7 +126,7 @@ def test_a_step_of_distillation(kind: str) -> None:
     with torch.no_grad():
         for parameter in networks.trainable_parameters()["auxiliary"]:  # or all rewards would be zero
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(2)))
-    method = DiDiInstruct.assemble(CONFIG, PROCESS, **networks.named())
+    method = DiDiInstruct(networks, PROCESS, CONFIG)
     rollout = method.rollout(4, LENGTH, generator=seeded(0))
     assert set(networks.trainable_parameters()) == {"student", "auxiliary"}
     for name, parameters in networks.trainable_parameters().items():
@@ -140,7 +141,7 @@ def test_a_step_of_distillation(kind: str) -> None:
 
 def test_a_function_teaches_a_network_and_is_not_copied() -> None:
     made = make_networks(teacher("dit")).named()
-    method = DiDiInstruct.assemble(CONFIG, PROCESS, **{**made, "teacher": bare})
+    method = DiDiInstruct(Networks(**{**made, "teacher": bare}), PROCESS, CONFIG)
     rollout = method.rollout(4, LENGTH, generator=seeded(0))
     assert bool(method.loss("student", rollout, generator=seeded(1)).loss.isfinite())
     for refused in (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, as_denoiser
 from discrete_distill.distillation.methods import Regularization
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import Discriminator, DiT, add_lora, lora_weights, merge_lora
 
 
@@ -100,7 +101,7 @@ def test_a_step_of_the_method_moves_the_small_matrices_alone() -> None:
         advantages={"group_size": 2}, paths={"step_conditioning": False}, regularization=Regularization()
     )
     auxiliary = DiDiInstruct.make_auxiliary(denoiser(network(1)), config)  # not the teacher: there is a reward
-    method = DiDiInstruct(net, teacher, None, MaskedDiffusion(VOCABULARY - 1), config, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(net, teacher, auxiliary=auxiliary), MaskedDiffusion(VOCABULARY - 1), config)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     rollout = method.rollout(4, 6, generator=torch.Generator().manual_seed(0))

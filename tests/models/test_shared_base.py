@@ -18,6 +18,7 @@ from discrete_distill import (
     as_denoiser,
     make_networks,
 )
+from discrete_distill.distillation.methods import Regularization
 from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import StepConditioned, WrappedDenoiser, load_denoiser
 
@@ -53,7 +54,8 @@ def test_networks_on_one_base_have_the_gradients_of_separate_copies(kind: str) -
     copies = separate(shared)
     found = []
     for networks in (shared, copies):
-        method = DiDiInstruct.assemble(DiDiInstructConfig(group_size=2), PROCESS, **networks.named())
+        config = DiDiInstructConfig.recommended(advantages={"group_size": 2}, regularization=Regularization())
+        method = DiDiInstruct(networks, PROCESS, config)
         rollout = method.rollout(4, LENGTH, generator=seeded(0))
         for name in ("student", "auxiliary"):
             method.loss(name, rollout, generator=seeded(1)).loss.backward()

@@ -16,6 +16,7 @@ from discrete_distill import (
     ScoreFunctionIntegralKL,
 )
 from discrete_distill.distillation.methods import MMDLogRatio
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.process import logits_at
 from discrete_distill.process.conditions import RESERVED, check_conditions, check_keywords
 
@@ -125,7 +126,7 @@ def test_no_function_takes_an_argument_that_it_does_not_name(name) -> None:
     given = {name: flags}
     discriminator = DiscriminatorLogRatio(process, lambda x_t, t, **_: torch.zeros(x_t.shape))
     estimator = ScoreFunctionIntegralKL(process, discriminator)
-    sdtt = SDTT(nn.Linear(1, 1), willing, process)
+    sdtt = SDTT(Networks(nn.Linear(1, 1), willing), process)
     calls = [
         lambda: logits_at(willing, X, T, ROWS, **given),
         lambda: process.nelbo(willing, X, **given),

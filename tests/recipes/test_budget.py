@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import Generator, nn
 
 from discrete_distill import SDTT, Discriminator, MaskedDiffusion, SDTTConfig
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.compare.budget import (
     EvaluationCounter,
@@ -46,7 +47,9 @@ class SDTTTrainee:
         self.student = ModuleOptimizer(DiT(SHAPE), OptimizerConfig(), num_steps, Accelerator(cpu=True))
         self.discriminator = None
         self.method = SDTT(
-            self.student.module, DiT(SHAPE), MaskedDiffusion(5), SDTTConfig(teacher_steps=2, factor=1, rounds=1)
+            Networks(self.student.module, DiT(SHAPE)),
+            MaskedDiffusion(5),
+            SDTTConfig(teacher_steps=2, factor=1, rounds=1),
         )
 
     def saved(self):

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill import models
 from discrete_distill.distillation.methods import Regularization
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.evaluation.protein import AMINO_ACIDS
 from discrete_distill.recipes.common.assets import asset
 from discrete_distill.recipes.common.fasta import is_fasta, read_fasta
@@ -197,7 +198,7 @@ def test_dplm_is_a_denoiser_that_draws_amino_acids_alone_and_can_teach(small_esm
     with torch.no_grad():  # With an auxiliary equal to the teacher there would be nothing to learn.
         for parameter in auxiliary.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    method = DiDiInstruct(student, denoiser, None, esm_process(), config, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(student, denoiser, auxiliary=auxiliary), esm_process(), config)
     rollout = method.rollout(x_init=esm_masked_sequences(4, 12), generator=torch.Generator().manual_seed(0))
     assert bool((rollout.sequences[:, 0] == CLS).all())
     assert bool((rollout.sequences[:, -1] == EOS).all())

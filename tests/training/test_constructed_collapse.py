@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Generator
 
-from benchmarks.laboratory import Laboratory, LookUpDenoiser, Networks, trained
+from benchmarks.laboratory import Laboratory, LaboratoryNetworks, LookUpDenoiser, trained
 from discrete_distill import DiDiInstructConfig, exact
 from discrete_distill.distillation.methods import Regularization
 from discrete_distill.training import CollapseWatch, TrainingCollapsed, mode_collapse
@@ -22,7 +22,7 @@ def distil(updates: int, paths: int, rate: float) -> CollapseWatch:
         log_ratio={"updates": 1},
         regularization=Regularization(),
     )
-    networks = Networks(LABORATORY, LookUpDenoiser(LABORATORY), config, seed=0)
+    networks = LaboratoryNetworks(LABORATORY, LookUpDenoiser(LABORATORY), config, seed=0)
     method, g = networks.method(LABORATORY.process, config), Generator().manual_seed(0)
     optimizers = [
         torch.optim.AdamW(trained(network), lr=lr) for network, lr in ((networks.student, rate), (networks.ratio, 2e-3))

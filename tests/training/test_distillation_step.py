@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, SDTTConfig
 from discrete_distill.distillation.methods import DataKL, Regularization, UpdatePlan, with_changes
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import BatchPart, DistillationStep, ModuleOptimizer, OptimizerConfig
@@ -39,7 +40,7 @@ class Scene:
             for name, make in networks.items()
         }
         student, auxiliary = (self.module_optimizers[name].network for name in networks)
-        self.method = DiDiInstruct(student, teacher, None, PROCESS, config, auxiliary=auxiliary)
+        self.method = DiDiInstruct(Networks(student, teacher, auxiliary=auxiliary), PROCESS, config)
         self.asked: list[str] = []
         self.references = 0
         loss = self.method.loss
@@ -138,7 +139,7 @@ def test_a_step_of_sdtt_has_the_gradient_of_the_whole_batch_and_starts_rounds(pa
     accelerator = Accelerator(cpu=True)
     settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, ema_decay=0.5, gradient_clip=0.0)
     optimizer = ModuleOptimizer(student, settings, 10, accelerator)
-    method = SDTT(student, teacher, PROCESS, SDTTConfig(teacher_steps=4, rounds=2))
+    method = SDTT(Networks(student, teacher), PROCESS, SDTTConfig(teacher_steps=4, rounds=2))
 
     def data(number: int) -> Tensor:
         return torch.randint(8, (4, LENGTH), generator=Generator().manual_seed(number))

@@ -1,19 +1,20 @@
-"""What every method of the library shares: its networks, their assembly by name, and dispatch of losses by name."""
+"""What every method of the library shares: its networks, and dispatch of losses by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Generator, Tensor, nn
 
 from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
+from ..networks import Networks
 from ..rollout import DrawnBatch
 from .method_config import MethodConfig
-from .networks import check_accepts_step
 from .output import Credit, LogRatioOutput, StepOutput
 from .protocol import UpdatePlan
+from .step_check import check_accepts_step
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
@@ -24,44 +25,22 @@ class BaseMethod(Generic[ConfigT]):
     Networks stay as they are given: neither ``requires_grad`` nor their mode is changed.
 
     Args:
-        student: denoiser that is trained.
-        teacher: any denoiser; read without a graph, never given a gradient.
+        networks: student and teacher, and what else the method reads; the others are ignored. The teacher is read
+            without a graph and never given a gradient.
         process: mask and schedule.
         config: every choice.
 
     Raises:
         ValueError: if the student is to be told its step and has no true attribute ``accepts_step``.
-
-    Attributes:
-        network_names: of the arguments of the class that are networks.
     """
 
-    network_names: ClassVar[tuple[str, ...]] = ("student", "teacher")
-
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module | Denoiser, process: MaskedDiffusion, config: ConfigT
-    ) -> None:
+    def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:
         if config.step_conditioning:
-            check_accepts_step(student, "student", "step_conditioning")
+            check_accepts_step(networks.student, "student", "step_conditioning")
         self.config = config
-        self.student = student
-        self.teacher: Any = teacher
+        self.student = networks.student
+        self.teacher: Any = networks.teacher
         self.process = process
-
-    @classmethod
-    def assemble(cls, config: MethodConfig, process: MaskedDiffusion, **networks: Any) -> Any:
-        """Make the method from its networks by name.
-
-        Args:
-            config: of this class.
-            process: mask and schedule.
-            **networks: student, teacher, auxiliary, discriminator; those that the method has no use for are ignored.
-
-        Raises:
-            ValueError: as the class.
-        """
-        kind: Any = cls
-        return kind(process=process, config=config, **{name: networks.get(name) for name in cls.network_names})
 
     @staticmethod
     def make_student(teacher: Denoiser, config: MethodConfig) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..networks import Networks
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
@@ -19,13 +20,13 @@ from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
 from .matcher_check import check_matcher
-from .networks import check_accepts_step
 from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
+from .step_check import check_accepts_step
 from .vocabulary_credit import VocabularyLosses
 
 
@@ -33,12 +34,10 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     """DiDi-Instruct, published and recommended, assembled from the library's parts; see `PathMethod`.
 
     Args:
-        student: denoiser that is trained.
-        teacher: any denoiser; read without a graph, never given a gradient.
-        discriminator: a `RatioNetwork`, or None if the log-ratio does not need one.
+        networks: student, teacher, and the auxiliary or the discriminator that the log-ratio needs; see
+            `make_networks`. A discriminator beside an auxiliary is trained for guided sampling.
         process: mask and schedule.
         config: every choice.
-        auxiliary: denoiser that is fitted to the student, for an `AuxiliaryRatio`; see `make_auxiliary`.
         matcher: draws the student paths, in place of that of the configuration: paths with a temperature, an order or
             an end of sequence. Its process, with its forbidden ids, is then the method's.
 
@@ -48,22 +47,16 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     Example:
         >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
-        >>> student = DiDiInstruct.make_student(teacher, config)  # doctest: +SKIP
-        >>> auxiliary = DiDiInstruct.make_auxiliary(teacher, config)  # doctest: +SKIP
-        >>> method = DiDiInstruct(student, teacher, None, process, config, auxiliary=auxiliary)  # doctest: +SKIP
+        >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
+        >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
     """
-
-    network_names = ("student", "teacher", "discriminator", "auxiliary")
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        discriminator: nn.Module | None,
+        networks: Networks,
         process: MaskedDiffusion,
         config: DiDiInstructConfig | None = None,
         *,
-        auxiliary: nn.Module | None = None,
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
@@ -72,26 +65,27 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             matcher = config.paths.matcher(process, rows=rows)
         check_matcher(matcher, config)
         process = matcher.process
-        if isinstance(config.log_ratio, DiscriminatorRatio) and discriminator is None:
-            raise ValueError("a DiscriminatorRatio needs a discriminator; see Discriminator.from_denoiser")
+        if isinstance(config.log_ratio, DiscriminatorRatio) and networks.discriminator is None:
+            raise ValueError(
+                'a DiscriminatorRatio needs a discriminator: make_networks(teacher, log_ratio="discriminator")'
+            )
         if isinstance(config.log_ratio, AuxiliaryRatio):
-            if auxiliary is None:
-                raise ValueError("an AuxiliaryRatio needs auxiliary=; see DiDiInstruct.make_auxiliary")
+            if networks.auxiliary is None:
+                raise ValueError('an AuxiliaryRatio needs an auxiliary: make_networks(teacher, log_ratio="auxiliary")')
             if config.log_ratio.step_conditioning:
-                check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
-        self.discriminator = discriminator
-        self.auxiliary = auxiliary
+                check_accepts_step(networks.auxiliary, "auxiliary", "log_ratio.step_conditioning")
+        self.discriminator, self.auxiliary = networks.discriminator, networks.auxiliary
         estimator = None
         if not isinstance(config.credit, VocabularyCredit):
             estimator = make_estimator(
                 config.credit,
                 process,
-                self._log_ratio(process, teacher, config),
+                self._log_ratio(process, networks.teacher, config),
                 paths=config.paths,
                 advantages=config.advantages,
                 reward_clip=config.reward_clip,
             )
-        super().__init__(student, teacher, process, config, estimator=estimator, matcher=matcher)
+        super().__init__(networks, process, config, estimator=estimator, matcher=matcher)
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     @staticmethod

@@ -10,14 +10,15 @@ from torch import Generator, Tensor, nn
 from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio
+from ..networks import Networks
 from ..rollout import Rollout
 from .auxiliary_fit import fit_auxiliary
-from .networks import check_accepts_step
 from .options import AuxiliaryRatio, CorruptionByCount, SequenceCredit, make_estimator
 from .output import StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod, divisor
 from .protocol import UpdatePlan
+from .step_check import check_accepts_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,7 @@ class IDLM(PathMethod[IDLMConfig]):
     baselines, where the paper (arXiv 2602.19066) relaxes the tokens and differentiates the reward.
 
     Args:
-        student: denoiser that is trained; see `PathMethod.make_student`.
-        teacher: any denoiser; never given a gradient.
-        auxiliary: denoiser that is fitted to the student; see `make_auxiliary`.
+        networks: student, teacher and auxiliary; see `make_networks`.
         process: mask and schedule.
         config: every choice.
 
@@ -80,34 +79,30 @@ class IDLM(PathMethod[IDLMConfig]):
 
     Example:
         >>> config = IDLMConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
-        >>> student = IDLM.make_student(teacher, config)  # doctest: +SKIP
-        >>> auxiliary = IDLM.make_auxiliary(teacher, config)  # doctest: +SKIP
-        >>> method = IDLM(student, teacher, auxiliary, process, config)  # doctest: +SKIP
+        >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
+        >>> method = IDLM(networks, process, config)  # doctest: +SKIP
     """
-
-    network_names = ("student", "teacher", "auxiliary")
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        auxiliary: nn.Module,
+        networks: Networks,
         process: MaskedDiffusion,
         config: IDLMConfig | None = None,
     ) -> None:
         config = config if config is not None else IDLMConfig()
+        auxiliary = networks.auxiliary
         if auxiliary is None:
-            raise ValueError("IDLM needs an auxiliary denoiser; see IDLM.make_auxiliary")
+            raise ValueError("IDLM needs an auxiliary denoiser; see make_networks")
         if config.log_ratio.step_conditioning:
             check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
         estimator = make_estimator(
             SequenceCredit(corruption=config.corruption),
             process,
-            AuxiliaryDenoiserLogRatio(process, auxiliary, teacher),
+            AuxiliaryDenoiserLogRatio(process, auxiliary, networks.teacher),
             paths=config.paths,
             advantages=config.advantages,
         )
-        super().__init__(student, teacher, process, config, estimator=estimator)
+        super().__init__(networks, process, config, estimator=estimator)
         self.auxiliary = auxiliary
 
     @staticmethod

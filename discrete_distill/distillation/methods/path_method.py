@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from ...process import Denoiser, MaskedDiffusion
+from ...process import MaskedDiffusion
 from ...samplers import Frame
 from ..divergence import ScoreFunctionIntegralKL
+from ..networks import Networks
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .base import BaseMethod
@@ -33,8 +34,7 @@ class PathMethod(BaseMethod[ConfigT]):
     the whole, and the student's its `credits`, and they are added up.
 
     Args:
-        student: denoiser that is trained.
-        teacher: any denoiser; read without a graph, never given a gradient.
+        networks: student, teacher, and what else the method reads.
         process: mask and schedule.
         config: every choice.
         estimator: scores the samples; None for a method that scores none.
@@ -46,15 +46,14 @@ class PathMethod(BaseMethod[ConfigT]):
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
+        networks: Networks,
         process: MaskedDiffusion,
         config: ConfigT,
         *,
         estimator: ScoreFunctionIntegralKL | None,
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
-        super().__init__(student, teacher, process, config)
+        super().__init__(networks, process, config)
         self.matcher = matcher or config.paths.matcher(process)
         self.estimator = estimator
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...process import Denoiser, MaskedDiffusion
+from ...process import MaskedDiffusion
 from ..divergence import ScoreFunctionIntegralKL
 from ..divergence.mmd import check_bandwidth
+from ..networks import Networks
 from ..rollout import Rollout
 from .mmd import FeatureNetwork, FrozenFeatures, MMDLogRatio
 from .options import Advantages
@@ -68,8 +69,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
     has nothing to do with them.
 
     Args:
-        student: denoiser that is trained; see `PathMethod.make_student`.
-        teacher: any denoiser; never given a gradient.
+        networks: student and teacher; see `make_networks`.
         process: mask and schedule.
         config: every choice.
         features: ``features(x, t) -> [B, L, D]`` of clean tokens, frozen; the middle block of the
@@ -80,15 +80,14 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
             no blocks and no features are given.
 
     Example:
-        >>> method = RolloutMMD(student, teacher, process, RolloutMMDConfig())  # doctest: +SKIP
+        >>> method = RolloutMMD(networks, process, RolloutMMDConfig())  # doctest: +SKIP
         >>> rollout = method.rollout(8, 16, generator=g)  # doctest: +SKIP
         >>> method.loss("student", rollout, reference=data, generator=g).loss.backward()  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
+        networks: Networks,
         process: MaskedDiffusion,
         config: RolloutMMDConfig | None = None,
         *,
@@ -96,12 +95,12 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
     ) -> None:
         config = config if config is not None else RolloutMMDConfig()
         if features is None:
-            features = FrozenFeatures(teacher)  # type: ignore[arg-type]
+            features = FrozenFeatures(networks.teacher)  # type: ignore[arg-type]
         self.log_ratio = MMDLogRatio(features, config.advantages.group_size, config.bandwidth)
         estimator = ScoreFunctionIntegralKL(
             process, self.log_ratio, importance_weight=False, **config.advantages.estimator_options()
         )
-        super().__init__(student, teacher, process, config, estimator=estimator)
+        super().__init__(networks, process, config, estimator=estimator)
 
     def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> LogRatioOutput:
         if reference is None:

@@ -27,8 +27,9 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts
 from ...distributed.parallel import unreplicated
-from ...process import Denoiser, MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
+from ...process import MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
 from ..divergence import token_divergence
+from ..networks import Networks
 from .base import BaseMethod
 from .method_config import MethodConfig
 from .output import StepOutput
@@ -101,8 +102,7 @@ class SDTT(BaseMethod[SDTTConfig]):
     `begin_step` replaces ``teacher`` by a frozen copy of the student.
 
     Args:
-        student: denoiser that is trained; see `make_student`.
-        teacher: any denoiser, of the first round; never given a gradient.
+        networks: the student, and the teacher of the first round; see `make_networks`.
         process: mask and schedule.
         config: every choice.
 
@@ -113,20 +113,14 @@ class SDTT(BaseMethod[SDTTConfig]):
         round: that ``teacher`` belongs to; 0 is the first.
 
     Example:
-        >>> method = SDTT(SDTT.make_student(teacher, config), teacher, process, config)  # doctest: +SKIP
+        >>> method = SDTT(make_networks(teacher, log_ratio=None), process, config)  # doctest: +SKIP
         >>> method.begin_step(step, num_steps)  # doctest: +SKIP
         >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
         >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | Denoiser,
-        process: MaskedDiffusion,
-        config: SDTTConfig | None = None,
-    ) -> None:
-        super().__init__(student, teacher, process, config if config is not None else SDTTConfig())
+    def __init__(self, networks: Networks, process: MaskedDiffusion, config: SDTTConfig | None = None) -> None:
+        super().__init__(networks, process, config if config is not None else SDTTConfig())
         self.round = 0
 
     def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
 from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
-from ...distillation.networks import SharedBase, make_networks
+from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
 from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior, save_sampling
@@ -180,9 +180,8 @@ class Distillation:
         self.discriminator = module_optimizers.get("discriminator")
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
         kind: Any = method.method_class
-        self.method: BaseMethod[Any] = kind.assemble(
-            method, process, teacher=self._place_teacher(made.teacher), **networks
-        )
+        placed = Networks(teacher=self._place_teacher(made.teacher), **networks)
+        self.method: BaseMethod[Any] = kind(placed, process, method)
 
     def _place_teacher(self, teacher: Any) -> nn.Module:
         """A frozen copy, or the base that all networks share; compiled and sharded as the student is."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, exact
 from discrete_distill.distillation.methods import Regularization, VocabularyCredit
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 
@@ -46,12 +47,14 @@ def small_method(config: DiDiInstructConfig | None = None) -> DiDiInstruct:
         for block in discriminator.backbone.blocks:
             block.adaLN_modulation.weight.normal_(std=0.3, generator=seeded(3))
     return DiDiInstruct(
-        small_dit(0, step_conditioning=config.paths.step_conditioning),
-        small_dit(1),
-        discriminator,
+        Networks(
+            small_dit(0, step_conditioning=config.paths.step_conditioning),
+            small_dit(1),
+            auxiliary=small_dit(2, step_conditioning=told),
+            discriminator=discriminator,
+        ),
         PROCESS,
         config,
-        auxiliary=small_dit(2, step_conditioning=told),
     )
 
 

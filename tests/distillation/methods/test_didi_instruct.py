@@ -21,6 +21,7 @@ from discrete_distill.distillation.methods import (
     with_changes,
 )
 from discrete_distill.distillation.methods.discriminator_fit import judged_states
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.models import DiT, discriminator_loss
 from discrete_distill.process import BetaTime
@@ -334,7 +335,7 @@ def test_with_the_paths_own_distribution_no_auxiliary_is_asked() -> None:
     asked = count_calls(method.auxiliary)
     method.student_loss(rollout_of(method), generator=seeded(1))
     assert asked == []
-    alone = DiDiInstruct(method.student, method.teacher, None, PROCESS, method.config)
+    alone = DiDiInstruct(Networks(method.student, method.teacher), PROCESS, method.config)
     losses = [each.student_loss(rollout_of(each), generator=seeded(1)).loss for each in (method, alone)]
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -343,10 +344,10 @@ def test_the_auxiliary_is_pulled_to_the_student_and_a_student_equal_to_the_teach
     """With auxiliary and teacher equal the log-ratio is zero everywhere, and so is the gradient."""
     config = with_changes(VOCABULARY, paths={"step_conditioning": False}, log_ratio={"step_conditioning": False})
     teacher = small_dit(1)
-    method = DiDiInstruct(small_dit(0), teacher, None, PROCESS, config, auxiliary=small_dit(1))
+    method = DiDiInstruct(Networks(small_dit(0), teacher, auxiliary=small_dit(1)), PROCESS, config)
     assert float(student_gradient(method).abs().max()) == 0.0
     auxiliary = small_dit(2)
-    method = DiDiInstruct(small_dit(0), teacher, None, PROCESS, config, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(small_dit(0), teacher, auxiliary=auxiliary), PROCESS, config)
     optimiser, losses = torch.optim.Adam(auxiliary.parameters(), lr=1e-2), []
     for index in range(30):
         loss = method.auxiliary_loss(rollout_of(method, seed=index), generator=seeded(index)).loss
@@ -385,7 +386,7 @@ def test_the_auxiliary_is_told_which_number_of_steps_its_samples_took(steps) -> 
     told: dict[str, list[Tensor]] = {"teacher": [], "auxiliary": []}
     for name, network in (("teacher", teacher), ("auxiliary", auxiliary)):
         spy_on_steps(network, told[name])
-    method = DiDiInstruct(small_dit(0, step_conditioning=True), teacher, None, PROCESS, config, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(small_dit(0, step_conditioning=True), teacher, auxiliary=auxiliary), PROCESS, config)
     rollout = rollout_of(method)
     method.auxiliary_loss(rollout, generator=seeded(1))
     method.student_loss(rollout, generator=seeded(1))
@@ -433,11 +434,11 @@ def test_a_seed_fixes_the_step() -> None:
 
 def test_networks_that_the_log_ratio_needs_must_be_given() -> None:
     student, teacher = small_dit(0, step_conditioning=True), small_dit(1)
-    with pytest.raises(ValueError, match="needs a discriminator"):
-        DiDiInstruct(student, teacher, None, PROCESS, PAPER)
-    with pytest.raises(ValueError, match="needs auxiliary="):
-        DiDiInstruct(student, teacher, None, PROCESS, VOCABULARY)
-    method = DiDiInstruct(student, teacher, None, PROCESS, with_changes(VOCABULARY, log_ratio=PathRatio()))
+    with pytest.raises(ValueError, match="discriminator"):
+        DiDiInstruct(Networks(student, teacher), PROCESS, PAPER)
+    with pytest.raises(ValueError, match="auxiliary"):
+        DiDiInstruct(Networks(student, teacher), PROCESS, VOCABULARY)
+    method = DiDiInstruct(Networks(student, teacher), PROCESS, with_changes(VOCABULARY, log_ratio=PathRatio()))
     rollout = rollout_of(method)
     with pytest.raises(ValueError, match="without a discriminator"):
         method.discriminator_loss(rollout, reference_tokens())
@@ -459,7 +460,7 @@ def test_distilling_the_small_chain_brings_two_steps_closer_to_it_than_the_teach
     """150 updates: KL(two-step sampler || chain) falls by 30% at least, from 1.01 nats."""
     chain, length = exact.small_chain()
     student, teacher, auxiliary = (ChainAndMore(chain, seed) for seed in (0, 1, 2))
-    method = DiDiInstruct(student, teacher, None, PROCESS, VOCABULARY, auxiliary=auxiliary)
+    method = DiDiInstruct(Networks(student, teacher, auxiliary=auxiliary), PROCESS, VOCABULARY)
     optimisers = [torch.optim.AdamW(network.more.parameters(), lr=2e-3) for network in (student, auxiliary)]
     generator, updates = seeded(0), 150
 
@@ -490,7 +491,9 @@ def test_a_discriminator_takes_its_place() -> None:
     """The paper's own loop, for a few steps, with its own networks."""
     teacher = small_dit(1)
     discriminator = Discriminator.from_denoiser(teacher, trainable_blocks=1)
-    method = DiDiInstruct(DiDiInstruct.make_student(teacher, PAPER), teacher, discriminator, PROCESS, PAPER)
+    method = DiDiInstruct(
+        Networks(DiDiInstruct.make_student(teacher, PAPER), teacher, discriminator=discriminator), PROCESS, PAPER
+    )
     optimisers = [torch.optim.AdamW(network.parameters(), lr=1e-3) for network in (discriminator, method.student)]
     start = [p.detach().clone() for p in method.student.parameters()]
     for index in range(3):

@@ -19,6 +19,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
     with_changes,
 )
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout, TrajectoryStep
 from discrete_distill.process import BetaTime, MaskedDiffusion, StratifiedTime
 
@@ -142,12 +143,14 @@ class Subject:
             for name, seed, width in (("student", 0, None), ("auxiliary", 4, None), ("discriminator", 6, 1))
         }
         self.method = DiDiInstruct(
-            self.networks["student"],
-            OwnToken(2),
-            self.networks["discriminator"],
+            Networks(
+                self.networks["student"],
+                OwnToken(2),
+                auxiliary=self.networks["auxiliary"],
+                discriminator=self.networks["discriminator"],
+            ),
             PROCESS,
             self.config,
-            auxiliary=self.networks["auxiliary"],
         )
         self.rollout = self.method.rollout(BATCH, GENERATED, generator=seeded(1))
         self.reference = torch.randint(MASK, (BATCH, GENERATED), generator=seeded(2))
@@ -267,7 +270,7 @@ def test_a_teacher_that_gives_no_finite_reward_is_refused_by_sequence(name, valu
         teacher.table[MASK, 3] = float(value)
     config = with_changes(subject.config, reward_clip=float(clip), regularization={"path_kl": {"coefficient": 0.0}})
     method = DiDiInstruct(
-        subject.networks["student"], teacher, None, PROCESS, config, auxiliary=subject.networks["auxiliary"]
+        Networks(subject.networks["student"], teacher, auxiliary=subject.networks["auxiliary"]), PROCESS, config
     )
     call = partial(method.student_loss, subject.rollout, generator=seeded(1))
     if not refused:

@@ -17,6 +17,7 @@ from discrete_distill.distillation.methods import (
     Regularization,
     SequenceCredit,
 )
+from discrete_distill.distillation.networks import Networks
 
 SMALL: dict[str, Any] = {
     "paths": {"num_steps": (2,)},
@@ -28,7 +29,7 @@ CONFIG = IDLMConfig.recommended(**SMALL)
 
 def method() -> IDLM:
     networks = [small_dit(seed, step_conditioning=told) for seed, told in ((0, True), (1, False), (2, True))]
-    return IDLM(*networks, PROCESS, CONFIG)
+    return IDLM(Networks(networks[0], networks[1], auxiliary=networks[2]), PROCESS, CONFIG)
 
 
 def gradient(network: torch.nn.Module, loss: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def test_it_is_credit_to_sequences_by_an_auxiliary_denoiser() -> None:
     config = DiDiInstructConfig.recommended(
         credit=SequenceCredit(corruption=CorruptionByCount(num_draws=2)), regularization=Regularization(), **SMALL
     )
-    other = DiDiInstruct(made.student, made.teacher, None, PROCESS, config, auxiliary=made.auxiliary)
+    other = DiDiInstruct(Networks(made.student, made.teacher, auxiliary=made.auxiliary), PROCESS, config)
     found = []
     for each in (made, other):
         rollout = each.rollout(8, LENGTH, generator=seeded(0))
@@ -60,19 +61,17 @@ def test_the_plan_and_the_networks_by_name() -> None:
     assert made.update_plan.networks(0) == ("auxiliary", "auxiliary")
     assert made.update_plan.networks(1) == ("student", "auxiliary", "auxiliary")
     assert CONFIG.method_class is IDLM
-    named = IDLM.assemble(CONFIG, PROCESS, student=made.student, teacher=made.teacher, auxiliary=made.auxiliary)
-    assert named.auxiliary is made.auxiliary
-    with pytest.raises(ValueError, match="make_auxiliary"):
-        IDLM.assemble(CONFIG, PROCESS, student=made.student, teacher=made.teacher)
+    with pytest.raises(ValueError, match="auxiliary"):
+        IDLM(Networks(made.student, made.teacher), PROCESS, CONFIG)
     with pytest.raises(ValueError, match="'discriminator'"):
         made.loss("discriminator", made.rollout(4, LENGTH, generator=seeded(0)))
 
 
 def test_a_network_that_would_never_be_told_its_step_is_refused() -> None:
     with pytest.raises(ValueError, match=r"log_ratio\.step_conditioning=True, but the auxiliary"):
-        IDLM(small_dit(0, step_conditioning=True), small_dit(1), small_dit(2), PROCESS, CONFIG)
+        IDLM(Networks(small_dit(0, step_conditioning=True), small_dit(1), auxiliary=small_dit(2)), PROCESS, CONFIG)
     with pytest.raises(ValueError, match="step_conditioning=True, but the student"):
-        IDLM(small_dit(0), small_dit(1), small_dit(2, step_conditioning=True), PROCESS, CONFIG)
+        IDLM(Networks(small_dit(0), small_dit(1), auxiliary=small_dit(2, step_conditioning=True)), PROCESS, CONFIG)
     assert IDLM.make_auxiliary(small_dit(1), CONFIG).accepts_step
     assert IDLM.make_student(small_dit(1), CONFIG).accepts_step
 

@@ -17,6 +17,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
     with_changes,
 )
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.distillation.rollout import Rollout
 from tests.distillation.methods.chain_networks import LENGTH, PROCESS, seeded, small_method
 
@@ -28,8 +29,8 @@ CONFIG = DiDiInstructConfig.recommended(
 
 def with_matcher(matcher: IntermediateStateMatcher, config: DiDiInstructConfig = CONFIG) -> DiDiInstruct:
     made = small_method(config)
-    networks = (made.student, made.teacher, made.discriminator)
-    return DiDiInstruct(*networks, PROCESS, config, auxiliary=made.auxiliary, matcher=matcher)
+    networks = Networks(made.student, made.teacher, auxiliary=made.auxiliary, discriminator=made.discriminator)
+    return DiDiInstruct(networks, PROCESS, config, matcher=matcher)
 
 
 def with_other_tail(rollout: Rollout) -> Rollout:

@@ -19,6 +19,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
     with_changes,
 )
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import evaluation_mode
 
@@ -73,14 +74,14 @@ def assert_as_it_was(network: nn.Module, before: tuple) -> None:
 
 
 def method_of(config: PathConfig) -> Any:
-    return config.method_class.assemble(
-        config,
-        PROCESS,
+    kind: Any = config.method_class
+    networks = Networks(
         student=dropping_dit(0, step=True),
         teacher=dropping_dit(1),
         discriminator=dropping_discriminator(),
         auxiliary=dropping_dit(2, step=True),
     )
+    return kind(networks, PROCESS, config)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -124,7 +125,7 @@ def test_targets_of_a_teacher_in_training_mode_are_its_answers_in_evaluation_mod
     teacher, config = dropping_dit(1), SDTTConfig(teacher_steps=4, factor=2, rounds=1)
     before = state_of(teacher)
     x_t, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.full((4,), 0.5)
-    given = [SDTT(small_dit(0), each, PROCESS, config).targets(x_t, t, s, generator=seeded(2)) for each in
+    given = [SDTT(Networks(small_dit(0), each), PROCESS, config).targets(x_t, t, s, generator=seeded(2)) for each in
              (teacher, copy.deepcopy(teacher).eval())]  # fmt: skip
     assert torch.equal(given[0].log_probs_NV, given[1].log_probs_NV)
     assert torch.equal(given[0].x_s, given[1].x_s)
@@ -150,10 +151,10 @@ def test_copies_are_trainable_and_in_evaluation_mode_whatever_the_teacher_is_in(
 def test_a_teacher_may_share_its_weights_with_the_student() -> None:
     """Tied by the caller: freezing one would freeze the other."""
     student = dropping_dit(0, step=True)
-    method = DiDiInstruct(student, student, None, PROCESS, TOKENS, auxiliary=dropping_dit(2, step=True))
+    method = DiDiInstruct(Networks(student, student, auxiliary=dropping_dit(2, step=True)), PROCESS, TOKENS)
     method.student_loss(method.rollout(8, LENGTH, generator=seeded(0)), generator=seeded(1)).loss.backward()
     assert any(p.grad is not None and bool(p.grad.any()) for p in student.parameters())
-    SDTT(student, student, PROCESS)
+    SDTT(Networks(student, student), PROCESS)
     assert all(p.requires_grad for p in student.blocks.parameters())
 
 
@@ -161,22 +162,22 @@ def test_a_plain_function_may_be_the_teacher() -> None:
     def teacher(x_t: Tensor, t: Tensor) -> Tensor:
         return torch.zeros(*x_t.shape, 6) + torch.arange(6.0)
 
-    method = DiDiInstruct(small_dit(0, step_conditioning=True), teacher, None, PROCESS, TOKENS,
-                          auxiliary=small_dit(2, step_conditioning=True))  # fmt: skip
+    student, auxiliary = (small_dit(seed, step_conditioning=True) for seed in (0, 2))
+    method = DiDiInstruct(Networks(student, teacher, auxiliary=auxiliary), PROCESS, TOKENS)
     assert bool(method.student_loss(method.rollout(8, LENGTH, generator=seeded(0))).loss.isfinite())
-    sdtt = SDTT(small_dit(0), teacher, PROCESS, SDTTConfig(teacher_steps=4, factor=2, rounds=2))
+    sdtt = SDTT(Networks(small_dit(0), teacher), PROCESS, SDTTConfig(teacher_steps=4, factor=2, rounds=2))
     x = torch.randint(5, (4, LENGTH), generator=seeded(0))
     assert bool(sdtt.loss("student", sdtt.rollout(reference=x, generator=seeded(1))).loss.isfinite())
-    again = SDTT(small_dit(0), teacher, PROCESS, sdtt.config)
+    again = SDTT(Networks(small_dit(0), teacher), PROCESS, sdtt.config)
     again.load_state_dict(sdtt.state_dict())
     assert again.teacher is teacher
 
 
 def test_loading_the_first_round_leaves_the_callers_teacher_alone() -> None:
-    saved = SDTT(small_dit(0), small_dit(1), PROCESS).state_dict()
+    saved = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS).state_dict()
     teacher = small_dit(2)
     before = state_of(teacher)
-    SDTT(small_dit(0), teacher, PROCESS).load_state_dict(saved)
+    SDTT(Networks(small_dit(0), teacher), PROCESS).load_state_dict(saved)
     assert_as_it_was(teacher, before)
 
 
@@ -202,14 +203,14 @@ class Wrapped(nn.Module):
 )
 def test_a_network_that_would_never_be_told_its_step_is_refused(student, auxiliary, role) -> None:
     with pytest.raises(ValueError, match=role):
-        DiDiInstruct(student, small_dit(1), None, PROCESS, TOKENS, auxiliary=auxiliary)
+        DiDiInstruct(Networks(student, small_dit(1), auxiliary=auxiliary), PROCESS, TOKENS)
     told = with_changes(
         TOKENS, paths={"step_conditioning": role != "student"}, log_ratio={"step_conditioning": role != "auxiliary"}
     )
-    DiDiInstruct(student, small_dit(1), None, PROCESS, told, auxiliary=auxiliary)
+    DiDiInstruct(Networks(student, small_dit(1), auxiliary=auxiliary), PROCESS, told)
     if role == "student":
         with pytest.raises(ValueError, match=role):
-            SDTT(student, small_dit(1), PROCESS, SDTTConfig(step_conditioning=True))
+            SDTT(Networks(student, small_dit(1)), PROCESS, SDTTConfig(step_conditioning=True))
 
 
 def test_evaluation_mode_goes_back_after_an_error_and_passes_functions_over() -> None:

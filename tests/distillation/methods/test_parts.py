@@ -16,6 +16,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
 )
 from discrete_distill.distillation.methods.parts import draw_part, tokens_per_part
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import BetaTime
 
@@ -39,7 +40,9 @@ def method(**choices: Any) -> DiDiInstruct:
     auxiliary = DiDiInstruct.make_auxiliary(teacher, config)
     for parameter in auxiliary.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return DiDiInstruct(DiDiInstruct.make_student(teacher, config), teacher, None, PROCESS, config, auxiliary=auxiliary)
+    return DiDiInstruct(
+        Networks(DiDiInstruct.make_student(teacher, config), teacher, auxiliary=auxiliary), PROCESS, config
+    )
 
 
 def gradient(made: DiDiInstruct, loss: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,13 @@ from discrete_distill import exact
 from discrete_distill.distillation.divergence import token_witness
 from discrete_distill.distillation.methods import FrozenFeatures, RolloutMMD, RolloutMMDConfig
 from discrete_distill.distillation.methods.mmd import MMDLogRatio
+from discrete_distill.distillation.networks import Networks
 
 MMD = RolloutMMDConfig.recommended(paths={"step_conditioning": False})
 
 
 def method(config: RolloutMMDConfig = MMD) -> RolloutMMD:
-    return RolloutMMD(small_dit(0), small_dit(1), PROCESS, config)
+    return RolloutMMD(Networks(small_dit(0), small_dit(1)), PROCESS, config)
 
 
 def reference(batch: int = 8) -> Tensor:
@@ -117,7 +118,7 @@ def test_mmd_brings_the_bigrams_of_two_step_samples_towards_those_of_the_chain()
     """40 updates from random weights leave a tenth of the exact squared distance of bigram distributions, at most."""
     chain, length = exact.small_chain()
     student, config = small_dit(0), RolloutMMDConfig.recommended(paths={"num_steps": (2,), "step_conditioning": False})
-    made = RolloutMMD(student, small_dit(1), PROCESS, config, features=bigrams)
+    made = RolloutMMD(Networks(student, small_dit(1)), PROCESS, config, features=bigrams)
     optimiser, generator = torch.optim.AdamW(student.parameters(), lr=1e-2), seeded(0)
     x = exact.enumerate_sequences(5, length)
     target = bigrams(x, torch.zeros(1)).mean(1).T.double() @ chain.distribution(length).flatten()

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from discrete_distill import SDTT, SDTTConfig, as_denoiser, exact
 from discrete_distill.distillation.methods import DistillationMethod
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.process import MaskedDiffusion
 
 CONFIG = SDTTConfig(teacher_steps=8, factor=2, rounds=2)
@@ -56,9 +57,9 @@ def test_a_teacher_that_does_not_look_at_its_words_is_a_fixed_point_at_any_numbe
     teacher = Student(exact.MarkovChain(distribution, distribution.repeat(5, 1)).denoiser(5))
     config = SDTTConfig(teacher_steps=8, factor=4, rounds=1, target=target)
     x = torch.randint(5, (16, LENGTH), generator=seeded(0))
-    loss = loss_of(SDTT(teacher, teacher, PROCESS, config), x, generator=seeded(1))
+    loss = loss_of(SDTT(Networks(teacher, teacher), PROCESS, config), x, generator=seeded(1))
     assert float(loss) == pytest.approx(0.0, abs=1e-10)
-    other = loss_of(SDTT(small_dit(0), teacher, PROCESS, config), x, generator=seeded(1))
+    other = loss_of(SDTT(Networks(small_dit(0), teacher), PROCESS, config), x, generator=seeded(1))
     assert float(other.detach()) > 0.01
 
 
@@ -67,12 +68,12 @@ def test_a_teacher_that_does_not_look_at_its_words_is_a_fixed_point_at_any_numbe
 def test_a_student_that_says_what_the_teacher_said_in_several_steps_has_no_loss(target, factor) -> None:
     teacher = small_dit(1)
     config = SDTTConfig(teacher_steps=4, factor=factor, rounds=1, target=target)
-    method = SDTT(teacher, teacher, PROCESS, config)
+    method = SDTT(Networks(teacher, teacher), PROCESS, config)
     x_t, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.zeros(4)
     x_t[:, 0] = 1
     said = method.targets(x_t, t, s, generator=seeded(2))
     answers = torch.zeros(4 * LENGTH, 6).index_copy(0, said.positions, said.log_probs_NV)
-    perfect = SDTT(Student(lambda *_: answers.view(4, LENGTH, 6)), teacher, PROCESS, config)
+    perfect = SDTT(Networks(Student(lambda *_: answers.view(4, LENGTH, 6)), teacher), PROCESS, config)
     assert float(loss_at(perfect, x_t, t, s, generator=seeded(2))) == pytest.approx(0.0, abs=1e-6)
     own = float(loss_at(method, x_t, t, s, generator=seeded(2)))
     assert (own < 1e-6) == (factor == 1)
@@ -90,7 +91,7 @@ def mean_targets(method: SDTT, x_t: Tensor, count: int) -> tuple[Tensor, Tensor]
 def test_mean_targets_are_those_of_all_paths_of_the_teacher() -> None:
     """Every outcome of the first of two steps, enumerated."""
     teacher = tabular_teacher()
-    method = SDTT(teacher, teacher, TINY, replace(CONFIG, rounds=1))
+    method = SDTT(Networks(teacher, teacher), TINY, replace(CONFIG, rounds=1))
     state = torch.full((1, 3), 2)
     t, half = torch.tensor([0.8]), torch.tensor([0.55])
     reveal = float(TINY.unmask_probability(t, half))
@@ -116,7 +117,7 @@ def test_a_perfect_teacher_is_a_fixed_point_in_the_mean() -> None:
     new."""
     chain, _ = exact.small_chain()
     teacher = Student(chain.denoiser(5))
-    method = SDTT(teacher, teacher, PROCESS, SDTTConfig(teacher_steps=4, factor=4, rounds=1))
+    method = SDTT(Networks(teacher, teacher), PROCESS, SDTTConfig(teacher_steps=4, factor=4, rounds=1))
     state = torch.tensor([[5, 1, 5, 5, 5, 5]])
     actual, error = mean_targets(method, state, 5_000)
     expected = chain.denoiser(5)(state).exp()[0, [0, 2, 3, 4, 5], :5]
@@ -128,7 +129,7 @@ def test_times_are_interpolated_or_as_published() -> None:
     student = small_dit(0)
     t, s = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.75])
     right, published = (
-        SDTT(student, small_dit(1), PROCESS, replace(CONFIG, published=flag)).teacher_times(t, s)
+        SDTT(Networks(student, small_dit(1)), PROCESS, replace(CONFIG, published=flag)).teacher_times(t, s)
         for flag in (False, True)
     )
     torch.testing.assert_close(right, torch.tensor([[0.5, 1.0], [0.375, 0.875], [0.25, 0.75]]))
@@ -140,13 +141,13 @@ def test_published_total_variation_is_of_log_probabilities() -> None:
     x_t, t, s = torch.full((2, LENGTH), 5), torch.ones(2), torch.zeros(2)
     logs = [PROCESS.masked_log_probs(network(x_t, t))[..., :5] for network in (small_dit(0), small_dit(1))]
     for published, values in ((False, [each.exp() for each in logs]), (True, logs)):
-        method = SDTT(small_dit(0), small_dit(1), PROCESS, replace(config, published=published))
+        method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, replace(config, published=published))
         expected = 0.5 * (values[0] - values[1]).abs().sum(-1).mean()
         torch.testing.assert_close(loss_at(method, x_t, t, s, generator=seeded(0)), expected)
 
 
 def test_times_of_a_batch_are_steps_of_the_students_grid() -> None:
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG)
     t, s = method.times(8, torch.device("cpu"), seeded(0))
     assert sorted(t.tolist()) == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
     torch.testing.assert_close(t - s, torch.full((8,), 0.25))
@@ -156,7 +157,7 @@ def test_times_of_a_batch_are_steps_of_the_students_grid() -> None:
 
 
 def test_only_the_student_has_gradients_and_the_teacher_walks_each_state_once() -> None:
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG)
     asked = count_calls(method.teacher)
     loss_of(method, torch.randint(5, (8, LENGTH), generator=seeded(0)), generator=seeded(1)).backward()
     assert len(asked) == 2
@@ -165,7 +166,7 @@ def test_only_the_student_has_gradients_and_the_teacher_walks_each_state_once() 
 
 
 def test_given_tokens_and_padding_stay() -> None:
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG)
     x = torch.randint(5, (8, LENGTH), generator=seeded(0))
     real = (torch.arange(LENGTH) < 4).expand(8, -1)
     x_t, t, s = torch.where(torch.arange(LENGTH) == 0, x, 5), torch.ones(8), torch.zeros(8)
@@ -182,12 +183,12 @@ def test_in_each_round_the_student_becomes_the_teacher_and_a_state_goes_on() -> 
     assert [CONFIG.update_plan().round_of(step, 10) for step in range(10)] == [0] * 5 + [1] * 5
     student = SDTT.make_student(small_dit(1), replace(CONFIG, step_conditioning=True))
     assert student.accepts_step
-    method = SDTT(student, small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(student, small_dit(1)), PROCESS, CONFIG)
     x = torch.randint(5, (8, LENGTH), generator=seeded(0))
     method.start_round(1, student)
     assert method.teacher is not student
     assert not any(p.requires_grad for p in method.teacher.parameters())
-    again = SDTT(student, small_dit(1), PROCESS, CONFIG)
+    again = SDTT(Networks(student, small_dit(1)), PROCESS, CONFIG)
     again.load_state_dict(method.state_dict())
     assert again.round == 1
     losses = [float(loss_of(each, x, generator=seeded(1)).detach()) for each in (method, again)]
@@ -221,7 +222,7 @@ def masked_parts(sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def test_the_parts_of_a_batch_add_up_to_the_loss_of_the_whole() -> None:
     """Of one deterministic teacher: a step that reveals all, so that targets do not depend on draws."""
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
     parts = masked_parts([4, 2, 3])
     whole = loss_at(method, *(torch.cat(each) for each in zip(*parts, strict=True)), generator=seeded(0))
     masks = float(sum((x_t == 5).sum() for x_t, _, _ in parts))
@@ -231,7 +232,7 @@ def test_the_parts_of_a_batch_add_up_to_the_loss_of_the_whole() -> None:
 
 def test_processes_share_one_count_of_masked_positions() -> None:
     """Each of three ranks divides by the mean count, so that the mean of their losses is that of the whole batch."""
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
     parts = masked_parts([4, 2, 3])
     whole = loss_at(method, *(torch.cat(each) for each in zip(*parts, strict=True)), generator=seeded(0))
     mean_count = torch.tensor([float((x_t == 5).sum()) for x_t, _, _ in parts]).mean()
@@ -254,7 +255,7 @@ class Conditioned(torch.nn.Module):
 
 
 def test_conditions_reach_the_teacher_where_nothing_is_masked_too() -> None:
-    method = SDTT(Conditioned(), Conditioned(), PROCESS, CONFIG)
+    method = SDTT(Networks(Conditioned(), Conditioned()), PROCESS, CONFIG)
     x, real = torch.randint(5, (4, LENGTH), generator=seeded(0)), torch.ones(4, LENGTH, dtype=torch.bool)
     given = {"model_kwargs": {"label": torch.arange(4.0)}, "attention_mask": real}
     loss = loss_at(method, x, torch.ones(4), torch.zeros(4), generator=seeded(1), **given)
@@ -268,7 +269,7 @@ def test_a_teacher_with_nothing_to_draw_from_is_refused_by_sequence_and_position
         logits[1, 3] = float("nan")
         return logits
 
-    method = SDTT(small_dit(0), Student(broken), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
+    method = SDTT(Networks(small_dit(0), Student(broken)), PROCESS, SDTTConfig(teacher_steps=1, factor=1, rounds=1))
     with pytest.raises(ValueError, match="sequence 1, position 3"):
         method.targets(torch.full((2, LENGTH), 5), torch.ones(2), torch.zeros(2), generator=seeded(0))
 
@@ -285,7 +286,7 @@ def test_masks_that_are_not_movable_are_no_part_of_the_loss() -> None:
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
             return self.table[x_t]
 
-    method = SDTT(OwnToken(0), OwnToken(1), PROCESS, SDTTConfig(teacher_steps=2, factor=2, rounds=1))
+    method = SDTT(Networks(OwnToken(0), OwnToken(1)), PROCESS, SDTTConfig(teacher_steps=2, factor=2, rounds=1))
     x_t, t, s = torch.full((4, LENGTH), 5), torch.ones(4), torch.zeros(4)
     expected = loss_at(method, x_t, t, s, generator=seeded(0))
     wide = torch.full((4, 2 * LENGTH), 5)
@@ -299,7 +300,9 @@ def test_masks_that_are_not_movable_are_no_part_of_the_loss() -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
 def test_empty_data_are_refused(shape) -> None:
     with pytest.raises(ValueError, match="0"):
-        SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG).rollout(reference=torch.zeros(shape, dtype=torch.long))
+        SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG).rollout(
+            reference=torch.zeros(shape, dtype=torch.long)
+        )
 
 
 @pytest.mark.parametrize(
@@ -313,12 +316,12 @@ def test_empty_data_are_refused(shape) -> None:
 )
 def test_a_rollout_without_fitting_data_is_refused(given, message) -> None:
     with pytest.raises(ValueError, match=message):
-        SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG).rollout(**given)
+        SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG).rollout(**given)
 
 
 def test_a_rollout_is_the_corruption_of_data_and_a_prompt_stays() -> None:
     """Positions that ``x_init`` gives keep its token, and have no target."""
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG)
     assert isinstance(method, DistillationMethod)
     x = torch.randint(5, (32, LENGTH), generator=seeded(0))
     x_init = torch.where(torch.arange(LENGTH) < 2, 3, 5).expand(32, -1)
@@ -335,7 +338,7 @@ def test_a_rollout_is_the_corruption_of_data_and_a_prompt_stays() -> None:
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_a_plain_loop_makes_the_student_of_a_round_the_teacher_of_the_next(averaged: bool) -> None:
-    method = SDTT(small_dit(0), small_dit(1), PROCESS, CONFIG)
+    method = SDTT(Networks(small_dit(0), small_dit(1)), PROCESS, CONFIG)
     average = small_dit(2) if averaged else None
     first, optimizer = method.teacher, torch.optim.SGD(method.student.parameters(), lr=0.1)
     x = torch.randint(5, (8, LENGTH), generator=seeded(0))
@@ -388,7 +391,7 @@ def bert(seed: int) -> torch.nn.Module:
     ids=["masked language model", "shifted causal model", "function"],
 )
 def test_any_student_learns_from_any_teacher_in_rounds(student, teacher) -> None:
-    method = SDTT(student, teacher, PROCESS, CONFIG)
+    method = SDTT(Networks(student, teacher), PROCESS, CONFIG)
     x = torch.randint(5, (16, LENGTH), generator=seeded(0))
     optimizer, history = torch.optim.Adam(student.parameters(), lr=3e-2), []
     for step in range(15):
