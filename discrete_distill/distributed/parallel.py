@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,11 +84,11 @@ class _RunAgain:
         self.block = block
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = partial(type(self.block).forward, self.block)
+        forward: Callable[..., Any] = partial(type(self.block).forward, self.block)
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         # The second run would append to a cache of keys and values once more.
-        without_cache = {name: None if name in CACHES else value for name, value in kwargs.items()}
+        without_cache: dict[str, Any] = {name: None if name in CACHES else value for name, value in kwargs.items()}
         return checkpoint(forward, *args, use_reentrant=False, **without_cache)
 
 

@@ -213,9 +213,9 @@ class WrappedDenoiser(nn.Module):
         eager: bool = False,
     ) -> Tensor:
         if not len(x_t):  # Many models cannot reshape a batch of no rows: one row is run, and none of it returned.
-            x_t, t, *others = (_one_row(each) for each in (x_t, t, attention_mask, inputs_embeds))
             kwargs = {name: _one_row(value) for name, value in model_kwargs.items()}
-            return self._run(x_t, t, *others, kwargs, eager=eager)[:0]
+            given = [_one_row(each) for each in (x_t, t, attention_mask, inputs_embeds)]
+            return self._run(given[0], given[1], given[2], given[3], kwargs, eager=eager)[:0]
         if inputs_embeds is None:
             return self._call(x_t, t, attention_mask, model_kwargs, eager=eager)
         table = self.input_embeddings

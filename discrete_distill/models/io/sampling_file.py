@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def save_sampling(directory: str | Path, process: MaskedDiffusion, num_steps: Se
     """
     schedule: Any = process.schedule
     name = type(schedule).__name__
-    if getattr(processes, name, None) is not type(schedule) or not is_dataclass(schedule):
+    if getattr(processes, name, None) is not type(schedule):
         raise ValueError(f"a {name} is no schedule of discrete_distill.process, and is not saved: leave process out")
     content = {
         "mask_token_id": process.mask_token_id,
