@@ -33,10 +33,10 @@ from discrete_distill.distillation.methods import (
 )
 from discrete_distill.models import DiTConfig
 from discrete_distill.recipes.common.corpus import DataConfig
-from discrete_distill.recipes.common.dry_run import count_parameters
 from discrete_distill.recipes.common.environment import describe_machine
 from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.network_shape import network_shape
 from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
 from discrete_distill.recipes.compare.comparison import RESULTS_FILE, Comparison
 from discrete_distill.recipes.compare.readings import collapses
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         "device": describe_machine(comparison.run.accelerator),
         "date": datetime.date.today().isoformat(),
         "tiny": options.tiny,
-        "teacher_parameters": count_parameters(config.teacher.model),
+        "teacher_parameters": network_shape(config.teacher.model).parameters,
         "limit_seconds": options.seconds,
         "stages": {},
     }

@@ -130,8 +130,9 @@ class Networks:
 def make_networks(
     teacher: Denoiser,
     *,
-    log_ratio: LogRatioKind | None = "auxiliary",
+    log_ratio: LogRatioKind | Sequence[LogRatioKind] | None = "auxiliary",
     step_conditioning: bool = True,
+    log_ratio_conditioning: bool | None = None,
     sharing: Literal["copies"] | SharedBase = "copies",
     trainable_blocks: int = 4,
     generator: Generator | None = None,
@@ -141,9 +142,10 @@ def make_networks(
     Args:
         teacher: a network of this library, a model behind `as_denoiser`, or any module that is a denoiser.
         log_ratio: what estimates the log-ratio of student and teacher: an "auxiliary" denoiser, a "discriminator", or
-            None for methods without either.
+            None for methods without either; or both in a sequence.
         step_conditioning: pass student and auxiliary the step ``(t, s)``. A model without a way of its own must be an
             `EmbeddingDenoiser`; see `StepConditioned`.
+        log_ratio_conditioning: pass the auxiliary its step; None takes ``step_conditioning``.
         sharing: "copies", each network with weights of its own (a discriminator shares its frozen ones with a teacher
             that is no `DiT`); or `SharedBase`, all of them on one set of frozen weights.
         trainable_blocks: how many of the last blocks of a copied discriminator are trained; at most all.
@@ -163,8 +165,10 @@ def make_networks(
         >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
         >>> optimizer = torch.optim.AdamW(networks.trainable_parameters()["student"])  # doctest: +SKIP
     """
-    if log_ratio is not None and log_ratio not in get_args(LogRatioKind):
-        raise ValueError(f"log_ratio is one of {get_args(LogRatioKind)} or None, got {log_ratio!r}")
+    kinds = () if log_ratio is None else (log_ratio,) if isinstance(log_ratio, str) else tuple(log_ratio)
+    if not set(kinds) <= set(get_args(LogRatioKind)):
+        raise ValueError(f"log_ratio is one of {get_args(LogRatioKind)}, both or None, got {log_ratio!r}")
+    auxiliary_conditioning = step_conditioning if log_ratio_conditioning is None else log_ratio_conditioning
     if sharing != "copies" and not isinstance(sharing, SharedBase):
         raise ValueError(f'sharing is "copies" or a SharedBase, got {sharing!r}')
     inner = unwrap(teacher)[0]
@@ -178,8 +182,8 @@ def make_networks(
     if isinstance(sharing, SharedBase):
         base = shared_copy(inner).eval()
 
-        def denoiser() -> nn.Module:
-            return sharing.adapted(base, step_conditioning=step_conditioning, generator=generator)
+        def denoiser(told: bool) -> nn.Module:
+            return sharing.adapted(base, step_conditioning=told, generator=generator)
 
         def discriminator() -> nn.Module:
             return TrunkDiscriminator(sharing.adapted(base, generator=generator)).eval()
@@ -188,16 +192,16 @@ def make_networks(
     else:
         blocks = min(trainable_blocks, len(getattr(inner, "blocks", ())))
 
-        def denoiser() -> nn.Module:
-            return trainable_copy(inner, step_conditioning=step_conditioning)
+        def denoiser(told: bool) -> nn.Module:
+            return trainable_copy(inner, step_conditioning=told)
 
         def discriminator() -> nn.Module:
             return Discriminator.from_denoiser(inner, blocks).eval()
 
         given = teacher
     return Networks(
-        student=denoiser(),
+        student=denoiser(step_conditioning),
         teacher=given,
-        auxiliary=denoiser() if log_ratio == "auxiliary" else None,
-        discriminator=discriminator() if log_ratio == "discriminator" else None,
+        auxiliary=denoiser(auxiliary_conditioning) if "auxiliary" in kinds else None,
+        discriminator=discriminator() if "discriminator" in kinds else None,
     )

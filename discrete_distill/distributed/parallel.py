@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from ..process import FeatureDenoiser
 from .collectives import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
+CACHES = ("past_key_values", "past_key_value", "layer_past")
 ENTRANCES = ("features", "project", "projection", "hidden_states", "embed", "embedding_weight")
 
 
@@ -65,13 +68,28 @@ def save_memory(network: nn.Module, config: ParallelConfig) -> None:
     """Compile the blocks in place, and have their activations computed twice, as configured. Names do not change."""
     if config.activation_checkpointing:
         denoisers = [module for module in network.modules() if hasattr(module, "checkpoint_blocks")]
-        if not denoisers:
-            raise ValueError(f"{type(network).__name__} has no activation checkpointing; leave it out")
         for denoiser in denoisers:
             denoiser.checkpoint_blocks = True  # type: ignore[assignment]
+        for block in () if denoisers else blocks_of(network):
+            vars(block)["forward"] = _RunAgain(block)
     if config.compile_backend:
         for block in blocks_of(network):
             block.compile(backend=config.compile_backend)
+
+
+class _RunAgain:
+    """The forward of a block that keeps its inputs alone where gradients are taken; copied with the block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward: Callable[..., Any] = partial(type(self.block).forward, self.block)
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # The second run would append to a cache of keys and values once more.
+        without_cache: dict[str, Any] = {name: None if name in CACHES else value for name, value in kwargs.items()}
+        return checkpoint(forward, *args, use_reentrant=False, **without_cache)
 
 
 def can_shard() -> bool:

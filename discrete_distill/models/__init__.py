@@ -13,9 +13,11 @@ from .discriminator import (
 )
 from .dit import DiT
 from .dit_config import DiTConfig
+from .io.adapter_files import save_adapters
 from .io.card import ModelFacts
 from .io.hub import push_distilled, save_distilled
 from .io.loading import load_denoiser, load_discriminator
+from .io.sampling_file import load_sampling, save_sampling
 from .io.weights import CheckpointError
 from .lora import add_lora, lora_weights, merge_lora
 from .prior_guidance import PriorGuided, guide_by_prior, prior_log_probs
@@ -43,10 +45,13 @@ __all__ = [
     "guide_by_prior",
     "load_denoiser",
     "load_discriminator",
+    "load_sampling",
     "lora_weights",
     "masked_mean",
     "merge_lora",
     "prior_log_probs",
     "push_distilled",
+    "save_adapters",
     "save_distilled",
+    "save_sampling",
 ]

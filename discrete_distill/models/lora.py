@@ -93,6 +93,18 @@ def merge_lora(network: Network) -> Network:
     return network.requires_grad_(True)
 
 
+def lora_size(network: nn.Module, *, rank: int, targets: Sequence[str] | None = None) -> int:
+    """Numbers in the matrices that `add_lora` would put into a network.
+
+    Args:
+        network: it stays as it is.
+        rank: of the matrices.
+        targets: see `add_lora`.
+    """
+    layers = [network.get_submodule(name) for name in _targeted(network, targets)]
+    return rank * sum(sum(weight.shape) for layer in layers for weight in [layer.get_parameter("weight")])
+
+
 def has_lora(network: nn.Module) -> bool:
     """Whether there are low-rank weights that were not merged."""
     return any(".lora_" in name for name, _ in network.named_parameters())

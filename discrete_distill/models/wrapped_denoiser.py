@@ -200,7 +200,7 @@ class WrappedDenoiser(nn.Module):
         head = self.vocabulary_head
         with output_kept(self.blocks[layer]) as kept, nullcontext() if head is None else set_aside(head):
             self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs, eager=True)
-        return kept[-1]
+        return kept[-1][: len(x_t)]
 
     def _run(
         self,
@@ -212,6 +212,10 @@ class WrappedDenoiser(nn.Module):
         *,
         eager: bool = False,
     ) -> Tensor:
+        if not len(x_t):  # Many models cannot reshape a batch of no rows: one row is run, and none of it returned.
+            kwargs = {name: _one_row(value) for name, value in model_kwargs.items()}
+            given = [_one_row(each) for each in (x_t, t, attention_mask, inputs_embeds)]
+            return self._run(given[0], given[1], given[2], given[3], kwargs, eager=eager)[:0]
         if inputs_embeds is None:
             return self._call(x_t, t, attention_mask, model_kwargs, eager=eager)
         table = self.input_embeddings
@@ -283,6 +287,11 @@ class WrappedDenoiser(nn.Module):
         if not self.call_signature.shifted:
             return values_BLX
         return torch.cat((values_BLX[:, :1], values_BLX[:, :-1]), dim=1)
+
+
+def _one_row(value: Any) -> Any:
+    """Ones in the place of a tensor of no rows; anything else as it is."""
+    return value.new_ones((1, *value.shape[1:])) if isinstance(value, Tensor) and not len(value) else value
 
 
 def _logits_of(output: Any) -> Tensor:

@@ -16,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..checks import check_count, check_number
 from ..distributed.collectives import mean_over_processes
 from ..distributed.parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
+from ..models.lora import has_lora
+from ..models.shared_copy import shared_copy
 from .stored_settings import flat_settings, refuse_changes
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -98,7 +100,12 @@ class ModuleOptimizer:
         self.average: AveragedModel | None = None
         if config.ema_decay:
             average_fn = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(module, multi_avg_fn=average_fn, use_buffers=False)
+            adapted = has_lora(module)  # then the frozen weights are shared with the average
+            averaged = nn.Identity() if adapted else module
+            self.average = AveragedModel(averaged, multi_avg_fn=average_fn, use_buffers=False)
+            if adapted:
+                trained = [each for each in module.modules() if any(p.requires_grad for p in each.parameters(False))]
+                self.average.module = shared_copy(module, copied=trained)
         self.network = self._ready(parallel or ParallelConfig())
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(

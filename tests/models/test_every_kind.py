@@ -83,6 +83,16 @@ def test_hidden_states_are_those_that_the_model_returns(kind: str) -> None:
     assert dict(denoiser.blocks[0]._forward_hooks) == hooks
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_batch_of_no_rows_has_no_logits_and_no_gradient(kind: str) -> None:
+    """A step of a path may leave no row to evaluate."""
+    (x, t), denoiser = example(), teacher(kind)
+    none = denoiser(x[:0], t[:0])
+    assert none.shape == (0, LENGTH, V)
+    assert denoiser.hidden_states(x[:0], t[:0], 0).shape == (0, LENGTH, 16)
+    assert denoiser(x[:0], t[:0], inputs_embeds=denoiser.embed(x)[:0]).shape == none.shape
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", [AncestralSampler, ConfidenceSampler])
 def test_samplers(kind: str, sampler: Any) -> None:

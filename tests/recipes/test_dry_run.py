@@ -20,12 +20,12 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.recipes.common.dry_run import (
-    count_parameters,
     matmul_speed,
     memory_needed,
     seconds_per_step,
     step_cost,
 )
+from discrete_distill.recipes.common.network_shape import network_shape
 from discrete_distill.recipes.compare.budget import EvaluationCounter
 from discrete_distill.recipes.owt import main
 from discrete_distill.recipes.text.settings import PRESETS
@@ -46,13 +46,13 @@ def test_presets_have_the_papers_sizes(preset, layers, width, millions) -> None:
     config = PRESETS[preset]()
     model = config.teacher.model
     assert (model.num_layers, model.hidden_size, model.max_length, model.vocab_size) == (layers, width, 1024, 50258)
-    assert int(count_parameters(model) / 1e6) == millions
+    assert int(network_shape(model).parameters / 1e6) == millions
     assert config.distill.method == DiDiInstructConfig.paper()
     assert (config.distill.loop.num_steps, config.distill.student.learning_rate) == (10_000, 1e-6)
 
 
 def test_parameters_are_counted_without_making_the_network() -> None:
-    assert count_parameters(SHAPE) == sum(parameter.numel() for parameter in DiT(SHAPE).parameters())
+    assert network_shape(SHAPE).parameters == sum(parameter.numel() for parameter in DiT(SHAPE).parameters())
 
 
 @pytest.mark.parametrize("told", [False, True])

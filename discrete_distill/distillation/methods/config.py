@@ -82,6 +82,13 @@ class DiDiInstructConfig(PathConfig):
             )
 
     @property
+    def auxiliary_step_conditioning(self) -> bool:
+        """Whether the auxiliary is told the step that made what it reads (credit over the vocabulary), or the last step
+        of its samples' paths, if so configured."""
+        told = isinstance(self.log_ratio, AuxiliaryRatio) and self.log_ratio.step_conditioning
+        return told or isinstance(self.credit, VocabularyCredit)
+
+    @property
     def method_class(self) -> type[DiDiInstruct]:
         """`DiDiInstruct`."""
         from .didi_instruct import DiDiInstruct  # its module imports this one

@@ -92,10 +92,9 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     @staticmethod
     def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
-        """Copy the teacher, to be fitted to the student: trainable and in evaluation mode. It is passed the step that
-        made its input (credit over the vocabulary), or the last step of its samples' paths, if so configured."""
-        conditioned = isinstance(config.log_ratio, AuxiliaryRatio) and config.log_ratio.step_conditioning
-        return trainable_copy(teacher, step_conditioning=conditioned or isinstance(config.credit, VocabularyCredit))
+        """Copy the teacher, to be fitted to the student: trainable and in evaluation mode. It is passed its step if
+        `DiDiInstructConfig.auxiliary_step_conditioning`."""
+        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,

@@ -38,6 +38,11 @@ class IDLMConfig(PathConfig):
     corruption: CorruptionByCount = field(default_factory=lambda: CorruptionByCount(num_draws=2))
 
     @property
+    def auxiliary_step_conditioning(self) -> bool:
+        """Whether the auxiliary is told the last step of its samples' paths."""
+        return self.log_ratio.step_conditioning
+
+    @property
     def method_class(self) -> type[IDLM]:
         """`IDLM`."""
         return IDLM
@@ -104,7 +109,7 @@ class IDLM(PathMethod[IDLMConfig]):
     def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
         """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; passed the last step of
         its samples' paths, if so configured."""
-        return trainable_copy(teacher, step_conditioning=config.log_ratio.step_conditioning)
+        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
 
     def auxiliary_loss(
         self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None

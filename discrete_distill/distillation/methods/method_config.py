@@ -30,6 +30,11 @@ class MethodConfig:
         return False
 
     @property
+    def auxiliary_step_conditioning(self) -> bool:
+        """Whether the auxiliary, where one is trained, is told where a step ends."""
+        return False
+
+    @property
     def method_class(self) -> type[BaseMethod]:
         """The class that this configures."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors.torch import save_file
 from torch import nn
 
-from ..lora import refuse_unmerged
+from ..lora import has_lora, merge_lora, refuse_unmerged
 from ..shapes import check_stated, read_shape
 from .card import ModelFacts, model_card
 from .weights import CheckpointError, build, read_json, read_safetensors
@@ -226,7 +227,7 @@ def nothing_at(name_or_path: str | Path) -> str:
 
 def save_distilled(
     directory: str | Path,
-    student: HubNetwork,
+    student: nn.Module,
     discriminator: HubNetwork | None = None,
     *,
     facts: ModelFacts | None = None,
@@ -238,31 +239,36 @@ def save_distilled(
 
     Args:
         directory: made if it is not there.
-        student: to save.
-        discriminator: likewise, or None.
+        student: a network of this library, or any with ``save_pretrained``: a model behind `as_denoiser`, with its
+            embedding of the step or without; low-rank matrices are folded into a copy.
+        discriminator: a network of this library, or None.
         facts: what the card states.
         tokenizer: whose ids the student reads; None takes the fingerprint that the student was loaded with, if any.
 
     Raises:
-        ValueError: if there are LoRA weights that were not merged, or the tokenizer has another number of entries than
-            the student classes.
-        TypeError: if one of them is no network of this library.
+        ValueError: if the discriminator has LoRA weights that were not merged, or the tokenizer has another number of
+            entries than the student classes.
+        TypeError: if the student has no ``save_pretrained``, or the discriminator is no network of this library.
     """
-    for network in (student, discriminator):
-        if network is not None and not isinstance(network, HubNetwork):
-            raise TypeError(
-                f"a {type(network).__name__} is no network of this library: save it by its own save_pretrained, "
-                "and read it back by load_denoiser"
-            )
-        if network is not None:
-            refuse_unmerged(network)
-    stated = network_config(student).get("vocab_size")
+    if not callable(getattr(student, "save_pretrained", None)):
+        raise TypeError(f"a {type(student).__name__} has no save_pretrained: wrap it by as_denoiser, or give a DiT")
+    if discriminator is not None and not isinstance(discriminator, HubNetwork):
+        raise TypeError(f"a {type(discriminator).__name__} is no Discriminator of this library: leave it out")
+    if discriminator is not None:
+        refuse_unmerged(discriminator)
+    stated = network_config(student).get("vocab_size", getattr(student, "num_classes", None))
     if tokenizer is not None and stated not in (None, tokenizer.vocab_size):
         raise ValueError(
             f"the student has {stated} classes and the tokenizer {tokenizer.vocab_size} entries (mask included); give "
             "the tokenizer that it was trained with"
         )
-    student.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
+    whole: Any = merge_lora(copy.deepcopy(student)) if has_lora(student) else student
+    if isinstance(whole, HubNetwork):
+        whole.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
+    else:
+        whole.save_pretrained(directory)
+        card = model_card(_kind_of(whole), facts, {"classes": stated})
+        (Path(directory) / CARD_FILE).write_text(str(card), encoding="utf-8")
     if tokenizer is not None:
         _write_json(Path(directory) / FINGERPRINT_FILE, fingerprint_of(tokenizer))
     if discriminator is None:
@@ -273,9 +279,19 @@ def save_distilled(
     (Path(directory) / DISCRIMINATOR_CONFIG_FILE).write_text(config, encoding="utf-8")
 
 
+def _kind_of(network: nn.Module) -> str:
+    """Class of the model inside the library's wrappers."""
+    inner: Any = network
+    while isinstance(getattr(inner, "denoiser", getattr(inner, "model", None)), nn.Module) and type(
+        inner
+    ).__module__.startswith("discrete_distill"):
+        inner = getattr(inner, "denoiser", None) or inner.model
+    return type(inner).__name__
+
+
 def push_distilled(
     repo_id: str,
-    student: HubNetwork,
+    student: nn.Module,
     discriminator: HubNetwork | None = None,
     *,
     facts: ModelFacts | None = None,

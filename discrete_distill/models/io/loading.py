@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.constants import CONFIG_NAME
 
@@ -15,6 +16,7 @@ from ..discriminator import Discriminator
 from ..dit import DiT
 from ..noise import check_noise
 from ..wrappers import refuse_uniform_state
+from .adapter_files import load_adapters
 from .hub import (
     DISCRIMINATOR_CONFIG_FILE,
     DISCRIMINATOR_FILE,
@@ -44,8 +46,8 @@ def load_denoiser(
     trust_remote_code: bool = False,
     **hub: Any,
 ) -> Denoiser:
-    """A denoiser in fp32, whatever the precision of the file, and evaluation mode: a `DiT`, or a Hugging Face model
-    behind `as_denoiser`.
+    """A denoiser in fp32, whatever the precision of the file, and evaluation mode: a `DiT`, a Hugging Face model
+    behind `as_denoiser`, or one with the matrices that `save_adapters` wrote.
 
     Args:
         name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM,
@@ -89,6 +91,11 @@ def load_denoiser(
         _refuse_uniform(str(name_or_path), stated)
         if stated is not None and _is_transformers(stated):
             return load_from_transformers(str(name_or_path), stated, called, trust_remote_code, hub)
+        if stated is None:
+            base = partial(load_denoiser, trust_remote_code=trust_remote_code)
+            adapted = load_adapters(name_or_path, base, hub)
+            if adapted is not None:
+                return cast(Denoiser, adapted)
         file = _weights_file(name_or_path, (STUDENT_FILE, PICKLED_FILE), hub)
     if called:
         raise ValueError(f"{name_or_path} is no Hugging Face model: leave out {', '.join(called)}")
@@ -105,6 +112,23 @@ def load_denoiser(
     made = build(lambda: DiT(shape), weights, source=str(file))
     made.tokenizer_fingerprint = stored_fingerprint(name_or_path, **hub)
     return made
+
+
+def transformers_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """The ``config.json`` of a Hugging Face model; None where there is a network of another kind, or nothing.
+
+    Args:
+        name_or_path: see `load_denoiser`.
+        **hub: likewise.
+
+    Raises:
+        OSError: if the hub cannot be reached.
+        CheckpointError: if the file is no JSON object.
+    """
+    if Path(name_or_path).is_file():
+        return None
+    stated = _config(name_or_path, CONFIG_NAME, hub)
+    return stated if stated is not None and _is_transformers(stated) else None
 
 
 def load_discriminator(

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...checks import check_count
+from ...samplers import Frame
 from ...training.stored_settings import Setting
 from .assets import BUNDLED
 from .documents import read_documents, source_files
@@ -33,9 +34,10 @@ class DataConfig:
     Args:
         source: 'bundled', a UTF-8 text file (one document a line), JSON lines with a field "text", a folder of such
             files (.txt, .jsonl), each plain or compressed (.gz, .xz, .bz2), or a data set's hub name.
-        tokenizer: 'bundled', 'gpt2' (a hub name or a folder), 'train' (a BPE of this text), or a tokenizer.json.
+        tokenizer: 'bundled', 'gpt2' (a hub name or a folder), 'train' (a BPE of this text), or a tokenizer.json. A
+            Hugging Face teacher is read with its own tokenizer.
         vocab_size: entries of a tokenizer that is trained, mask included.
-        length: tokens per sequence (paper: 1024).
+        length: tokens per sequence, those of a model's frame included, such as [CLS] and [SEP] (paper: 1024).
         cache: folder of tokenised texts; ``<output>/tokens`` if empty.
     """
 
@@ -56,22 +58,43 @@ class TokenStream:
 
     Args:
         ids: one flat array of token ids, ``[T]``.
-        length: of a sequence, in tokens.
+        length: of a sequence, in tokens, prefix and suffix included.
         digest: `content_digest` of the ids, where it is known; see `text_digest`.
+        prefix: ids before the text of every sequence.
+        suffix: ids behind it.
 
     Raises:
-        ValueError: if there are too few tokens for one sequence.
+        ValueError: if there are too few tokens for one sequence, or prefix and suffix leave no room for text.
     """
 
     ids: np.ndarray
     length: int
     digest: str = ""
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.text_length < 1:
+            raise ValueError(
+                f"--data.length {self.length} leaves no room for text between the {len(self.prefix)} and "
+                f"{len(self.suffix)} special tokens around it; raise it"
+            )
         if len(self.ids) < self.length + 1:
             raise ValueError(
                 f"a split of {len(self.ids)} tokens is too short for sequences of {self.length}; give more text"
             )
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of text in a sequence."""
+        return self.length - len(self.prefix) - len(self.suffix)
+
+    @property
+    def shape(self) -> int | Frame:
+        """What a sampler draws: sequences of a length, in the frame of special tokens where there is one."""
+        if not self.prefix and not self.suffix:
+            return self.length
+        return Frame(self.text_length, prefix=self.prefix, suffix=self.suffix)
 
     def text_digest(self) -> str:
         """SHA-256 of all ids, in hexadecimal, whatever their integer type; taken once."""
@@ -94,20 +117,22 @@ class TokenStream:
     def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
         """``batch_size`` windows at uniform offsets, int64 ``[B, L]``."""
         device = "cpu" if generator is None else generator.device
-        starts = torch.randint(len(self.ids) - self.length, (batch_size,), generator=generator, device=device)
+        starts = torch.randint(len(self.ids) - self.text_length, (batch_size,), generator=generator, device=device)
         return self._windows(starts.tolist())
 
     def packed(self, limit: int | None = None) -> Tensor:
         """Consecutive windows that do not overlap, evenly thinned to at most ``limit``, int64 ``[N, L]``."""
-        count = len(self.ids) // self.length
+        count = len(self.ids) // self.text_length
         kept = np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).astype(int)
-        return self._windows([int(k) * self.length for k in kept])
+        return self._windows([int(k) * self.text_length for k in kept])
 
     def _windows(self, starts: Iterable[int]) -> Tensor:
         if is_cut(self.ids):
             raise OSError("the file of tokens became shorter while it was in use; run again to make it anew")
-        rows = [np.asarray(self.ids[start : start + self.length], dtype=np.int64) for start in starts]
-        return torch.from_numpy(np.stack(rows))
+        texts = [np.asarray(self.ids[start : start + self.text_length], dtype=np.int64) for start in starts]
+        rows = np.stack(texts)
+        ends = [np.tile(np.asarray(each, dtype=np.int64), (len(rows), 1)) for each in (self.prefix, self.suffix)]
+        return torch.from_numpy(np.concatenate([ends[0], rows, ends[1]], axis=1))
 
 
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
@@ -146,14 +171,17 @@ def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: 
         OSError: if the tokens cannot be written.
     """
 
+    def stream(ids: np.ndarray, digest: str = "") -> TokenStream:
+        return TokenStream(ids, length, digest, prefix=tokenizer.prefix, suffix=tokenizer.suffix)
+
     def make() -> dict[str, np.ndarray]:
         tokens = _tokenise(source, tokenizer)
         for ids in tokens.values():  # Looked at before anything is written: a text that is too short leaves nothing.
-            TokenStream(ids, length)
+            stream(ids)
         return tokens
 
     arrays = cached_arrays(cache_dir / _fingerprint(source, tokenizer), SPLITS, make)
-    return {name: TokenStream(found.array, length, found.digest) for name, found in arrays.items()}
+    return {name: stream(found.array, found.digest) for name, found in arrays.items()}
 
 
 def _tokenise(source: str, tokenizer: TextTokenizer) -> dict[str, np.ndarray]:

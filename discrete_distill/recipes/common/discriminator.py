@@ -9,19 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
-from ...models import Discriminator, DiT, discriminator_accuracy, discriminator_loss
+from ...models import Discriminator, discriminator_accuracy, discriminator_loss
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings, fold_seed
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
-from .students import save_network, weights_digest
+from .discriminator_files import save_discriminator
+from .students import weights_digest
 
 METRICS_FOLDER = "discriminator"
 
@@ -79,21 +81,21 @@ class DiscriminatorTrainer:
     def __init__(
         self,
         config: DiscriminatorConfig,
-        teacher: DiT,
-        student: DiT,
+        teacher: Any,
+        student: nn.Module,
         stream: TokenStream,
         process: MaskedDiffusion,
         accelerator: Accelerator,
         seed: int,
     ) -> None:
         self.config = config
-        self.student = student.eval()
+        self.student: nn.Module = student.eval()
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
         self.seed = seed
         torch.manual_seed(seed)
-        network = Discriminator.from_denoiser(teacher, min(config.trainable_blocks, len(teacher.blocks)))
+        network = Discriminator.from_denoiser(teacher, min(config.trainable_blocks, len(teacher.blocks))).train()
         self.discriminator = ModuleOptimizer(network, config.optimizer, config.updates, accelerator)
 
     @cached_property
@@ -106,8 +108,7 @@ class DiscriminatorTrainer:
         sizes = [len(part) for part in torch.arange(config.pool).split(32)]
         with self.accelerator.autocast():
             drawn = [
-                sampler(self.student, (size, self.stream.length), generator=g, device=device).sequences
-                for size in sizes
+                sampler(self.student, (size, self.stream.shape), generator=g, device=device).sequences for size in sizes
             ]
         return torch.cat(drawn)
 
@@ -159,9 +160,6 @@ class DiscriminatorTrainer:
             device=accelerator.device,
             settings=self.settings(),
         ).run()
-        network = self.discriminator.module
-        assert isinstance(network, Discriminator)
-        whole = Discriminator(network.config, network.trainable_blocks)
-        save_network(whole, self.discriminator, directory / "student" / "discriminator")
+        save_discriminator(self.discriminator, directory / "student" / "discriminator")
         accelerator.wait_for_everyone()
         return history

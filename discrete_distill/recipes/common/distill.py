@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +15,10 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
 from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
-from ...distillation.networks import Networks
+from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
-from ...models import Discriminator, DiT, guide_by_prior
+from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior, save_sampling
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
 from ...training import (
@@ -41,6 +42,8 @@ from .students import save_student, weights_digest
 
 SETTINGS_FILE = "settings.json"
 
+Sharing = Literal["copies", "adapters"]
+
 
 @dataclass(kw_only=True)
 class DistillConfig:
@@ -61,6 +64,9 @@ class DistillConfig:
         teacher_steps: steps of the teacher where its samples are the reference.
         prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
+        sharing: "copies", each network with weights of its own; or "adapters", low-rank matrices on one set of frozen
+            weights (needs peft).
+        rank: of these matrices.
     """
 
     method: MethodConfig = field(default_factory=DiDiInstructConfig)
@@ -75,11 +81,18 @@ class DistillConfig:
     teacher_steps: int = 64
     prior_guidance: float = 0.0
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sharing: Sharing = "copies"
+    rank: int = 16
 
     def __post_init__(self) -> None:
         check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
         check_count("--distill.discriminator-blocks", self.discriminator_blocks, minimum=0)
         check_number("--distill.prior-guidance", self.prior_guidance, minimum=0.0)
+        check_count("--distill.rank", self.rank)
+        if self.sharing not in get_args(Sharing):
+            raise ValueError(f"--distill.sharing is one of {get_args(Sharing)}, got {self.sharing!r}")
+        if self.sharing == "adapters" and self.parallel.strategy == "fsdp":
+            raise ValueError("fsdp would take apart the weights that adapters share: take --distill.sharing copies")
         group_size = self.method.group_size
         if self.batch_size % group_size:
             raise ValueError(
@@ -133,11 +146,12 @@ class Distillation:
     def __init__(
         self,
         config: DistillConfig,
-        teacher: DiT,
+        teacher: Any,
         stream: TokenStream,
         process: MaskedDiffusion,
         accelerator: Accelerator,
     ) -> None:
+        check_teacher(config, teacher)
         self.config = config
         self.stream = stream
         self.process = process
@@ -145,24 +159,34 @@ class Distillation:
         if config.prior_guidance:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
         method, parallel, updates = config.method, config.parallel, config.planned_updates()
-        kind: Any = method.method_class
-        student = kind.make_student(teacher, method)
-        self.student = ModuleOptimizer(student, config.student, updates["student"], accelerator, parallel)
-        self.auxiliary: ModuleOptimizer | None = None
-        self.discriminator: ModuleOptimizer | None = None
-        if "auxiliary" in updates:
-            auxiliary = kind.make_auxiliary(teacher, method)
-            self.auxiliary = ModuleOptimizer(auxiliary, config.ratio, updates["auxiliary"], accelerator, parallel)
-        if config.discriminator:
-            network = Discriminator.from_denoiser(teacher, min(config.discriminator_blocks, len(teacher.blocks)))
-            self.discriminator = ModuleOptimizer(network, config.ratio, updates["discriminator"], accelerator, parallel)
+        made = make_networks(
+            teacher,
+            log_ratio=[name for name in ("auxiliary", "discriminator") if name in updates],
+            step_conditioning=method.step_conditioning,
+            log_ratio_conditioning=method.auxiliary_step_conditioning,
+            sharing=SharedBase(rank=config.rank) if config.sharing == "adapters" else "copies",
+            trainable_blocks=config.discriminator_blocks,
+        )
+        if made.discriminator is not None:
+            made.discriminator.train()  # Its spectral norms are estimated as it is trained.
+        module_optimizers = {
+            name: ModuleOptimizer(
+                network, config.student if name == "student" else config.ratio, updates[name], accelerator, parallel
+            )
+            for name, network in made.trained().items()
+        }
+        self.student = module_optimizers["student"]
+        self.auxiliary = module_optimizers.get("auxiliary")
+        self.discriminator = module_optimizers.get("discriminator")
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
-        self.method: BaseMethod[Any] = kind(Networks(teacher=self._place_teacher(teacher), **networks), process, method)
+        kind: Any = method.method_class
+        placed = Networks(teacher=self._place_teacher(made.teacher), **networks)
+        self.method: BaseMethod[Any] = kind(placed, process, method)
 
-    def _place_teacher(self, teacher: DiT) -> nn.Module:
-        """A frozen copy, compiled and sharded as the student is."""
+    def _place_teacher(self, teacher: Any) -> nn.Module:
+        """A frozen copy, or the base that all networks share; compiled and sharded as the student is."""
         parallel = self.config.parallel
-        frozen = copy.deepcopy(teacher).requires_grad_(False).eval()
+        frozen = teacher if self.config.sharing == "adapters" else copy.deepcopy(teacher).requires_grad_(False).eval()
         save_memory(frozen, replace(parallel, activation_checkpointing=False))
         if self.accelerator.num_processes > 1 and parallel.strategy == "fsdp":
             shard(frozen, self.accelerator.device, self.accelerator.mixed_precision)
@@ -221,7 +245,7 @@ class Distillation:
         reads_reference = self.method.update_plan.rollout_reads_reference
         return self.method.rollout(
             size,
-            self.stream.length,
+            self.stream.shape,
             reference=self.reference(size, generator) if reads_reference else None,
             generator=generator,
             device=self.accelerator.device,
@@ -235,14 +259,43 @@ class Distillation:
             crops = self.stream.crops(size, generator=generator)
             return crops.to(self.accelerator.device)
         sampler = AncestralSampler(self.process, num_steps=self.config.teacher_steps)
-        shape = (size, self.stream.length)
+        shape = (size, self.stream.shape)
         with self.accelerator.autocast():
             return sampler(self.method.teacher, shape, generator=generator, device=self.accelerator.device).sequences
 
 
+def check_teacher(config: DistillConfig, teacher: Any) -> None:
+    """Refuse a teacher of which the configured networks cannot be made, before any is.
+
+    Args:
+        config: of the distillation.
+        teacher: a network.
+
+    Raises:
+        ValueError: naming what the teacher lacks, and the flag that does without it.
+    """
+    if config.sharing == "adapters" and importlib.util.find_spec("peft") is None:
+        raise ValueError("--distill.sharing adapters needs peft: pip install 'discrete_distill[lora]'")
+    if isinstance(teacher, DiT):
+        return
+    name = type(getattr(teacher, "model", teacher)).__name__
+    problems = []
+    told = config.method.step_conditioning or config.method.auxiliary_step_conditioning
+    if told and not isinstance(teacher, EmbeddingDenoiser):
+        problems.append("its input embeddings cannot be replaced, and a network is to be told its step")
+    if config.discriminator and not isinstance(teacher, HiddenStatesDenoiser):
+        problems.append("its blocks are not known: set --distill.no-discriminator")
+    if config.parallel.strategy == "fsdp":
+        problems.append("only networks of MDLM's kind are sharded: take --distill.parallel.strategy ddp")
+    if config.prior_guidance:
+        problems.append("guidance by the prior is not merged into its head: set --distill.prior-guidance 0")
+    if problems:
+        raise ValueError(f"a {name} cannot be distilled like this: {'; '.join(problems)}")
+
+
 def distil(
     config: DistillConfig,
-    teacher: DiT,
+    teacher: Any,
     stream: TokenStream,
     process: MaskedDiffusion,
     accelerator: Accelerator,
@@ -270,6 +323,7 @@ def distil(
     save_student(distillation, directory / "student")
     if accelerator.is_main_process:
         write_results(directory / "student" / SETTINGS_FILE, made_with)
+        save_sampling(directory / "student", process, getattr(getattr(config.method, "paths", None), "num_steps", ()))
     accelerator.wait_for_everyone()
     return history
 

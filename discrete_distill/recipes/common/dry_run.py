@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 
-from ...models import DiT, DiTConfig
-from .distill import DistillConfig
+from ...models import DiTConfig
+from .distill import DistillConfig, Sharing
 from .environment import describe_machine
+from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
+
+Shape = DiTConfig | NetworkShape
 
 GIGABYTE = 1e9
 BYTES_OF_ADAM = 8  # two fp32 averages a parameter
@@ -43,7 +46,7 @@ class StepCost:
         return self.forward + 2.0 * self.backward
 
 
-def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
+def step_cost(config: DistillConfig, model: Shape) -> StepCost:
     """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence.
 
     Args:
@@ -60,13 +63,7 @@ def step_cost(config: DistillConfig, model: DiTConfig) -> StepCost:
     return StepCost(forward=forward, backward=backward, graph=max(graph, float(batch)))
 
 
-def count_parameters(config: DiTConfig) -> int:
-    """Of the network, without making it."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in DiT(config).parameters())
-
-
-def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half: bool) -> dict[str, float]:
+def memory_needed(config: DistillConfig, model: Shape, length: int, *, half: bool) -> dict[str, float]:
     """Bytes on each device, by what they are for. An estimate: allocators and libraries take more.
 
     Args:
@@ -75,17 +72,19 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
         length: tokens per sequence.
         half: whether networks run in bf16; weights are kept in fp32 either way.
     """
-    parameters = count_parameters(model)
+    model = network_shape(model)
     unit = 2 if half else 4
     trained = 4 + 4 + BYTES_OF_ADAM
+    adapted = config.sharing == "adapters"
+    parameters = float(config.rank * model.rank_parameters if adapted else model.parameters)
     needed = {
-        "teacher": 4.0 * parameters,
-        "student": (trained + (4 if config.student.ema_decay else 0)) * float(parameters),
+        "teacher": 4.0 * model.parameters,
+        "student": (trained + (4 if config.student.ema_decay else 0)) * parameters,
     }
     if "auxiliary" in config.planned_updates():
-        needed["auxiliary"] = (trained + (4 if config.ratio.ema_decay else 0)) * float(parameters)
+        needed["auxiliary"] = (trained + (4 if config.ratio.ema_decay else 0)) * parameters
     if config.discriminator:
-        share = min(config.discriminator_blocks, model.num_layers) / model.num_layers
+        share = 1.0 if adapted else min(config.discriminator_blocks, model.num_layers) / model.num_layers
         needed["discriminator"] = (4.0 + share * (trained - 4 + (4 if config.ratio.ema_decay else 0))) * parameters
     cost = step_cost(config, model)
     per_sequence = length * model.hidden_size * model.num_layers * ACTIVATION_BYTES * unit / 2
@@ -96,9 +95,10 @@ def memory_needed(config: DistillConfig, model: DiTConfig, length: int, *, half:
     return needed
 
 
-def seconds_per_step(config: DistillConfig, model: DiTConfig, length: int, flops_per_second: float) -> float:
+def seconds_per_step(config: DistillConfig, model: Shape, length: int, flops_per_second: float) -> float:
     """Operations of the step's passes (2 a parameter and token forwards, twice that backwards) over the achieved."""
-    parameters = count_parameters(model) - model.vocab_size * model.hidden_size
+    model = network_shape(model)
+    parameters = model.parameters - model.vocab_size * model.hidden_size
     return 2.0 * parameters * length * step_cost(config, model).evaluations / (ACHIEVED * flops_per_second)
 
 
@@ -128,7 +128,7 @@ def describe_run(
     accelerator: Accelerator,
     check: Callable[[], None],
     *,
-    model: DiTConfig | None = None,
+    model: Shape | None = None,
 ) -> str:
     """What ``--dry-run`` prints.
 
@@ -140,13 +140,13 @@ def describe_run(
         check: raises ValueError or OSError if something is missing.
         model: shape of the teacher that is distilled; the one that would be trained by default.
     """
-    model, device = model or config.teacher.model, accelerator.device
+    model, device = network_shape(model or config.teacher.model), accelerator.device
     speed = matmul_speed(device, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     lines = [
         f"would run: {', '.join(stages)} into {config.directory}",
         f"machine: {describe_machine(accelerator)}, {accelerator.num_processes} process(es), "
         f"{speed / 1e12:.2f} TFLOP/s in matrix products, of which {ACHIEVED:.0%} are expected to be achieved",
-        f"network: {count_parameters(model) / 1e6:.1f}M parameters "
+        f"network: {model.parameters / 1e6:.1f}M parameters "
         f"({model.num_layers} layers, {model.hidden_size} wide, {model.vocab_size} classes), "
         f"length {config.data.length}",
     ]
@@ -171,7 +171,7 @@ def _describe_method(
     name: str,
     distill: DistillConfig,
     config: RecipeConfig,
-    model: DiTConfig,
+    model: Shape,
     accelerator: Accelerator,
     speed: float,
 ) -> list[str]:
@@ -185,7 +185,17 @@ def _describe_method(
         f"  memory on each device: {sum(needed.values()) / GIGABYTE:.2f} GB "
         f"({', '.join(f'{part} {size / GIGABYTE:.2f}' for part, size in needed.items())})",
         *_room(accelerator.device, sum(needed.values())),
+        *_other_sharing(distill, model, length, half),
     ]
+
+
+def _other_sharing(distill: DistillConfig, model: Shape, length: int, half: bool) -> list[str]:
+    """The memory of the choice of ``--distill.sharing`` that was not made, where it can be."""
+    other: Sharing = "copies" if distill.sharing == "adapters" else "adapters"
+    if distill.parallel.strategy == "fsdp":
+        return []
+    needed = sum(memory_needed(replace(distill, sharing=other), model, length, half=half).values())
+    return [f"  with --distill.sharing {other}: {needed / GIGABYTE:.2f} GB"]
 
 
 def _room(device: torch.device, needed: float) -> list[str]:

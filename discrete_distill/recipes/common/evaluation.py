@@ -20,9 +20,9 @@ from ...evaluation import (
     measure_diversity,
     measure_frontier,
 )
-from ...models import Discriminator, DiT
-from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, RGASampler, SamplerOutput
+from ...models import TrunkDiscriminator
+from ...process import Denoiser, MaskedDiffusion
+from ...samplers import AncestralSampler, Frame, RGASampler, SamplerOutput
 from ...training import fold_seed
 from .sharded import SharedJudge, draw_in_shares
 
@@ -81,7 +81,7 @@ class EvaluateConfig:
         check_number("--evaluate.tilt-fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
 
     def guided_sampler(
-        self, process: MaskedDiffusion, discriminator: Discriminator, steps: int, temperature: float
+        self, process: MaskedDiffusion, discriminator: TrunkDiscriminator, steps: int, temperature: float
     ) -> RGASampler:
         """RGAS as it is measured."""
         return RGASampler(
@@ -105,7 +105,7 @@ class SamplerSpec:
     """
 
     name: str
-    draw: Callable[[int, float, tuple[int, int], Generator], SamplerOutput]
+    draw: Callable[[int, float, tuple[int, int | Frame], Generator], SamplerOutput]
 
 
 class Evaluation:
@@ -116,7 +116,7 @@ class Evaluation:
         process: mask and schedule.
         judge: of perplexity.
         accelerator: device, precision and processes.
-        length: tokens of a sample.
+        length: tokens of a sample, or a `Frame` of fixed tokens around them.
         reference: held-out data for reverse perplexity, int64 ``[M, L]``; None to leave it out.
     """
 
@@ -126,7 +126,7 @@ class Evaluation:
         process: MaskedDiffusion,
         judge: Judge,
         accelerator: Accelerator,
-        length: int,
+        length: int | Frame,
         *,
         reference: Tensor | None = None,
     ) -> None:
@@ -139,19 +139,19 @@ class Evaluation:
         self.precision = "bf16 network, fp32 draw" if accelerator.mixed_precision == "bf16" else "fp32"
         self.drawn: dict[tuple[str, int, float, int], SamplerOutput] = {}
 
-    def plain(self, name: str, denoiser: DiT) -> SamplerSpec:
+    def plain(self, name: str, denoiser: Denoiser) -> SamplerSpec:
         """Ancestral sampling."""
 
-        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
+        def draw(steps: int, temperature: float, shape: tuple[int, int | Frame], generator: Generator) -> SamplerOutput:
             sampler = AncestralSampler(self.process, num_steps=steps, temperature=temperature)
             return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 
         return SamplerSpec(name, draw)
 
-    def guided(self, name: str, denoiser: DiT, discriminator: Discriminator) -> SamplerSpec:
+    def guided(self, name: str, denoiser: Denoiser, discriminator: TrunkDiscriminator) -> SamplerSpec:
         """RGAS."""
 
-        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
+        def draw(steps: int, temperature: float, shape: tuple[int, int | Frame], generator: Generator) -> SamplerOutput:
             sampler = self.config.guided_sampler(self.process, discriminator, steps, temperature)
             return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 

@@ -6,21 +6,26 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ...distributed.parallel import save_memory
-from ...models import Discriminator, DiT, DiTConfig, load_discriminator
+from ...models import DiT, TrunkDiscriminator
 from ...process import MaskedDiffusion
 from ...training import ParallelConfig, folder_lock
 from .assets import resolve
 from .corpus import TokenStream, load_streams
+from .discriminator_files import read_discriminator
 from .documents import read_documents
 from .environment import describe_machine, make_accelerator
 from .fingerprint import check_tokenizer, write_fingerprint
+from .model_tokenizer import ModelTokenizer
+from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
-from .teacher import load_teacher
+from .teacher import load_network
 from .tokenizer import TextTokenizer
 
 
@@ -81,8 +86,8 @@ class Run:
 
     @property
     def process(self) -> MaskedDiffusion:
-        """Mask of the tokenizer, log-linear schedule."""
-        return MaskedDiffusion(self.tokenizer.mask_token_id)
+        """Mask and forbidden ids of the tokenizer, log-linear schedule."""
+        return MaskedDiffusion(self.tokenizer.mask_token_id, forbidden_token_ids=self.tokenizer.forbidden_token_ids)
 
     @cached_property
     def streams(self) -> dict[str, TokenStream]:
@@ -113,27 +118,51 @@ class Run:
         """Where the weights of a teacher are: ``path``, or the folder of the shipped one."""
         return resolve(path, self.bundled_teacher)
 
-    def load_teacher(self) -> DiT:
-        """The teacher of ``--teacher.path``, on the device, checked against tokenizer and length.
+    def load_teacher(self) -> Any:
+        """The teacher of ``--teacher.path``, a `DiT` or a Hugging Face model behind `as_denoiser`, on the device.
+
+        It is checked against tokenizer and length.
 
         Raises:
             FileNotFoundError: if it cannot be had.
             ValueError: if it is damaged, or does not fit.
         """
         location = self.teacher_location(self.config.teacher.path)
-        teacher = load_teacher(location)
-        check_tokenizer(location, teacher.config.vocab_size, self.tokenizer, flag="--teacher.path")
-        self.check_length(teacher.config.max_length)
+        teacher = load_network(location, **self.config.teacher.called())
+        shape = network_shape(teacher)
+        if not isinstance(self.tokenizer, ModelTokenizer):  # which was read beside the teacher itself
+            check_tokenizer(location, shape.vocab_size, self.tokenizer, flag="--teacher.path")
+        elif shape.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the config.json of {location} states {self.tokenizer.vocab_size} classes, and its weights have "
+                f"{shape.vocab_size}"
+            )
+        self.check_length(shape.max_length)
         return teacher.to(self.accelerator.device)
 
-    def teacher_shape(self) -> DiTConfig | None:
+    def load_dit_teacher(self) -> DiT:
+        """The teacher of a recipe that takes networks of MDLM's kind alone.
+
+        Raises:
+            FileNotFoundError: if it cannot be had.
+            ValueError: if it is of another kind, or as `load_teacher`.
+        """
+        teacher = self.load_teacher()
+        if not isinstance(teacher, DiT):
+            raise ValueError(
+                f"{self.config.teacher.path} is a {type(teacher).__name__}; give --teacher.path a network of MDLM's "
+                "kind, or distil it with discrete_distill.recipes.owt"
+            )
+        return teacher
+
+    def teacher_shape(self) -> NetworkShape | None:
         """Shape of the teacher that is distilled; None if it cannot be had."""
         try:
-            return self.load_teacher().config
+            return network_shape(self.load_teacher())
         except (ValueError, OSError):
             return None
 
-    def load_student(self, folder: Path | None = None) -> tuple[DiT, Discriminator | None]:
+    def load_student(self, folder: Path | None = None) -> tuple[Any, TrunkDiscriminator | None]:
         """Student and discriminator of this run, or of another ``folder``, on the device.
 
         Raises:
@@ -141,16 +170,14 @@ class Run:
             ValueError: if it is damaged, or does not fit the tokenizer.
         """
         folder = self.directory / "student" if folder is None else folder
-        if not (folder / "model.safetensors").exists():
+        if not (folder / "config.json").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
-        student = load_teacher(str(folder)).to(self.accelerator.device)
-        check_tokenizer(folder, student.config.vocab_size, self.tokenizer, flag="--name")
-        discriminator = None
-        if (folder / "discriminator" / "model.safetensors").exists():
-            discriminator = load_discriminator(folder / "discriminator").to(self.accelerator.device).eval()
-        return student, discriminator
+        student = load_network(str(folder), **self.config.teacher.called()).to(self.accelerator.device)
+        check_tokenizer(folder, network_shape(student).vocab_size, self.tokenizer, flag="--name")
+        discriminator = read_discriminator(folder / "discriminator", self.load_teacher)
+        return student, None if discriminator is None else discriminator.to(self.accelerator.device)
 
-    def compile(self, *networks: DiT) -> None:
+    def compile(self, *networks: nn.Module) -> None:
         """Compile the blocks, as in training; the names of weights do not change."""
         for network in networks:
             save_memory(network, ParallelConfig(compile_backend=self.config.distill.parallel.compile_backend))
@@ -161,9 +188,9 @@ class Run:
             write_fingerprint(folder, self.tokenizer)
         self.accelerator.wait_for_everyone()
 
-    def check_length(self, max_length: int) -> None:
-        """Refuse sequences that are longer than a network reads."""
-        if self.config.data.length > max_length:
+    def check_length(self, max_length: int | None) -> None:
+        """Refuse sequences that are longer than a network reads, where it tells."""
+        if max_length is not None and self.config.data.length > max_length:
             raise ValueError(
                 f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"
             )

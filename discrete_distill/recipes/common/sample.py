@@ -69,10 +69,12 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     if config.guided and discriminator is None:
         raise ValueError("guided sampling needs a discriminator, and this student has none; leave --sample.guided out")
     process, tokenizer, length = run.process, run.tokenizer, run.config.data.length
-    ids = tokenizer.encode([config.prompt])[0] if config.prompt else []
-    if len(ids) >= length:
+    ids = [*tokenizer.prefix, *(tokenizer.encode([config.prompt])[0] if config.prompt else [])]
+    if len(ids) + len(tokenizer.suffix) >= length:
         raise ValueError(f"the prompt has {len(ids)} tokens and a sequence {length}; shorten the prompt")
-    x_init = prompted([ids] * config.count, length, process.mask_token_id)[0].to(run.accelerator.device)
+    x_init = prompted([ids] * config.count, length, process.mask_token_id, suffixes=[tokenizer.suffix] * config.count)[
+        0
+    ].to(run.accelerator.device)
     generator = Generator(device=run.accelerator.device).manual_seed(fold_seed("sample", run.config.seed))
     sampler: AncestralSampler | RGASampler
     if config.guided:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...training import TrainingCollapsed
 from .discriminator import DiscriminatorTrainer
-from .distill import distil
+from .distill import check_teacher, distil
 from .environment import make_folder
 from .fingerprint import check_tokenizer
 from .run import Run
@@ -49,7 +49,11 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
             needs=(lambda: check_initial_teacher(run),),
             may_round=True,
         ),
-        "distill": Stage(run=lambda: make_student(run), needs=(run.load_teacher,), may_round=True),
+        "distill": Stage(
+            run=lambda: make_student(run),
+            needs=(lambda: check_teacher(run.config.distill, run.load_teacher()),),
+            may_round=True,
+        ),
         "discriminator": Stage(
             run=lambda: fit_discriminator(run, make_folder(run.directory), run.config.seed),
             needs=(lambda: check_updates(run), run.load_teacher),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 from torch import Generator, nn
 
 from ...digests import file_digest
-from ...models import Discriminator, DiT
+from ...models import DiT, merge_lora
+from ...models.lora import has_lora
 from ...training import ModuleOptimizer
+from .discriminator_files import save_discriminator, save_network
 
 
 class StudentTraining(Protocol):
@@ -38,22 +41,22 @@ def save_student(training: StudentTraining, directory: Path) -> None:
     student, discriminator = training.student, training.discriminator
     weights = directory / "model.safetensors"
     before = file_digest(weights) if weights.exists() else None
-    save_network(DiT(student.module.config), student, directory)  # type: ignore[arg-type]
+    save_denoiser(student, directory)
     if student.accelerator.is_main_process and before not in (None, file_digest(weights)):
         # A discriminator that was fitted to the student before this one knows nothing of it.
         shutil.rmtree(directory / "discriminator", ignore_errors=True)
     if discriminator is not None:
-        network = discriminator.module
-        whole = Discriminator(network.config, network.trainable_blocks)  # type: ignore[arg-type]
-        save_network(whole, discriminator, directory / "discriminator")
+        save_discriminator(discriminator, directory / "discriminator")
 
 
-def save_network(whole: DiT | Discriminator, module_optimizer: ModuleOptimizer, directory: Path) -> None:
-    """The module_optimizer's averaged weights, gathered into ``whole``; all processes call it, the first one writes."""
-    weights = module_optimizer.averaged_weights()
-    if module_optimizer.accelerator.is_main_process:
-        whole.load_state_dict(weights)
-        whole.save_pretrained(directory)
+def save_denoiser(student: ModuleOptimizer, directory: Path) -> None:
+    """The averaged student: a `DiT`, or a plain model of the teacher's class; low-rank matrices are folded in."""
+    module: Any = student.module
+    if isinstance(module, DiT) and not has_lora(module):
+        save_network(DiT(module.config), student, directory)
+    elif student.accelerator.is_main_process:
+        merged: Any = copy.deepcopy(student.averaged)
+        (merge_lora(merged) if has_lora(merged) else merged).save_pretrained(directory)
 
 
 def weights_digest(network: nn.Module) -> str:

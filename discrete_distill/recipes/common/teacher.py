@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Generator, Tensor, nn
 
 from ...models import DiT, DiTConfig, load_denoiser
+from ...models.call_signature import Attention
+from ...models.io.loading import transformers_config
 from ...process import MaskedDiffusion, evaluation_mode
 from ...training import LoopConfig, OptimizerConfig, fold_seed
+from .assets import BUNDLED
 from .corpus import TokenStream
 from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
@@ -25,7 +28,11 @@ class TeacherConfig(MeasuredLikelihoodConfig):
 
     Args:
         path: folder, file of weights or hub name of a trained teacher in any layout that `load_denoiser` reads, or
-            'bundled'.
+            'bundled'. A Hugging Face model comes with its tokenizer.
+        attention: of a Hugging Face model, where its files do not say: 'full' for causal code that was trained to read
+            both ways; see `CallSignature`.
+        shifted: of such a model: its logits speak of the next token.
+        trust_remote_code: of such a model: run the Python of its repository (LLaDA, Dream).
         init: a teacher to train further (as ``path``), of the same shape but for its length; empty to start anew.
         model: its shape, where it is trained here.
         loop: how long it is trained.
@@ -38,6 +45,9 @@ class TeacherConfig(MeasuredLikelihoodConfig):
     stage: ClassVar[str] = "teacher"
 
     path: str = "bundled"
+    attention: Attention | None = None
+    shifted: bool | None = None
+    trust_remote_code: bool = False
     init: str = ""
     model: DiTConfig = field(
         default_factory=lambda: DiTConfig(
@@ -56,6 +66,11 @@ class TeacherConfig(MeasuredLikelihoodConfig):
     optimizer: OptimizerConfig = field(default_factory=lambda: from_scratch(warmup_steps=300, ema_decay=0.998))
     batch_size: int = 64
     half_precision: bool = True
+
+    def called(self) -> dict[str, Any]:
+        """Arguments of `load_denoiser` that the settings state."""
+        stated = {"attention": self.attention, "shifted": self.shifted, "trust_remote_code": self.trust_remote_code}
+        return {name: value for name, value in stated.items() if value}
 
 
 def train_teacher(
@@ -122,23 +137,50 @@ def initial_network(config: TeacherConfig, init: str | None = None) -> DiT:
     return network
 
 
-def load_teacher(path: str) -> DiT:
-    """Load a teacher in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
+def external_config(path: str) -> dict[str, Any] | None:
+    """The ``config.json`` of a Hugging Face teacher; None for a network of MDLM's kind, and where nothing is found.
+
+    Args:
+        path: see `TeacherConfig`.
+    """
+    if not path or path == BUNDLED:
+        return None
+    try:
+        return transformers_config(path)
+    except (OSError, HfHubHTTPError, ValueError):  # Whoever loads the weights says what is wrong.
+        return None
+
+
+def load_network(path: str, **called: Any) -> Any:
+    """Load a denoiser in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
 
     Args:
         path: folder, file of weights, or hub name.
+        **called: of a Hugging Face model, what its files do not say; see `load_denoiser`.
 
     Raises:
         FileNotFoundError: if it cannot be had, with the flag that names another.
-        ValueError: if it is damaged, or no network of MDLM's kind.
+        ValueError: if it is damaged, or nothing says how it is called.
     """
     missing = f"no teacher at {path!r}: give --teacher.path a folder with config.json and model.safetensors"
     if not path:
         raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
-        loaded = load_denoiser(path)
+        return load_denoiser(path, **called)
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(missing) from error
+    except TypeError as error:
+        raise ValueError(f"{path} cannot be the teacher: {error}") from error
+
+
+def load_teacher(path: str) -> DiT:
+    """Load a teacher of MDLM's kind; see `load_network`.
+
+    Raises:
+        FileNotFoundError: if it cannot be had, with the flag that names another.
+        ValueError: if it is damaged, or no network of MDLM's kind.
+    """
+    loaded = load_network(path)
     if not isinstance(loaded, DiT):
         raise ValueError(f"{path} is a {type(loaded).__name__}; give --teacher.path a network of MDLM's kind")
     return loaded

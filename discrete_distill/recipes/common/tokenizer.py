@@ -31,7 +31,16 @@ class TextTokenizer:
 
     Raises:
         ValueError: if it lacks either special token, or encodes text to one.
+
+    Attributes:
+        prefix: ids before the text of every sequence.
+        suffix: ids behind it.
+        forbidden_token_ids: ids beside the mask that are never generated.
     """
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    forbidden_token_ids: tuple[int, ...] = ()
 
     def __init__(self, backend: Tokenizer) -> None:
         self.backend = backend

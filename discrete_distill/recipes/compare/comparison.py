@@ -57,7 +57,7 @@ class Comparison:
             late: asked before each method; once it is true, no further one is trained, and the comparison goes on with
                 those that were.
         """
-        teacher = self.run.load_teacher()
+        teacher = self.run.load_dit_teacher()
         folder = make_folder(self.run.directory)
         costs: dict[str, Any] = {}
         write_results(folder / COSTS_FILE, {})
@@ -93,7 +93,7 @@ class Comparison:
             late: asked before each line; once it is true, no further one is measured.
         """
         started = time.perf_counter()
-        run, config, teacher = self.run, self.config, self.run.load_teacher()
+        run, config, teacher = self.run, self.config, self.run.load_dit_teacher()
         heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
         judges = self.judges()
         evaluation = Evaluation(config.evaluate, run.process, judges[0], run.accelerator, heldout.shape[1])

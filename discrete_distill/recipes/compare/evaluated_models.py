@@ -100,11 +100,11 @@ def _autoregressive(
     networks = [load_checked(run, folder).to(run.accelerator.device) for folder in folders]
 
     def spec(index: int, network: nn.Module) -> SamplerSpec:
-        def draw(steps: int, temperature: float, shape: tuple[int, int], generator: Generator) -> SamplerOutput:
+        def draw(steps: int, temperature: float, shape: tuple[int, Any], generator: Generator) -> SamplerOutput:
             sampler = AutoregressiveSampler(run.process.mask_token_id, temperature=temperature)
             return sampler(network, shape, generator=generator, device=run.accelerator.device)
 
         return SamplerSpec(f"{name}#{index}", draw)
 
     samplers = [spec(index, network) for index, network in enumerate(networks)]
-    return EvaluatedModel(name=name, samplers=samplers, steps=(evaluation.length,), network=networks[0])
+    return EvaluatedModel(name=name, samplers=samplers, steps=(run.config.data.length,), network=networks[0])

@@ -19,7 +19,7 @@ def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
         command: the command line, for the report.
     """
     comparison = Comparison(config, command)
-    common = (comparison.check_process, comparison.run.load_teacher, comparison.check_autoregressive)
+    common = (comparison.check_process, comparison.run.load_dit_teacher, comparison.check_autoregressive)
     trained = config.trained()
     return Recipe(
         run=comparison.run,

@@ -87,7 +87,7 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
     evaluation = Evaluation(chosen, run.process, judge, run.accelerator, heldout.shape[1])
     student, discriminator = run.load_student()
     samplers: list[tuple[SamplerSpec, tuple[int, ...]]] = [
-        (evaluation.plain("teacher", run.load_teacher()), chosen.steps),
+        (evaluation.plain("teacher", run.load_dit_teacher()), chosen.steps),
         (evaluation.plain("student", student), chosen.steps),
     ]
     if discriminator is not None:

@@ -41,7 +41,7 @@ def make_recipe(config: ProteinConfig, command: str) -> Recipe:
         run,
         config.sample,
         evaluate=Stage(
-            run=partial(measure, run, config, residues), needs=(run.load_teacher,), inputs=(run.load_student,)
+            run=partial(measure, run, config, residues), needs=(run.load_dit_teacher,), inputs=(run.load_student,)
         ),
         report=Stage(run=partial(report, run), inputs=(partial(results_of, run),), reads_corpus=False),
     )

@@ -43,7 +43,7 @@ def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
     heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
     # One half of the held-out text stands for data, the other is what reverse perplexity is measured on.
     data, reference = heldout[0::2], heldout[1::2]
-    drawn = Evaluation(config, run.process, judge, run.accelerator, heldout.shape[1], reference=reference)
+    drawn = Evaluation(config, run.process, judge, run.accelerator, run.streams["heldout"].shape, reference=reference)
     plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)

@@ -7,8 +7,10 @@ from pathlib import Path
 from ..common.assets import BUNDLED, asset
 from ..common.corpus import split_documents
 from ..common.documents import read_documents
+from ..common.model_tokenizer import load_model_tokenizer
 from ..common.run import Run
 from ..common.settings import RecipeConfig
+from ..common.teacher import external_config
 from ..common.tokenizer import TextTokenizer, gpt2_tokenizer, train_tokenizer
 
 
@@ -18,13 +20,16 @@ def text_run(config: RecipeConfig, command: str) -> Run:
 
 
 def find_tokenizer(config: RecipeConfig) -> TextTokenizer:
-    """Read the tokenizer that the settings name, or train it on the text.
+    """Read the tokenizer that the settings name, or train it on the text; of a Hugging Face teacher, its own.
 
     Raises:
         FileNotFoundError: if it cannot be had.
         ValueError: if it is damaged.
     """
-    name = config.data.tokenizer
+    name, teacher = config.data.tokenizer, config.teacher.path
+    model = external_config(teacher)
+    if model is not None:
+        return load_model_tokenizer(teacher, model)
     if name == BUNDLED:
         return TextTokenizer.load(asset("tokenizer.json"))
     if name == "train":

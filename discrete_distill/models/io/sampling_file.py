@@ -1,0 +1,77 @@
+"""What sampling from a saved student needs beside its weights: mask, forbidden ids, schedule, numbers of steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ... import process as processes
+from ...checks import check_count
+from ...process import MaskedDiffusion, MaskingSchedule
+from .hub import find_file
+from .weights import CheckpointError, read_json
+
+SAMPLING_FILE = "sampling.json"
+
+
+def save_sampling(directory: str | Path, process: MaskedDiffusion, num_steps: Sequence[int] = ()) -> None:
+    """Write ``sampling.json`` into the folder of a student; `load_sampling` reads it back.
+
+    Args:
+        directory: made if it is not there.
+        process: mask, forbidden ids and schedule, one of the library's.
+        num_steps: numbers of steps that the student was made for.
+
+    Raises:
+        ValueError: if the schedule is not one of the library's, or a number of steps is below 1.
+    """
+    schedule: Any = process.schedule
+    name = type(schedule).__name__
+    if getattr(processes, name, None) is not type(schedule):
+        raise ValueError(f"a {name} is no schedule of discrete_distill.process, and is not saved: leave process out")
+    content = {
+        "mask_token_id": process.mask_token_id,
+        "forbidden_token_ids": list(process.forbidden_token_ids),
+        "schedule": {"name": name, **asdict(schedule)},
+        "num_steps": [check_count("num_steps", each) for each in num_steps],
+    }
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    (Path(directory) / SAMPLING_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_sampling(name_or_path: str | Path, **hub: Any) -> tuple[MaskedDiffusion, tuple[int, ...]]:
+    """Read ``sampling.json`` of a student.
+
+    Args:
+        name_or_path: folder, or name on the hub.
+        **hub: see `load_denoiser`.
+
+    Returns:
+        The process, and the numbers of steps that the student was made for.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it describes no process.
+
+    Example:
+        >>> process, steps = load_sampling("student")  # doctest: +SKIP
+        >>> AncestralSampler(process, num_steps=steps[0])(load_denoiser("student"), (8, 128))  # doctest: +SKIP
+    """
+    file = find_file(name_or_path, SAMPLING_FILE, **hub)
+    if file is None:
+        raise FileNotFoundError(f"no {SAMPLING_FILE} at {name_or_path}: make a MaskedDiffusion yourself")
+    content = read_json(file)
+    try:
+        fields = dict(content["schedule"])
+        kind: Any = getattr(processes, fields.pop("name"))
+        if not (isinstance(kind, type) and issubclass(kind, MaskingSchedule)):
+            raise TypeError(f"{kind!r} is no schedule")
+        process = MaskedDiffusion(
+            content["mask_token_id"], kind(**fields), forbidden_token_ids=content["forbidden_token_ids"]
+        )
+        return process, tuple(check_count("num_steps", each) for each in content["num_steps"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} describes no process: {error}") from error
