@@ -51,7 +51,7 @@ def test_given_tokens_and_padding_have_no_targets(tmp_path: Path) -> None:
 
     made.method.targets = targets
     made.train()
-    mask = seen[0].generation_mask
+    mask = seen[0].loss_mask
     assert bool(mask.any())
     assert not bool(mask[:, :2].any())
     assert not bool((mask & ~seen[0].attention_mask.bool()).any())

@@ -11,7 +11,7 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.compare.budget import (
     EvaluationCounter,
     counted_step,
-    last_block,
+    list_of_blocks,
     plan_steps,
     total_evaluations,
 )
@@ -35,9 +35,9 @@ def test_a_pass_counts_one_a_sequence_and_a_backward_pass_two_more() -> None:
     counter.watch([frozen])
     frozen(x, t)
     assert counter.take() == 5
-    assert last_block(Discriminator(SHAPE, 1)) is not None
+    assert list_of_blocks(Discriminator(SHAPE, 1)) is not None
     with pytest.raises(TypeError, match="Linear has no list of blocks"):
-        last_block(nn.Linear(1, 1))
+        list_of_blocks(nn.Linear(1, 1))
 
 
 class SDTTTrainee:

@@ -22,8 +22,9 @@ FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the s
 
 
 class EvaluationCounter:
-    """Counts evaluations of whole sequences: one for each forward pass of one sequence through one network, two more
-    where a backward pass follows. Seen at the last block, so any network of blocks will do."""
+    """Count evaluations of whole sequences: one for each forward pass of one sequence through one network, two more
+    where a backward pass follows. Passes are seen at the first block, those with a graph at the last, so that any
+    network of blocks will do, and a pass that ends at hidden states counts as a whole one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -32,14 +33,17 @@ class EvaluationCounter:
     def watch(self, networks: Iterable[nn.Module]) -> None:
         """Count these from now on; those that are watched already are not counted twice."""
         for network in networks:
-            block = last_block(network)
-            if block not in self._watched:
-                self._watched.add(block)
-                block.register_forward_hook(self._note)
+            blocks = list_of_blocks(network)
+            if blocks[-1] not in self._watched:
+                self._watched.add(blocks[-1])
+                blocks[0].register_forward_hook(self._note_pass)
+                blocks[-1].register_forward_hook(self._note_graph)
 
-    def _note(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-        self.count += len(hidden) * (3 if hidden.requires_grad else 1)
+    def _note_pass(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self.count += len(_hidden(output))
+
+    def _note_graph(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self.count += 2 * len(_hidden(output)) * _hidden(output).requires_grad
 
     def take(self) -> int:
         """The count since the last take."""
@@ -47,8 +51,12 @@ class EvaluationCounter:
         return count
 
 
-def last_block(network: nn.Module) -> nn.Module:
-    """The last block of a denoiser, a discriminator or a GPT-2.
+def _hidden(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def list_of_blocks(network: nn.Module) -> nn.ModuleList:
+    """The blocks of a denoiser, a discriminator or a GPT-2.
 
     Raises:
         TypeError: for a network of another make.
@@ -58,7 +66,7 @@ def last_block(network: nn.Module) -> nn.Module:
         for name in path.split("."):
             found = getattr(found, name, None)
         if found is not None:
-            return found[-1]
+            return found
     raise TypeError(f"{type(network).__name__} has no list of blocks to count evaluations at")
 
 

@@ -510,7 +510,7 @@ def test_monte_carlo_is_within_five_standard_errors_which_shrink_as_they_should(
 def test_a_group_shares_its_times_and_its_counts() -> None:
     seen: list[Tensor] = []
 
-    def ratio(x_t, t, *, x_0=None, generation_mask=None):
+    def ratio(x_t, t, *, x_0=None, generation_mask=None, s=None, model_kwargs=None):
         seen.append(torch.stack((t.double(), (x_t == 2).sum(1).double())))
         return LogRatio(torch.zeros(x_t.shape), torch.zeros(len(x_t)))
 
@@ -533,7 +533,7 @@ def test_a_group_shares_its_times_and_its_counts() -> None:
 def test_immovable_positions_are_never_corrupted() -> None:
     generation_mask = torch.tensor([[False, True, True, False]]).expand(16, -1)
 
-    def ratio(x_t, t, *, x_0=None, generation_mask=None):
+    def ratio(x_t, t, *, x_0=None, generation_mask=None, s=None, model_kwargs=None):
         assert bool((x_t[:, [0, 3]] == 0).all())
         assert bool((x_t[:, 1:3] == 2).any())
         return LogRatio(torch.zeros(x_t.shape), torch.zeros(len(x_t)))
