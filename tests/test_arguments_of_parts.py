@@ -153,14 +153,14 @@ CASES = {
     ),
     "logits_at": Case(
         lambda **given: logits_at(network, STATE, **given),
-        {"t": TIMES, "rows": torch.arange(3)},
-        {"t": ("per row",), "rows": ("words",)},
+        {"t": TIMES, "positions": torch.arange(3)},
+        {"t": ("per row",), "positions": ("words",)},
     ),
-    "rows": Case(
-        lambda rows: logits_at(network, STATE, TIMES, rows),
-        {"rows": torch.arange(3).view(1, 3)[0]},
-        {"rows": ("tokens",)},
-        frozenset({("rows", label) for label in ("no rows", "no positions")}),
+    "positions": Case(
+        lambda positions: logits_at(network, STATE, TIMES, positions),
+        {"positions": torch.arange(3).view(1, 3)[0]},
+        {"positions": ("tokens",)},
+        frozenset({("positions", label) for label in ("no rows", "no positions")}),
     ),
     "draw_parts": Case(
         lambda num_parts: PROCESS.draw_parts(TOKENS, num_parts, generator=seeded()),

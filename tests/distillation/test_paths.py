@@ -368,7 +368,7 @@ def test_prompts_are_never_hidden() -> None:
 @pytest.mark.parametrize("hidden", [0.0, 1.2])
 def test_a_fraction_outside_its_range_is_refused(hidden) -> None:
     rollout = path_of(2, batch=2)
-    with pytest.raises(ValueError, match=f"hidden.*{hidden}"):
+    with pytest.raises(ValueError, match=f"mask_ratio.*{hidden}"):
         remask(PROCESS, rollout.steps[0], rollout.generation_mask, mask_ratio=hidden)
 
 

@@ -87,5 +87,5 @@ def test_log_ratios_of_another_shape_are_refused() -> None:
     sampler = RGASampler(PROCESS, reward=lambda x_t, t: torch.zeros(len(x_t), 1), num_steps=1, num_candidates=2)
     with pytest.raises(ValueError, match=r"logits \[5, 4\], a reward \[5\]; got \[5, 1\]"):
         sampler(RandomNetwork(3, 4, 0), (5, 4))
-    with pytest.raises(ValueError, match=r"hidden must lie in \(0, 1\], got 0.0"):
+    with pytest.raises(ValueError, match=r"mask_ratio must lie in \(0, 1\], got 0.0"):
         TeacherRatio(RandomNetwork(3, 4, 0), RandomNetwork(3, 4, 0), PROCESS, mask_ratio=0.0)
