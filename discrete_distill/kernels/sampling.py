@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,21 +63,8 @@ def _sample_rows_op(
 
 
 @_sample_rows_op.register_fake
-def _(
-    logits: Tensor,
-    seed: Tensor,
-    positions: Tensor,
-    step: Tensor,
-    num_candidates: int,
-    inverse_temperature: float,
-    mask_token_id: int,
-    tilt: Tensor | None,
-    tilt_scale: Tensor | None,
-    active: Tensor | None,
-    return_entropy: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    count = logits.shape[0]
+def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    count, num_candidates, return_entropy = logits.shape[0], arguments[3], arguments[9]
     return (
         logits.new_empty((count, num_candidates), dtype=torch.int64),
         logits.new_empty((count, num_candidates), dtype=torch.float32),

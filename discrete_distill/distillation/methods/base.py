@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor, nn
 
@@ -32,7 +32,17 @@ class BaseMethod(Generic[ConfigT]):
 
     Raises:
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
+
+    Attributes:
+        config_class: configuration of a class; its ``method_class`` is then that class.
     """
+
+    config_class: ClassVar[type[MethodConfig]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "config_class" in vars(cls):
+            cls.config_class.method_class = cls
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:
         if config.step_conditioning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...checks import check_number
 from .options import (
@@ -23,9 +23,6 @@ from .options import (
 )
 from .path_config import PathConfig
 from .protocol import UpdatePlan
-
-if TYPE_CHECKING:
-    from .didi_instruct import DiDiInstruct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +84,6 @@ class DiDiInstructConfig(PathConfig):
         of its samples' paths, if so configured."""
         told = isinstance(self.log_ratio, AuxiliaryRatio) and self.log_ratio.step_conditioning
         return told or isinstance(self.credit, VocabularyCredit)
-
-    @property
-    def method_class(self) -> type[DiDiInstruct]:
-        """`DiDiInstruct`."""
-        from .didi_instruct import DiDiInstruct  # its module imports this one
-
-        return DiDiInstruct
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """Order and number of the updates in a training step. A discriminator that gives the reward is updated before

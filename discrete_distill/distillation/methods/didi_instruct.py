@@ -51,6 +51,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
     """
 
+    config_class = DiDiInstructConfig
+
     def __init__(
         self,
         networks: Networks,

@@ -42,11 +42,6 @@ class IDLMConfig(PathConfig):
         """Whether the auxiliary is told the last step of its samples' paths."""
         return self.log_ratio.step_conditioning
 
-    @property
-    def method_class(self) -> type[IDLM]:
-        """`IDLM`."""
-        return IDLM
-
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """The student, then the auxiliary; a discriminator is not trained."""
         updates = {"auxiliary": self.log_ratio.updates}
@@ -82,6 +77,8 @@ class IDLM(PathMethod[IDLMConfig]):
         >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
         >>> method = IDLM(networks, process, config)  # doctest: +SKIP
     """
+
+    config_class = IDLMConfig
 
     def __init__(
         self,

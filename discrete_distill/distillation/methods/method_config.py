@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Any, ClassVar, Literal
 
 from .protocol import UpdatePlan
-
-if TYPE_CHECKING:
-    from .base import BaseMethod
 
 
 class MethodConfig:
     """Configuration of a method: a dataclass derived from this class.
 
     Attributes:
+        method_class: the class that is configured, whose ``config_class`` this is.
         reference: where reference sequences come from, "data" or "teacher" samples.
     """
 
+    method_class: ClassVar[Any]
     reference: Literal["data", "teacher"] = "data"
 
     @property
@@ -33,11 +32,6 @@ class MethodConfig:
     def auxiliary_step_conditioning(self) -> bool:
         """Whether the auxiliary, where one is trained, is told where a step ends."""
         return False
-
-    @property
-    def method_class(self) -> type[BaseMethod]:
-        """The class that this configures."""
-        raise NotImplementedError
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """Order and number of the updates in a training step.

@@ -42,11 +42,6 @@ class RolloutMMDConfig(PathConfig):
         if self.bandwidth is not None:
             check_bandwidth(self.bandwidth)
 
-    @property
-    def method_class(self) -> type[RolloutMMD]:
-        """`RolloutMMD`."""
-        return RolloutMMD
-
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """The student alone, which reads reference sequences; a discriminator is not trained."""
         return UpdatePlan(order=("student",), reads_reference=("student",))
@@ -84,6 +79,8 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         >>> rollout = method.rollout(8, 16, generator=g)  # doctest: +SKIP
         >>> method.loss("student", rollout, reference=data, generator=g).loss.backward()  # doctest: +SKIP
     """
+
+    config_class = RolloutMMDConfig
 
     def __init__(
         self,

@@ -80,11 +80,6 @@ class SDTTConfig(MethodConfig):
         """Steps that the student of a round (0 is the first) takes from all mask to data."""
         return self.teacher_steps // self.factor ** (round_index + 1)
 
-    @property
-    def method_class(self) -> type[SDTT]:
-        """`SDTT`."""
-        return SDTT
-
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """The student alone, in rounds, on corrupted reference sequences; a discriminator is not trained."""
         return UpdatePlan(order=("student",), reads_reference=("rollout",), rounds=self.rounds)
@@ -118,6 +113,8 @@ class SDTT(BaseMethod[SDTTConfig]):
         >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
         >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
     """
+
+    config_class = SDTTConfig
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: SDTTConfig | None = None) -> None:
         super().__init__(networks, process, config if config is not None else SDTTConfig())
