@@ -5,7 +5,6 @@ Whatever a method draws depends here on the row alone, so that the same batch is
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +15,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 from transformers import TrainerCallback
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, Discriminator, MaskedDiffusion, Networks
 from discrete_distill.distillation.methods import (
     AuxiliaryRatio,
     CorruptionByParts,
@@ -162,14 +161,10 @@ def gradients_of_the_loop(
         discriminator_blocks=1,
     )
     stream = TokenStream(np.arange(100, dtype=np.uint16) % 5, LENGTH)
-    with ExitStack() as stack:
-        for owner, function, name in (
-            (DiDiInstruct, "make_student", "student"),
-            (DiDiInstruct, "make_auxiliary", "auxiliary"),
-            (Discriminator, "from_denoiser", "discriminator"),
-        ):
-            stack.enter_context(patch.object(owner, function, lambda *_, name=name: made[name]))
+    with patch("discrete_distill.recipes.common.distill.make_networks", lambda *_, **__: Networks(**made)):
         loop = RaggedDistillation(settings, made["teacher"], stream, DrawsOfRows(MASK), Accelerator(cpu=True))
+    if "discriminator" in made:
+        made["discriminator"].eval()
     loop.given(share_of(rank, processes, parts, padding))
     found: dict[str, Tensor] = {}
     for name, module_optimizer in loop.parts().items():
