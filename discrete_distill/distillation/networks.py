@@ -182,8 +182,8 @@ def make_networks(
     if isinstance(sharing, SharedBase):
         base = shared_copy(inner).eval()
 
-        def denoiser(told: bool) -> nn.Module:
-            return sharing.adapted(base, step_conditioning=told, generator=generator)
+        def denoiser(conditioned: bool) -> nn.Module:
+            return sharing.adapted(base, step_conditioning=conditioned, generator=generator)
 
         def discriminator() -> nn.Module:
             return TrunkDiscriminator(sharing.adapted(base, generator=generator)).eval()
@@ -192,8 +192,8 @@ def make_networks(
     else:
         blocks = min(trainable_blocks, len(getattr(inner, "blocks", ())))
 
-        def denoiser(told: bool) -> nn.Module:
-            return trainable_copy(inner, step_conditioning=told)
+        def denoiser(conditioned: bool) -> nn.Module:
+            return trainable_copy(inner, step_conditioning=conditioned)
 
         def discriminator() -> nn.Module:
             return Discriminator.from_denoiser(inner, blocks).eval()

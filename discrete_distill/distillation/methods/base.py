@@ -58,6 +58,12 @@ class BaseMethod(Generic[ConfigT]):
         ``config.step_conditioning``; its initial outputs are the teacher's."""
         return trainable_copy(teacher, step_conditioning=config.step_conditioning)
 
+    @staticmethod
+    def make_auxiliary(teacher: Denoiser, config: MethodConfig) -> nn.Module:
+        """Copy the teacher, to be fitted to the student. The copy is trainable and in evaluation mode, with a step as
+        an input if ``config.auxiliary_step_conditioning``; its initial outputs are the teacher's."""
+        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
+
     @property
     def update_plan(self) -> UpdatePlan:
         """Order and number of the updates in a training step."""

@@ -80,10 +80,10 @@ class DiDiInstructConfig(PathConfig):
 
     @property
     def auxiliary_step_conditioning(self) -> bool:
-        """Whether the auxiliary is told the step that made what it reads (credit over the vocabulary), or the last step
+        """Whether the auxiliary is passed the step that made its input (credit over the vocabulary), or the last step
         of its samples' paths, if so configured."""
-        told = isinstance(self.log_ratio, AuxiliaryRatio) and self.log_ratio.step_conditioning
-        return told or isinstance(self.credit, VocabularyCredit)
+        conditioned = isinstance(self.log_ratio, AuxiliaryRatio) and self.log_ratio.step_conditioning
+        return conditioned or isinstance(self.credit, VocabularyCredit)
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
         """Order and number of the updates in a training step. A discriminator that gives the reward is updated before

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..networks import Networks
@@ -92,12 +91,6 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         super().__init__(networks, process, config, estimator=estimator, matcher=matcher)
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
-    @staticmethod
-    def make_auxiliary(teacher: Denoiser, config: DiDiInstructConfig) -> nn.Module:
-        """Copy the teacher, to be fitted to the student: trainable and in evaluation mode. It is passed its step if
-        `DiDiInstructConfig.auxiliary_step_conditioning`."""
-        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
-
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
         where it has them."""
@@ -142,12 +135,11 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         )
 
     def rollout(self, *sizes: Any, tokens: Tensor | None = None, **given: Any) -> Rollout:
-        """See `PathMethod.rollout`; the first call along each path tells the `DiversityControl` how alike its samples
-        are."""
+        """See `PathMethod.rollout`; the first call along each path adds the agreement of its samples to the
+        `DiversityControl`."""
         rollout = super().rollout(*sizes, tokens=tokens, **given)
-        if self.diversity is not None and tokens is None:
-            for agreement in self.rollout_metrics(rollout).values():
-                self.diversity.add(agreement, num_steps=len(rollout.steps))
+        if self.diversity is not None and tokens is None and rollout.agreement is not None:
+            self.diversity.add(rollout.agreement, num_steps=len(rollout.steps))
         return rollout
 
     def _ratio_loss(self, name: str, rollout: Rollout, reference: Tensor | None, **given: Any) -> StepOutput:

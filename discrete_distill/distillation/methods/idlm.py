@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from ...models.step_conditioning import trainable_copy
-from ...process import Denoiser, MaskedDiffusion
+from ...process import MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio
 from ..networks import Networks
 from ..rollout import Rollout
@@ -39,7 +38,7 @@ class IDLMConfig(PathConfig):
 
     @property
     def auxiliary_step_conditioning(self) -> bool:
-        """Whether the auxiliary is told the last step of its samples' paths."""
+        """Whether the auxiliary is passed the last step of its samples' paths."""
         return self.log_ratio.step_conditioning
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
@@ -101,12 +100,6 @@ class IDLM(PathMethod[IDLMConfig]):
         )
         super().__init__(networks, process, config, estimator=estimator)
         self.auxiliary = auxiliary
-
-    @staticmethod
-    def make_auxiliary(teacher: Denoiser, config: IDLMConfig) -> nn.Module:
-        """A copy of the teacher to be fitted to the student, trainable and in evaluation mode; passed the last step of
-        its samples' paths, if so configured."""
-        return trainable_copy(teacher, step_conditioning=config.auxiliary_step_conditioning)
 
     def auxiliary_loss(
         self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None

@@ -30,7 +30,7 @@ class MethodConfig:
 
     @property
     def auxiliary_step_conditioning(self) -> bool:
-        """Whether the auxiliary, where one is trained, is told where a step ends."""
+        """Whether the auxiliary, where one is trained, is passed the end of a step."""
         return False
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:

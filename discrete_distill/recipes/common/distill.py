@@ -280,9 +280,9 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
         return
     name = type(getattr(teacher, "model", teacher)).__name__
     problems = []
-    told = config.method.step_conditioning or config.method.auxiliary_step_conditioning
-    if told and not isinstance(teacher, EmbeddingDenoiser):
-        problems.append("its input embeddings cannot be replaced, and a network is to be told its step")
+    conditioned = config.method.step_conditioning or config.method.auxiliary_step_conditioning
+    if conditioned and not isinstance(teacher, EmbeddingDenoiser):
+        problems.append("its input embeddings cannot be replaced, and a network is to be passed its step")
     if config.discriminator and not isinstance(teacher, HiddenStatesDenoiser):
         problems.append("its blocks are not known: set --distill.no-discriminator")
     if config.parallel.strategy == "fsdp":

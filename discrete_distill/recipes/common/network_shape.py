@@ -22,7 +22,7 @@ class NetworkShape:
         vocab_size: classes.
         hidden_size: width of its embeddings.
         num_layers: blocks.
-        time_conditioning: whether it is told the time.
+        time_conditioning: whether it is passed the time.
         parameters: numbers that it holds.
         rank_parameters: numbers that low-rank matrices of rank 1 on its linear layers hold.
         max_length: longest sequence, in tokens; None where it does not tell.
