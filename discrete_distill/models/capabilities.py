@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,12 +41,18 @@ class EmbeddingDenoiser(Protocol):
 
 @runtime_checkable
 class HiddenStatesDenoiser(Protocol):
-    """A denoiser whose blocks can be read and trained by themselves."""
+    """A denoiser whose blocks can be read and trained by themselves.
 
-    @property
-    def blocks(self) -> Sequence[nn.Module] | nn.ModuleList:
-        """The blocks in order."""
-        ...
+    Attributes:
+        blocks: the blocks in order.
+    """
+
+    if TYPE_CHECKING:  # not a member that isinstance looks up: from Python 3.12 on it does not see a module's modules
+
+        @property
+        def blocks(self) -> Sequence[nn.Module] | nn.ModuleList:
+            """The blocks in order."""
+            ...
 
     def hidden_states(self, x_t: Tensor, t: Tensor, layer: int, /, **model_kwargs: Any) -> Tensor:
         """Output ``[B, L, D]`` of block ``layer``, counted from 0; not moved where the logits are shifted."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from ..checks import check_per_row
 from .conditions import call_network, name_of
@@ -40,6 +40,14 @@ class FeatureDenoiser(Protocol):
     def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
 
     def project(self, features: Tensor, /) -> Tensor: ...
+
+
+def device_of(denoiser: Denoiser, generator: Generator | None = None) -> torch.device:
+    """Device of the denoiser's first parameter; of the generator for a denoiser that has none; else the CPU."""
+    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
+    if first is not None and not first.is_meta:
+        return first.device
+    return generator.device if generator is not None else torch.device("cpu")
 
 
 class FeatureParts(NamedTuple):

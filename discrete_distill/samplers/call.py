@@ -63,7 +63,7 @@ class Sampler:
             model_kwargs: passed to all networks by keyword. Tensors with an entry for each sequence follow their
                 sequences.
             generator: one draw of it seeds the whole trajectory.
-            device: of unconditional samples; the generator's by default.
+            device: of unconditional samples; that of the denoiser's parameters by default, or the generator's.
             first_row: number of the first sequence, when a batch is drawn in parts.
             return_history: keep every state.
             callback: called with the step's number and the tokens ``[B, L]`` after each step.

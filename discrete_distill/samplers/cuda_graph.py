@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from ..checks import check_generator
 from ..process import Denoiser
+from ..process.denoiser import device_of
 from .ancestral import AncestralSampler
 from .call import Sampler, SamplerCall
 from .output import SamplerOutput
@@ -88,8 +89,7 @@ class CudaGraphSampler(Sampler):
 
     def trajectory(self, call: SamplerCall) -> FixedTrajectory:
         """The operations of a call, those of the last call where denoiser, shape and device are the same."""
-        default = "cpu" if call.generator is None else call.generator.device
-        device = torch.device(default if call.device is None else call.device)
+        device = device_of(call.denoiser, call.generator) if call.device is None else torch.device(call.device)
         made = self._made[0] if self._made else None
         if made is None or not made.serves(call.denoiser, call.shape, device):
             self._made.clear()  # Frees the memory of the previous graph first.

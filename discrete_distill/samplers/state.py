@@ -16,7 +16,7 @@ from ..checks import check_generator
 from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
 from ..process.conditions import check_conditions
-from ..process.denoiser import LogitsOfPart, check_ids
+from ..process.denoiser import LogitsOfPart, check_ids, device_of
 from .filtering import TokenDistribution
 from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
 from .logits import evaluate, guided
@@ -51,7 +51,7 @@ class SamplerState:
         generation_mask: bool ``[B, L]``, true at positions that may be generated; all by default.
         model_kwargs: passed to the denoiser by keyword. Tensors with an entry for each sequence follow their sequences.
         generator: one draw of it is the 64-bit seed.
-        device: of an unconditional sample; the generator's by default.
+        device: of an unconditional sample; that of the denoiser's parameters by default.
         first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state and
             its own ``first_row``, gets the tokens of the whole.
         token_distribution: how a token is drawn from logits; the denoiser's own distribution by default.
@@ -102,8 +102,8 @@ class SamplerState:
     ) -> None:
         check_conditions(model_kwargs, denoiser, {"attention_mask"})
         check_generator(generator)
-        place = generator.device if generator is not None else torch.device("cpu")
-        self.tokens, largest_id = start_of(process.mask_token_id, shape, x_init, device, place)
+        home = device_of(denoiser, generator)
+        self.tokens, largest_id = start_of(process.mask_token_id, shape, x_init, device, home)
         self.largest_id = max((largest_id, *process.forbidden_token_ids[-1:]))
         self.attention_mask = checked_mask("attention_mask", attention_mask, self.tokens)
         generation_mask = checked_mask("generation_mask", generation_mask, self.tokens)
@@ -127,7 +127,8 @@ class SamplerState:
         self.given = ~process.is_masked(self.tokens)
         self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=self.tokens.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
-        self.seed = torch.randint(2**63 - 1, (), generator=generator, device=place).to(self.tokens.device)
+        drawn_on = generator.device if generator is not None else torch.device("cpu")
+        self.seed = torch.randint(2**63 - 1, (), generator=generator, device=drawn_on).to(self.tokens.device)
         count, length = self.tokens.numel(), self.tokens.shape[1]
         self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
         self.draw_numbers = self.position_numbers

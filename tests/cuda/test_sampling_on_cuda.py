@@ -90,7 +90,7 @@ def test_everything_a_sampler_touches_is_on_the_device(sampler, generator) -> No
         denoiser = pretended.to_cuda(network())
         source = None if generator is None else PretendedGenerator(generator).manual_seed(0)
         there = on_device(sampler)
-        out = there(denoiser, (BATCH, LENGTH), generator=source, device=CUDA)
+        out = there(denoiser, (BATCH, LENGTH), generator=source)
         x_init = torch.full((BATCH, LENGTH), VOCAB - 1, device=CUDA)
         x_init[:, :3] = 5
         real = torch.ones(BATCH, LENGTH, dtype=torch.bool, device=CUDA)

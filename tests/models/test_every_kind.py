@@ -1,6 +1,7 @@
 """Every part of the library on every kind of model: it works, or says in one sentence what is missing."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -55,6 +56,16 @@ def test_what_a_model_offers(kind: str) -> None:
         assert isinstance(denoiser, capability) == (kind != "function")
     assert as_denoiser(denoiser) is denoiser
     assert kind != "function" or denoiser is bare
+
+
+@pytest.mark.parametrize("capability", [FeatureDenoiser, EmbeddingDenoiser, HiddenStatesDenoiser])
+def test_members_of_a_capability_are_in_the_class_of_a_network(capability: Any) -> None:
+    """From Python 3.12 on, isinstance does not see what ``nn.Module.__getattr__`` finds, such as submodules."""
+    members = [name for name in vars(capability) if not name.startswith("_")]
+    assert members
+    for kind in NETWORKS:
+        if isinstance(teacher(kind), capability):
+            assert all(inspect.getattr_static(teacher(kind), name, None) is not None for name in members)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
