@@ -238,7 +238,7 @@ def on_a_gpu(results: Results) -> None:
                     torch.cuda.empty_cache()
             if OURS not in samples:
                 continue
-            timed = time_in_turn(samples, 1 if results.dry else 5)
+            timed = time_in_turn(samples, 1 if results.dry else 3)
             rates = {
                 name: batch * length / statistics.median(each.seconds for each in rounds)
                 for name, rounds in timed.items()
