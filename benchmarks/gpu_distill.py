@@ -43,10 +43,11 @@ from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.settings import ComparisonConfig
 from discrete_distill.recipes.compare.settings import demo as comparison_demo
 from discrete_distill.training import LoopConfig, OptimizerConfig
+from discrete_distill.training.metrics import read_metrics
 
 LIMIT_SECONDS = 540.0
 TRAINING_SHARE = 0.6  # of the limit: later than that, the methods that are there are measured.
-TRIED_UPDATES = 20
+TRIED_UPDATES = 60
 
 
 def full_config(output: Path) -> ComparisonConfig:
@@ -58,7 +59,7 @@ def full_config(output: Path) -> ComparisonConfig:
     config.teacher = TeacherConfig(
         path="",
         model=DiTConfig(vocab_size=2048, max_length=256, hidden_size=512, num_layers=8, num_heads=8, dropout=0.1),
-        loop=LoopConfig(num_steps=TRIED_UPDATES, log_every=20, checkpoint_every=100_000, keep_checkpoints=1),
+        loop=LoopConfig(num_steps=TRIED_UPDATES, checkpoint_every=100_000, keep_checkpoints=1),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             betas=(0.9, 0.98),
@@ -115,18 +116,20 @@ def tiny_config(output: Path) -> ComparisonConfig:
 
 
 def train_teacher_for(comparison: Comparison, seconds: float) -> int:
-    """Train as many updates as fit into ``seconds``, by what the first few took; returns their number."""
+    """Train as many updates as fit into ``seconds``, by what a few took after the first, which start the device;
+    returns their number."""
     config = comparison.config.teacher
+    config.loop = replace(config.loop, log_every=max(1, TRIED_UPDATES // 3))
     settings = comparison.run.streams, comparison.run.process, comparison.run.accelerator
     updates = TRIED_UPDATES
     for number in (TRIED_UPDATES, 0):
         config.loop = replace(config.loop, num_steps=number or updates)
         folder = comparison.run.directory / ("tried" if number else "teacher")
-        started = time.perf_counter()
         train_teacher(copy.deepcopy(config), *settings, folder)
         write_fingerprint(folder, comparison.run.tokenizer)
-        # The tried run also makes the network and measures the bound once, so the estimate errs on the short side.
-        updates = max(TRIED_UPDATES, int(seconds / ((time.perf_counter() - started) / TRIED_UPDATES)))
+        first, second = read_metrics(folder)[:2]
+        each = (second["seconds"] - first["seconds"]) / (second["step"] - first["step"])
+        updates = max(TRIED_UPDATES, int(seconds / max(each, 1e-3)))
     return config.loop.num_steps
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_choice, check_count, check_number
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, TimeDistribution
@@ -207,7 +208,7 @@ class IntermediateStateMatcher:
         """The steps of all rows, and their state; before the branch a step is taken once for its group."""
         copies = times_KB.shape[1] // trunk.batch
         num_steps = len(times_KB) - 1
-        branch = int(torch.randint(num_steps, (), generator=generator, device=_place(generator)))
+        branch = int(draws.randint(num_steps, (), device="cpu", generator=generator))
         trunk_times = times_KB[: branch + 2, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
         plan = plan_by_draws(trunk, trunk_times, 0, self._positions(keep))
@@ -284,16 +285,16 @@ class IntermediateStateMatcher:
     ) -> tuple[Tensor, Tensor | None]:
         """Times, and the intermediate one that was drawn first, ``[B]``, where times are random."""
         choices = self.num_steps if num_steps is None else (num_steps,)
-        interior = choices[int(torch.randint(len(choices), (), generator=generator, device=_place(generator)))] - 1
+        interior = choices[int(draws.randint(len(choices), (), device="cpu", generator=generator))] - 1
         if self.time_distribution is None:
             return torch.linspace(1.0, 0.0, interior + 2, device=device)[:, None].expand(-1, batch), None
         repeats = {"group": group_size, "batch": batch, "sample": 1}[self.times_per]
-        draws = batch // repeats
+        count = batch // repeats
         ends = torch.ones(1, batch, device=device)
         if interior == 0:
             return torch.cat((ends, 0.0 * ends)), None
-        drawn = self.time_distribution.sample(interior * draws, device=_place(generator), generator=generator).t
-        tau = drawn.view(interior, draws).repeat_interleave(repeats, dim=1).to(device)
+        drawn = self.time_distribution.sample(interior * count, device=device, generator=generator).t
+        tau = drawn.view(interior, count).repeat_interleave(repeats, dim=1)
         return torch.cat((ends, tau.sort(0, descending=True).values, 0.0 * ends)), tau[0]
 
     def _gradient_weights(self, num_steps: int, generator: Generator | None) -> list[float]:
@@ -301,7 +302,7 @@ class IntermediateStateMatcher:
         kept = self.gradient_steps
         if kept is None or kept >= num_steps:
             return [1.0] * num_steps
-        order = torch.randperm(num_steps, generator=generator, device=_place(generator)).tolist()
+        order = draws.randperm(num_steps, device="cpu", generator=generator).tolist()
         return [num_steps / kept if place < kept else 0.0 for place in order]
 
     def _step(
@@ -377,7 +378,3 @@ def _check_tokens(tokens: Tensor | None, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"tokens has shape {list(tokens.shape)}, the paths {list(shape)}; give the samples of the path"
         )
-
-
-def _place(generator: Generator | None) -> torch.device:
-    return generator.device if generator is not None else torch.device("cpu")

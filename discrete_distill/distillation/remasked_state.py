@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..process import MaskedDiffusion
 from .rollout import TrajectoryStep
 
@@ -65,7 +66,7 @@ def remask(
     reveal_B = process.unmask_probability(step.t, step.s)
     hidden_B = (1.0 - reveal_B).clamp(min=mask_ratio)
     again_B = ((hidden_B - (1.0 - reveal_B)) / reveal_B.clamp(min=1e-6)).clamp(0.0, 1.0)
-    unmask_draws = torch.rand(step.x_t.shape, device=step.x_t.device, generator=generator) < again_B[:, None]
+    unmask_draws = draws.rand(step.x_t.shape, device=step.x_t.device, generator=generator) < again_B[:, None]
     was_masked = process.is_masked(step.x_t, generation_mask)
     if not step.has_all_masked and len(step.positions) != int(was_masked.sum()):
         raise ValueError('a remasked state needs logits at all masked positions; draw the path with positions="masked"')

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_count
 from ..process import Denoiser, MaskedDiffusion
 from .checks import check_token_ids, exponential
@@ -73,7 +74,7 @@ def likelihood_bound(
     for chunk in sequences_NL.split(batch_size):
         many = chunk.repeat(repeats, 1)
         # In random order, so that the even levels of a batch do not favour a sequence.
-        order = torch.randperm(len(many), generator=generator, device=many.device)
+        order = draws.randperm(len(many), device=many.device, generator=generator)
         nats = torch.zeros(len(many), dtype=torch.float64, device=many.device)
         nats[order] = process.nelbo(denoiser, many[order], by="count", generator=generator).nats.double()
         sums.append(nats.view(repeats, -1).mean(0))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_count, check_floats, check_generator, check_mask, check_same_shape
 from ..kernels import token_losses
 from .conditions import check_conditions
@@ -123,7 +124,7 @@ class MaskedDiffusion:
     ) -> Tensor:
         """Leave every generated position of row ``b`` visible with probability ``visible_B[b]``, by its own draw."""
         check_generator(generator)
-        uniform = torch.rand(x_0.shape, device=x_0.device, generator=generator)
+        uniform = draws.rand(x_0.shape, device=x_0.device, generator=generator)
         hidden = uniform >= visible_B[:, None]
         if generation_mask is not None:
             hidden = hidden & generation_mask
@@ -373,7 +374,7 @@ def _ranks(x_0: Tensor, generation_mask: Tensor | None, generator: Generator | N
     check_generator(generator)
     if check_count("group_size", group_size) and x_0.shape[0] % group_size:
         raise ValueError(f"group_size {group_size} does not divide the batch of {x_0.shape[0]} sequences")
-    draw = torch.rand((x_0.shape[0] // group_size, x_0.shape[1]), device=x_0.device, generator=generator)
+    draw = draws.rand((x_0.shape[0] // group_size, x_0.shape[1]), device=x_0.device, generator=generator)
     order = draw.repeat_interleave(group_size, dim=0)
     if generation_mask is not None:
         order = order.masked_fill(~generation_mask, 2.0)

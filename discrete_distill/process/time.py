@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_count, check_floats, check_generator, check_number
 
 
@@ -78,7 +79,7 @@ class UniformTime(TimeDistribution):
     """Independent uniform times."""
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
-        return torch.rand(n, device=device, generator=generator)
+        return draws.rand((n,), device=device, generator=generator)
 
     def _unit_density(self, u: Tensor) -> Tensor:
         return torch.ones_like(u)
@@ -91,8 +92,8 @@ class StratifiedTime(UniformTime):
     varies far less."""
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
-        cell = torch.randperm(n, device=device, generator=generator)
-        return (cell + torch.rand(n, device=device, generator=generator)) / n
+        cell = draws.randperm(n, device=device, generator=generator)
+        return (cell + draws.rand((n,), device=device, generator=generator)) / n
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ class BetaTime(TimeDistribution):
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         # torch.distributions takes no generator; this is the primitive it is made of.
-        x = torch._standard_gamma(torch.full((n,), self.a, device=device), generator=generator)
-        y = torch._standard_gamma(torch.full((n,), self.b, device=device), generator=generator)
+        x, y = (
+            torch._standard_gamma(
+                torch.full((n,), shape, device=draws.source(device, generator)), generator=generator
+            ).to(device)
+            for shape in (self.a, self.b)
+        )
         return x / (x + y)
 
     def _unit_density(self, u: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_generator
 from ..process import Denoiser
 from ..process.denoiser import device_of
@@ -167,8 +168,7 @@ class FixedTrajectory:
 
     def draw(self, generator: Generator | None) -> SamplerOutput:
         """Draw the batch; the generator is drawn from once, as by the sampler itself."""
-        place = generator.device if generator is not None else "cpu"
-        self.seed.copy_(torch.randint(2**63 - 1, (), generator=generator, device=place))
+        self.seed.copy_(draws.seed(device=self.device, generator=generator))
         tokens, log_probs, overflow = self._replay() if self.capture else self.run()
         if bool(overflow):
             return self._plain()

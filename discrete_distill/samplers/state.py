@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from .. import draws
 from ..checks import check_generator
 from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
@@ -127,8 +128,7 @@ class SamplerState:
         self.given = ~process.is_masked(self.tokens)
         self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=self.tokens.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
-        drawn_on = generator.device if generator is not None else torch.device("cpu")
-        self.seed = torch.randint(2**63 - 1, (), generator=generator, device=drawn_on).to(self.tokens.device)
+        self.seed = draws.seed(device=self.tokens.device, generator=generator)
         count, length = self.tokens.numel(), self.tokens.shape[1]
         self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
         self.draw_numbers = self.position_numbers

@@ -89,8 +89,9 @@ def distillation(method: PathConfig, discriminator: bool) -> Distillation:
     return Distillation(config, pretended.to_cuda(teacher), stream, MaskedDiffusion(VOCAB - 1), accelerator)
 
 
+@pytest.mark.parametrize("source", ["cuda", "cpu"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_step_runs_on_the_device_and_seldom_waits(name) -> None:
+def test_a_step_runs_on_the_device_and_seldom_waits(name, source) -> None:
     method, discriminator, budget = CONFIGURATIONS[name]
     with pretended.pretended_cuda():
         made = distillation(method, discriminator)
@@ -101,7 +102,7 @@ def test_a_step_runs_on_the_device_and_seldom_waits(name) -> None:
         before = [parameter.inner.clone() for parameter in made.student.parameters]
         for index in range(2):
             pretended.waits.clear()
-            metrics = made.step(index, seeding.step_generator(0, index, device=CUDA))
+            metrics = made.step(index, seeding.step_generator(0, index, device=torch.device(source)))
         seen = dict(pretended.waits)
         assert all(isinstance(parameter, PretendedCuda) for parameter in made.student.parameters)
         after = [parameter.inner for parameter in made.student.parameters]

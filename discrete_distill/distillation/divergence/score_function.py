@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from ... import draws
 from ...checks import check_generator, check_mask, check_per_row
 from ...process import ConstantWeight, MaskedDiffusion, TimeDistribution, TimeWeight, UniformTime
 from ...process.sequences import check_sequences
@@ -278,7 +279,7 @@ class ScoreFunctionIntegralKL:
     def _levels(self, batch: int, group_size: int, device: torch.device, generator: Generator | None) -> Tensor:
         """``[corruptions, B]`` on ``[0, 1)``: one in each of as many equal cells, shared by a group."""
         check_generator(generator)
-        shift = torch.rand(batch // group_size, device=device, generator=generator).repeat_interleave(group_size)
+        shift = draws.rand((batch // group_size,), device=device, generator=generator).repeat_interleave(group_size)
         cells = torch.arange(self.corruptions, device=device)[:, None]
         return (cells + shift) / self.corruptions
 

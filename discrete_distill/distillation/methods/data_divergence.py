@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from ... import draws
 from ...kernels import token_losses
 from ...process import Denoiser, MaskedDiffusion, logits_at
 from ...process.modes import differentiable_evaluation_mode
@@ -56,7 +57,7 @@ def data_divergence(
     times_KB = torch.stack([step.t for step in rollout.steps])
     ends_KB = torch.stack([step.s for step in rollout.steps])
     batch = torch.arange(len(reference), device=reference.device)
-    chosen_B = torch.randint(len(times_KB), batch.shape, device=reference.device, generator=generator)
+    chosen_B = draws.randint(len(times_KB), batch.shape, device=reference.device, generator=generator)
     t, s = times_KB[chosen_B, batch], ends_KB[chosen_B, batch]
     reference, loss_mask = rollout.judged(reference)
     x_t = process.corrupt(reference, t, generation_mask=loss_mask, generator=generator)

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import torch
 from torch import Generator, Tensor, nn
 
+from ... import draws
 from ...models import discriminator_accuracy, discriminator_loss, masked_mean
 from ...process import MaskedDiffusion, evaluation_mode
 from ..divergence import LogRatio
@@ -93,7 +94,7 @@ def judged_states(
     states = torch.stack([step.x_s for step in rollout.steps])
     times = torch.stack([step.s for step in rollout.steps])
     batch = torch.arange(states.shape[1], device=states.device)
-    which = torch.randint(len(states), batch.shape, device=states.device, generator=generator)
+    which = draws.randint(len(states), batch.shape, device=states.device, generator=generator)
     x_s = states[which, batch]
     if rollout.end is not None:  # Behind the end of its sample a state shows no token of the student's.
         behind = rollout.generation_mask & ~rollout.loss_mask

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ... import draws
 from ...checks import check_count
 from ...samplers import Frame
 from ...training.stored_settings import Setting
@@ -117,7 +118,7 @@ class TokenStream:
     def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
         """``batch_size`` windows at uniform offsets, int64 ``[B, L]``."""
         device = "cpu" if generator is None else generator.device
-        starts = torch.randint(len(self.ids) - self.text_length, (batch_size,), generator=generator, device=device)
+        starts = draws.randint(len(self.ids) - self.text_length, (batch_size,), device=device, generator=generator)
         return self._windows(starts.tolist())
 
     def packed(self, limit: int | None = None) -> Tensor:

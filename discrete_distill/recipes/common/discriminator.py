@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ... import draws
 from ...checks import check_all_counts, check_count, check_number
 from ...models import Discriminator, discriminator_accuracy, discriminator_loss
 from ...process import MaskedDiffusion
@@ -115,9 +116,9 @@ class DiscriminatorTrainer:
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         """One update on states of student and text at the same times."""
         config, device = self.config, self.accelerator.device
-        chosen = torch.randint(len(self.pool), (config.batch_size,), device=device, generator=generator)
+        chosen = draws.randint(len(self.pool), (config.batch_size,), device=device, generator=generator)
         crops = self.stream.crops(config.batch_size, generator=generator).to(device)
-        t = torch.randint(config.num_steps, (config.batch_size,), device=device, generator=generator) / config.num_steps
+        t = draws.randint(config.num_steps, (config.batch_size,), device=device, generator=generator) / config.num_steps
         states = [self.process.corrupt(x, t, generator=generator) for x in (self.pool[chosen], crops)]
         with self.accelerator.autocast():
             logits = [self.discriminator.network(x_t, t) for x_t in states]

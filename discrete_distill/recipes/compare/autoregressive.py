@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
+from ... import draws
 from ...checks import check_number
 from ...kernels import sample_rows
 from ...models import DiTConfig
@@ -155,7 +156,7 @@ class AutoregressiveSampler:
         """
         batch, length = shape
         place = device if device is not None else next(network.parameters()).device
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)).to(place)
+        seed = draws.seed(device=place, generator=generator)
         x = torch.full((batch, 1), self.start_token_id, dtype=torch.long, device=place)
         rows = torch.arange(batch, device=place)
         log_probs, past = [], None
@@ -174,7 +175,3 @@ class AutoregressiveSampler:
             x = torch.cat((x, drawn.tokens), dim=1)
             log_probs.append(drawn.log_probs)
         return SamplerOutput(x[:, 1:], length, length, torch.cat(log_probs, dim=1))
-
-
-def _place(generator: Generator | None) -> torch.device:
-    return generator.device if generator is not None else torch.device("cpu")
