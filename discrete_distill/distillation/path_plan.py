@@ -36,11 +36,7 @@ class PlannedStep(NamedTuple):
 
 
 def check_path_order(order: str, *, branching: bool) -> None:
-    """Refuse orders along which a path has no probability that can be computed.
-
-    Raises:
-        ValueError: if the order is unknown, depends on drawn tokens, or is combined with ``branching``.
-    """
+    """Refuse orders along which a path has no probability that can be computed."""
     if order == "confidence":
         raise ValueError(
             'order="confidence" ranks positions by the tokens that were drawn there, those thrown away included, so '

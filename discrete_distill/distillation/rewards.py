@@ -265,11 +265,7 @@ def _check_finite(rewards: Tensor, loss_mask: Tensor | None) -> None:
 
 
 def check_advantages(scale: str, baseline: str | RunningMean, clip: float | None, eps: float = 1e-4) -> None:
-    """Refuse choices of `group_advantages` that mean nothing.
-
-    Raises:
-        ValueError: see there.
-    """
+    """Refuse choices of `group_advantages` that mean nothing."""
     if scale not in get_args(Scale):
         raise ValueError(f"scale is one of {get_args(Scale)}, got {scale!r}")
     if not isinstance(baseline, RunningMean) and baseline not in get_args(Baseline):

@@ -48,11 +48,7 @@ class ParallelConfig:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a network: of its longest `ModuleList` outside of others (as of experts).
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The transformer blocks of a network: of its longest `ModuleList` outside of others (as of experts)."""
     found = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     lists = [
         list(module)

@@ -111,9 +111,6 @@ def frontier_area(p_K: Tensor, q_K: Tensor, *, scale: float = 5.0, num_points: i
         q_K: second one.
         scale: ``c``.
         num_points: of the curve, between its ends at ``(1, 0)`` and ``(0, 1)``.
-
-    Raises:
-        ValueError: if a histogram is none, they differ in length, or ``scale`` or ``num_points`` is out of range.
     """
     _check_scale(scale)
     p_K, q_K = p_K.double(), q_K.double()

@@ -106,12 +106,7 @@ def as_denoiser(
 
 
 def _own_denoiser(model: Callable[..., Any], inner: Any) -> Denoiser:
-    """The model, if its signature is that of a denoiser.
-
-    Raises:
-        TypeError: if it is not.
-        ValueError: if it is a causal model of transformers.
-    """
+    """The model, if its signature is that of a denoiser."""
     name = name_of(inner)
     if name.endswith("ForCausalLM"):
         raise ValueError(

@@ -17,10 +17,6 @@ def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
     Args:
         attention_mask: bool, or integers of which 0 is padding.
         shape: of the tokens, ``[B, L]``.
-
-    Raises:
-        ValueError: if it has another shape.
-        TypeError: if it is of floating point, as additive masks are, in which 0 means the opposite.
     """
     if tuple(attention_mask.shape) != tuple(shape):
         raise ValueError(

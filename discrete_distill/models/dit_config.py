@@ -80,11 +80,7 @@ class DiTConfig:
 
 
 def config_from(fields: Any) -> DiTConfig:
-    """A configuration as read from a file.
-
-    Raises:
-        CheckpointError: if it is none.
-    """
+    """A configuration as read from a file."""
     try:
         return DiTConfig(**fields)
     except (TypeError, ValueError) as error:

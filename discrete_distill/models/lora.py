@@ -111,11 +111,7 @@ def has_lora(network: nn.Module) -> bool:
 
 
 def refuse_unmerged(network: nn.Module) -> None:
-    """Refuse to save or to copy a network that has low-rank weights.
-
-    Raises:
-        ValueError: if it has.
-    """
+    """Refuse to save or to copy a network that has low-rank weights."""
     if has_lora(network):
         raise ValueError("the network has LoRA weights: fold them in with merge_lora first")
 

@@ -94,11 +94,7 @@ def ignores_time(denoiser: Denoiser) -> bool:
 
 
 def check_ids(denoiser: Denoiser, largest_id: int) -> None:
-    """Refuse token ids outside the vocabulary that the denoiser states.
-
-    Raises:
-        ValueError: if ``largest_id`` is outside of its ``num_classes``.
-    """
+    """Refuse token ids outside the vocabulary that the denoiser states."""
     size = getattr(denoiser, "num_classes", None)
     if isinstance(size, int) and largest_id >= size:
         raise _unknown_id(largest_id, size)

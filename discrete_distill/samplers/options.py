@@ -188,12 +188,7 @@ def named_grid(name: str, num_steps: int, end: float) -> list[float]:
 
 
 def checked_grid(grid: Sequence[float] | Tensor, end: float) -> list[float]:
-    """The times that a user gives.
-
-    Raises:
-        TypeError: if they are no sequence of numbers.
-        ValueError: unless they are two or more and descend strictly within ``[0, 1]``.
-    """
+    """The times that a user gives."""
     if isinstance(grid, Tensor):
         grid = grid.tolist()
     if not isinstance(grid, Sequence):

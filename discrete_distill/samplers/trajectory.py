@@ -13,11 +13,7 @@ ReverseStep = Callable[[int, Tensor, Tensor], None]
 
 
 def checked_callback(callback: StepCallback | None) -> StepCallback | None:
-    """The callback, if it can be called.
-
-    Raises:
-        TypeError: if it cannot.
-    """
+    """The callback, if it can be called."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a function of (step, state), got {type(callback).__name__}")
     return callback

@@ -44,9 +44,6 @@ class MetricWindow:
             step: steps done.
             num_steps: of the whole run.
             limit: skipped steps in a row; in short runs a quarter of the run, but 5 or more.
-
-        Raises:
-            TrainingDiverged: if there are as many, or if no step of the run was an update.
         """
         all_skipped = step == num_steps and self.consecutive_skips >= num_steps
         if all_skipped or self.consecutive_skips >= min(limit, max(5, num_steps // 4)):

@@ -147,9 +147,6 @@ def stop_if_collapsed(sign: ModeCollapse | None, limit: int) -> None:
     Args:
         sign: of `mode_collapse`.
         limit: updates for which the sign may stand; 0 for any number.
-
-    Raises:
-        TrainingCollapsed: with what was seen, and what to change.
     """
     if sign is not None and limit and sign.updates >= limit:
         raise TrainingCollapsed(f"stopped at step {sign.step:.0f}, after {sign.updates} updates of {sign}")

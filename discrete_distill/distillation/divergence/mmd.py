@@ -46,10 +46,6 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
 def check_bandwidth(bandwidth: float | Tensor) -> None:
     """Refuse a bandwidth that is not positive and finite, or whose square is not; one on another device than a CPU is
     not looked at.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: see above.
     """
     if isinstance(bandwidth, Tensor):
         if bandwidth.device.type != "cpu":

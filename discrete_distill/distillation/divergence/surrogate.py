@@ -118,9 +118,6 @@ def log_ratio_advantages(
 
     Returns:
         Of each part, shaped as its log-ratios.
-
-    Raises:
-        ValueError: if a reward is not finite; with the sequence, and the position of a token.
     """
     by_token = log_ratios[0].dim() == 2
     parts, masks = log_ratios, [mask.any(1) for mask in generation_masks]

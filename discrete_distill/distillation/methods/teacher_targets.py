@@ -94,9 +94,6 @@ def teacher_targets(
         attention_mask: bool ``[B, L]``, true at real tokens.
         generator: source of randomness.
         model_kwargs: passed to the teacher by keyword.
-
-    Raises:
-        ValueError: if the teacher's logits leave nothing to draw from: names sequence and position.
     """
     state = SamplerState(
         process,

@@ -65,10 +65,6 @@ def load_adapters(name_or_path: str | Path, load_base: Callable[..., Any], hub: 
         name_or_path: folder, or name on the hub.
         load_base: called with the base, and with how it is called where that was saved.
         hub: arguments of `find_file`.
-
-    Raises:
-        CheckpointError: if the files do not agree with each other or with the base.
-        ImportError: if peft is not installed.
     """
     stated = find_file(name_or_path, ADAPTERS_CONFIG_FILE, **hub)
     if stated is None:

@@ -41,13 +41,7 @@ class ModelFacts:
 
 
 def model_card(kind: str, facts: ModelFacts | None = None, shape: Mapping[str, Any] | None = None) -> ModelCard:
-    """The card of a network.
-
-    Args:
-        kind: what it is, such as the name of its class.
-        facts: what is stated.
-        shape: its configuration.
-    """
+    """The card of a network."""
     facts = facts if facts is not None else ModelFacts()
     data = ModelCardData(
         license=facts.license, library_name="discrete_distill", tags=["masked-diffusion", "distillation", kind.lower()]

@@ -38,10 +38,6 @@ def load_from_transformers(
         called: arguments of `as_denoiser`, over what ``denoiser.json`` says, where there is one.
         trust_remote_code: see `load_denoiser`.
         hub: likewise.
-
-    Raises:
-        CheckpointError: if config and weights do not agree, or weights are damaged or missing.
-        ValueError: if it brings code of its own and that was not asked for, or reads from left to right.
     """
     import transformers
 

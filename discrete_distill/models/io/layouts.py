@@ -51,10 +51,6 @@ def denoiser_weights(stored: Mapping[str, Any], *, averaging: Averaging, source:
         averaging: ``"ema"`` takes the moving average of a training checkpoint, ``"raw"`` the weights it was made of.
             A file of plain weights has only one kind.
         source: where they are from, for messages.
-
-    Raises:
-        CheckpointError: if there is no average, it does not fit, or the checkpoint has weights that none of these
-            repositories writes.
     """
     if "state_dict" not in stored:
         return _without_wrappers(stored, source)
@@ -70,11 +66,7 @@ def denoiser_weights(stored: Mapping[str, Any], *, averaging: Averaging, source:
 
 
 def discriminator_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Weights of the authors' discriminator under the names of ``Discriminator(final_norm=False)``.
-
-    Raises:
-        CheckpointError: if a training checkpoint holds no discriminator.
-    """
+    """Weights of the authors' discriminator under the names of ``Discriminator(final_norm=False)``."""
     if "state_dict" in stored:
         stored = _groups(stored["state_dict"], source)["discriminator."]
         if not stored:

@@ -139,9 +139,6 @@ class TokenStream:
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
     """By document, in a fixed pattern of twenty; a handful of documents is first cut into pieces of equal length.
 
-    Args:
-        documents: in order.
-
     Returns:
         Documents, or pieces of one, by split.
     """

@@ -20,12 +20,7 @@ TRUNK_FILE = "trunk.json"
 
 
 def save_discriminator(discriminator: ModuleOptimizer, directory: Path) -> None:
-    """Write the averaged discriminator; all processes call it, the first one writes.
-
-    Args:
-        discriminator: under training.
-        directory: made if it is not there.
-    """
+    """Write the averaged discriminator; all processes call it, the first one writes."""
     network: Any = discriminator.module
     (directory / TRUNK_FILE).unlink(missing_ok=True)
     if isinstance(network, Discriminator):
@@ -55,9 +50,6 @@ def read_discriminator(directory: Path, teacher: Any) -> TrunkDiscriminator | No
     Args:
         directory: of the discriminator.
         teacher: called for the trunk, where it is no `DiT` of its own.
-
-    Raises:
-        CheckpointError: if the weights are not those of such a discriminator.
     """
     if not (directory / WEIGHTS_FILE).exists():
         return None

@@ -55,12 +55,7 @@ def collapse_of(figures: Figures, reference: Figures) -> str:
 
 
 def collapse_warning(collapse: str, reference: str) -> str:
-    """The sentence of a report about samples that collapsed.
-
-    Args:
-        collapse: method and figures.
-        reference: what its samples were compared with.
-    """
+    """The sentence of a report about samples that collapsed."""
     return (
         f"MODE COLLAPSE: {collapse}. Its samples resemble one another more than those of {reference}: the "
         f"perplexity means nothing. {REMEDY}"

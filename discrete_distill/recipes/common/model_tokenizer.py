@@ -72,10 +72,6 @@ def load_model_tokenizer(name_or_path: str, config: dict[str, Any]) -> ModelToke
     Args:
         name_or_path: folder or hub name of the model. Code that comes with it is never run.
         config: its ``config.json``.
-
-    Raises:
-        FileNotFoundError: if it has no fast tokenizer.
-        ValueError: see `ModelTokenizer`; or if the configuration states no number of classes.
     """
     from transformers import AutoTokenizer
 

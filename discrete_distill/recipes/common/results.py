@@ -26,10 +26,6 @@ def read_results(path: Path, fields: Mapping[str, type], *, stage: str = "evalua
         path: of the file.
         fields: names that must be there, with the type of their values; ``float`` allows whole numbers.
         stage: that writes the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or of another recipe.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; run the {stage} stage first, or name another --name")

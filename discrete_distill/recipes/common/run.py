@@ -122,10 +122,6 @@ class Run:
         """The teacher of ``--teacher.path``, a `DiT` or a Hugging Face model behind `as_denoiser`, on the device.
 
         It is checked against tokenizer and length.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-            ValueError: if it is damaged, or does not fit.
         """
         location = self.teacher_location(self.config.teacher.path)
         teacher = load_network(location, **self.config.teacher.called())
@@ -141,12 +137,7 @@ class Run:
         return teacher.to(self.accelerator.device)
 
     def load_dit_teacher(self) -> DiT:
-        """The teacher of a recipe that takes networks of MDLM's kind alone.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-            ValueError: if it is of another kind, or as `load_teacher`.
-        """
+        """The teacher of a recipe that takes networks of MDLM's kind alone."""
         teacher = self.load_teacher()
         if not isinstance(teacher, DiT):
             raise ValueError(
@@ -163,12 +154,7 @@ class Run:
             return None
 
     def load_student(self, folder: Path | None = None) -> tuple[Any, TrunkDiscriminator | None]:
-        """Student and discriminator of this run, or of another ``folder``, on the device.
-
-        Raises:
-            FileNotFoundError: if there is none yet.
-            ValueError: if it is damaged, or does not fit the tokenizer.
-        """
+        """Student and discriminator of this run, or of another ``folder``, on the device."""
         folder = self.directory / "student" if folder is None else folder
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")

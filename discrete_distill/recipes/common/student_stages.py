@@ -21,11 +21,6 @@ def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
     """Compose a recipe of the stages teacher, distill, discriminator and sample, and of its own stages.
 
     The stage "all" distils, fits a discriminator if it is to be updated, evaluates and reports.
-
-    Args:
-        run: of the recipe.
-        sample: what the sampling stage draws.
-        **stages: its own, with "evaluate" and "report" among them.
     """
     discriminator = ("discriminator",) if run.config.discriminator.updates else ()
     return Recipe(
@@ -37,12 +32,7 @@ def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
 
 
 def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
-    """The stages teacher, distill, discriminator and sample.
-
-    Args:
-        run: of the recipe.
-        sample: what the sampling stage draws.
-    """
+    """The stages teacher, distill, discriminator and sample."""
     return {
         "teacher": Stage(
             run=lambda: make_teacher(run),
@@ -110,11 +100,6 @@ def make_student(run: Run) -> None:
 def fit_discriminator(run: Run, folder: Path, seed: int) -> list[dict[str, float]]:
     """Fit the discriminator of guided sampling to the finished student in ``folder/student``; it goes to
     ``folder/student/discriminator``.
-
-    Args:
-        run: of the recipe.
-        folder: that holds the student.
-        seed: of the fit.
 
     Returns:
         The logged metrics.

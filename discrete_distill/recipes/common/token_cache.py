@@ -54,9 +54,6 @@ def cached_arrays(
 
     Returns:
         Read-only arrays ``[T]`` by name, with their digests.
-
-    Raises:
-        OSError: if they cannot be written.
     """
     found = _read(folder, names)
     if found is None:

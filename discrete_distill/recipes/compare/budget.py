@@ -56,11 +56,7 @@ def _hidden(output: Any) -> Tensor:
 
 
 def list_of_blocks(network: nn.Module) -> nn.ModuleList:
-    """The blocks of a denoiser, a discriminator or a GPT-2.
-
-    Raises:
-        TypeError: for a network of another make.
-    """
+    """The blocks of a denoiser, a discriminator or a GPT-2."""
     for path in ("blocks", "backbone.blocks", "transformer.h"):
         found: Any = network
         for name in path.split("."):
@@ -94,17 +90,6 @@ def plan_steps(
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away training; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
-
-    Args:
-        make: a fresh training for a number of steps.
-        kind: of the budget.
-        amount: seconds or evaluations.
-        file: where the plan is kept.
-        seed: of the tried steps.
-        probes: steps that are tried after a first one that is not timed.
-
-    Raises:
-        ValueError: if the budget is less than one step.
     """
     known = _read_plan(file)
     if known is not None and (known.kind, known.amount) == (kind, amount):

@@ -21,12 +21,7 @@ from .readings import collapses, reading_of
 
 
 def write_comparison(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run.
-
-    Args:
-        run: of the comparison.
-        results: what the evaluation wrote.
-    """
+    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run."""
     title = "Ablation of DiDi-Instruct" if results["ablation"] else "Few-step language models, compared"
     draw_plots(results, run.directory, title)
     parts = [

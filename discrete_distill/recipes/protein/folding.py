@@ -28,10 +28,6 @@ def load_strictly(model_class: Any, name_or_path: str, *, flag: str) -> Any:
         model_class: with ``from_pretrained``.
         name_or_path: folder or hub name.
         flag: that names it on the command line.
-
-    Raises:
-        FileNotFoundError: if it cannot be had.
-        ValueError: if it is damaged, or lacks weights, which would stay random.
     """
     try:
         model, found = model_class.from_pretrained(name_or_path, trust_remote_code=False, output_loading_info=True)
@@ -55,11 +51,7 @@ def plddt(model: Any, sequence: str) -> float:
 
 
 def mean_plddt(model: Any, sequences: Sequence[str]) -> float:
-    """Mean of `plddt` over sequences, one at a time: memory grows with the square of the length.
-
-    Raises:
-        ValueError: without sequences.
-    """
+    """Mean of `plddt` over sequences, one at a time: memory grows with the square of the length."""
     if not sequences:
         raise ValueError("there are no sequences to fold")
     return sum(plddt(model, sequence) for sequence in sequences) / len(sequences)

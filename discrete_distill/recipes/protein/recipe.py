@@ -23,12 +23,7 @@ from .settings import ProteinConfig
 
 
 def make_recipe(config: ProteinConfig, command: str) -> Recipe:
-    """Compose the recipe.
-
-    Args:
-        config: every setting.
-        command: the command line, for the report.
-    """
+    """Compose the recipe."""
     residues = ResidueTokenizer()
     run = Run(
         config,

@@ -14,12 +14,7 @@ from ..common.tables import markdown_table, number
 
 
 def write_report(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md`` into the folder of a run.
-
-    Args:
-        run: whose folder holds the metrics of the distillation.
-        results: what the evaluation wrote.
-    """
+    """Write ``report.md`` into the folder of a run."""
     history = read_metrics(run.directory)
     trained = f"{history[-1]['step']:.0f} steps in {history[-1]['seconds']:.0f} s" if history else "elsewhere"
     count = results["num_samples"] * len(results["seeds"])

@@ -101,9 +101,6 @@ def train_judge(
 
     The network (its moving average, where there is one) is written to ``directory`` in half precision, and
     the judge returned is the one that was written. Held-out nats per token go to ``metrics.jsonl``.
-
-    Raises:
-        ValueError: if sequences are longer than the judge's context.
     """
     from transformers import GPT2LMHeadModel
 
@@ -156,10 +153,6 @@ def load_gpt2(directory: Path) -> Any:
 
     Args:
         directory: with ``config.json`` and ``model.safetensors``.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if a file is damaged, or the config file and the weights do not agree.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -183,10 +176,6 @@ def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> Causal
     Args:
         directory: with ``config.json`` and ``model.safetensors``.
         device: where it runs, in fp32.
-
-    Raises:
-        FileNotFoundError: if there is no judge in ``directory``.
-        ValueError: if a file is damaged, or weights are missing or superfluous.
     """
     weights = Path(directory) / WEIGHTS_FILE
     if not weights.exists():
