@@ -32,7 +32,7 @@ Language = exact.MarkovChain | exact.MarkovMixture
 
 @dataclass(frozen=True)
 class Laboratory:
-    """A language and what is asked of it.
+    """A language, its length, and the width of its networks.
 
     Args:
         chain: the language: a chain, or a mixture of chains.
@@ -116,7 +116,7 @@ class Training:
     Args:
         updates: of the student.
         batch: paths in an update, shared out equally over the numbers of steps.
-        rate: greatest learning rate of the student; it falls to zero along a cosine.
+        rate: maximum learning rate of the student; it falls to zero along a cosine.
         ratio_rate: of auxiliary or discriminator.
         average: decay of the moving average that is the result.
         warmup: updates before the student moves.

@@ -20,6 +20,7 @@ ROOT = PACKAGE.parent
 # Each part of the package, and the floor it stands on; it may import floors below, and itself.
 FLOORS = {
     "checks": 0,
+    "draws": 0,
     "digests": 0,
     "streams": 0,
     "kernels": 1,

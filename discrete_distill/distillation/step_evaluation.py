@@ -25,7 +25,7 @@ class StepEvaluation:
 
     Attributes:
         state: before the step.
-        positions: positions that are asked about.
+        positions: whose logits are computed.
         t: time before the step, ``[B]``.
         s: time after it, ``[B]``.
         one_time: whether all sequences take the step between the same times.

@@ -1,8 +1,8 @@
 """Diversity between samples: what perplexity at equal entropy cannot see.
 
-The unigram entropy of a sample, at which perplexities are compared, says nothing of other samples: a sampler that
-repeats one text has the entropy of data and a better perplexity. The figures of this module compare samples with one
-another and with data. All depend on the number of samples and their length: compare them at equal N and L.
+The unigram entropy of a sample, at which perplexities are compared, contains no information on other samples: a sampler
+that repeats one text has the entropy of data and a better perplexity. The figures of this module compare samples with
+one another and with data. All depend on the number of samples and their length: compare them at equal N and L.
 
 Shape suffixes: N samples, M sequences of data, L length.
 """
@@ -26,7 +26,7 @@ ENTROPY_ORDERS = (1, 2, 3)
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error over samples; None where there are too few samples to tell."""
+    """A figure and its standard error over samples; None where there are too few samples."""
 
     value: float
     standard_error: float | None

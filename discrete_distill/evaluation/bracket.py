@@ -38,7 +38,7 @@ def measure_frontier_around(
         entropy: to be enclosed, in nats.
         temperatures: measured first.
         spacing: between further ones.
-        limits: least and greatest temperature.
+        limits: minimum and maximum temperature.
 
     The others are those of `measure_frontier`.
 

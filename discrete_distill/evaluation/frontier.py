@@ -1,7 +1,7 @@
 """The frontier: perplexity as a curve over entropy, to compare methods where they are equally diverse.
 
 A lower sampling temperature buys perplexity with entropy, and a few tenths of a nat are worth a factor of two
-or three. One pair of figures says little; a curve over temperatures, read at the entropy of data, says which
+or three. One pair of figures is not a comparison; a curve over temperatures, read at the entropy of data, shows which
 method is better.
 """
 

@@ -84,7 +84,7 @@ def measure_speeds(
 
     Raises:
         ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
-            no time that the clock can tell.
+            no time that the clock resolves.
     """
     if not calls or repeats < 1 or warmup < 0:
         raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")

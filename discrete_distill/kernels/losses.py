@@ -230,7 +230,7 @@ def token_losses(
 
     Raises:
         ValueError: shapes or devices that do not fit, a mask token or `num_classes` outside the vocabulary,
-            or Triton asked for where it cannot run.
+            or Triton chosen where it cannot run.
         TypeError: a dtype that does not fit.
     """
     _check_logits(student_logits_RV, teacher_logits_RV)

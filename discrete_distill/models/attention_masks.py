@@ -28,7 +28,7 @@ def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def additive_mask(x_t: Tensor, real_BL: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``[B, 1, L, L]``: 0 where a token is read, the least number where it is padding."""
+    """``[B, 1, L, L]``: 0 where a token is read, the lowest number where it is padding."""
     batch, length = x_t.shape
     mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
     if real_BL is None:

@@ -289,7 +289,7 @@ class DiT(HubNetwork):
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask, inputs_embeds=inputs_embeds))
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
+        """Keep the inputs of blocks alone, as transformers' Trainer calls it; its options are not used."""
         self.checkpoint_blocks = True
 
     gradient_checkpointing_enable = activation_checkpointing_enable

@@ -28,7 +28,7 @@ class Keywords:
 
     @classmethod
     def of(cls, model: Any) -> Keywords:
-        """Read from the signature; ``**kwargs`` that are typed, as those of transformers are, tell their names."""
+        """Read from the signature; ``**kwargs`` that are typed, as those of transformers are, state their names."""
         function = model.forward if isinstance(model, nn.Module) else model
         try:
             parameters = inspect.signature(function).parameters.values()

@@ -62,4 +62,4 @@ def check_stated(stated: Mapping[str, Any], read: Mapping[str, int], *, source: 
     """Refuse a config file that contradicts the weights, before anything of its size is made."""
     for name, size in read.items():
         if name in stated and (isinstance(stated[name], bool) or stated[name] != size):
-            raise CheckpointError(f"{source}: its config file says {name} = {stated[name]}, its weights {size}")
+            raise CheckpointError(f"{source}: its config file has {name} = {stated[name]}, its weights {size}")

@@ -105,7 +105,7 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             t: ``[B]`` in ``[0, 1]``; values are checked on a CPU, where that costs no wait for the device.
-            generated: bool ``[B, L]``; positions that may be masked (all, by default).
+            generation_mask: bool ``[B, L]``; positions that may be masked (all, by default).
             generator: source of randomness, on the device of ``x_0``.
 
         Returns:
@@ -145,7 +145,7 @@ class MaskedDiffusion:
             x_0: int64 ``[B, L]``.
             count: int64 ``[B]``, at least 0 and at most the number of generated positions of the row; values are
                 checked on a CPU.
-            generated: bool ``[B, L]``; all, by default.
+            generation_mask: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that share the order in which positions are masked; where the same ones are
                 generated, rows of equal count are masked at the same positions.
@@ -175,7 +175,7 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             num_parts: at least 1.
-            generated: bool ``[B, L]``; all, by default.
+            generation_mask: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that are dealt in one order.
 
@@ -214,7 +214,7 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             by: see above.
-            generated: bool ``[B, L]``; positions that may be masked (all, by default).
+            generation_mask: bool ``[B, L]``; positions that may be masked (all, by default).
             time_distribution: see above.
             level: by count: ``[B]`` in ``[0, 1)``, from which counts are computed; stratified by default.
             generator: source of randomness.

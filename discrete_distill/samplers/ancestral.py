@@ -18,7 +18,7 @@ class AncestralSampler(GridOptions):
     """The reverse process of MDLM (arXiv 2406.07524).
 
     In the step from ``t`` to ``s`` each masked token is revealed with probability
-    ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. All unmasking draws are tossed before
+    ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. All unmasking draws are made before
     the first step; logits are computed for the revealed positions alone, in sequences that reveal any. A last step that
     ends at 0 reveals all that is left, so there is no extra pass.
 

@@ -22,7 +22,7 @@ from .state import SamplerState
 class ConfidenceSampler(GridOptions):
     """Low-confidence remasking of LLaDA (arXiv 2502.09992), MaskGIT (2202.04200) and Dream (2508.15487).
 
-    A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. Of a sequence's
+    A step draws a token for every mask, keeps the most certain ones and leaves the others masked. Of a sequence's
     ``n`` masks a step from ``t`` to ``s`` reveals the share ``(alpha_s - alpha_t) / (1 - alpha_1)``, in whole tokens
     that add up to ``n`` (largest remainders): with a linear or log-linear schedule and an even grid of ``K`` steps,
     ``n // K`` tokens a step and one more in the first ``n % K`` steps, as in LLaDA. How many are revealed is fixed;
@@ -82,7 +82,7 @@ class ConfidenceSampler(GridOptions):
         noise_BL = order_noise(state, step, self.order_temperature)
         if noise_BL is not None:
             scores_BL = scores_BL + noise_BL
-        # Positions with bad logits score -inf, as do those that are not asked about, but come before them.
+        # Positions with bad logits score -inf, as do those without logits, but come before them.
         scores_BL = torch.where(state.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf"))
         chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & state.masked()
         state.write_where(chosen_BL, positions, drawn)

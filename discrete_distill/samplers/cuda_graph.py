@@ -51,7 +51,7 @@ class CudaGraphSampler(Sampler):
 
     Raises:
         TypeError: if the sampler is no `AncestralSampler`.
-        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``), for shapes
+        ValueError: if the sampler has options that need the host in between (``check``, ``progress``), for shapes
             that depend on data, or for guidance; when called, if a graph is to be captured without CUDA, or an argument
             is not honoured.
 
@@ -81,7 +81,7 @@ class CudaGraphSampler(Sampler):
         if self.sampler.check:
             raise ValueError("check=True looks at logits in every step, which waits for the device; leave it out")
         if self.sampler.static is False:
-            raise ValueError("static=False asks for shapes that depend on data, which no graph has; leave it out")
+            raise ValueError("static=False has shapes that depend on data, which no graph has; leave it out")
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
         _refuse_arguments(call)

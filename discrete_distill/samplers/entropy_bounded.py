@@ -94,7 +94,7 @@ class EntropyBoundedSampler(SamplerOptions):
 
 
 def kept_under(gamma: float, score_BL: Tensor, entropy_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """Bool ``[B, L]``: the longest prefix, in the order of the scores, whose entropy but for the greatest is within
+    """Bool ``[B, L]``: the longest prefix, in the order of the scores, whose entropy but for the maximum is within
     ``gamma``; of masked positions only, which score above the others."""
     rank_BL = rank_of(score_BL)
     by_rank_BL = torch.zeros_like(entropy_BL, dtype=torch.float64).scatter(1, rank_BL, entropy_BL.double())

@@ -21,8 +21,8 @@ class FirstHittingSampler(SamplerOptions):
     """The first-hitting sampler (arXiv 2409.02908): the limit of ancestral sampling in infinitely many steps, exactly.
 
     Each masked position is revealed at its own time ``tau`` with ``P(tau <= t) = 1 - alpha_t``, whatever the denoiser
-    says; between these times nothing happens. So all times are drawn first, and the denoiser is called at each of them:
-    once for every token of the longest sequence. The k-th tokens of all sequences share a call.
+    predicts; between these times nothing happens. So all times are drawn first, and the denoiser is called at each of
+    them: once for every token of the longest sequence. The k-th tokens of all sequences share a call.
 
     For a denoiser that ignores time this is autoregression in a uniformly random order.
 

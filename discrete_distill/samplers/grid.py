@@ -66,7 +66,7 @@ def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[
         first: number of the first step.
     """
     masked, flags = state.masked(), []
-    # Counters are many small operations, so that the unmasking draws of several steps are tossed in one call.
+    # Counters are many small operations, so that the unmasking draws of several steps are drawn in one call.
     together = max(1, DRAWS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]

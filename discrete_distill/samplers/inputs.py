@@ -77,7 +77,7 @@ def check_rows(model_kwargs: Mapping[str, Any], batch: int) -> None:
         if size == batch:
             raise TypeError(
                 f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, for a denoiser "
-                "is asked about some sequences at a time"
+                "is called on some sequences at a time"
             )
 
 

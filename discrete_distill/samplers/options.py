@@ -139,7 +139,7 @@ class GridOptions(SamplerOptions):
             ("sample") or takes the most likely tokens ("greedy"), counted when there are any; or nothing ("none").
 
     Raises:
-        ValueError: if a number is out of range, times do not descend, or noise removal is asked for where a grid ends
+        ValueError: if a number is out of range, times do not descend, or noise removal is chosen where a grid ends
             at 0 and leaves nothing.
     """
 

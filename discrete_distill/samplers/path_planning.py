@@ -37,17 +37,17 @@ class PathPlanningSampler(GridOptions):
         process: mask and schedule.
         num_steps: steps; each is one call.
         eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
-        planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
+        planner: ``planner(x_0, t) -> [B, L]``: log-probability of each token of the clean sequences ``x_0``, for the
             written tokens; passed the attention mask and the conditions where there are any, and counted among the
             network evaluations. Self-planning if None.
         greedy: the most likely token in place of a draw.
 
-    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
+    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are read: a
     denoiser that only knows masked positions needs a planner, or ``eta=0``.
 
     Raises:
         TypeError: if an option has a wrong type.
-        ValueError: if ``eta`` is negative, or 0 with a planner that would not be asked.
+        ValueError: if ``eta`` is negative, or 0 with a planner that would not be called.
     """
 
     eta: float = 1.0
@@ -59,9 +59,9 @@ class PathPlanningSampler(GridOptions):
         check_flag("greedy", self.greedy)
         check_number("eta", self.eta, minimum=0.0)
         if self.planner is not None and not callable(self.planner):
-            raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
+            raise TypeError(f"planner is a function of (x_0, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:
-            raise ValueError("eta=0 never masks a written token again, so it asks no planner; leave the planner out")
+            raise ValueError("eta=0 never masks a written token again, so it calls no planner; leave the planner out")
 
     def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
         if self.planner is not None:

@@ -69,8 +69,8 @@ class ReMaskingSampler(GridOptions):
     def sigma(self, t: Tensor, s: Tensor) -> Tensor:
         """Remasking probability of the step (what "conf" deals out), elementwise."""
         alpha_t, alpha_s = self.process.visible_probability(t), self.process.visible_probability(s)
-        greatest = torch.where(alpha_t > 0.0, (1.0 - alpha_s) / alpha_t, torch.ones_like(alpha_t)).clamp(0.0, 1.0)
-        return greatest.clamp(max=self.strength) if self.strategy == "cap" else self.strength * greatest
+        maximum = torch.where(alpha_t > 0.0, (1.0 - alpha_s) / alpha_t, torch.ones_like(alpha_t)).clamp(0.0, 1.0)
+        return maximum.clamp(max=self.strength) if self.strategy == "cap" else self.strength * maximum
 
     def reveal_probability(self, t: Tensor, s: Tensor, sigma: Tensor) -> Tensor:
         """Of a masked position, elementwise; 1 where ``s = 0``."""

@@ -30,7 +30,7 @@ Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
 
 
 class Drawn(NamedTuple):
-    """Tokens ``[N, M]``, their log-probabilities ``[N, M]`` in nats, and a statistic ``[N]`` if one was asked for."""
+    """Tokens ``[N, M]``, their log-probabilities ``[N, M]`` in nats, and a statistic ``[N]`` if there is one."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -132,7 +132,7 @@ class SamplerState:
         count, length = self.tokens.numel(), self.tokens.shape[1]
         self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
         self.draw_numbers = self.position_numbers
-        # All rows are one state until something is written, unless something else tells them apart.
+        # All rows are one state until something is written, unless something else distinguishes them.
         self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
         self.nfe = self.other_calls = 0
         # Positions without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if
@@ -215,7 +215,7 @@ class SamplerState:
         denoiser here and now, on the sequences that hold the positions; while all are one state, on the first.
 
         Args:
-            positions: what is asked.
+            positions: whose logits.
             t: ``[B]``.
             s: ``[B]``, where the step ends.
             one_time: all sequences are at the same times.

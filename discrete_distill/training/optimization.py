@@ -33,7 +33,7 @@ class OptimizerConfig:
         weight_decay: decoupled, per update (paper: 0).
         warmup_steps: updates of linear warm-up (paper: 1000).
         schedule: what follows: constant, or a cosine or a line down to zero (paper: constant).
-        gradient_clip: greatest gradient norm; 0 for none (paper: 1.0).
+        gradient_clip: maximum gradient norm; 0 for none (paper: 1.0).
         ema_decay: of the averaged weights, per update; 0 for none (paper: 0.999).
 
     Raises:
@@ -137,7 +137,7 @@ class ModuleOptimizer:
         return self.module if self.average is None else self.average.module
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """State of `averaged`, whole, also where it is sharded; all processes must ask for it, the first has it."""
+        """State of `averaged`, whole, also where it is sharded; all processes must call it, the first has it."""
         return gathered(self.averaged.state_dict(), keep=self.accelerator.is_main_process)
 
     @contextmanager
@@ -181,7 +181,7 @@ class ModuleOptimizer:
         return float(mean_over_processes(torch.where(finite, norm, torch.nan)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs, on any number of processes; all of them must ask for it, and
+        """Everything that an exact continuation needs, on any number of processes; all of them must call it, and
         the first has it."""
         state = {
             "module": self.module.state_dict(),

@@ -37,7 +37,7 @@ TINY = [
     "--distill.loop.num-steps=3", "--distill.batch-size=4", "--distill.method.advantages.group-size=2",
     "--distill.method.log-ratio.warmup=1",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "--evaluate.steps", "4", "8",
-    "--evaluate.guided-steps", "4", "--least-residues=4",
+    "--evaluate.guided-steps", "4", "--minimum-residues=4",
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_the_recipe_distils_measures_and_reports(sequences: Path, tmp_path: Path
     ]
     assert all({"agreement", "reverse_nats"} <= set(line["between_samples"]) for line in results["lines"])
     real = results["lines"][0]["figures"]
-    assert real["greatest_identity"] < 0.9  # Held-out sequences are not training ones.
+    assert real["maximum_identity"] < 0.9  # Held-out sequences are not training ones.
     report = (tmp_path / "tiny" / "report.md").read_text()
     for part in ("Quality", "UniProt", "3-gram@", "Limitations", "facebook/esmfold_v1"):
         assert part in report
@@ -127,7 +127,7 @@ def test_letters_become_tokens_and_back_and_windows_fall_into_proteins() -> None
     assert ids == list(range(21))
     assert tokenizer.decode([*ids, 21]) == AMINO_ACIDS + "._"
     windows = tokenizer.encode(["ACD.EFGHI.K", "LLLLLLLLLLL"])
-    assert tokenizer.proteins(windows, least=4) == ["EFGHI", "LLLLLLLLLLL"]
+    assert tokenizer.proteins(windows, minimum_residues=4) == ["EFGHI", "LLLLLLLLLLL"]
     with pytest.raises(ValueError, match="'B' is no amino acid"):
         tokenizer.encode(["AB"])
 

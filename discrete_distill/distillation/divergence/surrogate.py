@@ -60,7 +60,7 @@ def integral_kl(
         group_size: consecutive rows in a group; divides ``B``.
         baseline: see `group_advantages`; of values for each token, over the tokens at one position.
         scale: see `group_advantages`.
-        clip: greatest size of an advantage; None: no limit (paper: 3).
+        clip: maximum size of an advantage; None: no limit (paper: 3).
         reward: maps log-ratios to rewards; ``LogRatioReward(8.0)`` clips them first, as the paper does.
         generation_mask: bool ``[B, L]``, true at positions that the student generates (all, by default). The others
             enter no baseline and no scale.

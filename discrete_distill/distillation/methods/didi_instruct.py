@@ -230,10 +230,10 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
         Args:
             rollout: of this step.
-            log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
+            log_ratio_output: of `discriminator_loss` in this step, so that the discriminator is not evaluated again.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl`` while `update_plan`
-                says that the student reads them; given positions must agree with the rollout's.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl`` while the
+                student is in ``update_plan.reads_reference``; given positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.

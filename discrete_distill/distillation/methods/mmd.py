@@ -35,8 +35,8 @@ class FrozenFeatures:
     """Hidden states of a denoiser after one of its blocks, scaled to unit length: directions are compared, not norms.
     The network is read in evaluation mode.
 
-    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block says little;
-    a block in the middle has read token and context.
+    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block is
+    uninformative; a block in the middle has read token and context.
 
     Args:
         network: a `HiddenStatesDenoiser`, such as `DiT` or a transformer behind `as_denoiser`.

@@ -7,7 +7,7 @@ so on.
 
     loss = mean over masked i of  D( p_student(. | x_t, i),  p_teacher(. | x_{t_j(i)}, i) )
 
-The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
+The forward KL has its minimum where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
 for a teacher whose answers are conditionals of one joint distribution that mean is its own answer at ``x_t`` (a
 martingale), and nothing is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the
 other targets prefer sharper students.
@@ -151,7 +151,7 @@ class SDTT(BaseMethod[SDTTConfig]):
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> TeacherTargets:
-        """Corrupt reference sequences, and ask the teacher for its targets at the masks; see `targets`.
+        """Corrupt reference sequences, and compute the teacher's targets at the masks; see `targets`.
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
@@ -195,15 +195,15 @@ class SDTT(BaseMethod[SDTTConfig]):
             raise ValueError("SDTT corrupts reference sequences; pass reference=")
         if reference.ndim != 2 or not reference.numel():
             raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
-        asked = tuple(x_init.shape) if x_init is not None else shape
-        if any(one is not None and one != other for one, other in zip(asked, reference.shape, strict=True)):
-            raise ValueError(f"reference has shape {list(reference.shape)}, but {list(asked)} was asked for")
+        expected = tuple(x_init.shape) if x_init is not None else shape
+        if any(one is not None and one != other for one, other in zip(expected, reference.shape, strict=True)):
+            raise ValueError(f"reference has shape {list(reference.shape)}, but {list(expected)} was requested")
         return reference
 
     def student_loss(
         self, rollout: TeacherTargets, *, num_tokens: Tensor | float | None = None, **given: Any
     ) -> StepOutput:
-        """Compute the divergence of the student, in one step, from what the teacher says in ``factor`` of them.
+        """Compute the divergence of the student, in one step, from the teacher's targets of ``factor`` steps.
 
         Args:
             rollout: of this step.

@@ -27,7 +27,7 @@ class TeacherTargets:
         x_s: the teacher's sequences at the end of its steps, int64 ``[B, L]``.
         t: times of ``x_t``, ``[B]``.
         s: times of ``x_s``, ``[B]``.
-        loss_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` that the teacher was asked about.
+        loss_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` at which the teacher was evaluated.
         log_probs_NV: fp32 log-probabilities there, in flattened order; -inf at the mask.
         attention_mask: bool ``[B, L]`` or None.
         model_kwargs: what else the networks are given.
@@ -105,7 +105,7 @@ def teacher_targets(
         generator=generator,
     )
     wanted = state.masked().clone()
-    said: list[tuple[Tensor, Tensor]] = []
+    predictions: list[tuple[Tensor, Tensor]] = []
     last = len(times) - 2
     for step in range(last + 1):
         masked = state.masked()
@@ -114,14 +114,16 @@ def teacher_targets(
         if not positions:
             continue
         logits_RV = state.logits(positions, times[step], times[step + 1], one_time=False)(slice(None))
-        said.append((positions.index, process.masked_log_probs(logits_RV)))
+        predictions.append((positions.index, process.masked_log_probs(logits_RV)))
         shown = reveals.flatten()[positions.index]
         drawn = state.draw_tokens(logits_RV[shown], positions.index[shown], step)
         state.write(positions.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
-    if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
+    if not predictions:  # Nothing was masked; a call of the teacher yields the size of its vocabulary.
         none = wanted.new_zeros(0, dtype=torch.long)
         no_positions = Positions(none, torch.zeros(1, dtype=torch.long, device=x_t.device), none)
-        said.append((none, process.masked_log_probs(state.logits(no_positions, t, s, one_time=False)(slice(None)))))
+        predictions.append(
+            (none, process.masked_log_probs(state.logits(no_positions, t, s, one_time=False)(slice(None))))
+        )
     wrong = state.log_probs.isnan()
     if bool(wrong.any()):
         sequence, position = wrong.nonzero()[0].tolist()
@@ -129,6 +131,6 @@ def teacher_targets(
             f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
             "possible, so there is no token to draw"
         )
-    index, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
+    index, log_probs_NV = (torch.cat(parts) for parts in zip(*predictions, strict=True))
     targets_NV = log_probs_NV[index.argsort()]
     return TeacherTargets(x_t, state.tokens, t, s, wanted, targets_NV, attention_mask, dict(model_kwargs or {}))

@@ -52,7 +52,7 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
     """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all.
 
     Attributes:
-        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights says, so that it is written again
+        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights holds, so that it is written again
             where the network is saved or pushed; None where there was none.
     """
 
@@ -179,8 +179,8 @@ def fingerprint_of(tokenizer: Fingerprinted) -> dict[str, Any]:
 
 
 def stored_fingerprint(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
-    """What ``tokenizer_fingerprint.json`` of a folder or a repository says; None where there is none, or the hub cannot
-    be reached.
+    """What ``tokenizer_fingerprint.json`` of a folder or a repository holds; None where there is none, or the hub
+    cannot be reached.
 
     Raises:
         CheckpointError: if it is no JSON object.
@@ -210,9 +210,9 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     try:
         return Path(hf_hub_download(repo_id=str(name_or_path), filename=filename, **hub))
     except LocalEntryNotFoundError:
-        asked = {name: hub.get(name) for name in ("cache_dir", "revision")}
-        if try_to_load_from_cache(str(name_or_path), filename, **asked) is _CACHED_NO_EXIST:
-            return None  # Known from when the hub was last asked.
+        where = {name: hub.get(name) for name in ("cache_dir", "revision")}
+        if try_to_load_from_cache(str(name_or_path), filename, **where) is _CACHED_NO_EXIST:
+            return None  # Known from the last request to the hub.
         raise
     except EntryNotFoundError:
         return None

@@ -129,7 +129,7 @@ def parameter_order(num_layers: int) -> list[str]:
 def config_of(
     weights: Mapping[str, Any], stated: Mapping[str, Any] | None, *, source: str, prefix: str = "", **overrides: Any
 ) -> DiTConfig:
-    """The network's shape, read from its weights; a config file adds what weights do not tell, and must agree.
+    """The network's shape, read from its weights; a config file adds what weights do not determine, and must agree.
 
     Args:
         weights: under our names.
@@ -139,8 +139,8 @@ def config_of(
         **overrides: fields of `DiTConfig`, which win over the file; None leaves a field alone.
 
     Raises:
-        CheckpointError: if weights that tell the shape are missing, or the config file contradicts them or has values
-            that cannot be.
+        CheckpointError: if weights that determine the shape are missing, or the config file contradicts them or has
+            values that cannot be.
     """
     read = read_shape(weights, source=source, prefix=prefix)
     settings = _stated(stated or {})

@@ -69,9 +69,9 @@ def load_denoiser(
     Raises:
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: if a file is damaged, hostile, or does not hold exactly the weights of such a network.
-        ValueError: if the model brings code of its own and that was not asked for, is causal and ``attention`` was not
-            given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is a
-            `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
+        ValueError: if the model brings code of its own without ``trust_remote_code``, is causal and ``attention`` was
+            not given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is
+            a `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
     """
     overrides: dict[str, Any] = {
         "max_length": max_length,

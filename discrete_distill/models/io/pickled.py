@@ -46,7 +46,7 @@ def as_safetensors(name: str, hub: Mapping[str, Any]) -> Iterator[tuple[str, Map
         hub: arguments of `find_file`.
 
     Returns:
-        Name or folder to load, and what the hub is to be asked with.
+        Name or folder to load, and the arguments for the hub.
     """
     has_safetensors = any(find_file(name, each, **hub) for each in (STUDENT_FILE, f"{STUDENT_FILE}.index.json"))
     pickled = None if has_safetensors else find_file(name, PICKLED_FILE, **hub)

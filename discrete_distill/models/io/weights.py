@@ -54,7 +54,7 @@ class Inert:
     """Stands where a pickle names a class that is not imported; takes anything, and does nothing with it.
 
     Attributes:
-        state: what the pickle would have the object made of; None if it says nothing.
+        state: what the pickle would have the object made of; None if there is none.
     """
 
     state: Any = None
@@ -95,7 +95,8 @@ def check_header(file: Path) -> None:
 
 
 def read_pickle(file: str | Path) -> dict[str, Any]:
-    """What `torch.save` wrote, by ``torch.load(weights_only=True)``; settings stored beside the weights become `Inert`."""
+    """What `torch.save` wrote, by ``torch.load(weights_only=True)``; settings stored beside the weights become
+    `Inert`."""
     file = Path(file)
     _check_archive(file)
     try:

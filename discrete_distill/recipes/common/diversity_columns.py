@@ -1,4 +1,4 @@
-"""What every report says of diversity between samples: two columns, and the word "collapsed" in place of a figure."""
+"""Diversity between samples in every report: two columns, and the word "collapsed" in place of a figure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reverse_cell(figures: Figures) -> str:
 
 
 def collapse_of(figures: Figures, reference: Figures) -> str:
-    """The word "collapsed" and the figures that say so, or nothing for samples as diverse as their reference.
+    """The word "collapsed" and the figures that show it, or nothing for samples as diverse as their reference.
 
     Args:
         figures: of the samples.
@@ -87,8 +87,8 @@ def kept_by_teacher(by_steps: Mapping[int, Figures], steps: int, data: Figures) 
 
 
 def collapses_of(figures: Mapping[tuple[str, int], Figures], data: Figures) -> dict[tuple[str, int], str]:
-    """What is said of each student whose samples are less diverse than the teacher's at as many steps or more:
-    "collapsed" and the figures.
+    """The word "collapsed" and the figures, of each student whose samples are less diverse than the teacher's at as
+    many steps or more.
 
     Args:
         figures: of each method and number of steps, those of "teacher" among them.
@@ -100,4 +100,4 @@ def collapses_of(figures: Mapping[tuple[str, int], Figures], data: Figures) -> d
         for (method, steps), each in figures.items()
         if method != "teacher"
     }
-    return {key: said for key, said in found.items() if said}
+    return {key: collapse for key, collapse in found.items() if collapse}

@@ -21,7 +21,7 @@ Matmul = Literal["exact", "tf32"]
 def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` in the given precision; "auto" is bf16 where the device multiplies it natively."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    # Without a GPU, accelerate joins the processes of torchrun only where it is told that they compute on CPUs.
+    # Without a GPU, accelerate joins the processes of torchrun only with ``cpu=True``.
     on_cpus = launched > 1 and not torch.cuda.is_available()
     made = Accelerator(cpu=on_cpus, mixed_precision="bf16" if resolve_precision(precision) == "bf16" else "no")
     if made.num_processes != launched or num_processes() != launched:

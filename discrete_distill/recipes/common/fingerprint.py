@@ -46,7 +46,7 @@ def check_tokenizer(name_or_path: str | Path, vocab_size: int, tokenizer: TextTo
     """Refuse a network and a tokenizer that do not belong together.
 
     A network without a fingerprint is checked as far as is known: its number of classes, and for 50258 classes the ids
-    of GPT-2's vocabulary. For any other size a warning says that the tokenizer could not be verified.
+    of GPT-2's vocabulary. For any other size a warning states that the tokenizer could not be verified.
     """
     remedy = f"give {flag} and --data.tokenizer that belong together"
     if vocab_size != tokenizer.vocab_size:

@@ -175,7 +175,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def check_length(self, max_length: int | None) -> None:
-        """Refuse sequences that are longer than a network reads, where it tells."""
+        """Refuse sequences that are longer than a network reads, where that is known."""
         if max_length is not None and self.config.data.length > max_length:
             raise ValueError(
                 f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"

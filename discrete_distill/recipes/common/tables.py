@@ -42,7 +42,7 @@ def number(value: float | None, form: str, missing: str = "") -> str:
 
 
 def span(values: Iterable[float], form: str = ".3f") -> str:
-    """The least and the greatest of some figures.
+    """The minimum and the maximum of some figures.
 
     Args:
         values: at least one.

@@ -18,7 +18,7 @@ from ..common.results import write_results
 from ..common.students import StudentTraining
 
 BudgetKind = Literal["seconds", "network_evaluations"]
-FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
+FIRST_TRIED = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
 
 
 class EvaluationCounter:
@@ -86,7 +86,13 @@ class Plan:
 
 
 def plan_steps(
-    make: Callable[[int], StudentTraining], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
+    make: Callable[[int], StudentTraining],
+    kind: BudgetKind,
+    amount: float,
+    file: Path,
+    *,
+    seed: int,
+    tried_steps: int = 8,
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away training; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
@@ -94,18 +100,18 @@ def plan_steps(
     known = _read_plan(file)
     if known is not None and (known.kind, known.amount) == (kind, amount):
         return known
-    training, counter = make(2 * FIRST_PROBE), EvaluationCounter()
+    training, counter = make(2 * FIRST_TRIED), EvaluationCounter()
     seconds = []
-    for index in range(FIRST_PROBE - 1, FIRST_PROBE + probes):
+    for index in range(FIRST_TRIED - 1, FIRST_TRIED + tried_steps):
         counter.watch(training.networks())
-        if index == FIRST_PROBE:
+        if index == FIRST_TRIED:
             counter.take()
         generator = step_generator(seed, index, device=_device_of(training))
         started = time.perf_counter()
         training.step(index, generator)
         seconds.append(time.perf_counter() - started)
-    per_step = sum(seconds[1:]) / probes
-    evaluations = counter.take() / probes
+    per_step = sum(seconds[1:]) / tried_steps
+    evaluations = counter.take() / tried_steps
     cost = per_step if kind == "seconds" else evaluations
     if amount < cost:
         raise ValueError(f"a budget of {amount:g} {kind} is less than one training step, which costs {cost:.3g}")

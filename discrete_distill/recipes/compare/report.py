@@ -109,8 +109,8 @@ def diagnostics(results: dict[str, Any]) -> list[str]:
     entropy = results["data"]["entropy"]
     found = [reading.note for line in results["lines"] for reading in [reading_of(line, 0, entropy)] if reading.note]
     found += [
-        collapse_warning(f"{method}, {steps} steps: {said}", "the teacher")
-        for (method, steps), said in collapses(results).items()
+        collapse_warning(f"{method}, {steps} steps: {collapse}", "the teacher")
+        for (method, steps), collapse in collapses(results).items()
     ]
     trainings = len(results["train_seeds"])
     if trainings < 3:

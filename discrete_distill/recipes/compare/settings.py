@@ -49,7 +49,7 @@ class ComparisonConfig(RecipeConfig):
         ablation: instead of ``methods``, compare DiDi-Instruct as published with itself less one technique at a time.
         temperatures: measured first; more follow until the entropy of held-out text is enclosed.
         temperature_spacing: of those that follow.
-        temperature_limits: least and greatest of those that follow.
+        temperature_limits: minimum and maximum of those that follow.
         extra_judges: beside the recipe's own: 'smollm2', a folder, or a hub name such as gpt2-large.
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.

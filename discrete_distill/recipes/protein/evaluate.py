@@ -41,9 +41,9 @@ class ProteinFigures:
     ) -> None:
         self.residues = residues
         self.judge = judge
-        self.least = config.least_residues
+        self.minimum_residues = config.minimum_residues
         self.reference = reference
-        self.real = residues.proteins(reference.tolist(), least=self.least)
+        self.real = residues.proteins(reference.tolist(), minimum_residues=self.minimum_residues)
         self.training = split_documents(run.documents())["train"][: config.training_sequences]
         self.folding = load_esmfold(config.fold, run.accelerator.device) if config.fold else None
 
@@ -58,7 +58,7 @@ class ProteinFigures:
             "standard_error": judged.standard_error,
             "entropy": diversity.entropy,
             "between_samples": between_seeds(whole, self.reference),
-            **self.of_proteins(self.residues.proteins(windows.tolist(), least=self.least)),
+            **self.of_proteins(self.residues.proteins(windows.tolist(), minimum_residues=self.minimum_residues)),
         }
 
     def of_proteins(self, proteins: Sequence[str]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class ProteinFigures:
 
 
 def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge: NGramJudge) -> dict[str, Any]:
-    """Measure teacher, student, guided student, and DPLM where it is asked for.
+    """Measure teacher, student, guided student, and DPLM where ``--dplm`` names it.
 
     Args:
         run: of the recipe.
@@ -122,7 +122,8 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
 
 
 def _dplm_lines(run: Run, config: ProteinConfig, figures: ProteinFigures) -> list[dict[str, Any]]:
-    """DPLM as it is, at the same numbers of steps; it has a vocabulary of its own, so the n-gram judge is not asked."""
+    """DPLM as it is, at the same numbers of steps; it has a vocabulary of its own, so there is no perplexity of the
+    n-gram judge."""
     chosen = config.evaluate
     denoiser = load_dplm(config.dplm, run.accelerator.device)
     count = chosen.num_samples * len(chosen.seeds)

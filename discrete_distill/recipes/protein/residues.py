@@ -45,10 +45,10 @@ class ResidueTokenizer(TextTokenizer):
         """Letters of a sequence; ends are shown as ``.``, masks as ``mask``."""
         return "".join((AMINO_ACIDS + END + mask)[index] for index in ids)
 
-    def proteins(self, windows: list[list[int]], *, least: int = 20) -> list[str]:
-        """Stretches between ends in each window, of ``least`` residues or more."""
+    def proteins(self, windows: list[list[int]], *, minimum_residues: int = 20) -> list[str]:
+        """Stretches between ends in each window, of ``minimum_residues`` or more."""
         pieces = [piece for window in windows for piece in self.decode(window).split(END)]
-        return [piece for piece in pieces if len(piece) >= least]
+        return [piece for piece in pieces if len(piece) >= minimum_residues]
 
     def fingerprint(self) -> str:
         """Hash of the whole definition."""
