@@ -162,7 +162,7 @@ def test_a_hugging_face_model_is_trained_further_and_distilled(kind: str, tmp_pa
     assert main(["teacher", *flags, init, *trained, "--name=made"]) == 0
     made = tmp_path / "runs" / "made" / "teacher"
     log = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-    assert log[-1]["loss"] < log[0]["loss"] - 0.2
+    assert log[-1]["loss"] < log[0]["loss"] - 0.1
     assert transformers.AutoConfig.from_pretrained(made).model_type == kind
     called = [each for each in flags if not each.startswith("--teacher.")]  # what its files say already
     AcceleratorState._reset_state(reset_partial_state=True)
