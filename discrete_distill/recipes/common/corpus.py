@@ -97,6 +97,12 @@ class TokenStream:
             return self.length
         return Frame(self.text_length, prefix=self.prefix, suffix=self.suffix)
 
+    def text_mask(self) -> Tensor:
+        """True at text, false at prefix and suffix; bool ``[L]``."""
+        mask = torch.zeros(self.length, dtype=torch.bool)
+        mask[len(self.prefix) : self.length - len(self.suffix)] = True
+        return mask
+
     def text_digest(self) -> str:
         """SHA-256 of all ids, in hexadecimal, whatever their integer type; taken once."""
         if not self.digest:

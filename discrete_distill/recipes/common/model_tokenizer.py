@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ...samplers import Frame
@@ -41,6 +42,7 @@ class ModelTokenizer(TextTokenizer):
         frame = Frame.from_tokenizer(tokenizer, 1)
         self.prefix, self.suffix = tuple(frame.prefix), tuple(frame.suffix)
         self.mask_token_id, self.eos_token_id = int(mask), int(end)
+        self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -59,6 +61,11 @@ class ModelTokenizer(TextTokenizer):
     def vocab_size(self) -> int:
         """Classes of the model."""
         return self.num_classes
+
+    def save(self, path: Path) -> None:
+        """Write ``tokenizer.json``, and beside it the files by which transformers reads it."""
+        self.tokenizer.save_pretrained(path.parent)
+        super().save(path)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without unknown and other special tokens."""

@@ -25,7 +25,7 @@ from .fingerprint import check_tokenizer, write_fingerprint
 from .model_tokenizer import ModelTokenizer
 from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
-from .teacher import load_network
+from .teacher import external_config, load_network
 from .tokenizer import TextTokenizer
 
 
@@ -124,6 +124,12 @@ class Run:
         It is checked against tokenizer and length.
         """
         location = self.teacher_location(self.config.teacher.path)
+        if isinstance(self.tokenizer, ModelTokenizer) and external_config(location) is None:
+            raise ValueError(
+                f"--teacher.init {self.config.teacher.init} is a Hugging Face model with a tokenizer of its own, and "
+                f"--teacher.path {self.config.teacher.path} is none; train it by the stage teacher, then name its "
+                "folder as --teacher.path"
+            )
         teacher = load_network(location, **self.config.teacher.called())
         shape = network_shape(teacher)
         if not isinstance(self.tokenizer, ModelTokenizer):  # which was read beside the teacher itself

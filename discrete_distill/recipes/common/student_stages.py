@@ -10,6 +10,8 @@ from .discriminator import DiscriminatorTrainer
 from .distill import check_teacher, distil
 from .environment import make_folder
 from .fingerprint import check_tokenizer
+from .model_tokenizer import ModelTokenizer
+from .network_shape import network_shape
 from .run import Run
 from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
@@ -59,8 +61,9 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
 def make_teacher(run: Run) -> None:
     """Train a teacher; it and the tokenizer go to ``teacher/``."""
     config = run.config.teacher
-    run.check_length(config.model.max_length)
-    run.check_vocabulary(config.model.vocab_size, "--teacher.model.vocab-size")
+    if not isinstance(run.tokenizer, ModelTokenizer):
+        run.check_length(config.model.max_length)
+        run.check_vocabulary(config.model.vocab_size, "--teacher.model.vocab-size")
     folder = make_folder(run.directory / "teacher")
     if run.accelerator.is_main_process:
         run.tokenizer.save(folder / "tokenizer.json")
@@ -80,8 +83,10 @@ def check_initial_teacher(run: Run) -> None:
     config = run.config.teacher
     if config.init:
         location = run.teacher_location(config.init)
-        network = initial_network(config, location)
-        check_tokenizer(location, network.config.vocab_size, run.tokenizer, flag="--teacher.init")
+        shape = network_shape(initial_network(config, location))
+        run.check_length(shape.max_length)
+        if not isinstance(run.tokenizer, ModelTokenizer):
+            check_tokenizer(location, shape.vocab_size, run.tokenizer, flag="--teacher.init")
 
 
 def make_student(run: Run) -> None:
