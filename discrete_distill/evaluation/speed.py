@@ -52,19 +52,6 @@ class SpeedRatio:
     spread: tuple[float, float]
 
 
-def measure_speed(
-    call: Callable[[], Tensor],
-    *,
-    name: str = "sampler",
-    repeats: int = 5,
-    warmup: int = 1,
-    device: torch.device | str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
-) -> Speed:
-    """`measure_speeds` of a single call."""
-    return measure_speeds({name: call}, repeats=repeats, warmup=warmup, device=device, clock=clock)[name]
-
-
 def measure_speeds(
     calls: Mapping[str, Callable[[], Tensor]],
     *,

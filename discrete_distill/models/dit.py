@@ -7,7 +7,6 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -295,7 +294,7 @@ class DiT(HubNetwork):
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     def add_step_conditioning(self) -> None:
-        """Tell this network its step as well, through an embedding that starts at zero; its outputs stay as they are.
+        """Pass this network its step as well, through an embedding that starts at zero; its outputs stay as they are.
 
         Raises:
             ValueError: if there are LoRA weights that were not merged.
@@ -307,10 +306,3 @@ class DiT(HubNetwork):
         self._hub_mixin_config = self.config  # what save_pretrained writes
         self.step_map = zero_initialised(TimestepEmbedder(self.config.cond_size, num_scalars=2))
         self.step_map.to(self.output_layer.linear.weight).train(self.training)
-
-    def with_step_conditioning(self) -> DiT:
-        """A copy that is also passed its step; see `add_step_conditioning`."""
-        refuse_unmerged(self)
-        made = copy.deepcopy(self)
-        made.add_step_conditioning()
-        return made

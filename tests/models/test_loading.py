@@ -299,9 +299,8 @@ def test_a_key_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_our_own_networks_by_the_same_two_functions(tmp_path: Path) -> None:
-    student = denoiser(
-        network(), max_length=16, step_conditioning=False, time_conditioning=True
-    ).with_step_conditioning()
+    student = denoiser(network(), max_length=16, step_conditioning=False, time_conditioning=True)
+    student.add_step_conditioning()
     student.save_pretrained(tmp_path / "student")
     x_t, t = example()
     loaded = load_denoiser(tmp_path / "student")

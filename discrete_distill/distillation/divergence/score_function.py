@@ -176,22 +176,8 @@ class ScoreFunctionIntegralKL:
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> SampleScores:
-        """Estimate the log-ratios of samples, the first third of a call. A batch in parts is scored part by part;
-        `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
-
-        Args:
-            x_0: samples of the student, int64 ``[B, L]``.
-            group_size: consecutive rows in a group.
-            t: coupled times ``[B]``; drawn here if None.
-            generation_mask: bool ``[B, L]``, positions that may be corrupted; all if None.
-            generator: source of randomness.
-            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
-            model_kwargs: passed to the networks of the log-ratio by keyword.
-
-        Raises:
-            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
-        """
+        """Estimate the log-ratios of samples, the first third of a call, with its arguments. A batch in parts is scored
+        part by part; `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch."""
         check_sequences(x_0, generation_mask)
         check_groups(len(x_0), group_size)
         if t is not None:
