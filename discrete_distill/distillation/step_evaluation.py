@@ -51,9 +51,6 @@ class StepEvaluation:
     def logits(self, denoiser: Denoiser) -> LogitsOfPart:
         """Call a denoiser, in evaluation mode, with a graph where gradients are enabled.
 
-        Args:
-            denoiser: any `Denoiser`.
-
         Returns:
             ``logits(part) -> [n, V]``, those that the path draws from.
         """

@@ -12,12 +12,7 @@ from torch import Tensor
 
 
 def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """Bool ``[B, L]``, true at real tokens.
-
-    Args:
-        attention_mask: bool, or integers of which 0 is padding.
-        shape: of the tokens, ``[B, L]``.
-    """
+    """Bool ``[B, L]``, true at real tokens."""
     if tuple(attention_mask.shape) != tuple(shape):
         raise ValueError(
             f"attention_mask must have the shape of the tokens, {list(shape)}, got {list(attention_mask.shape)}"

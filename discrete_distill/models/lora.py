@@ -94,13 +94,7 @@ def merge_lora(network: Network) -> Network:
 
 
 def lora_size(network: nn.Module, *, rank: int, targets: Sequence[str] | None = None) -> int:
-    """Numbers in the matrices that `add_lora` would put into a network.
-
-    Args:
-        network: it stays as it is.
-        rank: of the matrices.
-        targets: see `add_lora`.
-    """
+    """Numbers in the matrices that `add_lora` would put into a network."""
     layers = [network.get_submodule(name) for name in _targeted(network, targets)]
     return rank * sum(sum(weight.shape) for layer in layers for weight in [layer.get_parameter("weight")])
 

@@ -19,10 +19,6 @@ def check_noise(stored: Mapping[str, Any], *, source: str) -> None:
     """Refuse a checkpoint that states that it was trained on uniform noise, and warn of one that does not state its
     noise.
 
-    Args:
-        stored: a Lightning checkpoint, as `read_pickle` gives it.
-        source: for messages.
-
     Raises:
         ValueError: if it was trained on uniform noise, as DUO is.
     """

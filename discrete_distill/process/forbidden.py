@@ -13,10 +13,6 @@ from ..checks import check_count
 def checked_forbidden_ids(ids: Any, mask_token_id: int) -> tuple[int, ...]:
     """Sort and check a sequence of token ids.
 
-    Args:
-        ids: integers of 0 or more, as a list, tuple, tensor or array.
-        mask_token_id: the mask.
-
     Returns:
         The distinct ids, ascending.
     """

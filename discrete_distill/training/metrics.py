@@ -74,11 +74,7 @@ class MetricWindow:
 
 
 def on_the_host(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Scalars of several steps as numbers, with one copy from the device for all tensors among them.
-
-    Args:
-        lines: scalars by name, tensors of one device or numbers, one mapping for each step.
-    """
+    """Scalars of several steps as numbers, with one copy from the device for all tensors among them."""
     tensors = [value.detach().double() for line in lines for value in line.values() if isinstance(value, Tensor)]
     copied = iter(torch.stack(tensors).tolist() if tensors else [])
     return [

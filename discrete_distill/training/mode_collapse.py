@@ -142,12 +142,7 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
 
 
 def stop_if_collapsed(sign: ModeCollapse | None, limit: int) -> None:
-    """End a run whose samples have been alike for too long.
-
-    Args:
-        sign: of `mode_collapse`.
-        limit: updates for which the sign may stand; 0 for any number.
-    """
+    """End a run whose samples have been alike for too long."""
     if sign is not None and limit and sign.updates >= limit:
         raise TrainingCollapsed(f"stopped at step {sign.step:.0f}, after {sign.updates} updates of {sign}")
 

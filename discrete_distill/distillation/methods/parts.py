@@ -43,13 +43,7 @@ class DrawnPart:
 
 
 def draw_part(draw: Draw, generator: Generator, *, keep_logits: bool) -> DrawnPart:
-    """Draw the paths of a part without a graph.
-
-    Args:
-        draw: see `Draw`.
-        generator: source of randomness.
-        keep_logits: whether the auxiliary denoiser is fitted to the student's logits.
-    """
+    """Draw the paths of a part without a graph."""
     state = generator.get_state()
     with torch.no_grad():
         rollout = draw(generator, None)

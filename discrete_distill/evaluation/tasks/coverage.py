@@ -114,10 +114,6 @@ def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
     """Expectation of the plug-in estimate of the divergence from uniform, for samples that are uniform; nats.
 
     With ``K'`` binomial of ``n - 1`` trials of probability ``1 / N``, it is ``log(N / n) + E log(1 + K')``.
-
-    Args:
-        num_samples: ``n``.
-        num_solutions: ``N``.
     """
     n, total = check_count("num_samples", num_samples), check_count("num_solutions", num_solutions)
     if total == 1:

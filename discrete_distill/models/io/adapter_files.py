@@ -59,13 +59,7 @@ def save_adapters(directory: str | Path, student: nn.Module, base: str | Path) -
 
 
 def load_adapters(name_or_path: str | Path, load_base: Callable[..., Any], hub: Mapping[str, Any]) -> Any:
-    """The student that `save_adapters` wrote, in evaluation mode; None where there is none.
-
-    Args:
-        name_or_path: folder, or name on the hub.
-        load_base: called with the base, and with how it is called where that was saved.
-        hub: arguments of `find_file`.
-    """
+    """The student that `save_adapters` wrote, in evaluation mode; None where there is none."""
     stated = find_file(name_or_path, ADAPTERS_CONFIG_FILE, **hub)
     if stated is None:
         return None

@@ -117,10 +117,6 @@ def load_denoiser(
 def transformers_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
     """The ``config.json`` of a Hugging Face model; None where there is a network of another kind, or nothing.
 
-    Args:
-        name_or_path: see `load_denoiser`.
-        **hub: likewise.
-
     Raises:
         OSError: if the hub cannot be reached.
         CheckpointError: if the file is no JSON object.

@@ -41,10 +41,6 @@ def as_safetensors(name: str, hub: Mapping[str, Any]) -> Iterator[tuple[str, Map
     """Inside, the model as a folder of safetensors: itself where it is one, else a copy in a temporary folder, as large
     as the weights.
 
-    Args:
-        name: on the hub, or a folder.
-        hub: arguments of `find_file`.
-
     Returns:
         Name or folder to load, and the arguments for the hub.
     """

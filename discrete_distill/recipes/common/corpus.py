@@ -163,12 +163,6 @@ def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: 
     Tokens are found again by a hash of the text, the tokenizer and the way of splitting. Their files are hashed at
     every start, so that damaged ones are made again.
 
-    Args:
-        source: see `DataConfig`.
-        tokenizer: of the text.
-        length: tokens per sequence.
-        cache_dir: where tokens of any text are kept.
-
     Raises:
         FileNotFoundError: if there is no such text.
         ValueError: if it cannot be read, is too short, or cannot be encoded.

@@ -46,10 +46,6 @@ def save_network(whole: DiT | Discriminator, module_optimizer: ModuleOptimizer, 
 def read_discriminator(directory: Path, teacher: Any) -> TrunkDiscriminator | None:
     """Read what `save_discriminator` wrote, in evaluation mode on the CPU or the device of its trunk; None if there is
     nothing.
-
-    Args:
-        directory: of the discriminator.
-        teacher: called for the trunk, where it is no `DiT` of its own.
     """
     if not (directory / WEIGHTS_FILE).exists():
         return None

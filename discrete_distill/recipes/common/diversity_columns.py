@@ -18,11 +18,7 @@ REMEDY = (
 
 
 def figures_of(saved: Mapping[str, Any] | None) -> dict[str, Estimate]:
-    """Figures between samples from a results file.
-
-    Args:
-        saved: pairs of value and standard error by name, or None, as in files that were written without them.
-    """
+    """Figures between samples from a results file."""
     return {name: Estimate(*estimate) for name, estimate in (saved or {}).items()}
 
 

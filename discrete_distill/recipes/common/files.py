@@ -27,12 +27,7 @@ def plain_name(path: Path) -> str:
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
-    """Read a UTF-8 text file; ``.gz``, ``.xz`` and ``.bz2`` are unpacked, a byte order mark is dropped.
-
-    Args:
-        path: of the file.
-        errors: what to do with bytes that are not UTF-8, as for `bytes.decode`.
-    """
+    """Read a UTF-8 text file; ``.gz``, ``.xz`` and ``.bz2`` are unpacked, a byte order mark is dropped."""
     _check_regular(path)
     try:
         text = _read_bytes(path).decode("utf-8-sig", errors=errors)

@@ -170,9 +170,6 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> TextTokenizer:
 def gpt2_tokenizer(name_or_path: str = "gpt2") -> TextTokenizer:
     """GPT-2's byte-level BPE from the hub or a local folder, with the mask added as id 50257.
 
-    Args:
-        name_or_path: name on the hub or a folder. Code that comes with it is never run.
-
     Raises:
         FileNotFoundError: if it cannot be had.
         ValueError: if it lacks an end-of-text token.

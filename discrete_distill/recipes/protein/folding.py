@@ -22,13 +22,7 @@ def load_esmfold(name_or_path: str, device: torch.device | str = "cpu") -> Any:
 
 
 def load_strictly(model_class: Any, name_or_path: str, *, flag: str) -> Any:
-    """Load a model of transformers, in evaluation mode, without running code from its files.
-
-    Args:
-        model_class: with ``from_pretrained``.
-        name_or_path: folder or hub name.
-        flag: that names it on the command line.
-    """
+    """Load a model of transformers, in evaluation mode, without running code from its files."""
     try:
         model, found = model_class.from_pretrained(name_or_path, trust_remote_code=False, output_loading_info=True)
     except (OSError, HFValidationError) as error:  # transformers before 5 passes on the hub's refusal of a path.

@@ -52,12 +52,7 @@ def load_judge_for(
 
 
 def find_judge(path: str, *, flag: str = "--judge.path") -> Path:
-    """Look for a judge without loading its weights; a name on the hub stays as it is.
-
-    Args:
-        path: see `load_judge_for`.
-        flag: that names it on the command line.
-    """
+    """Look for a judge without loading its weights; a name on the hub stays as it is."""
     if path == BUNDLED:
         return asset("judge")
     from transformers import AutoConfig
