@@ -46,6 +46,7 @@ FINGERPRINT_FILE = "tokenizer_fingerprint.json"
 STUDENT_FILE = "model.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 DISCRIMINATOR_CONFIG_FILE = "discriminator.json"
+HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 class HubNetwork(nn.Module, PyTorchModelHubMixin):
@@ -111,32 +112,18 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         cls: type[Network],
         *,
         model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         map_location: str | torch.device = "cpu",
         **arguments: Any,
     ) -> Network:
         for old in ("proxies", "resume_download"):  # of earlier releases of the mixin
             arguments.pop(old, None)
+        hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
         # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
-        file = find_file(
-            model_id,
-            STUDENT_FILE,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        file = find_file(model_id, STUDENT_FILE, **hub)
         if file is None:
             raise FileNotFoundError(f"no {STUDENT_FILE} at {model_id}")
         network = network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
-        network.tokenizer_fingerprint = stored_fingerprint(
-            model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-        )
+        network.tokenizer_fingerprint = stored_fingerprint(model_id, **hub)
         return network
 
 
