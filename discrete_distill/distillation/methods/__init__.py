@@ -1,8 +1,10 @@
 """Distillation methods."""
 
+from .alpha_loss import AlphaLoss, AlphaLossConfig
 from .base import BaseMethod
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
+from .feature_mmd import FeatureMMD, FeatureMMDConfig
 from .idlm import IDLM, IDLMConfig
 from .method_config import MethodConfig
 from .mmd import FrozenFeatures, MMDLogRatio
@@ -37,6 +39,8 @@ __all__ = [
     "IDLM",
     "SDTT",
     "Advantages",
+    "AlphaLoss",
+    "AlphaLossConfig",
     "AuxiliaryRatio",
     "BaseMethod",
     "CorruptionByCount",
@@ -49,6 +53,8 @@ __all__ = [
     "DiscriminatorRatio",
     "DistillationMethod",
     "ElboTimeWeight",
+    "FeatureMMD",
+    "FeatureMMDConfig",
     "FrozenFeatures",
     "IDLMConfig",
     "LogRatioOutput",

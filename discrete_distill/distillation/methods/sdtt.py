@@ -31,6 +31,7 @@ from ...process import MaskedDiffusion, StratifiedTime, evaluation_mode, logits_
 from ..divergence import token_divergence
 from ..networks import Networks
 from .base import BaseMethod
+from .corrupted_data import clean_sequences
 from .method_config import MethodConfig
 from .output import StepOutput
 from .protocol import UpdatePlan
@@ -169,15 +170,8 @@ class SDTT(BaseMethod[SDTTConfig]):
             ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
                 teacher's logits leave nothing to draw from.
         """
-        x_0 = self._clean(reference, (batch_size, length), x_init)
+        x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
         t, s = self.times(len(x_0), x_0.device, generator)
-        generation_mask = None
-        if x_init is not None:
-            generation_mask = x_init == self.process.mask_token_id
-            x_0 = torch.where(generation_mask, x_0, x_init)
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            generation_mask = real if generation_mask is None else generation_mask & real
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
         return self.targets(
             x_t,
@@ -188,17 +182,6 @@ class SDTT(BaseMethod[SDTTConfig]):
             generator=generator,
             model_kwargs=model_kwargs,
         )
-
-    @staticmethod
-    def _clean(reference: Tensor | None, shape: tuple[int | None, int | None], x_init: Tensor | None) -> Tensor:
-        if reference is None:
-            raise ValueError("SDTT corrupts reference sequences; pass reference=")
-        if reference.ndim != 2 or not reference.numel():
-            raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
-        expected = tuple(x_init.shape) if x_init is not None else shape
-        if any(one is not None and one != other for one, other in zip(expected, reference.shape, strict=True)):
-            raise ValueError(f"reference has shape {list(reference.shape)}, but {list(expected)} was requested")
-        return reference
 
     def student_loss(
         self, rollout: TeacherTargets, *, num_tokens: Tensor | float | None = None, **given: Any
