@@ -81,7 +81,7 @@ def clean_sequences(
     Args:
         process: names the mask.
         reference: clean tokens, int64 ``[B, L]``.
-        shape: numbers of sequences and of tokens that were asked for, or None for either.
+        shape: requested numbers of sequences and of tokens, None for any.
         x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked.
         attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
 
@@ -89,15 +89,15 @@ def clean_sequences(
         Tokens int64 ``[B, L]``, and bool ``[B, L]``, or None if all of them may be masked.
 
     Raises:
-        ValueError: if there is no reference, it is empty or of another shape than was asked for.
+        ValueError: if there is no reference, it is empty or of another shape than requested.
     """
     if reference is None:
         raise ValueError("this method corrupts reference sequences; pass reference=")
     if reference.ndim != 2 or not reference.numel():
         raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
-    asked = tuple(x_init.shape) if x_init is not None else shape
-    if any(one is not None and one != other for one, other in zip(asked, reference.shape, strict=True)):
-        raise ValueError(f"reference has shape {list(reference.shape)}, but {list(asked)} was asked for")
+    expected = tuple(x_init.shape) if x_init is not None else shape
+    if any(one is not None and one != other for one, other in zip(expected, reference.shape, strict=True)):
+        raise ValueError(f"reference has shape {list(reference.shape)}, but {list(expected)} was requested")
     generation_mask = None
     if x_init is not None:
         generation_mask = process.is_masked(x_init)

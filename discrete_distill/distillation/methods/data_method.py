@@ -1,4 +1,4 @@
-"""What methods that learn from corrupted data, without student paths, share: their rollout."""
+"""Rollout of the methods that learn from corrupted data, without student paths."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ..rollout import DrawnBatch
 from .base import BaseMethod
-from .corrupted_data import CorruptedData, clean_sequences, corrupt_data
+from .corrupted_data import clean_sequences, corrupt_data
 from .method_config import MethodConfig
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 
 class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
-    """A method of one round whose rollout is corrupted data, and which trains the student alone.
+    """A method whose rollout is made of corrupted data, and which trains the student alone.
 
     Attributes:
         minimum_masks: positions of each sequence that are masked at least.
@@ -36,8 +37,8 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-    ) -> CorruptedData:
-        """Corrupt reference sequences; see `corrupt_data`.
+    ) -> Any:
+        """Corrupt reference sequences.
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
@@ -52,15 +53,26 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
             model_kwargs: passed to the networks by keyword.
 
         Raises:
-            ValueError: if there is no reference, it is empty or of another shape than the other arguments say.
+            ValueError: if there is no reference, it is empty or of another shape than the other arguments.
         """
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+        return self._corrupted(
+            x_0,
+            generation_mask,
+            attention_mask=attention_mask,
+            generator=generator,
+            model_kwargs=model_kwargs,
+        )
+
+    def _corrupted(
+        self, x_0: Tensor, generation_mask: Tensor | None, *, generator: Generator | None, **given: Any
+    ) -> DrawnBatch:
+        """The rollout of clean sequences; see `corrupt_data`."""
         return corrupt_data(
             self.process,
             x_0,
             generation_mask=generation_mask,
-            attention_mask=attention_mask,
             minimum_masks=self.minimum_masks,
             generator=generator,
-            model_kwargs=model_kwargs,
+            **given,
         )

@@ -30,8 +30,7 @@ from ...distributed.parallel import unreplicated
 from ...process import MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
 from ..divergence import token_divergence
 from ..networks import Networks
-from .base import BaseMethod
-from .corrupted_data import clean_sequences
+from .data_method import DataMethod
 from .method_config import MethodConfig
 from .output import StepOutput
 from .protocol import UpdatePlan
@@ -90,7 +89,7 @@ class SDTTConfig(MethodConfig):
         return float(self.factor * batch), 0.0
 
 
-class SDTT(BaseMethod[SDTTConfig]):
+class SDTT(DataMethod[SDTTConfig]):
     """Self-distillation through time.
 
     Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. The teacher is read in
@@ -139,49 +138,13 @@ class SDTT(BaseMethod[SDTTConfig]):
         self.teacher = copy.deepcopy(unreplicated(network)).requires_grad_(False).eval()
         self.round = index
 
-    def rollout(
-        self,
-        batch_size: int | None = None,
-        length: int | None = None,
-        *,
-        x_init: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        device: torch.device | str | None = None,
-        tokens: Tensor | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
+    def _corrupted(
+        self, x_0: Tensor, generation_mask: Tensor | None, *, generator: Generator | None, **given: Any
     ) -> TeacherTargets:
-        """Corrupt reference sequences, and compute the teacher's targets at the masks; see `targets`.
-
-        Args:
-            batch_size: number of sequences of ``reference``, which sets it.
-            length: their tokens.
-            x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
-                ``reference`` may be masked by default.
-            attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
-            reference: clean tokens, int64 ``[B, L]``.
-            generator: source of randomness.
-            device: not read; the device is that of ``reference``.
-            tokens: not read; the same state of ``generator`` draws the same batch.
-            model_kwargs: passed to both networks by keyword.
-
-        Raises:
-            ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
-                teacher's logits leave nothing to draw from.
-        """
-        x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+        """The teacher's targets at the masks of corrupted sequences; see `targets`."""
         t, s = self.times(len(x_0), x_0.device, generator)
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
-        return self.targets(
-            x_t,
-            t,
-            s,
-            generation_mask=generation_mask,
-            attention_mask=attention_mask,
-            generator=generator,
-            model_kwargs=model_kwargs,
-        )
+        return self.targets(x_t, t, s, generation_mask=generation_mask, generator=generator, **given)
 
     def student_loss(
         self, rollout: TeacherTargets, *, num_tokens: Tensor | float | None = None, **given: Any

@@ -1,7 +1,7 @@
 """Coverage: whether a sampler gives all right answers alike, or the same few again and again.
 
-``N`` is the number of right answers and ``n`` the number of right samples. A sampler that is right because it says one
-thing has an accuracy of 1 and a coverage that shows it.
+``N`` is the number of right answers and ``n`` the number of right samples. A sampler that is right because it repeats
+one answer has an accuracy of 1 and a coverage that shows it.
 """
 
 from __future__ import annotations
