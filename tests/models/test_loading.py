@@ -52,7 +52,7 @@ def test_sdtt_on_the_hub(tmp_path: Path, prefix: str) -> None:
 def test_a_config_file_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
     for name, wrong, ours in (("n_heads", 4, "num_heads = 4, its weights 3"), ("n_blocks", 9, "num_layers = 9")):
         published.write_mdlm_hub(tmp_path, network(), **{name: wrong})
-        with pytest.raises(CheckpointError, match=f"its config file says {ours}"):
+        with pytest.raises(CheckpointError, match=f"its config file has {ours}"):
             load_denoiser(tmp_path)
 
 
