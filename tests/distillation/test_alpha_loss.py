@@ -28,7 +28,7 @@ def everything() -> CorruptedData:
     """All sequences, all masked."""
     x_0 = exact.enumerate_sequences(K, N)
     return CorruptedData(
-        x_0, torch.full_like(x_0, MASK), torch.ones(len(x_0)), torch.ones_like(x_0, dtype=torch.bool), None, {}
+        torch.full_like(x_0, MASK), torch.ones(len(x_0)), torch.ones_like(x_0, dtype=torch.bool), None, {}, x_0
     )
 
 
@@ -37,7 +37,7 @@ def expected_loss(method: AlphaLoss, q: Tensor) -> Tensor:
     whole, total = everything(), torch.zeros((), dtype=torch.double)
     for row, weight in enumerate(q):
         one = CorruptedData(
-            *(each[row : row + 1] for each in (whole.x_0, whole.x_t, whole.t, whole.loss_mask)), None, {}
+            *(each[row : row + 1] for each in (whole.x_t, whole.t, whole.loss_mask)), None, {}, whole.x_0[row : row + 1]
         )
         total = total + weight * method.student_loss(one).loss
     return total
@@ -103,7 +103,7 @@ def test_each_sequence_counts_as_much_however_much_of_it_is_masked() -> None:
     networks.student.forward = lambda x_t, t: student(x_t)  # type: ignore[method-assign]
     method = AlphaLoss(networks, PROCESS, AlphaLossConfig(k=2.0))
     loss_mask = torch.tensor([[True, False, False, False], [True, True, True, True]])
-    rollout = CorruptedData(x_0, x_0.masked_fill(loss_mask, MASK), torch.ones(2), loss_mask, None, {})
+    rollout = CorruptedData(x_0.masked_fill(loss_mask, MASK), torch.ones(2), loss_mask, None, {}, x_0)
     log_p = PROCESS.masked_log_probs(student.weight)[MASK]
     means = torch.stack([log_p[x_0[0, :1]].mean(), log_p[x_0[1]].mean()])
     torch.testing.assert_close(method.student_loss(rollout).loss, ((1 - (2.0 * means).exp()) / 2.0).mean())

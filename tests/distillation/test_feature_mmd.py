@@ -46,7 +46,7 @@ def make(length: int, **options: int) -> tuple[FeatureMMD, Table]:
 
 
 def corrupted(x_0: Tensor, loss_mask: Tensor) -> CorruptedData:
-    return CorruptedData(x_0, x_0.masked_fill(loss_mask, MASK), torch.ones(len(x_0)), loss_mask, None, {})
+    return CorruptedData(x_0.masked_fill(loss_mask, MASK), torch.ones(len(x_0)), loss_mask, None, {}, x_0)
 
 
 def test_the_reward_is_that_of_the_paper() -> None:

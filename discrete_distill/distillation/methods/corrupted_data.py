@@ -21,19 +21,17 @@ CHUNK_ROWS = 384
 
 
 @dataclass
-class CorruptedData:
-    """Clean sequences and their masked states: the rollout of a method without paths.
+class MaskedBatch:
+    """Masked states of a batch, and what networks are called with.
 
     Attributes:
-        x_0: clean tokens, int64 ``[B, L]``.
-        x_t: the same with masks.
-        t: times of ``x_t``, ``[B]``: those at which as many masks are expected.
-        loss_mask: bool ``[B, L]``, true where ``x_t`` has a mask that was put there.
+        x_t: states with masks, int64 ``[B, L]``.
+        t: times of ``x_t``, ``[B]``.
+        loss_mask: bool ``[B, L]``, true at the masks that are predicted.
         attention_mask: bool ``[B, L]``, true at real tokens, or None.
         model_kwargs: what else the networks are given.
     """
 
-    x_0: Tensor
     x_t: Tensor
     t: Tensor
     loss_mask: Tensor
@@ -41,32 +39,39 @@ class CorruptedData:
     model_kwargs: Mapping[str, Any]
 
     @property
+    def positions(self) -> Tensor:
+        """Flattened positions of the loss, int64 ``[N]``, ascending."""
+        return self.loss_mask.flatten().nonzero().squeeze(1)
+
+    def num_tokens(self) -> Tensor:
+        """Number of these positions, mean over processes, at least 1. All processes must call it."""
+        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
+
+    def denoiser_kwargs(self) -> dict[str, Any]:
+        """What a denoiser is called with beside state and time."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {**self.model_kwargs, **mask}
+
+
+@dataclass
+class CorruptedData(MaskedBatch):
+    """Clean sequences ``x_0``, int64 ``[B, L]``, and their masked states: the rollout of a method without paths."""
+
+    x_0: Tensor
+
+    @property
     def sequences(self) -> Tensor:
         """``x_0``."""
         return self.x_0
-
-    @property
-    def positions(self) -> Tensor:
-        """Flattened masked positions, int64 ``[N]``, ascending."""
-        return self.loss_mask.flatten().nonzero().squeeze(1)
 
     @property
     def num_masked(self) -> Tensor:
         """Masked positions of each sequence, int64 ``[B]``."""
         return self.loss_mask.sum(1)
 
-    def num_tokens(self) -> Tensor:
-        """Number of masked positions, mean over processes, at least 1. All processes must ask for it."""
-        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
-
     def without_logits(self) -> CorruptedData:
         """Itself: it holds none."""
         return self
-
-    def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
-        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        return {**self.model_kwargs, **mask}
 
 
 def clean_sequences(
@@ -136,7 +141,7 @@ def corrupt_data(
     x_t = process.corrupt_by_count(x_0, count, generation_mask=generation_mask, generator=generator)
     loss_mask = process.is_masked(x_t) & ~process.is_masked(x_0)
     t = process.time_of_count(count, size)
-    return CorruptedData(x_0, x_t, t, loss_mask, attention_mask, dict(model_kwargs or {}))
+    return CorruptedData(x_t, t, loss_mask, attention_mask, dict(model_kwargs or {}), x_0)
 
 
 def log_probs_of(process: MaskedDiffusion, logits_of: LogitsOfPart, tokens_NM: Tensor) -> Tensor:
