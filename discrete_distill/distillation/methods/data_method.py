@@ -37,7 +37,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> CorruptedData:
-        """Corrupt reference sequences; see `corrupt_data`.
+        """Corrupt reference sequences; see `corrupt`.
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
@@ -55,6 +55,24 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
             ValueError: if there is no reference, it is empty or of another shape than the other arguments say.
         """
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+        return self.corrupt(
+            x_0,
+            generation_mask=generation_mask,
+            attention_mask=attention_mask,
+            generator=generator,
+            model_kwargs=model_kwargs,
+        )
+
+    def corrupt(
+        self,
+        x_0: Tensor,
+        *,
+        generation_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        generator: Generator | None,
+        model_kwargs: Mapping[str, Any] | None,
+    ) -> CorruptedData:
+        """States of clean sequences, with ``minimum_masks`` or more masks; see `corrupt_data`."""
         return corrupt_data(
             self.process,
             x_0,
