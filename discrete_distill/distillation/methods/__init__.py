@@ -2,6 +2,7 @@
 
 from .alpha_loss import AlphaLoss, AlphaLossConfig
 from .base import BaseMethod
+from .certainty_forcing import CertaintyForcing, CertaintyForcingConfig
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
 from .feature_mmd import FeatureMMD, FeatureMMDConfig
@@ -43,6 +44,8 @@ __all__ = [
     "AlphaLossConfig",
     "AuxiliaryRatio",
     "BaseMethod",
+    "CertaintyForcing",
+    "CertaintyForcingConfig",
     "CorruptionByCount",
     "CorruptionByParts",
     "CorruptionByTime",

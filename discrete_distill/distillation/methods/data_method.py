@@ -1,4 +1,4 @@
-"""Rollout of the methods that learn from corrupted data, without student paths."""
+"""What methods that learn from corrupted data, without student paths, share: their rollout."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ..rollout import DrawnBatch
 from .base import BaseMethod
-from .corrupted_data import clean_sequences, corrupt_data
+from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
 from .method_config import MethodConfig
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -38,7 +37,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         tokens: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Corrupt reference sequences.
+        """Corrupt reference sequences; see `corrupt`.
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
@@ -56,23 +55,30 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
             ValueError: if there is no reference, it is empty or of another shape than the other arguments.
         """
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
-        return self._corrupted(
+        return self.corrupt(
             x_0,
-            generation_mask,
+            generation_mask=generation_mask,
             attention_mask=attention_mask,
             generator=generator,
             model_kwargs=model_kwargs,
         )
 
-    def _corrupted(
-        self, x_0: Tensor, generation_mask: Tensor | None, *, generator: Generator | None, **given: Any
-    ) -> DrawnBatch:
-        """The rollout of clean sequences; see `corrupt_data`."""
+    def corrupt(
+        self,
+        x_0: Tensor,
+        *,
+        generation_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        generator: Generator | None,
+        model_kwargs: Mapping[str, Any] | None,
+    ) -> MaskedBatch:
+        """States of clean sequences, with ``minimum_masks`` or more masks; see `corrupt_data`."""
         return corrupt_data(
             self.process,
             x_0,
             generation_mask=generation_mask,
+            attention_mask=attention_mask,
             minimum_masks=self.minimum_masks,
             generator=generator,
-            **given,
+            model_kwargs=model_kwargs,
         )

@@ -138,8 +138,8 @@ class SDTT(DataMethod[SDTTConfig]):
         self.teacher = copy.deepcopy(unreplicated(network)).requires_grad_(False).eval()
         self.round = index
 
-    def _corrupted(
-        self, x_0: Tensor, generation_mask: Tensor | None, *, generator: Generator | None, **given: Any
+    def corrupt(
+        self, x_0: Tensor, *, generation_mask: Tensor | None, generator: Generator | None, **given: Any
     ) -> TeacherTargets:
         """The teacher's targets at the masks of corrupted sequences; see `targets`."""
         t, s = self.times(len(x_0), x_0.device, generator)

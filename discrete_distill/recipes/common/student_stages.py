@@ -16,7 +16,7 @@ from .run import Run
 from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
 from .stopped_report import write_report_of_stopped_run
-from .teacher import initial_network, train_teacher
+from .teacher import external_config, initial_network, train_teacher
 
 
 def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
@@ -61,7 +61,7 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
 def make_teacher(run: Run) -> None:
     """Train a teacher; it and the tokenizer go to ``teacher/``."""
     config = run.config.teacher
-    if not isinstance(run.tokenizer, ModelTokenizer):
+    if external_config(config.init) is None:
         run.check_length(config.model.max_length)
         run.check_vocabulary(config.model.vocab_size, "--teacher.model.vocab-size")
     folder = make_folder(run.directory / "teacher")
@@ -85,7 +85,7 @@ def check_initial_teacher(run: Run) -> None:
         location = run.teacher_location(config.init)
         shape = network_shape(initial_network(config, location))
         run.check_length(shape.max_length)
-        if not isinstance(run.tokenizer, ModelTokenizer):
+        if not isinstance(run.tokenizer, ModelTokenizer):  # which was read beside the model itself
             check_tokenizer(location, shape.vocab_size, run.tokenizer, flag="--teacher.init")
 
 

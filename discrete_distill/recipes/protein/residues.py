@@ -35,7 +35,7 @@ class ResidueTokenizer(TextTokenizer):
         Raises:
             ValueError: for a letter that is no amino acid.
         """
-        index_of = {letter: index for index, letter in enumerate(AMINO_ACIDS + END)}
+        index_of = {letter: index for letter in AMINO_ACIDS + END if (index := self.token_to_id(letter)) is not None}
         strange = {letter for text in texts for letter in text} - set(index_of)
         if strange:
             raise ValueError(f"{sorted(strange)[0]!r} is no amino acid; the 20 letters are {AMINO_ACIDS}")
