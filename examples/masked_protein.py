@@ -23,11 +23,11 @@ from discrete_distill import (
 from discrete_distill.exact import random_chain
 from discrete_distill.recipes.protein.dplm import CLS, EOS, ESM_ALPHABET, MASK, esm_letters
 
-FIRST, AMINO_ACIDS, RESIDUES, NUM_STEPS = 4, 20, 24, 4  # ids 4 to 23 are the amino acids
+FIRST, AMINO_ACIDS, RESIDUES, NUM_STEPS = 4, 20, 16, 2  # ids 4 to 23 are the amino acids
 FRAME = Frame(RESIDUES, prefix=[CLS], suffix=[EOS])
 FORBIDDEN = [index for index in range(len(ESM_ALPHABET)) if not FIRST <= index < FIRST + AMINO_ACIDS and index != MASK]
 PROCESS = MaskedDiffusion(MASK, forbidden_token_ids=FORBIDDEN)
-CHAIN = random_chain(AMINO_ACIDS, Generator().manual_seed(5), 0.1)
+CHAIN = random_chain(AMINO_ACIDS, Generator().manual_seed(5), 0.4)
 
 
 def proteins(count: int, generator: Generator) -> Tensor:
@@ -60,7 +60,7 @@ def bound(denoiser, count: int = 256) -> float:
     return float(PROCESS.nelbo(denoiser, x, by="count", generation_mask=x >= FIRST, generator=g).loss)
 
 
-def main(steps: int = 100, teacher_steps: int = 500) -> dict[str, float]:
+def main(steps: int = 80, teacher_steps: int = 400) -> dict[str, float]:
     """Train the teacher, distil it, and return the figures of both at equal steps."""
     torch.manual_seed(0)
     g = Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def main(steps: int = 100, teacher_steps: int = 500) -> dict[str, float]:
     networks = make_networks(teacher)
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (NUM_STEPS,)})
     method = DiDiInstruct(networks, PROCESS, config)
-    rates = {"student": 1e-3, "auxiliary": 2e-3}
+    rates = {"student": 5e-4, "auxiliary": 2e-3}
     parameters = networks.trainable_parameters()
     optimizers = {name: torch.optim.AdamW(each, lr=rates[name]) for name, each in parameters.items()}
     for step in range(steps):
