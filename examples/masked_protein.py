@@ -60,7 +60,7 @@ def bound(denoiser, count: int = 256) -> float:
     return float(PROCESS.nelbo(denoiser, x, by="count", generation_mask=x >= FIRST, generator=g).loss)
 
 
-def main(steps: int = 80, teacher_steps: int = 400) -> dict[str, float]:
+def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Train the teacher, distil it, and return the figures of both at equal steps."""
     torch.manual_seed(0)
     g = Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def main(steps: int = 80, teacher_steps: int = 400) -> dict[str, float]:
     networks = make_networks(teacher)
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (NUM_STEPS,)})
     method = DiDiInstruct(networks, PROCESS, config)
-    rates = {"student": 5e-4, "auxiliary": 2e-3}
+    rates = {"student": 1e-3, "auxiliary": 2e-3}
     parameters = networks.trainable_parameters()
     optimizers = {name: torch.optim.AdamW(each, lr=rates[name]) for name, each in parameters.items()}
     for step in range(steps):
