@@ -32,7 +32,7 @@ from ..distillation.networks import Networks
 from ..distillation.rollout import DrawnBatch
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
-from ..models import DiT
+from ..models import DiT, TrunkDiscriminator
 from ..process import MaskedDiffusion
 from ..samplers import Frame
 from ..training import BatchPart, DistillationStep, LoopConfig, ModuleOptimizer, OptimizerConfig, step_generator
@@ -354,8 +354,11 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if not self.args.should_save:
             return
         save_network(self.averaged_student, directory)
-        if self.ratio_networks["discriminator"] is not None:
-            save_network(self.ratio_networks["discriminator"], Path(directory) / "discriminator")
+        discriminator: Any = self.ratio_networks["discriminator"]
+        if isinstance(discriminator, TrunkDiscriminator):
+            discriminator.save_pretrained(Path(directory) / "discriminator")
+        elif discriminator is not None:
+            save_network(discriminator, Path(directory) / "discriminator")
 
 
 class _MovingAverage(TrainerCallback):

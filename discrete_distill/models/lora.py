@@ -115,6 +115,18 @@ def lora_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
+def lora_settings(network: nn.Module) -> dict[str, Any]:
+    """Rank, alpha and targets, arguments of `add_lora` that make the same matrices again.
+
+    Args:
+        network: with low-rank matrices.
+    """
+    layers = {name: module for name, module in network.named_modules() if hasattr(module, "lora_alpha")}
+    first: Any = next(iter(layers.values()))
+    rank, alpha = (next(iter(each.values())) for each in (first.r, first.lora_alpha))
+    return {"rank": rank, "alpha": alpha, "targets": list(layers)}
+
+
 def linear_layers(network: nn.Module) -> list[str]:
     """Names of the linear layers that `add_lora` can take."""
     return [name for name, module in network.named_modules() if type(module) in (nn.Linear, VocabularyHead)]

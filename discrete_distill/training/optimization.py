@@ -18,6 +18,7 @@ from ..distributed.collectives import mean_over_processes
 from ..distributed.parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
 from ..models.lora import has_lora
 from ..models.shared_copy import shared_copy
+from ..models.unused_weights import has_unused_weights
 from .stored_settings import flat_settings, refuse_changes
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -126,7 +127,8 @@ class ModuleOptimizer:
         if self.accelerator.num_processes == 1:
             return self.module
         if parallel.strategy == "ddp":
-            return replicate(self.module, self.accelerator.device)
+            unused = has_unused_weights(self.module)
+            return replicate(self.module, self.accelerator.device, unused_weights=unused)
         for network in (self.module, *([] if self.average is None else [self.average.module])):
             shard(network, self.accelerator.device, self.accelerator.mixed_precision)
         return self.module

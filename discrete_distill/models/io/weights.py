@@ -254,6 +254,27 @@ def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str
     return module.eval()
 
 
+def load_part(module: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load weights of a part of a module, strictly.
+
+    Args:
+        module: changed in place.
+        own: tensors of its state that the part consists of, by name.
+        weights: of the file.
+        source: name of the file, for errors.
+
+    Raises:
+        CheckpointError: naming weights that are missing, unknown, of another shape, or not finite.
+    """
+    wrong = sorted(own.keys() ^ weights.keys())
+    wrong += [name for name, value in own.items() if name in weights and value.shape != weights[name].shape]
+    if wrong:
+        raise CheckpointError(f"{source} is of another network than this {type(module).__name__}: {_some(wrong)}")
+    if broken := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise CheckpointError(f"{source} has weights that are not finite: {_some(broken)}")
+    module.load_state_dict(dict(weights), strict=False)
+
+
 def _some(names: list[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
