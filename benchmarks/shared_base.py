@@ -53,8 +53,10 @@ def load_model(tiny: bool) -> tuple[Any, str]:
         except FileNotFoundError:
             pass
         else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-            return model.float(), "SmolLM2-135M"
+            read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))  # one that does not remember GGUF
+            model.load_state_dict(read.state_dict())
+            return model, "SmolLM2-135M"
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(TINY if tiny else SHAPE)))
     return model, "random weights of SmolLM2-135M's shape" if not tiny else "tiny random weights"
