@@ -1,4 +1,4 @@
-"""Runs the Python of README.md and docs/*.md, page by page: what the documentation shows must work.
+"""Runs the Python of README.md and of all pages in docs/, page by page: what the documentation shows must work.
 
 The blocks of a page run in order and share their names, in a folder of their own that is thrown away. A block
 that only illustrates is fenced as ``python no-run``.
