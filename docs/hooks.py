@@ -1,4 +1,5 @@
-"""Hooks of the documentation site: code spans that are names of the public interface become links to it."""
+"""Hooks of the documentation site: code spans that are public names become links to the API, and a page that would load
+anything from a network fails the build."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ PARTS = (
     "integrations.transformers",
 )
 CODE = re.compile(r"<pre.*?</pre>|<a\b.*?</a>|<h[1-6].*?</h[1-6]>|<code>([A-Za-z_]\w+)(\(\))?</code>", re.DOTALL)
+
+LOADED = re.compile(r"<(?:script|img|link rel=.?stylesheet.?)[^>]*(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)")
 
 
 def public_names(part: str) -> list[str]:
@@ -63,3 +66,15 @@ def on_page_content(html: str, **_: Any) -> str:
         return f'<autoref identifier="{IDENTIFIERS[name]}" optional>{match[0]}</autoref>'
 
     return CODE.sub(link, html)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page whose scripts, styles or pictures are on another server.
+
+    Raises:
+        ValueError: with the page and the address.
+    """
+    found = LOADED.search(output)
+    if found:
+        raise ValueError(f"{page.file.src_uri} loads {found[1]} from a network; put a copy under docs/assets")
+    return output
