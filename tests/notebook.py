@@ -64,6 +64,8 @@ def main() -> None:
     if "--write" in sys.argv[1:]:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":  # Warnings name folders of the machine.
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
         nbformat.write(notebook, NOTEBOOK)
     print(f"{NOTEBOOK.name}: {len(notebook.cells)} cells ran in {time.perf_counter() - started:.1f} s")
