@@ -20,7 +20,7 @@ ARGS ?=
 VENV := .venv
 # One stamp for each set of extras, so that another set is added to the environment and not mistaken for it.
 STAMP := $(VENV)/.installed-$(EXTRAS)
-# The site and the wheel need the extra `docs`, beside those that are asked for.
+# The site needs the extra `docs`, beside those that are asked for.
 DOCS_STAMP := $(if $(findstring docs,$(EXTRAS)),$(STAMP),$(VENV)/.installed-docs)
 
 OTHER_TRITON := .triton-3.6.0
@@ -67,9 +67,8 @@ notebook: $(DOCS_STAMP)
 	$(VENV)/bin/python tests/notebook.py
 
 # The wheel is tried in an environment of its own, from a folder where the sources are not.
-dist: $(DOCS_STAMP)
+dist: $(STAMP)
 	rm -rf dist .venv-wheel
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt build
 	$(VENV)/bin/python -m build
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --disable-pip-version-check -c constraints.txt dist/*.whl
