@@ -9,7 +9,7 @@ The teacher is AntiBERTy (arXiv 2112.07782; 26M parameters, a masked language mo
 A student of 118 residues is trained with few paths an update, and measured between updates: perplexity under the judge,
 entropy of a sample, agreement of two samples. With `--updates 0` only the teacher is measured. With `--data-kl` the
 student pays the forward KL in states of 96 samples that the teacher drew in 64 steps, and with `--tolerance` as much of
-it as the diversity of its paths asks for. Appends JSON lines to `antibodies.jsonl` in `--output`.
+it as the diversity of its paths needs. Appends JSON lines to `antibodies.jsonl` in `--output`.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _axes(title: str, note: str) -> tuple[Any, Any]:
 
 
 def plot_distances(rows: Sequence[Figures], path: Path) -> None:
-    """Distance from the distribution against steps: median over seeds, bars from least to greatest."""
+    """Distance from the distribution against steps: median over seeds, bars from minimum to maximum."""
     figure, axes = _axes(
         "How far few-step samplers are from the distribution", "5 words, length 6; median of seeds, bars: range"
     )

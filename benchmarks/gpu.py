@@ -1,7 +1,7 @@
 """Check every kernel on this GPU, then time it: `python -m benchmarks.gpu`. Ends with pass or fail.
 
 Each group of checks or times runs in a process of its own, since an error on the device ends all later work of its
-process; results are written as they come. Figures are of the GPU they were run on, and the JSON says which. `--dry-run`
+process; results are written as they come. Figures are of the GPU they were run on, which the JSON names. `--dry-run`
 walks through all of it on a CPU with tiny shapes: it proves that the program runs, and its times mean nothing.
 """
 

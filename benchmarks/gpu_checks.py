@@ -34,7 +34,7 @@ def check_tokens(run: Run, vocab_size: int, dtype: torch.dtype) -> None:
     number = torch.arange(rows, device=run.device)
     sample = sample_rows(logits, seed=7, positions_R=number, step=1, return_entropy=True, backend=run.backend)
     exact = torch.log_softmax(logits.double(), -1)
-    # A kernel that draws nothing says -1: an index of -1 would end the whole process on a GPU.
+    # A kernel that draws nothing returns -1: an index of -1 would end the whole process on a GPU.
     drawn_nothing = int((sample.tokens < 0).sum())
     p, token = exact.exp(), sample.tokens.clamp(0, vocab_size - 1)
     padded = torch.nn.functional.pad(p, (0, -vocab_size % 1024)).view(rows, -1, 1024)

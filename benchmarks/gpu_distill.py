@@ -167,8 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     def evaluate() -> None:
         comparison.evaluate(late=lambda: late(0.9))
         summary["results"] = json.loads((comparison.run.directory / RESULTS_FILE).read_text())
-        said = collapses(summary["results"])
-        summary["collapsed"] = [f"{method}, {steps} steps: {why}" for (method, steps), why in said.items()]
+        collapsed = collapses(summary["results"])
+        summary["collapsed"] = [f"{method}, {steps} steps: {why}" for (method, steps), why in collapsed.items()]
         print("\n".join(summary["collapsed"] or ["no method collapsed"]))
 
     def report() -> None:

@@ -32,7 +32,7 @@ Language = exact.MarkovChain | exact.MarkovMixture
 
 @dataclass(frozen=True)
 class Laboratory:
-    """A language and what is asked of it.
+    """A language, its length, and the width of its networks.
 
     Args:
         chain: the language: a chain, or a mixture of chains.
@@ -92,21 +92,35 @@ class PerfectDenoiser(nn.Module):
         return self.denoiser(x_t, t).float().clamp_min(LEAST_LOG_PROBABILITY)
 
 
+def make_dit(laboratory: Laboratory, *, step_conditioning: bool) -> nn.Module:
+    """A small `DiT` whose first logits are zero."""
+    return DiT(laboratory.shape(step_conditioning=step_conditioning))
+
+
 class Correction(nn.Module):
     """The teacher's log-probabilities and a small network that starts at zero."""
 
-    def __init__(self, laboratory: Laboratory, teacher: nn.Module, *, seed: int, step_conditioning: bool) -> None:
+    def __init__(
+        self,
+        laboratory: Laboratory,
+        teacher: nn.Module,
+        *,
+        seed: int,
+        step_conditioning: bool,
+        network: Callable[..., nn.Module] = make_dit,
+    ) -> None:
         super().__init__()
         self.base = teacher
         torch.manual_seed(seed)
-        self.more = DiT(laboratory.shape(step_conditioning=step_conditioning))
+        self.more = network(laboratory, step_conditioning=step_conditioning)
 
     @property
     def accepts_step(self) -> bool:
-        return self.more.accepts_step
+        return bool(getattr(self.more, "accepts_step", False))
 
     def forward(self, x_t: Tensor, t: Tensor, *, s: Tensor | None = None) -> Tensor:
-        return self.base(x_t, t) + self.more(x_t, t, s=s)
+        step = {"s": s} if self.accepts_step else {}
+        return self.base(x_t, t) + self.more(x_t, t, **step)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -116,7 +130,7 @@ class Training:
     Args:
         updates: of the student.
         batch: paths in an update, shared out equally over the numbers of steps.
-        rate: greatest learning rate of the student; it falls to zero along a cosine.
+        rate: maximum learning rate of the student; it falls to zero along a cosine.
         ratio_rate: of auxiliary or discriminator.
         average: decay of the moving average that is the result.
         warmup: updates before the student moves.
@@ -135,13 +149,26 @@ class Training:
 class LaboratoryNetworks:
     """Everything that is trained, from one seed."""
 
-    def __init__(self, laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, seed: int) -> None:
+    def __init__(
+        self,
+        laboratory: Laboratory,
+        teacher: nn.Module,
+        config: DiDiInstructConfig,
+        seed: int,
+        network: Callable[..., nn.Module] = make_dit,
+        auxiliary: Callable[..., nn.Module] = make_dit,
+    ) -> None:
         self.teacher = teacher
-        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=config.paths.step_conditioning)
+        conditioned = config.paths.step_conditioning
+        self.student = Correction(laboratory, teacher, seed=seed, step_conditioning=conditioned, network=network)
         self.ratio: nn.Module
         if isinstance(config.log_ratio, AuxiliaryRatio):
             self.ratio = Correction(
-                laboratory, teacher, seed=1000 + seed, step_conditioning=config.log_ratio.step_conditioning
+                laboratory,
+                teacher,
+                seed=1000 + seed,
+                step_conditioning=config.log_ratio.step_conditioning,
+                network=auxiliary,
             )
         else:
             torch.manual_seed(1000 + seed)
@@ -158,14 +185,22 @@ class LaboratoryNetworks:
 
 
 def distil(
-    laboratory: Laboratory, teacher: nn.Module, config: DiDiInstructConfig, training: Training, *, seed: int
+    laboratory: Laboratory,
+    teacher: nn.Module,
+    config: DiDiInstructConfig,
+    training: Training,
+    *,
+    seed: int,
+    network: Callable[..., nn.Module] = make_dit,
+    auxiliary: Callable[..., nn.Module] = make_dit,
 ) -> nn.Module:
     """Train a student for all of ``config.paths.num_steps`` at once; each update has paths of every number of steps.
+    Student and auxiliary each add a network to the teacher's log-probabilities, whose first logits are zero.
 
     Returns:
         The moving average of the student.
     """
-    networks = LaboratoryNetworks(laboratory, teacher, config, seed)
+    networks = LaboratoryNetworks(laboratory, teacher, config, seed, network, auxiliary)
     share = training.batch // len(config.paths.num_steps)
     group = config.advantages.group_size if share % config.advantages.group_size == 0 else share
     methods = [

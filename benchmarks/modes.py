@@ -107,7 +107,9 @@ def trained(name: str, seed: int, training: Training) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """One line for each sampler and number of steps; medians over seeds, and the extremes of modes over all seeds."""
-    lines = ["| sampler | steps | reverse KL | forward KL | entropy | two samples agree | least mode | greatest mode |"]
+    lines = [
+        "| sampler | steps | reverse KL | forward KL | entropy | two samples agree | smallest mode | largest mode |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, steps in dict.fromkeys((row.name, row.steps) for row in rows):
         own = [row for row in rows if (row.name, row.steps) == (name, steps)]

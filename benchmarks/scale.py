@@ -117,7 +117,7 @@ def activations(counts: Counts, a: Assumptions, *, checkpointed: bool) -> float:
 
 
 def sharded(counts: Counts, ratio: str, gpus: int) -> float:
-    """Bytes of states on one GPU under FSDP2, and of two gathered groups: the greatest is the block or what is left."""
+    """Bytes of states on one GPU under FSDP2, and of two gathered groups: the largest is the block or what is left."""
     parts = states(counts)
     total = parts["student and average"] + parts["teacher"] + parts[ratio]
     rest = counts.denoiser - counts.config.num_layers * counts.block

@@ -113,7 +113,7 @@ def main() -> None:
     steps = {
         "authors' loop": published_step(networks, arguments.batch, arguments.length),
         "discrete_distill": library_step(networks, arguments.batch, arguments.length, reuse_discriminator_logits=True),
-        "discrete_distill, discriminator asked again": library_step(
+        "discrete_distill, discriminator evaluated again": library_step(
             networks, arguments.batch, arguments.length, reuse_discriminator_logits=False
         ),
     }

@@ -1,4 +1,4 @@
-"""SHA-256 of files, in hexadecimal: what a name alone does not tell of weights, tokens and text."""
+"""SHA-256 of files, in hexadecimal: the identity of weights, tokens and text."""
 
 from __future__ import annotations
 

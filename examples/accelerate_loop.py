@@ -1,7 +1,8 @@
 """The method under accelerate: one process or many. ``torchrun --nproc-per-node 2 -m examples.accelerate_loop``
 
 `ModuleOptimizer` holds a network's optimiser and puts the network under DDP; `DistillationStep` obeys the method's plan
-of updates, with a batch in micro-batches whose gradient is that of the whole batch.
+of updates, with a batch in micro-batches whose gradient is that of the whole batch. ``--teacher`` and ``--sharing`` as
+for ``examples.raw_pytorch``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from discrete_distill import DiDiInstruct, DiDiInstructConfig, Networks
+from discrete_distill import DiDiInstruct, DiDiInstructConfig, Networks, make_networks
 from discrete_distill.distillation.rollout import Rollout
 from discrete_distill.training import (
     BatchPart,
@@ -19,23 +20,23 @@ from discrete_distill.training import (
     OptimizerConfig,
     step_generator,
 )
-from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
+from examples.toy import CHAIN, LENGTH, PROCESS, arguments, get_teacher, report, sharing_of
 
 
-def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dict[str, float]:
+def main(
+    teacher: str = "dit", sharing: str = "copies", steps: int = 120, teacher_steps: int = 400, accumulate: int = 2
+) -> dict[str, float]:
     """Distil the toy teacher; every process draws its own groups, in micro-batches."""
     accelerator = Accelerator()
-    teacher = train_teacher(teacher_steps).to(accelerator.device)
+    made = make_networks(get_teacher(teacher, teacher_steps).to(accelerator.device), sharing=sharing_of(sharing))
+    rates, size = {"student": 1e-3, "auxiliary": 2e-3}, 64 // accumulate
+    module_optimizers = {
+        name: ModuleOptimizer(each, OptimizerConfig(learning_rate=rates[name], warmup_steps=0), steps, accelerator)
+        for name, each in made.trained().items()
+    }
+    networks = Networks(teacher=made.teacher, **{name: each.network for name, each in module_optimizers.items()})
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
-    size = 64 // accumulate
-
-    def module_optimizer(network, rate: float) -> ModuleOptimizer:
-        return ModuleOptimizer(network, OptimizerConfig(learning_rate=rate, warmup_steps=0), steps, accelerator)
-
-    student = module_optimizer(DiDiInstruct.make_student(teacher, config), 1e-3)
-    auxiliary = module_optimizer(DiDiInstruct.make_auxiliary(teacher, config), 2e-3)
-    module_optimizers = {"student": student, "auxiliary": auxiliary}
-    method = DiDiInstruct(Networks(student.network, teacher, auxiliary=auxiliary.network), PROCESS, config)
+    method = DiDiInstruct(networks, PROCESS, config)
 
     def draw(g: Generator, tokens: Tensor | None) -> Rollout:
         return method.rollout(size, LENGTH, generator=g, device=accelerator.device, tokens=tokens)
@@ -58,8 +59,8 @@ def main(steps: int = 120, teacher_steps: int = 400, accumulate: int = 2) -> dic
                 accelerator.print(sign)
     if accelerator.is_main_process:
         print(f"{accelerator.num_processes} processes, {accumulate} micro-batches of {size} paths each")
-    return report(teacher, student.module.eval())
+    return report(made.teacher, made.student.eval())
 
 
 if __name__ == "__main__":
-    main()
+    main(**arguments())

@@ -1,4 +1,8 @@
-"""The method in raw PyTorch: networks, optimisers and loop are yours. ``python -m examples.raw_pytorch``"""
+"""The method in raw PyTorch: networks, optimisers and loop are yours. ``python -m examples.raw_pytorch``
+
+With ``--teacher bert`` or ``llama`` the teacher is a tiny model of transformers, or give a folder that `load_denoiser`
+reads; with ``--sharing adapters`` all networks are low-rank matrices on one base.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,13 @@ import torch
 
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, make_networks
 from discrete_distill.training import CollapseWatch
-from examples.toy import CHAIN, LENGTH, PROCESS, report, train_teacher
+from examples.toy import CHAIN, LENGTH, PROCESS, arguments, get_teacher, report, sharing_of
 
 
-def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
+def main(teacher: str = "dit", sharing: str = "copies", steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     """Distil the toy teacher into a student of two steps."""
-    teacher = train_teacher(teacher_steps)
+    networks = make_networks(get_teacher(teacher, teacher_steps), sharing=sharing_of(sharing))
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (2,)})
-    networks = make_networks(teacher)
     method = DiDiInstruct(networks, PROCESS, config)
     parameters, rates = networks.trainable_parameters(), {"student": 1e-3, "auxiliary": 2e-3}
     optimizers = {name: torch.optim.AdamW(each, lr=rates[name]) for name, each in parameters.items()}
@@ -35,8 +38,8 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
                 if step % 20 == method.update_plan.warmup:
                     figures = {key: round(float(value), 3) for key, value in out.metrics.items()}
                     print(f"step {step}: {figures}")
-    return report(teacher, networks.student)
+    return report(networks.teacher, networks.student)
 
 
 if __name__ == "__main__":
-    main()
+    main(**arguments())

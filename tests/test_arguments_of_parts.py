@@ -31,7 +31,6 @@ from discrete_distill.distillation.divergence import (
     rbf_kernel,
     token_witness,
     vocabulary_cost,
-    vocabulary_surrogate,
 )
 from discrete_distill.distillation.methods import MMDLogRatio
 from discrete_distill.evaluation import NGramJudge, generative_perplexity, measure_between_samples
@@ -208,11 +207,6 @@ CASES = {
         vocabulary_cost,
         {"log_probs_NV": normal(B, V).log_softmax(-1), "log_ratio_NV": normal(B, V, seed=1)},
         {"log_probs_NV": ("of one shape",), "log_ratio_NV": ("of one shape",)},
-    ),
-    "vocabulary_surrogate": Case(
-        lambda weight_N: vocabulary_surrogate(normal(B, V).log_softmax(-1), normal(B, V), weight_N),
-        {"weight_N": TIMES},
-        {"weight_N": ("per row",)},
     ),
     "rbf_kernel": Case(
         rbf_kernel,

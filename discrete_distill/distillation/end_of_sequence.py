@@ -54,10 +54,6 @@ class EndOfSequence:
     def cut(self, x_0: Tensor, generation_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Write the end token behind the first generated end.
 
-        Args:
-            x_0: int64 ``[B, L]``.
-            generation_mask: bool ``[B, L]``.
-
         Returns:
             The sequences, and bool ``[B, L]``, true at generated positions up to the end, that included.
         """

@@ -12,11 +12,7 @@ from ..samplers.inputs import has_rows
 
 
 def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:
-    """One row for each group of ``copies`` equal consecutive ones.
-
-    Raises:
-        ValueError: if rows of a group differ.
-    """
+    """One row for each group of ``copies`` equal consecutive ones."""
     if values is None or copies == 1:
         return values
     first = values[::copies]
@@ -27,11 +23,6 @@ def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:
 
 def first_of_each_kwarg(model_kwargs: Mapping[str, Any] | None, batch: int, copies: int) -> Mapping[str, Any] | None:
     """Keyword arguments of a network with one row for each group, where they have rows.
-
-    Args:
-        model_kwargs: passed to the network by keyword.
-        batch: number of rows.
-        copies: rows of a group.
 
     Raises:
         ValueError: if rows of a group differ.

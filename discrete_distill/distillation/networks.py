@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 from torch import Generator, nn
 
 from ..checks import check_count, check_number
-from ..models import Discriminator, TrunkDiscriminator, add_lora, merge_lora
+from ..models import Discriminator, TrunkDiscriminator, merge_lora
+from ..models.adapted_copy import adapted_copy
 from ..models.lora import has_lora, refuse_unmerged
 from ..models.shared_copy import shared_copy
-from ..models.step_conditioning import step_conditioned, trainable_copy
+from ..models.step_conditioning import trainable_copy
 from ..models.wrappers import unwrap
 from ..process import Denoiser
 
@@ -63,15 +64,14 @@ class SharedBase:
             TypeError: if the network is to be passed its step and cannot be.
             ValueError: if no linear layer has one of the names, or one of them is tied.
         """
-        step_maps = [module for name, module in base.named_children() if name == "step_map"]
-        network = shared_copy(base, copied=step_maps)
-        return add_lora(
-            step_conditioned(network) if step_conditioning else network,
+        return adapted_copy(
+            base,
             rank=self.rank,
             alpha=2.0 * self.rank if self.alpha is None else self.alpha,
             targets=self.targets,
+            step_conditioning=step_conditioning,
             generator=generator,
-        ).eval()
+        )
 
 
 @dataclass(frozen=True)

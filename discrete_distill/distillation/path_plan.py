@@ -28,7 +28,7 @@ class PlannedStep(NamedTuple):
     revealed: Tensor
     """Bool ``[N]``: those that it reveals; all of them where an order decides."""
     place: Tensor | None
-    """Where these stand in ``positions``, int64 ``[R]``; None where nobody has looked."""
+    """Where these stand in ``positions``, int64 ``[R]``; None where it was not looked up."""
     one_time: bool
     """Whether all sequences take the step between the same times."""
     count_B: Tensor | None = None
@@ -36,11 +36,7 @@ class PlannedStep(NamedTuple):
 
 
 def check_path_order(order: str, *, branching: bool) -> None:
-    """Refuse orders along which a path has no probability that can be computed.
-
-    Raises:
-        ValueError: if the order is unknown, depends on drawn tokens, or is combined with ``branching``.
-    """
+    """Refuse orders along which a path has no probability that can be computed."""
     if order == "confidence":
         raise ValueError(
             'order="confidence" ranks positions by the tokens that were drawn there, those thrown away included, so '
@@ -89,8 +85,8 @@ def plan_by_draws(
         sequences = true_places(counts_KB[index] > 0, num_sequences)
         compact = torch.searchsorted(sequences, chosen // length) * length + chosen % length
         revealed = reveals[index].flatten()[chosen]
-        asked = Positions(chosen, sequences, compact)
-        plan.append(PlannedStep(asked, revealed, true_places(revealed, num_revealed), bool(one_time)))
+        needed = Positions(chosen, sequences, compact)
+        plan.append(PlannedStep(needed, revealed, true_places(revealed, num_revealed), bool(one_time)))
     return plan
 
 
@@ -109,9 +105,9 @@ def reveal_counts(process: MaskedDiffusion, times_KB: Tensor, masks_B: Tensor) -
         times_KB: ``[K + 1, B]``.
         masks_B: masks of each sequence at the start, int64 ``[B]``.
     """
-    asked = list(zip(map(tuple, times_KB.T.tolist()), masks_B.tolist(), strict=True))
-    left = {each: dealt_out(hidden_shares(process, each[0]), each[1]) for each in set(asked)}
-    left_KB = torch.tensor([left[each] for each in asked], device=times_KB.device).T
+    grids = list(zip(map(tuple, times_KB.T.tolist()), masks_B.tolist(), strict=True))
+    left = {each: dealt_out(hidden_shares(process, each[0]), each[1]) for each in set(grids)}
+    left_KB = torch.tensor([left[each] for each in grids], device=times_KB.device).T
     return left_KB[:-1] - left_KB[1:]
 
 
@@ -134,7 +130,7 @@ def most_certain(
     best = distribution.most_likely(logits_NV, return_entropy=order == "entropy")
     assert order != "random"
     scores_N = certainty(order, distribution)(logits_NV, best, slice(None))
-    # Positions that are not asked about score -inf; a position with bad logits does too, and must not come after them.
+    # Other positions score -inf; a position with bad logits does too, and must not come after them.
     scores_N = torch.nan_to_num(scores_N, nan=-1e30, neginf=-1e30)
     scores_BL = state.scatter(positions, scores_N, float("-inf"))
     return (rank_of(scores_BL) < count_B[:, None]).flatten()[positions.index]

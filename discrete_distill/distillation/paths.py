@@ -45,7 +45,7 @@ class IntermediateStateMatcher:
     """Draws student paths.
 
     The student is read in evaluation mode, whatever mode it is in: with dropout a path would be drawn from a
-    distribution that nobody can ask for its log-probability again.
+    distribution whose log-probability cannot be computed again.
 
     Args:
         process: mask, schedule and forbidden ids.
@@ -54,7 +54,7 @@ class IntermediateStateMatcher:
         time_distribution: distribution of the intermediate times; an evenly spaced grid (that of the samplers) if None.
         times_per: whether intermediate times are shared by a "group" (default) or a "batch", or drawn per "sample".
         positions: which logits a step keeps: of "revealed" positions, or of all "masked" ones.
-        gradient_steps: greatest number ``m`` of steps of a path that keep a graph, drawn uniformly among the K; their
+        gradient_steps: maximum number ``m`` of steps of a path that keep a graph, drawn uniformly among the K; their
             gradients weigh ``K / m``, so the expected gradient stays. Less memory and time, more variance. All if None.
         branching: one step of the path, drawn uniformly, keeps a graph (of weight ``K``); the rows of a group share the
             path up to it, and all unmasking draws, and part at its draw. What became of each draw is so compared in
@@ -146,12 +146,12 @@ class IntermediateStateMatcher:
             device: of unconditional paths.
             tokens: samples of an earlier call, int64 ``[B, L]``. Given them and a generator in the state of that call,
                 the same path is walked again, whatever the student now makes probable (with an order, only if the
-                student is the same); drawn if None. `Rollout.log_prob` asks any network about a stored path.
+                student is the same); drawn if None. `Rollout.log_prob` evaluates any network on a stored path.
             num_steps: steps of these paths; one of the matcher's is drawn if None. Processes that must call a network
                 equally often are given the same.
             model_kwargs: passed to all networks by keyword.
             keep_logits: whether steps keep their logits, with their graph; by default where gradients are enabled, or
-                ``positions="masked"`` asks for more of them than the path needs. Without them a path holds the
+                ``positions="masked"`` needs more of them than the path. Without them a path holds the
                 log-probabilities of its tokens, and a step holds the logits of a few hundred positions at a time.
 
         Raises:
@@ -357,7 +357,7 @@ class IntermediateStateMatcher:
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         """Tokens, drawn or given, and their log-probabilities; those that are stored are computed as those that a
-        network is asked for later, so that they agree to the last bit."""
+        network computes later, so that they agree to the last bit."""
         if tokens is not None:
             tokens_R = tokens.flatten()[positions_R]
         else:

@@ -27,7 +27,7 @@ class LogRatioReward:
     """``r = -clip(log q_student / q_teacher, -clip, clip)``.
 
     Args:
-        clip: greatest size of a raw log-ratio, nats (paper: 8); ``inf`` for none. Clipping biases the gradient.
+        clip: maximum size of a raw log-ratio, nats (paper: 8); ``inf`` for none. Clipping biases the gradient.
 
     Raises:
         ValueError: if ``clip`` is not positive.
@@ -156,14 +156,14 @@ def group_advantages(
             "none".
         baseline: mean of the "group", of the other members ("leave_one_out"; 0 where there is no other), of the "batch"
             (over all processes), of earlier batches (a `RunningMean`, which then takes this batch in), or "none".
-        clip: greatest size of an advantage (paper: 3.0).
+        clip: maximum size of an advantage (paper: 3.0).
         eps: added to the standard deviation; not negative.
         loss_mask: bool ``[B]``, true at rewards that count (all, by default). The others enter no baseline and no
             scale, and their advantage is 0.
         reward_weights: of ``R`` rewards, ``[R]``; all 1 by default.
         aggregation: of ``R`` rewards: "sum_then_normalize" normalises their weighted sum (GRPO), so that a reward of
             greater spread has more influence; "normalize_then_sum" normalises each by itself and sums the weighted
-            advantages (GDPO, arXiv 2601.05242), so that the weights alone say how much each counts.
+            advantages (GDPO, arXiv 2601.05242), so that the weights alone decide how much each counts.
 
     Returns:
         ``[B]``, without gradient; in the precision of the rewards, fp32 for integers and booleans.
@@ -265,11 +265,7 @@ def _check_finite(rewards: Tensor, loss_mask: Tensor | None) -> None:
 
 
 def check_advantages(scale: str, baseline: str | RunningMean, clip: float | None, eps: float = 1e-4) -> None:
-    """Refuse choices of `group_advantages` that mean nothing.
-
-    Raises:
-        ValueError: see there.
-    """
+    """Refuse choices of `group_advantages` that mean nothing."""
     if scale not in get_args(Scale):
         raise ValueError(f"scale is one of {get_args(Scale)}, got {scale!r}")
     if not isinstance(baseline, RunningMean) and baseline not in get_args(Baseline):

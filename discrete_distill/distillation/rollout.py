@@ -106,7 +106,7 @@ class TrajectoryStep:
         if len(self.logits_NV) != len(self.positions):
             raise ValueError(
                 f"the step has {len(self.positions)} positions and {len(self.logits_NV)} rows of logits: the path was "
-                "drawn without them; draw it with keep_logits=True, or ask for log_prob(denoiser)"
+                "drawn without them; draw it with keep_logits=True, or call log_prob(denoiser)"
             )
         kept_no_others = len(self._revealed_index) == len(self.revealed)
         return self.logits_NV if kept_no_others else self.logits_NV[self._revealed_index]
@@ -231,7 +231,7 @@ class Rollout:
 
     def num_tokens(self) -> Tensor:
         """Tokens that count (`loss_mask`), mean over processes, at least 1: what losses of all tokens are divided by,
-        so that each token counts alike wherever it is. All processes must ask for it."""
+        so that each token counts alike wherever it is. All processes must call it."""
         return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
 
     def without_logits(self) -> Rollout:
@@ -243,10 +243,10 @@ class Rollout:
         """Compute the log-probability of every token in the step that revealed it.
 
         Args:
-            denoiser: network whose probabilities are asked, such as the student after an update, or a reference: each
-                stored state is evaluated once, in evaluation mode, at the temperature and without the forbidden ids of
-                the path. For the network that drew the path, the numbers are those of the path exactly. By default
-                those of the path itself: with their graph if the path keeps one, else as they were drawn.
+            denoiser: network whose probabilities are computed, such as the student after an update, or a reference:
+                each stored state is evaluated once, in evaluation mode, at the temperature and without the forbidden
+                ids of the path. For the network that drew the path, the numbers are those of the path exactly. By
+                default those of the path itself: with their graph if the path keeps one, else as they were drawn.
 
         Returns:
             ``[B, L]`` in nats, differentiable; 0 where a token was given or filled in behind an end.

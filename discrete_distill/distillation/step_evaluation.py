@@ -25,7 +25,7 @@ class StepEvaluation:
 
     Attributes:
         state: before the step.
-        positions: positions that are asked about.
+        positions: whose logits are computed.
         t: time before the step, ``[B]``.
         s: time after it, ``[B]``.
         one_time: whether all sequences take the step between the same times.
@@ -50,9 +50,6 @@ class StepEvaluation:
 
     def logits(self, denoiser: Denoiser) -> LogitsOfPart:
         """Call a denoiser, in evaluation mode, with a graph where gradients are enabled.
-
-        Args:
-            denoiser: any `Denoiser`.
 
         Returns:
             ``logits(part) -> [n, V]``, those that the path draws from.

@@ -48,11 +48,7 @@ class ParallelConfig:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a network: of its longest `ModuleList` outside of others (as of experts).
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The transformer blocks of a network: of its longest `ModuleList` outside of others (as of experts)."""
     found = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     lists = [
         list(module)
@@ -141,13 +137,13 @@ class _Door(nn.Module):
 class Replicated(nn.Module):
     """A network under DDP that is called as it was before; see `replicate`."""
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, unused_weights: bool = False) -> None:
         super().__init__()
         places = [device.index if device.index is not None else 0] if device.type == "cuda" else None
         # Buffers are not sent around: processes may call a network unequally often (paths differ in length).
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        keep: dict[str, Any] = {name: False}
+        keep: dict[str, Any] = {name: False, "find_unused_parameters": unused_weights}
         self.door = DistributedDataParallel(_Door(network), device_ids=places, **keep)
 
     @property
@@ -175,11 +171,17 @@ class ReplicatedDenoiser(Replicated):
         return self.door("project", features)
 
 
-def replicate(network: nn.Module, device: torch.device) -> Replicated:
+def replicate(network: nn.Module, device: torch.device, *, unused_weights: bool = False) -> Replicated:
     """The network under DDP. A bare DDP has neither ``features`` nor ``accepts_step``: a denoiser in it would be run in
-    full, and no longer be passed its step."""
+    full, and no longer be passed its step.
+
+    Args:
+        network: with equal weights on every process.
+        device: of this process.
+        unused_weights: some trained weights have no gradient; DDP then looks for them in every graph.
+    """
     kind = ReplicatedDenoiser if isinstance(network, FeatureDenoiser) else Replicated
-    return kind(network, device)
+    return kind(network, device, unused_weights)
 
 
 def unreplicated(network: nn.Module) -> nn.Module:

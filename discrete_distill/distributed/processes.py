@@ -28,11 +28,7 @@ def agree(metrics: dict[str, float], stop: bool, device: torch.device) -> tuple[
 
 
 def check_all_equal(number: int, what: str, remedy: str, device: torch.device) -> None:
-    """Refuse to go on where processes disagree.
-
-    Raises:
-        ValueError: on every process, with the numbers seen.
-    """
+    """Refuse to go on where processes disagree."""
     if num_processes() == 1:
         return
     mine = torch.tensor([number], device=device)

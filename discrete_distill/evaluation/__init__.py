@@ -39,7 +39,7 @@ from .perplexity import GenerativePerplexity, generative_perplexity
 from .plots import StepCurve, plot_frontier, plot_perplexity_by_steps
 from .protein import ProteinFigures, measure_proteins
 from .self_bleu import self_bleu
-from .speed import Speed, SpeedRatio, measure_speed, measure_speeds, speed_ratio
+from .speed import Speed, SpeedRatio, measure_speeds, speed_ratio
 
 __all__ = [
     "BetweenSampleDiversity",
@@ -80,7 +80,6 @@ __all__ = [
     "measure_frontier",
     "measure_frontier_around",
     "measure_proteins",
-    "measure_speed",
     "measure_speeds",
     "nearest_overlap",
     "ngram_entropy",

@@ -1,8 +1,8 @@
 """Diversity between samples: what perplexity at equal entropy cannot see.
 
-The unigram entropy of a sample, at which perplexities are compared, says nothing of other samples: a sampler that
-repeats one text has the entropy of data and a better perplexity. The figures of this module compare samples with one
-another and with data. All depend on the number of samples and their length: compare them at equal N and L.
+The unigram entropy of a sample, at which perplexities are compared, contains no information on other samples: a sampler
+that repeats one text has the entropy of data and a better perplexity. The figures of this module compare samples with
+one another and with data. All depend on the number of samples and their length: compare them at equal N and L.
 
 Shape suffixes: N samples, M sequences of data, L length.
 """
@@ -23,10 +23,12 @@ from .ngram import NGramJudge
 from .perplexity import generative_perplexity
 
 ENTROPY_ORDERS = (1, 2, 3)
+OVERLAP_ORDER = 4
+JACKKNIFE_GROUPS = 8
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error over samples; None where there are too few samples to tell."""
+    """A figure and its standard error over samples; None where there are too few samples."""
 
     value: float
     standard_error: float | None
@@ -81,8 +83,6 @@ def measure_between_samples(
     *,
     groups_N: Tensor | None = None,
     generation_mask_NL: Tensor | None = None,
-    overlap_order: int = 4,
-    reverse_order: int = 3,
 ) -> BetweenSampleDiversity:
     """Measure all figures of this module.
 
@@ -91,18 +91,16 @@ def measure_between_samples(
         data_ML: held-out data, int64 ``[M, L']``; None to leave reverse perplexity out.
         groups_N: see `sample_agreement`.
         generation_mask_NL: see `sample_agreement`.
-        overlap_order: n of `nearest_overlap`.
-        reverse_order: n of `reverse_perplexity`.
 
     Raises:
         ValueError: for fewer than two samples, or shapes that do not agree.
     """
     check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
-    reverse = None if data_ML is None else reverse_perplexity(sequences_NL, data_ML, order=reverse_order)
+    reverse = None if data_ML is None else reverse_perplexity(sequences_NL, data_ML)
     return BetweenSampleDiversity(
         agreement=sample_agreement(sequences_NL, groups_N=groups_N, generation_mask_NL=generation_mask_NL),
-        nearest_overlap=nearest_overlap(sequences_NL, min(overlap_order, length)),
+        nearest_overlap=nearest_overlap(sequences_NL, min(OVERLAP_ORDER, length)),
         entropies={n: ngram_entropy(sequences_NL, n) for n in ENTROPY_ORDERS if n <= length},
         reverse_nats=reverse,
     )
@@ -221,7 +219,7 @@ def ngram_entropy(sequences_NL: Tensor, n: int) -> Estimate:
     return Estimate(value, error)
 
 
-def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3, num_groups: int = 8) -> Estimate:
+def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3) -> Estimate:
     """Log-perplexity of held-out data under an n-gram model of the samples (Zhao et al. 2018, arXiv 1706.04223).
 
     High where the samples leave out what data say. The model is the interpolated one of `NGramJudge` instead of the
@@ -231,11 +229,10 @@ def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3, n
         samples_NL: samples, int64 ``[N, L]``.
         data_ML: held-out data, int64 ``[M, L']``.
         order: n of the model.
-        num_groups: the standard error is a jackknife over this many groups of samples; data are held fixed, so that two
-            sets of samples are compared on the same data.
 
     Returns:
-        Nats per token; ``exp`` of it is the reverse perplexity.
+        Nats per token; ``exp`` of it is the reverse perplexity. The standard error is a jackknife over eight groups of
+        samples; data are held fixed, so that two sets of samples are compared on the same data.
 
     Raises:
         ValueError: for shapes without a token, or an order below 1.
@@ -247,7 +244,7 @@ def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3, n
     def nats(kept_NL: Tensor) -> float:
         return generative_perplexity(data_ML, NGramJudge(kept_NL, vocab_size=vocab_size, order=order)).nats_per_token
 
-    groups = min(num_groups, len(samples_NL))
+    groups = min(JACKKNIFE_GROUPS, len(samples_NL))
     group_N = torch.arange(len(samples_NL), device=samples_NL.device) % groups
     without = [nats(samples_NL[group_N != group]) for group in range(groups)] if groups > 1 else []
     return Estimate(nats(samples_NL), _jackknife_error(torch.tensor(without, dtype=torch.float64)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -17,17 +18,10 @@ def measure_frontier_around(
     sample: Callable[[float, int], Tensor],
     judge: Judge,
     *,
-    method: str,
-    seeds: Sequence[int],
     temperatures: Sequence[float] = (0.9, 1.0),
     spacing: float = 0.1,
     limits: tuple[float, float] = (0.5, 1.6),
-    precision: str = "fp32",
-    mask_token_id: int | None = None,
-    batch_size: int = 16,
-    data: Tensor | None = None,
-    groups_N: Tensor | None = None,
-    generation_mask_NL: Tensor | None = None,
+    **options: Any,
 ) -> Frontier:
     """A frontier whose curves, for every seed, reach ``entropy`` from both sides, if ``limits`` let them.
 
@@ -38,9 +32,8 @@ def measure_frontier_around(
         entropy: to be enclosed, in nats.
         temperatures: measured first.
         spacing: between further ones.
-        limits: least and greatest temperature.
-
-    The others are those of `measure_frontier`.
+        limits: minimum and maximum temperature.
+        **options: other arguments of `measure_frontier`, as are ``sample`` and ``judge``.
 
     Raises:
         ValueError: if ``spacing`` is not positive, ``entropy`` not finite, ``limits`` are no range, or as in
@@ -54,19 +47,7 @@ def measure_frontier_around(
         raise ValueError(f"limits must be two rising positive temperatures, got {limits}")
 
     def at(values: Sequence[float]) -> Frontier:
-        return measure_frontier(
-            sample,
-            judge,
-            method=method,
-            temperatures=values,
-            seeds=seeds,
-            precision=precision,
-            mask_token_id=mask_token_id,
-            batch_size=batch_size,
-            data=data,
-            groups_N=groups_N,
-            generation_mask_NL=generation_mask_NL,
-        )
+        return measure_frontier(sample, judge, temperatures=values, **options)
 
     frontier = at(temperatures)
     low, high = min(temperatures), max(temperatures)

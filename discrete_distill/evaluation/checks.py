@@ -16,10 +16,6 @@ def check_token_ids(sequences_NL: Tensor, what: str = "samples") -> None:
     Args:
         sequences_NL: token ids, integer ``[N, L]``.
         what: they are, for the message.
-
-    Raises:
-        TypeError: if they are no tensor of integers.
-        ValueError: if they have another shape, or there are none.
     """
     if not isinstance(sequences_NL, Tensor) or sequences_NL.dtype not in INTEGERS:
         found = sequences_NL.dtype if isinstance(sequences_NL, Tensor) else type(sequences_NL).__name__

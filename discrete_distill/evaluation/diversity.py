@@ -1,6 +1,6 @@
 """Diversity: entropies, distinct and repeated n-grams, and overlap between samples.
 
-Perplexity alone is won by a sampler that says one thing over and over; these figures notice. Figures over a
+Perplexity alone is best for a sampler that repeats one text; these figures detect it. Figures over a
 set of samples depend on the size of the set: compare them at equal N and L. Shape suffixes: N samples, L
 length.
 """

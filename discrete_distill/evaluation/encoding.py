@@ -18,7 +18,7 @@ def encode_with_judge(judge: CausalLMJudge | TextJudge, sequences_NL: Tensor, *,
     The end is the last token that the judge counts; text beyond the model's context is left out.
 
     Args:
-        judge: whose model returns ``hidden_states`` when asked, as those of transformers do.
+        judge: whose model returns ``hidden_states`` on request, as those of transformers do.
         sequences_NL: token ids of the samples, int64 ``[N, L]``.
         batch_size: samples at once.
 

@@ -1,7 +1,7 @@
 """The frontier: perplexity as a curve over entropy, to compare methods where they are equally diverse.
 
 A lower sampling temperature buys perplexity with entropy, and a few tenths of a nat are worth a factor of two
-or three. One pair of figures says little; a curve over temperatures, read at the entropy of data, says which
+or three. One pair of figures is not a comparison; a curve over temperatures, read at the entropy of data, shows which
 method is better.
 """
 
@@ -21,7 +21,7 @@ from .between_samples import Estimate, mean_figures, measure_between_samples
 from .checks import check_token_ids, exponential
 from .diversity import corpus_entropy, sample_entropy
 from .judges import Judge
-from .perplexity import GenerativePerplexity, generative_perplexity
+from .perplexity import generative_perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,6 @@ def measure_frontier(
     data: Tensor | None = None,
     groups_N: Tensor | None = None,
     generation_mask_NL: Tensor | None = None,
-    on_point: Callable[[FrontierPoint], None] | None = None,
 ) -> Frontier:
     """Sample and judge at every temperature with every seed.
 
@@ -226,7 +225,6 @@ def measure_frontier(
         groups_N: int ``[N]``, number of the prompt of each sample, where samples continue prompts: only samples of one
             prompt are compared with one another.
         generation_mask_NL: bool ``[N, L]``, true at generated tokens; all by default.
-        on_point: called after each point, for progress.
 
     Raises:
         TypeError: if samples are no integers.
@@ -244,7 +242,7 @@ def measure_frontier(
         sequences_NL = sample(temperature, seed)
         check_token_ids(sequences_NL)
         shape = _same_shape(shape, sequences_NL)
-        log_ratio_output = generative_perplexity(
+        judged = generative_perplexity(
             sequences_NL, judge, precision=precision, mask_token_id=mask_token_id, batch_size=batch_size
         )
         diversity: dict[str, Estimate] = {}
@@ -252,9 +250,17 @@ def measure_frontier(
             diversity = measure_between_samples(
                 sequences_NL, data, groups_N=groups_N, generation_mask_NL=generation_mask_NL
             ).figures()
-        points.append(_point(temperature, seed, sequences_NL, log_ratio_output, diversity))
-        if on_point is not None:
-            on_point(points[-1])
+        points.append(
+            FrontierPoint(
+                temperature=float(temperature),
+                seed=int(seed),
+                entropy=float(sample_entropy(sequences_NL).mean()),
+                corpus_entropy=corpus_entropy(sequences_NL),
+                nats_per_token=judged.nats_per_token,
+                standard_error=judged.standard_error,
+                diversity=diversity,
+            )
+        )
     assert shape is not None
     return Frontier(
         method=method,
@@ -273,24 +279,6 @@ def _same_shape(shape: tuple[int, int] | None, sequences_NL: Tensor) -> tuple[in
             f"points of a frontier need samples of one number and length, got {shape} and {(num_samples, length)}"
         )
     return num_samples, length
-
-
-def _point(
-    temperature: float,
-    seed: int,
-    sequences_NL: Tensor,
-    log_ratio_output: GenerativePerplexity,
-    diversity: dict[str, Estimate],
-) -> FrontierPoint:
-    return FrontierPoint(
-        temperature=float(temperature),
-        seed=int(seed),
-        entropy=float(sample_entropy(sequences_NL).mean()),
-        corpus_entropy=corpus_entropy(sequences_NL),
-        nats_per_token=log_ratio_output.nats_per_token,
-        standard_error=log_ratio_output.standard_error,
-        diversity=diversity,
-    )
 
 
 def _point_from_dict(saved: Mapping[str, Any]) -> FrontierPoint:

@@ -18,7 +18,7 @@ from .pretrained import encoder_of, end_of_text_of, load_causal_lm, shown_name
 
 
 class TokenNats(NamedTuple):
-    """What a judge says of a batch.
+    """Prices of a batch.
 
     Attributes:
         nats: ``-log p(token | tokens before it)``, in nats, ``[B, L]``; only counted entries have a meaning.
@@ -56,7 +56,7 @@ class CausalLMJudge:
             here, once.
         name: under which results are reported.
         eos_token_id: nothing after the first one is counted; None if there is none.
-        context: tokens of a window; by default what ``model.config`` says.
+        context: tokens of a window; by default that of ``model.config``.
         stride: tokens by which windows advance, below ``context``; half the context by default.
 
     Raises:
@@ -124,10 +124,10 @@ class CausalLMJudge:
         return torch.stack(rows)
 
     def _check_ids(self, ids_BW: Tensor, vocab_size: int) -> None:
-        least, largest = int(ids_BW.min()), int(ids_BW.max())
-        if least < 0 or largest >= vocab_size:
+        smallest, largest = int(ids_BW.min()), int(ids_BW.max())
+        if smallest < 0 or largest >= vocab_size:
             raise ValueError(
-                f"token id {least if least < 0 else largest} is outside the {vocab_size} classes of judge "
+                f"token id {smallest if smallest < 0 else largest} is outside the {vocab_size} classes of judge "
                 f"{self.name!r}; a judge of another vocabulary reads text: use TextJudge"
             )
 

@@ -104,17 +104,7 @@ def mauve(
 
 
 def frontier_area(p_K: Tensor, q_K: Tensor, *, scale: float = 5.0, num_points: int = CURVE_POINTS) -> float:
-    """Compute the area below the curve of two histograms; ``c B(c, c + 1)`` where they are disjoint, by many points.
-
-    Args:
-        p_K: first histogram, ``[K]``, with sum 1.
-        q_K: second one.
-        scale: ``c``.
-        num_points: of the curve, between its ends at ``(1, 0)`` and ``(0, 1)``.
-
-    Raises:
-        ValueError: if a histogram is none, they differ in length, or ``scale`` or ``num_points`` is out of range.
-    """
+    """Compute the area below the curve of two histograms; ``c B(c, c + 1)`` where they are disjoint, by many points."""
     _check_scale(scale)
     p_K, q_K = p_K.double(), q_K.double()
     sums = [float(each.sum()) for each in (p_K, q_K)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the markers repeat the distinction in grey.
+# Okabe and Ito's colours, distinguishable for colour-blind readers; the markers repeat the distinction in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 INK, FAINT = "#222222", "#8A8A8A"
@@ -70,12 +70,12 @@ def plot_frontier(
     """Perplexity (log axis) against entropy, one curve a method, means over seeds with their standard errors.
 
     The numbers along the first curve are sampling temperatures. Where a curve crosses the entropy of data, a
-    ring marks the perplexity that is compared; the legend repeats it, or says "collapsed". A cross over a point says
+    ring marks the perplexity that is compared; the legend repeats it, or reads "collapsed". A cross over a point means
     that its samples are less diverse than data, by the figures of `of_samples_alone`.
 
     Args:
         frontiers: of at least one method, under one judge.
-        path: a PNG (or whatever its suffix says); its folder is made.
+        path: a PNG, or another format by its suffix; its folder is made.
         data_entropy: mean unigram entropy of data of the same length, in nats.
         data_diversity: figures between as many samples of data, of `measure_between_samples`; without them no point is
             marked as less diverse.
@@ -119,11 +119,11 @@ def plot_perplexity_by_steps(
     note: str = "",
 ) -> Path:
     """Perplexity against steps, both axes logarithmic, one curve a method, bars of one standard error; a cross over a
-    point says that its samples are less diverse than data.
+    point means that its samples are less diverse than data.
 
     Args:
         curves: of at least one method; a point without a reading leaves a gap.
-        path: a PNG (or whatever its suffix says); its folder is made.
+        path: a PNG, or another format by its suffix; its folder is made.
         judge: name of the judge.
         title: above the plot.
         data_perplexity: of real text under the same judge, drawn as a line.
@@ -306,7 +306,7 @@ def _draw_data_perplexity(axes: Axes, data_perplexity: float) -> None:
 
 
 def _plain_log_ticks(axes: Axes) -> None:
-    """Plain numbers up the logarithmic axis, as many as its range asks for."""
+    """Plain numbers up the logarithmic axis, as many as its range needs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axes.get_ylim()

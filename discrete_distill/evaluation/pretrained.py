@@ -35,11 +35,6 @@ def load_causal_lm(
 
     Returns:
         Model in evaluation mode, and tokenizer.
-
-    Raises:
-        OSError: if there is no such model, on disk or on the hub.
-        ValueError: if it brings code of its own, its files are damaged, its config file claims a larger network than
-            its weights fill, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,9 +67,6 @@ def load_causal_lm(
 def shown_name(name_or_path: str) -> str:
     """Name of a pretrained model in reports: a name on the hub as it is; of a folder, the last part of its path and the
     first digits of the SHA-256 of its weights, since other weights may stand in a folder of one name.
-
-    Args:
-        name_or_path: folder or name on the hub.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -84,11 +76,7 @@ def shown_name(name_or_path: str) -> str:
 
 
 def end_of_text_of(model: Any, tokenizer: Any, name: str) -> int:
-    """Id of the end of text: the tokenizer's, or else the model's.
-
-    Raises:
-        ValueError: if neither states one.
-    """
+    """Id of the end of text: the tokenizer's, or else the model's."""
     stated = tokenizer.eos_token_id
     if stated is None:
         stated = getattr(model.config, "eos_token_id", None)
@@ -108,12 +96,6 @@ def check_claims(folder: Path) -> None:
 
     Every layer has a tensor and every element a place in the files, so a network with more layers than tensors, or more
     elements than twice those on disk, cannot be filled. Folders without safetensors files are not checked.
-
-    Args:
-        folder: in the layout of transformers.
-
-    Raises:
-        ValueError: if the config file claims more, or a file is damaged.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,11 +124,7 @@ def check_claims(folder: Path) -> None:
 
 
 def stored_shapes(file: Path) -> list[list[int]]:
-    """Shapes of the tensors of a safetensors file, from its header, as far as the file has bytes for them.
-
-    Raises:
-        ValueError: if the header is damaged or far too long.
-    """
+    """Shapes of the tensors of a safetensors file, from its header, as far as the file has bytes for them."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)

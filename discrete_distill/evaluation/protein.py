@@ -30,7 +30,7 @@ class ProteinFigures:
         dipeptide_divergence: likewise of pairs of neighbours.
         low_complexity: fraction of residues in a window of 12 of entropy at most 2.2 bits (SEG's threshold).
         identity: mean over sequences of the identity to the nearest training sequence, `local_identity`.
-        greatest_identity: the greatest of them: 1 is a copy.
+        maximum_identity: the maximum of them; 1 is a copy.
         clusters: clusters at identity 0.5, over sequences: 1 where no two are alike.
     """
 
@@ -40,7 +40,7 @@ class ProteinFigures:
     dipeptide_divergence: float
     low_complexity: float
     identity: float
-    greatest_identity: float
+    maximum_identity: float
     clusters: float
 
 
@@ -70,7 +70,7 @@ def measure_proteins(
         dipeptide_divergence=composition_divergence(sequences, reference, 2),
         low_complexity=low_complexity_fraction(sequences),
         identity=sum(identities) / len(identities),
-        greatest_identity=max(identities),
+        maximum_identity=max(identities),
         clusters=count_clusters(sequences) / len(sequences),
     )
 
@@ -158,7 +158,7 @@ def _matches(first_PL: Tensor, second_PM: Tensor) -> Tensor:
         pair_PM = torch.where(first_PL[:, i : i + 1] == second_PM, UNIT + 1, -UNIT)
         diagonal_PM = torch.nn.functional.pad(row_PM[:, :-1], (1, 0)) + pair_PM
         open_PM = torch.maximum(diagonal_PM, row_PM - 2 * UNIT).clamp(min=0)
-        # Gaps along the row: the greatest value to the left, less two for each residue that is skipped.
+        # Gaps along the row: the maximum to the left, less two for each residue that is skipped.
         row_PM = ((open_PM + gap_M).cummax(1).values - gap_M).clamp(min=0)
         best_P = torch.maximum(best_P, row_PM.max(1).values)
     return best_P % UNIT

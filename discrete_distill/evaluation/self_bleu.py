@@ -15,7 +15,7 @@ from .checks import check_token_ids
 def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     """Mean over samples of BLEU against all others: the geometric mean over ``n = 1 .. order`` of clipped precisions.
 
-    A count is clipped to the greatest in any *one* other sample. All samples have one length, so there is no brevity
+    A count is clipped to the maximum in any *one* other sample. All samples have one length, so there is no brevity
     penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, or one sample without a common
     4-gram would be worth nothing at all. Cost is linear in the number of samples: for each n-gram the two samples that
     hold it most often are known.
@@ -41,15 +41,15 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     log_precisions = [0.0] * count
     for n in range(1, order + 1):
         grams = [Counter(zip(*(row[k:] for k in range(n)), strict=False)) for row in rows]
-        greatest = _two_greatest(grams)
+        highest = _two_highest(grams)
         total = length - n + 1
         for index, counts in enumerate(grams):
-            matches = sum(min(times, _greatest_elsewhere(greatest[gram], index)) for gram, times in counts.items())
+            matches = sum(min(times, _highest_elsewhere(highest[gram], index)) for gram, times in counts.items())
             log_precisions[index] += math.log(max(matches, 0.5) / total) / order
     return math.fsum(math.exp(value) for value in log_precisions) / count
 
 
-def _two_greatest(grams: list[Counter]) -> dict[tuple, tuple[int, int, int]]:
+def _two_highest(grams: list[Counter]) -> dict[tuple, tuple[int, int, int]]:
     """For each n-gram: who holds it most often, how often, and how often the next."""
     found: dict[tuple, tuple[int, int, int]] = {}
     for index, counts in enumerate(grams):
@@ -62,6 +62,6 @@ def _two_greatest(grams: list[Counter]) -> dict[tuple, tuple[int, int, int]]:
     return found
 
 
-def _greatest_elsewhere(held: tuple[int, int, int], index: int) -> int:
+def _highest_elsewhere(held: tuple[int, int, int], index: int) -> int:
     owner, most, second = held
     return second if owner == index else most

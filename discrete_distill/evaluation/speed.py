@@ -52,19 +52,6 @@ class SpeedRatio:
     spread: tuple[float, float]
 
 
-def measure_speed(
-    call: Callable[[], Tensor],
-    *,
-    name: str = "sampler",
-    repeats: int = 5,
-    warmup: int = 1,
-    device: torch.device | str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
-) -> Speed:
-    """`measure_speeds` of a single call."""
-    return measure_speeds({name: call}, repeats=repeats, warmup=warmup, device=device, clock=clock)[name]
-
-
 def measure_speeds(
     calls: Mapping[str, Callable[[], Tensor]],
     *,
@@ -84,7 +71,7 @@ def measure_speeds(
 
     Raises:
         ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
-            no time that the clock can tell.
+            no time that the clock resolves.
     """
     if not calls or repeats < 1 or warmup < 0:
         raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checks import check_count, check_floats
 
 MAX_ENTRIES = 2**25
-"""The greatest number of sequences, states or transitions that is enumerated: 256 MiB in fp64."""
+"""The maximum number of sequences, states or transitions that is enumerated: 256 MiB in fp64."""
 
 
 def check_enumerable(base: int, length: int, what: str) -> None:
@@ -163,7 +163,7 @@ class MaskedStates(NamedTuple):
 
 @lru_cache(maxsize=8)
 def masked_states(vocab_size: int, length: int) -> MaskedStates:
-    """The states a denoiser can be asked about, in the order that `sampler_distribution` and its tables share."""
+    """The states that a denoiser can be evaluated on, in the order that `sampler_distribution` and its tables share."""
     check_enumerable(vocab_size + 1, length, "all noisy states")
     every_state = enumerate_sequences(vocab_size + 1, length)
     hidden = every_state == vocab_size

@@ -100,7 +100,7 @@ def integral_kl(
 
     Raises:
         ValueError: unless ``0 <= low < high <= 1`` and ``nodes >= 1``; if the distributions do not fit; if the
-            integral has not converged, which is told by doubling the number of nodes.
+            integral has not converged, which is tested by doubling the number of nodes.
     """
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"0 <= low < high <= 1 is needed, got low = {low}, high = {high}")
@@ -206,7 +206,7 @@ def token_log_ratio(
 ) -> Tensor:
     """``log P_student(x_i = v | x_t) - log P_teacher(x_i = v | x_t)`` at masked positions: ``[B, L, K + 1]``.
 
-    What a converged auxiliary denoiser minus the perfect teacher says. It is the change of `log_ratio` when
+    Log-ratio of a converged auxiliary denoiser and the perfect teacher. It is the change of `log_ratio` when
     position ``i`` of ``x_t`` is filled with ``v``. Zero at visible positions and for the mask; NaN where
     neither distribution can have ``v``.
 

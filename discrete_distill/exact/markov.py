@@ -149,11 +149,11 @@ class MarkovChain:
         return float(first + (marginals_LK[:-1] @ row_entropy_K).sum())
 
     def total_correlation(self, length: int) -> float:
-        """``sum_i H(x_i) - H(x)`` in nats: the least forward KL of any one-step sampler."""
+        """``sum_i H(x_i) - H(x)`` in nats: the minimum forward KL of any one-step sampler."""
         return float(torch.special.entr(self.marginals(length)).sum()) - self.entropy(length)
 
     def conditional_total_correlation(self, x_t: Tensor, mask_token_id: int) -> Tensor:
-        """Compute ``sum_i H(x_i | visible) - H(x | visible)``: the least forward KL of filling all masks in one step.
+        """Compute ``sum_i H(x_i | visible) - H(x | visible)``: the minimum forward KL of filling all masks in one step.
 
         Given the visible tokens the words are a Markov chain, so this is ``sum_i I(x_i; x_{i+1} | visible)``. With all
         positions masked it is `total_correlation`.

@@ -141,7 +141,7 @@ class MixtureDenoiser:
 def modal_mixture(
     num_modes: int = 8, vocab_size: int = 5, *, seed: int = 13, concentration: float = 0.1
 ) -> MarkovMixture:
-    """A mixture of peaked random chains whose supports hardly meet; the largest weight is three times the least.
+    """A mixture of peaked random chains whose supports hardly meet; the largest weight is three times the smallest.
 
     With the defaults and length 6 a sequence names its mode with probability 0.998, and the entropy is 4.68 nats.
 

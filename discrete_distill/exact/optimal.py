@@ -72,7 +72,7 @@ def optimal_student(
 
     Raises:
         ValueError: if the grid does not fit ``num_steps``, the objective is unknown, there is too much to
-            enumerate, or the reverse objective is asked of a chain with impossible sequences.
+            enumerate, or the reverse objective is chosen for a chain with impossible sequences.
     """
     if objective not in ("reverse", "forward"):
         raise ValueError(f'objective must be "reverse" or "forward", got {objective!r}')

@@ -53,7 +53,7 @@ def sampler_distribution(
         times: descending from 1 to 0, one step between neighbours.
         length: L.
         vocab_size: K, words without the mask.
-        time_dependent: False for a denoiser that ignores ``t`` and ``s``: it is then asked
+        time_dependent: False for a denoiser that ignores ``t`` and ``s``: it is then called
             again only when new states come within reach.
         batch_size: states per call of the denoiser.
         device: where tokens are made; the denoiser's.
@@ -178,7 +178,7 @@ def _contribution(distribution: Tensor, moves: Tensor, pattern: MaskPattern) -> 
 
 
 class DenoiserRows:
-    """`RowProbabilities` of a `Denoiser`, asked in batches about reached states only."""
+    """`RowProbabilities` of a `Denoiser`, called in batches on reached states only."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class CollapseCallback(TrainerCallback):
         self.stop_after = stop_after
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Warn once, ask for a checkpoint unless none are saved, and stop after ``stop_after`` updates."""
+        """Warn once, request a checkpoint unless none are saved, and stop after ``stop_after`` updates."""
         history = [line for line in state.log_history if "loss" in line]
         if not history or history[-1]["step"] != state.global_step:
             return

@@ -37,7 +37,7 @@ class WrappedStudent(nn.Module):
 
 
 class NoData(Dataset):
-    """As many empty rows as the Trainer will ask for, where a student is distilled from its teacher alone."""
+    """As many empty rows as the Trainer reads, where a student is distilled from its teacher alone."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

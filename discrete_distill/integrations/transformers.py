@@ -32,7 +32,7 @@ from ..distillation.networks import Networks
 from ..distillation.rollout import DrawnBatch
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
-from ..models import DiT
+from ..models import DiT, TrunkDiscriminator
 from ..process import MaskedDiffusion
 from ..samplers import Frame
 from ..training import BatchPart, DistillationStep, LoopConfig, ModuleOptimizer, OptimizerConfig, step_generator
@@ -76,7 +76,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     Raises:
         ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with;
-            or FSDP, DeepSpeed or evaluation is asked for.
+            or FSDP, DeepSpeed or evaluation is configured.
         TypeError: if the student is a model of transformers itself, not a denoiser made of one.
     """
 
@@ -168,14 +168,14 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The student's, over the steps behind the warm-up of the ratio; the ratio networks get theirs too."""
         if not self.module_optimizers:
-            self._make_learners(num_training_steps)
+            self._make_ratio_optimizers(num_training_steps)
         given, warmup = self.lr_scheduler is not None, self.method.update_plan.warmup
         scheduler = super().create_scheduler(max(num_training_steps - warmup, 1), optimizer)
         if not given and isinstance(scheduler, LambdaLR):
             scheduler.lr_lambdas = [_delayed(each, warmup) for each in scheduler.lr_lambdas]
         return scheduler
 
-    def _make_learners(self, num_training_steps: int) -> None:
+    def _make_ratio_optimizers(self, num_training_steps: int) -> None:
         settings = OptimizerConfig(
             learning_rate=self.args.ratio_learning_rate,
             warmup_steps=self.args.ratio_warmup_steps,
@@ -188,7 +188,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             for name, network in self.ratio_networks.items()
             if network is not None and name in updates
         }
-        if self.args.world_size > 1:  # The method asks the networks that exchange their gradients.
+        if self.args.world_size > 1:  # The method calls the networks that exchange their gradients.
             self.method = self._make_method(
                 {name: module_optimizer.network for name, module_optimizer in self.module_optimizers.items()}
             )
@@ -289,7 +289,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         return step_generator(self.args.seed, number, rank=self.args.process_index, device=self.args.device)
 
     def _paths(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """What a rollout is asked for, and the reference that belongs to it."""
+        """Arguments of a rollout, and the reference that belongs to it."""
         if "input_ids" not in inputs:
             size = self.args.per_device_train_batch_size
             return {"batch_size": size, "length": self.args.length}, torch.empty(0)
@@ -354,8 +354,11 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         if not self.args.should_save:
             return
         save_network(self.averaged_student, directory)
-        if self.ratio_networks["discriminator"] is not None:
-            save_network(self.ratio_networks["discriminator"], Path(directory) / "discriminator")
+        discriminator: Any = self.ratio_networks["discriminator"]
+        if isinstance(discriminator, TrunkDiscriminator):
+            discriminator.save_pretrained(Path(directory) / "discriminator")
+        elif discriminator is not None:
+            save_network(discriminator, Path(directory) / "discriminator")
 
 
 class _MovingAverage(TrainerCallback):

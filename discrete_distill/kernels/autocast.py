@@ -9,9 +9,6 @@ from torch import Tensor
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
     """Dtype in which a linear layer reads the tensor under the current autocast setting.
 
-    Args:
-        tensor: floating point, any shape.
-
     Returns:
         The dtype of autocast where it is enabled on the device of the tensor, else the dtype of the tensor. PyTorch
         leaves float64 as it is under autocast, and so does this function.
@@ -24,9 +21,6 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 def autocast_inputs(*tensors: Tensor | None) -> list[Tensor | None]:
     """Cast tensors as autocast casts the inputs of a linear layer.
-
-    Args:
-        tensors: floating point, any shapes; None stays None.
 
     Returns:
         The tensors in the dtypes of `autocast_dtype`.

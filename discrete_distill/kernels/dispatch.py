@@ -24,7 +24,7 @@ def check_backend(backend: str) -> None:
 
 
 def interpreting() -> bool:
-    """Whether Triton was asked to interpret its kernels on the CPU (for tests; slow)."""
+    """Whether Triton is set to interpret its kernels on the CPU (for tests; slow)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -51,7 +51,7 @@ def resolve_backend(backend: str, device: torch.device) -> Literal["torch", "tri
     Triton on a CUDA device that can run it, and torch elsewhere. An explicit `torch` or `triton` is obeyed.
 
     Raises:
-        ValueError: an unknown name, or Triton asked for where it cannot run (with the reason and the remedy).
+        ValueError: an unknown name, or Triton chosen where it cannot run (with the reason and the remedy).
     """
     check_backend(backend)
     if backend == "auto":
@@ -67,7 +67,7 @@ def resolve_backend(backend: str, device: torch.device) -> Literal["torch", "tri
         return "triton"
     if backend == "auto":
         return "torch"
-    raise ValueError(f"backend 'triton' was asked for and cannot run: {reason}")
+    raise ValueError(f"backend 'triton' cannot run: {reason}")
 
 
 def scalar_tensor(name: str, value: int | Tensor, device: torch.device) -> Tensor:

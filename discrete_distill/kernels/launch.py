@@ -71,7 +71,7 @@ def unit_stride(tensor: Tensor) -> Tensor:
 
 
 def aligned_rows(tensor: Tensor) -> bool:
-    """Whether Triton can tell that every row starts at a multiple of 16 bytes: it looks at the pointer and at the
+    """Whether Triton can infer that every row starts at a multiple of 16 bytes: it looks at the pointer and at the
     stride in elements."""
     return tensor.stride(0) % 16 == 0 and tensor.data_ptr() % 16 == 0
 

@@ -26,7 +26,7 @@ class SampledRows(NamedTuple):
     (tempered, tilted, without the mask token). 0 in inactive rows, NaN where there was nothing to draw from.
     Carries no gradient."""
     entropy: Tensor | None
-    """`[R]` float32, nats: entropy of that distribution; 0 in inactive rows; None unless asked for."""
+    """`[R]` float32, nats: entropy of that distribution; 0 in inactive rows; None unless `return_entropy`."""
 
 
 _SCHEMA = (
@@ -177,7 +177,7 @@ def sample_rows(
 
     Raises:
         ValueError: shapes or devices that do not fit, a temperature that is not positive and finite, a mask
-            token outside the vocabulary, `num_candidates < 1`, a tilt without its scale, or Triton asked for
+            token outside the vocabulary, `num_candidates < 1`, a tilt without its scale, or Triton chosen
             where it cannot run.
         TypeError: a dtype that does not fit.
     """

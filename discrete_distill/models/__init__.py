@@ -15,7 +15,7 @@ from .dit import DiT
 from .dit_config import DiTConfig
 from .io.adapter_files import save_adapters
 from .io.card import ModelFacts
-from .io.hub import push_distilled, save_distilled
+from .io.distilled import push_distilled, save_distilled
 from .io.loading import load_denoiser, load_discriminator
 from .io.sampling_file import load_sampling, save_sampling
 from .io.weights import CheckpointError

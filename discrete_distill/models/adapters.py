@@ -69,10 +69,10 @@ def as_denoiser(
         A `WrappedDenoiser`, or the model itself.
 
     Raises:
-        TypeError: if the model is of no known kind and nothing says how it is called, or it is a denoiser already and
+        TypeError: if the model is of no known kind and no `CallSignature` is given, or it is a denoiser already and
             something does.
-        ValueError: if it is causal and nothing says that it attends both ways, there is no module of that name, it is
-            a uniform-state model, such as DUO, or what is said makes no `CallSignature`.
+        ValueError: if it is causal and not stated to attend both ways, there is no module of that name, it is
+            a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
 
     Example:
         >>> teacher = as_denoiser(AutoModelForMaskedLM.from_pretrained(name).eval())  # doctest: +SKIP
@@ -106,12 +106,7 @@ def as_denoiser(
 
 
 def _own_denoiser(model: Callable[..., Any], inner: Any) -> Denoiser:
-    """The model, if its signature is that of a denoiser.
-
-    Raises:
-        TypeError: if it is not.
-        ValueError: if it is a causal model of transformers.
-    """
+    """The model, if its signature is that of a denoiser."""
     name = name_of(inner)
     if name.endswith("ForCausalLM"):
         raise ValueError(

@@ -12,16 +12,7 @@ from torch import Tensor
 
 
 def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """Bool ``[B, L]``, true at real tokens.
-
-    Args:
-        attention_mask: bool, or integers of which 0 is padding.
-        shape: of the tokens, ``[B, L]``.
-
-    Raises:
-        ValueError: if it has another shape.
-        TypeError: if it is of floating point, as additive masks are, in which 0 means the opposite.
-    """
+    """Bool ``[B, L]``, true at real tokens."""
     if tuple(attention_mask.shape) != tuple(shape):
         raise ValueError(
             f"attention_mask must have the shape of the tokens, {list(shape)}, got {list(attention_mask.shape)}"
@@ -32,7 +23,7 @@ def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def additive_mask(x_t: Tensor, real_BL: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``[B, 1, L, L]``: 0 where a token is read, the least number where it is padding."""
+    """``[B, 1, L, L]``: 0 where a token is read, the lowest number where it is padding."""
     batch, length = x_t.shape
     mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
     if real_BL is None:

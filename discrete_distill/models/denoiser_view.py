@@ -53,7 +53,7 @@ class DenoiserView(nn.Module):
         return self.denoiser.blocks
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Enable the denoiser's own, as transformers' Trainer asks for it."""
+        """Enable the denoiser's own, as transformers' Trainer calls it."""
         cast(Any, self.denoiser).gradient_checkpointing_enable(**options)
 
     def inputs(self, x_t: Tensor, t: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -21,8 +23,9 @@ from ..process.conditions import name_of
 from .capabilities import EmbeddingDenoiser, HiddenStatesDenoiser, forgo, require
 from .dit import DiT
 from .dit_config import DiTConfig, config_from
-from .io.hub import HubNetwork
-from .lora import refuse_unmerged
+from .io.adapter_files import described_base
+from .io.hub import DISCRIMINATOR_CONFIG_FILE, DISCRIMINATOR_FILE, HubNetwork, write_json
+from .lora import has_lora, lora_settings, refuse_unmerged
 from .shared_copy import shared_copy
 from .wrappers import unwrap
 
@@ -45,14 +48,17 @@ class TrunkDiscriminator(nn.Module):
 
     Args:
         backbone: a denoiser; its ``requires_grad`` is set by whoever makes the discriminator.
+        trainable_blocks: how many of its last blocks are the discriminator's own; None where this is not known, or
+            low-rank matrices are.
 
     Raises:
         TypeError: if the backbone has neither features nor hidden states.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, trainable_blocks: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.trainable_blocks = trainable_blocks
         if not isinstance(backbone, FeatureDenoiser):
             require(backbone, HiddenStatesDenoiser, needed_by="a discriminator")
         device = next((each.device for each in backbone.parameters()), torch.device("cpu"))
@@ -83,6 +89,60 @@ class TrunkDiscriminator(nn.Module):
         those of embeddings, so that soft tokens ``softmax(log p) @ E`` can be judged and differentiated."""
         return self.logits_of_features(trunk_features(self.backbone, x_t, t, **model_kwargs))
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Head, and last blocks or low-rank matrices, by name: the state without what belongs to the base.
+
+        Raises:
+            ValueError: if it is not known which weights these are.
+        """
+        if has_lora(self.backbone):
+            own = {
+                name for name, _ in self.backbone.named_parameters() if ".lora_" in name or name.startswith("step_map.")
+            }
+        elif self.trainable_blocks is None:
+            raise ValueError(
+                f"it is not known which weights of the {type(self.backbone).__name__} below the discriminator were "
+                "trained: make it by Discriminator.from_denoiser or make_networks, or save its state_dict()"
+            )
+        else:
+            blocks = (
+                list(getattr(self.backbone, "blocks", ()))[-self.trainable_blocks :] if self.trainable_blocks else []
+            )
+            parameters = {id(parameter) for block in blocks for parameter in block.parameters()}
+            own = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in parameters}
+        return {
+            name: value.detach()
+            for name, value in self.state_dict().items()
+            if name.startswith("head.") or name.removeprefix("backbone.") in own
+        }
+
+    def save_pretrained(self, save_directory: str | Path, *, base: str | Path | None = None) -> None:
+        """Write what was trained, without the weights of the base: ``discriminator.safetensors`` and
+        ``discriminator.json``. `load_discriminator` reads them back over the base.
+
+        Args:
+            save_directory: made if it is not there; that of the student, or one of its own.
+            base: the model that the trunk started from, by folder or name on the hub, as `load_denoiser` takes it;
+                None where `load_discriminator` is to be given it.
+
+        Raises:
+            ValueError: if it is not known which weights were trained.
+
+        Example:
+            >>> networks.discriminator.save_pretrained("student", base="user/bert")  # doctest: +SKIP
+            >>> discriminator = load_discriminator("student")  # doctest: +SKIP
+        """
+        state = {name: value.cpu().contiguous() for name, value in self.own_state().items()}
+        made = {"trainable_blocks": self.trainable_blocks}
+        config = {
+            **({} if base is None else described_base(base, self)),
+            "trunk": lora_settings(self.backbone) if has_lora(self.backbone) else made,
+        }
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(state, directory / DISCRIMINATOR_FILE, metadata={"format": "pt"})
+        write_json(directory / DISCRIMINATOR_CONFIG_FILE, config)
+
 
 class Discriminator(HubNetwork, TrunkDiscriminator, coders={DiTConfig: (asdict, config_from)}):
     """A `TrunkDiscriminator` on a `DiT`, that is saved and loaded by its configuration.
@@ -98,15 +158,15 @@ class Discriminator(HubNetwork, TrunkDiscriminator, coders={DiTConfig: (asdict, 
     """
 
     backbone: DiT
+    trainable_blocks: int
 
     def __init__(
         self, backbone: DiTConfig | dict[str, Any], trainable_blocks: int = 4, final_norm: bool = True
     ) -> None:
         config = backbone if isinstance(backbone, DiTConfig) else DiTConfig(**backbone)
         _check_trainable(trainable_blocks, config.num_layers)
-        TrunkDiscriminator.__init__(self, DiT(config))
+        TrunkDiscriminator.__init__(self, DiT(config), trainable_blocks)
         self.config = config
-        self.trainable_blocks = trainable_blocks
         self.final_norm = final_norm
         if not final_norm:
             del self.backbone.output_layer
@@ -178,7 +238,7 @@ def trunk_discriminator(denoiser: nn.Module, trainable_blocks: int = 4) -> Trunk
         blocks = require(denoiser, HiddenStatesDenoiser, needed_by="a discriminator with trainable_blocks").blocks
         _check_trainable(trainable_blocks, len(blocks))
         trained = list(blocks)[len(blocks) - trainable_blocks :]
-    return TrunkDiscriminator(shared_copy(denoiser, copied=trained)).eval()
+    return TrunkDiscriminator(shared_copy(denoiser, copied=trained), trainable_blocks).eval()
 
 
 def trunk_features(backbone: Any, x_t: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:

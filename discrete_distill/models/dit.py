@@ -7,7 +7,6 @@ Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditionin
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -289,13 +288,13 @@ class DiT(HubNetwork):
         return self.project(self.features(x_t, t, s=s, attention_mask=attention_mask, inputs_embeds=inputs_embeds))
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Keep the inputs of blocks alone, as transformers' Trainer asks for it; its options are not used."""
+        """Keep the inputs of blocks alone, as transformers' Trainer calls it; its options are not used."""
         self.checkpoint_blocks = True
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
     def add_step_conditioning(self) -> None:
-        """Tell this network its step as well, through an embedding that starts at zero; its outputs stay as they are.
+        """Pass this network its step as well, through an embedding that starts at zero; its outputs stay as they are.
 
         Raises:
             ValueError: if there are LoRA weights that were not merged.
@@ -307,10 +306,3 @@ class DiT(HubNetwork):
         self._hub_mixin_config = self.config  # what save_pretrained writes
         self.step_map = zero_initialised(TimestepEmbedder(self.config.cond_size, num_scalars=2))
         self.step_map.to(self.output_layer.linear.weight).train(self.training)
-
-    def with_step_conditioning(self) -> DiT:
-        """A copy that is also passed its step; see `add_step_conditioning`."""
-        refuse_unmerged(self)
-        made = copy.deepcopy(self)
-        made.add_step_conditioning()
-        return made

@@ -40,7 +40,7 @@ class DiTConfig:
         dropout: probability inside blocks during training (paper: 0.1).
         time_conditioning: feed ``sigma(t)`` to the network; MDLM does not, and feeds zero.
         schedule: whose ``sigma`` that is: the schedule of the process that the network is trained with, so that it is
-            told how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
+            passed how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
             "polynomial" or "geometric", with their own defaults. Infinite noise is passed as 20 nats.
         step_conditioning: also pass the step ``(t, s)``, through an embedding that starts at zero.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
@@ -80,11 +80,7 @@ class DiTConfig:
 
 
 def config_from(fields: Any) -> DiTConfig:
-    """A configuration as read from a file.
-
-    Raises:
-        CheckpointError: if it is none.
-    """
+    """A configuration as read from a file."""
     try:
         return DiTConfig(**fields)
     except (TypeError, ValueError) as error:

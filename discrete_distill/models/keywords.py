@@ -28,7 +28,7 @@ class Keywords:
 
     @classmethod
     def of(cls, model: Any) -> Keywords:
-        """Read from the signature; ``**kwargs`` that are typed, as those of transformers are, tell their names."""
+        """Read from the signature; ``**kwargs`` that are typed, as those of transformers are, state their names."""
         function = model.forward if isinstance(model, nn.Module) else model
         try:
             parameters = inspect.signature(function).parameters.values()
@@ -41,11 +41,7 @@ class Keywords:
         return cls((*names, *typed), open=not typed)
 
     def check(self, given: Iterable[str], model: Any) -> None:
-        """Refuse what would be ignored, or end in an error inside the model.
-
-        Raises:
-            TypeError: naming the keyword, and the one that was probably meant.
-        """
+        """Refuse what would be ignored, or end in an error inside the model."""
         for name in given:
             if name in self.names:
                 continue

@@ -74,9 +74,9 @@ def zero_initialised(embedder: TimestepEmbedder) -> TimestepEmbedder:
     return embedder
 
 
-def sinusoidal_features(scalar_B: Tensor, max_period: float = 10_000.0) -> Tensor:
-    """``[B, 2 * NUM_FREQUENCIES]``: cosines then sines, periods spaced geometrically up to ``max_period``."""
+def sinusoidal_features(scalar_B: Tensor) -> Tensor:
+    """``[B, 2 * NUM_FREQUENCIES]``: cosines then sines, periods spaced geometrically up to 10 000."""
     steps = torch.arange(NUM_FREQUENCIES, device=scalar_B.device, dtype=torch.float32)
-    frequencies = torch.exp(-math.log(max_period) * steps / NUM_FREQUENCIES)
+    frequencies = torch.exp(-math.log(10_000.0) * steps / NUM_FREQUENCIES)
     angle = scalar_B[:, None].float() * frequencies
     return torch.cat((angle.cos(), angle.sin()), dim=-1)

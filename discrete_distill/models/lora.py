@@ -94,13 +94,7 @@ def merge_lora(network: Network) -> Network:
 
 
 def lora_size(network: nn.Module, *, rank: int, targets: Sequence[str] | None = None) -> int:
-    """Numbers in the matrices that `add_lora` would put into a network.
-
-    Args:
-        network: it stays as it is.
-        rank: of the matrices.
-        targets: see `add_lora`.
-    """
+    """Numbers in the matrices that `add_lora` would put into a network."""
     layers = [network.get_submodule(name) for name in _targeted(network, targets)]
     return rank * sum(sum(weight.shape) for layer in layers for weight in [layer.get_parameter("weight")])
 
@@ -111,11 +105,7 @@ def has_lora(network: nn.Module) -> bool:
 
 
 def refuse_unmerged(network: nn.Module) -> None:
-    """Refuse to save or to copy a network that has low-rank weights.
-
-    Raises:
-        ValueError: if it has.
-    """
+    """Refuse to save or to copy a network that has low-rank weights."""
     if has_lora(network):
         raise ValueError("the network has LoRA weights: fold them in with merge_lora first")
 
@@ -123,6 +113,18 @@ def refuse_unmerged(network: nn.Module) -> None:
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:
     """What training changed: the small matrices and whatever else is trainable, by name."""
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def lora_settings(network: nn.Module) -> dict[str, Any]:
+    """Rank, alpha and targets, arguments of `add_lora` that make the same matrices again.
+
+    Args:
+        network: with low-rank matrices.
+    """
+    layers = {name: module for name, module in network.named_modules() if hasattr(module, "lora_alpha")}
+    first: Any = next(iter(layers.values()))
+    rank, alpha = (next(iter(each.values())) for each in (first.r, first.lora_alpha))
+    return {"rank": rank, "alpha": alpha, "targets": list(layers)}
 
 
 def linear_layers(network: nn.Module) -> list[str]:

@@ -16,18 +16,15 @@ DEPTH = 12  # of nested settings
 
 
 def check_noise(stored: Mapping[str, Any], *, source: str) -> None:
-    """Refuse a checkpoint that says that it was trained on uniform noise, and warn of one that says nothing.
-
-    Args:
-        stored: a Lightning checkpoint, as `read_pickle` gives it.
-        source: for messages.
+    """Refuse a checkpoint that states that it was trained on uniform noise, and warn of one that does not state its
+    noise.
 
     Raises:
         ValueError: if it was trained on uniform noise, as DUO is.
     """
-    said = list(_said(plain(stored.get("hyper_parameters"))))
-    refuse_uniform_state(source, *said)
-    if not any(word.lower() in MASKED for word in said):
+    words = list(_words_of(plain(stored.get("hyper_parameters"))))
+    refuse_uniform_state(source, *words)
+    if not any(word.lower() in MASKED for word in words):
         warnings.warn(
             f"{source} does not say on which noise its network was trained: one that was trained on uniform noise, as "
             "DUO's are, has no mask, and its samples by the masked process mean nothing",
@@ -58,7 +55,7 @@ def plain(value: Any, depth: int = DEPTH) -> Any:
     return value
 
 
-def _said(settings: Any) -> Iterator[str]:
+def _words_of(settings: Any) -> Iterator[str]:
     """Words at the places that name the noise, in the settings themselves or under "config"."""
     settings = settings if isinstance(settings, Mapping) else {}
     for root in (settings, settings.get("config")):

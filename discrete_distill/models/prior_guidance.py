@@ -24,7 +24,7 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
     averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
-        denoiser: any; a network is asked in evaluation mode, and left in its own.
+        denoiser: any; a network is read in evaluation mode, and left in its own.
         mask_token_id: of the mask.
         length: of the sequence, in tokens; a `DiT` has one of its own, its ``max_length``.
 
@@ -33,7 +33,7 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
         TypeError: if it is not callable.
     """
     if not callable(denoiser):
-        raise TypeError(f"guidance by the prior asks a denoiser, and a {type(denoiser).__name__} is not callable")
+        raise TypeError(f"guidance by the prior calls a denoiser, and a {type(denoiser).__name__} is not callable")
     inner: Any = unwrap(denoiser)[0]
     length = length if length is not None else inner.config.max_length if isinstance(inner, DiT) else None
     if length is None:

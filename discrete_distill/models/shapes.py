@@ -18,17 +18,7 @@ TELLING = {"vocab_embed.embedding": 2, "sigma_map.mlp.2.weight": 2, "rotary_emb.
 
 
 def read_shape(weights: Mapping[str, Any], *, source: str, prefix: str = "") -> dict[str, int]:
-    """Sizes of a `DiT` by the names of `DiTConfig`; its heads are known by the number of rotary frequencies.
-
-    Args:
-        weights: by name.
-        source: where they are from, for messages.
-        prefix: of the network among the weights.
-
-    Raises:
-        CheckpointError: if a weight that tells a size is missing or of another rank, a size is not believable, or the
-            rotary frequencies are not those of base 10000.
-    """
+    """Sizes of a `DiT` by the names of `DiTConfig`; its heads are known by the number of rotary frequencies."""
     if missing := [prefix + name for name in TELLING if prefix + name not in weights]:
         raise CheckpointError(f"{source} holds no network of MDLM's kind; missing: {', '.join(missing)}")
     shapes = []
@@ -69,11 +59,7 @@ def _check_frequencies(stored: Tensor, *, source: str) -> None:
 
 
 def check_stated(stated: Mapping[str, Any], read: Mapping[str, int], *, source: str) -> None:
-    """Refuse a config file that contradicts the weights, before anything of its size is made.
-
-    Raises:
-        CheckpointError: naming the first size on which they differ.
-    """
+    """Refuse a config file that contradicts the weights, before anything of its size is made."""
     for name, size in read.items():
         if name in stated and (isinstance(stated[name], bool) or stated[name] != size):
-            raise CheckpointError(f"{source}: its config file says {name} = {stated[name]}, its weights {size}")
+            raise CheckpointError(f"{source}: its config file has {name} = {stated[name]}, its weights {size}")

@@ -105,9 +105,6 @@ class StepConditioned(DenoiserView):
 def step_conditioned(denoiser: nn.Module) -> nn.Module:
     """The denoiser, passed its step: itself where it has a way of its own, as a `DiT`, else in `StepConditioned`.
 
-    Args:
-        denoiser: that may be changed.
-
     Raises:
         TypeError: if it is neither passed its step by itself nor an `EmbeddingDenoiser`.
     """
@@ -128,10 +125,6 @@ def trainable_copy(denoiser: Any, *, step_conditioning: bool) -> nn.Module:
         denoiser: whose outputs the copy's first outputs are; it stays as it is. Of one inside DDP, ``torch.compile``
             or peft's `PeftModel`, the network inside is copied.
         step_conditioning: pass the copy the end of its step as well.
-
-    Raises:
-        TypeError: if it is no network, or is to be passed its step and cannot be.
-        ValueError: if it has LoRA weights that were not merged, and is to be passed its step.
     """
     inner = unwrap(denoiser)[0]
     if not isinstance(inner, nn.Module):

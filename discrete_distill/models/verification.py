@@ -28,7 +28,7 @@ class Verification:
     """Questions to a model inside its wrappers; each returns what differs, or None where nothing does.
 
     The mode of the model and the global random state stay as they are. A model on the meta device or sharded by FSDP
-    is not asked, and answers None.
+    is not called, and None is returned.
 
     Args:
         denoiser: of the model.
@@ -60,7 +60,7 @@ class Verification:
         return self._ask(self._padding_difference)
 
     def _ask(self, question: Callable[[], str | None]) -> str | None:
-        # Neither weights that are not there nor those of FSDP, which all processes would have to ask for.
+        # Neither weights that are not there nor those of FSDP, which all processes would have to gather.
         if any(each.is_meta or hasattr(each, "device_mesh") for each in self.denoiser.parameters()):
             return None
         devices = [self.device] if self.device.type == "cuda" else []

@@ -107,15 +107,15 @@ class WrappedDenoiser(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """How many token ids the model reads; None where it does not tell."""
+        """How many token ids the model reads; None where it does not state it."""
         return getattr(self.input_embeddings, "num_embeddings", None)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """Enable the model's own, as transformers' Trainer asks for it."""
+        """Enable the model's own, as transformers' Trainer calls it."""
         cast(Any, self.model).activation_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Enable the model's own, as transformers' Trainer asks for it."""
+        """Enable the model's own, as transformers' Trainer calls it."""
         cast(Any, self.model).gradient_checkpointing_enable(**options)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -275,7 +275,7 @@ class WrappedDenoiser(nn.Module):
         if kind == "padding":
             return {"attention_mask": real.long()}
         pairs = real[:, None, :, None] & real[:, None, None, :]
-        # Padding reads itself, so that no row of the softmax is empty; nobody else reads it.
+        # Padding reads itself, so that no row of the softmax is empty; no other position reads it.
         itself = torch.eye(x_t.shape[1], dtype=torch.bool, device=x_t.device)
         return {"attention_mask": pairs | itself, "position_ids": (real.cumsum(1) - 1).masked_fill(~real, 1)}
 

@@ -32,17 +32,9 @@ def unwrap(model: Any) -> tuple[Any, str]:
         prefix += part
 
 
-def refuse_uniform_state(name: str, *said: Any) -> None:
-    """Refuse models that were trained on uniform noise, as DUO (arXiv 2506.10892) and UDLM (arXiv 2412.10193) were.
-
-    Args:
-        name: of the model, for the message.
-        *said: what its configuration and its class say that it is.
-
-    Raises:
-        ValueError: if one of them is the name of such a model.
-    """
-    for word in said:
+def refuse_uniform_state(name: str, *names: Any) -> None:
+    """Refuse models that were trained on uniform noise, as DUO (arXiv 2506.10892) and UDLM (arXiv 2412.10193) were."""
+    for word in names:
         # "duo_base", "uniform_state", "udlm-small": the word before what follows.
         if isinstance(word, str) and re.split(r"[^a-z0-9]", word.lower())[0] in UNIFORM_STATE:
             raise ValueError(

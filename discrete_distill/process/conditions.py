@@ -12,11 +12,7 @@ RESERVED = frozenset({"x", "x_t", "z", "t", "s", "denoiser", "model_kwargs", "ge
 
 
 def call_network(network: Any, function: Callable[..., Any], *inputs: Any, model_kwargs: Mapping[str, Any]) -> Any:
-    """``function(*inputs, **model_kwargs)``, where ``function`` is ``network`` or one of its methods.
-
-    Raises:
-        TypeError: if it is not callable, or its signature lacks one of the keywords; the keyword is named.
-    """
+    """``function(*inputs, **model_kwargs)``, where ``function`` is ``network`` or one of its methods."""
     if not callable(function):
         raise TypeError(f"a network is called with tokens and times, and a {type(network).__name__} is not callable")
     try:
@@ -30,9 +26,6 @@ def check_keywords(network: Any, function: Callable[..., Any], names: Collection
     """Refuse keywords that ``function``, ``network`` or one of its methods, does not take.
 
     A signature that cannot be read passes.
-
-    Raises:
-        TypeError: if the signature has neither the name nor ``**kwargs``.
     """
     parameters = _parameters(function)
     if parameters is None or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
@@ -55,9 +48,6 @@ def check_conditions(model_kwargs: Mapping[str, Any] | None, denoiser: Any, argu
         model_kwargs: what the denoiser is to be passed by keyword.
         denoiser: a name that its signature states is not taken for a misspelt one.
         arguments: further names that are taken, because they are arguments of the call.
-
-    Raises:
-        TypeError: if this is no mapping from names, or a name is taken, or nearly one that is.
     """
     if model_kwargs is None:
         return

@@ -23,7 +23,7 @@ class Denoiser(Protocol):
     the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
-    ends. One with a false attribute ``time_conditioned`` says that its answer depends on ``x_t`` alone. An integer
+    ends. One with a false attribute ``time_conditioned`` has logits that depend on ``x_t`` alone. An integer
     attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
     """
 
@@ -94,11 +94,7 @@ def ignores_time(denoiser: Denoiser) -> bool:
 
 
 def check_ids(denoiser: Denoiser, largest_id: int) -> None:
-    """Refuse token ids outside the vocabulary that the denoiser states.
-
-    Raises:
-        ValueError: if ``largest_id`` is outside of its ``num_classes``.
-    """
+    """Refuse token ids outside the vocabulary that the denoiser states."""
     size = getattr(denoiser, "num_classes", None)
     if isinstance(size, int) and largest_id >= size:
         raise _unknown_id(largest_id, size)
@@ -141,9 +137,9 @@ def logits_at(
     """
     _check_positions(positions)
     if positions.device.type == "cpu" and not torch.compiler.is_compiling() and len(positions):
-        least, most = int(positions.min()), int(positions.max())
-        if not 0 <= least <= most < x_t.numel():
-            raise ValueError(f"positions from {least} to {most} do not all lie in the {x_t.numel()} positions")
+        first, last = int(positions.min()), int(positions.max())
+        if not 0 <= first <= last < x_t.numel():
+            raise ValueError(f"positions from {first} to {last} do not all lie in the {x_t.numel()} positions")
     return logits_in_parts(denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs)(slice(None))
 
 
@@ -157,7 +153,7 @@ def logits_in_parts(
     model_kwargs: Mapping[str, Any] | None = None,
     largest_id: int = 0,
 ) -> LogitsOfPart:
-    """Call the denoiser once, and compute `logits_at` when a part of the positions is asked for.
+    """Call the denoiser once, and compute `logits_at` a part of the positions at a time.
 
     Args:
         denoiser: any `Denoiser`.

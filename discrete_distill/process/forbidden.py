@@ -13,16 +13,8 @@ from ..checks import check_count
 def checked_forbidden_ids(ids: Any, mask_token_id: int) -> tuple[int, ...]:
     """Sort and check a sequence of token ids.
 
-    Args:
-        ids: integers of 0 or more, as a list, tuple, tensor or array.
-        mask_token_id: the mask.
-
     Returns:
         The distinct ids, ascending.
-
-    Raises:
-        TypeError: if this is no sequence of integers.
-        ValueError: if an id is negative or the mask.
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
@@ -39,9 +31,6 @@ def without_ids(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
     """Copy logits ``[..., V]`` with -inf at ascending ``ids``; the same tensor if there are none.
 
     Neighbouring ids are filled as one slice: no index is moved to the device.
-
-    Raises:
-        ValueError: if an id is outside the ``V`` classes.
     """
     if not ids:
         return logits

@@ -35,6 +35,9 @@ class MaskedDiffusion:
     is all mask *exactly*, whatever ``eps`` the schedule carries, so a sampler that ends at 0 leaves no mask
     and one that starts at 1 reveals as much as it should.
 
+    All methods raise TypeError for token ids that are no integers and masks that hold no booleans, and ValueError for
+    shapes that do not fit.
+
     Args:
         mask_token_id: id of the mask; never guessed.
         schedule: ``alpha(t)``.
@@ -105,15 +108,15 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             t: ``[B]`` in ``[0, 1]``; values are checked on a CPU, where that costs no wait for the device.
-            generated: bool ``[B, L]``; positions that may be masked (all, by default).
+            generation_mask: bool ``[B, L]``; positions that may be masked (all, by default).
             generator: source of randomness, on the device of ``x_0``.
 
         Returns:
             int64 ``[B, L]``.
 
         Raises:
-            TypeError: if ``x_0`` does not hold integers, ``t`` floating-point numbers or ``generation_mask`` booleans.
-            ValueError: if shapes do not fit, or a time is outside ``[0, 1]`` or NaN.
+            TypeError: if ``t`` does not hold floating-point numbers.
+            ValueError: if a time is outside ``[0, 1]`` or NaN.
         """
         check_sequences(x_0, generation_mask)
         check_level("t", t, x_0, integers=False)
@@ -145,14 +148,14 @@ class MaskedDiffusion:
             x_0: int64 ``[B, L]``.
             count: int64 ``[B]``, at least 0 and at most the number of generated positions of the row; values are
                 checked on a CPU.
-            generated: bool ``[B, L]``; all, by default.
+            generation_mask: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that share the order in which positions are masked; where the same ones are
                 generated, rows of equal count are masked at the same positions.
 
         Raises:
-            TypeError: if ``x_0`` or ``count`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if shapes do not fit, or a count is out of range.
+            TypeError: if ``count`` does not hold integers.
+            ValueError: if a count is out of range.
         """
         check_sequences(x_0, generation_mask)
         check_level("count", count, x_0, integers=True, maximum=self.num_generated(x_0, generation_mask))
@@ -175,7 +178,7 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             num_parts: at least 1.
-            generated: bool ``[B, L]``; all, by default.
+            generation_mask: bool ``[B, L]``; all, by default.
             generator: source of randomness.
             group_size: consecutive rows that are dealt in one order.
 
@@ -183,8 +186,7 @@ class MaskedDiffusion:
             int64 ``[B, L]``: the part of each position, in ``0 .. num_parts - 1``; -1 where it may not move.
 
         Raises:
-            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if shapes do not fit, or ``num_parts`` is below 1.
+            ValueError: if ``num_parts`` is below 1.
         """
         check_sequences(x_0, generation_mask)
         check_count("num_parts", num_parts)
@@ -214,15 +216,14 @@ class MaskedDiffusion:
         Args:
             x_0: int64 ``[B, L]``.
             by: see above.
-            generated: bool ``[B, L]``; positions that may be masked (all, by default).
+            generation_mask: bool ``[B, L]``; positions that may be masked (all, by default).
             time_distribution: see above.
             level: by count: ``[B]`` in ``[0, 1)``, from which counts are computed; stratified by default.
             generator: source of randomness.
             group_size: by count: consecutive rows that are masked in one order; see `corrupt_by_count`.
 
         Raises:
-            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if ``by`` is neither "time" nor "count", or shapes do not fit.
+            ValueError: if ``by`` is neither "time" nor "count".
         """
         if by not in ("time", "count"):
             raise ValueError(f'corruption is drawn by "time" or by "count", got {by!r}')
@@ -260,12 +261,7 @@ class MaskedDiffusion:
 
     @staticmethod
     def num_generated(x_0: Tensor, generation_mask: Tensor | None) -> Tensor:
-        """Positions of each row that may be masked, int64 ``[B]``.
-
-        Raises:
-            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if ``x_0`` is not ``[B, L]``, or ``generation_mask`` of another shape.
-        """
+        """Positions of each row that may be masked, int64 ``[B]``."""
         check_sequences(x_0, generation_mask)
         if generation_mask is None:
             return torch.full((x_0.shape[0],), x_0.shape[1], device=x_0.device, dtype=torch.long)

@@ -43,9 +43,6 @@ def differentiable_evaluation_mode(network: Any) -> Iterator[None]:
 
     The gradient checkpointing of transformers works in training mode alone, and runs blocks again in the mode of the
     backward pass: a network that uses it is left in its own mode, which must then be free of dropout.
-
-    Raises:
-        ValueError: if such a network has dropout.
     """
     modules = list(network.modules()) if isinstance(network, nn.Module) else []
     if not any(module.training and getattr(module, "gradient_checkpointing", False) is True for module in modules):

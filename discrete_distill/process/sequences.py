@@ -9,12 +9,7 @@ from ..checks import check_mask
 
 
 def check_sequences(x: Tensor, generation_mask: Tensor | None) -> None:
-    """Refuse what is no batch of token ids, or a mask that does not fit it; by type and shape alone.
-
-    Raises:
-        TypeError: if ``x`` does not hold integers, or ``generation_mask`` booleans.
-        ValueError: if ``x`` is not ``[B, L]``, or ``generation_mask`` of another shape.
-    """
+    """Refuse what is no batch of token ids, or a mask that does not fit it; by type and shape alone."""
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"token ids must be integers, got {x.dtype}; convert them by .long()")
     if x.dim() != 2:
@@ -25,10 +20,6 @@ def check_sequences(x: Tensor, generation_mask: Tensor | None) -> None:
 def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, maximum: Tensor | float = 1.0) -> None:
     """Refuse a time or a count for each row of ``x`` that is of another type, shape or range; the range is looked at on
     a CPU alone, so that nothing waits for another device.
-
-    Raises:
-        TypeError: if it holds integers where real numbers are needed, or the other way round.
-        ValueError: if it is not ``[B]``, or a value is NaN, negative or above ``most``.
     """
     if not isinstance(value_B, Tensor):
         raise TypeError(f"{name} must be a tensor, one value for each row, got {type(value_B).__name__}")

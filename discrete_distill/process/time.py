@@ -30,8 +30,8 @@ class TimeDistribution(ABC):
     """A distribution of ``t`` on ``[low, high]``.
 
     Args:
-        low: least time; 0 is data.
-        high: greatest time; 1 is all mask.
+        low: minimum time; 0 is data.
+        high: maximum time; 1 is all mask.
 
     Raises:
         ValueError: unless ``0 <= low < high <= 1``.

@@ -45,8 +45,8 @@ class ElboWeight(TimeWeight):
 
     Args:
         schedule: whose ELBO it is the weight of.
-        low: least weight.
-        high: greatest weight; ``inf`` leaves the ELBO as it is.
+        low: minimum weight.
+        high: maximum weight; ``inf`` leaves the ELBO as it is.
 
     Raises:
         ValueError: unless ``0 <= low <= high``.

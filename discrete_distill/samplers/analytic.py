@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..kernels import STREAM_UNMASK, SampledRows
-from .call import StepCallback
 from .grid import drawn_positions, walk_grid
 from .options import GridOptions
-from .output import SamplerOutput
 from .state import SamplerState
+from .trajectory import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ class AnalyticSampler(GridOptions):
     0 reveals all that is left, in proportion to the scores.
 
     Args:
-        process: mask and schedule; scores belong to the schedule they were trained with.
-        num_steps: steps.
-        outputs: what the denoiser returns: "logits" of clean tokens, or "log_scores", ``log s_v``.
+        outputs: what the denoiser returns: "logits" of clean tokens, or "log_scores", ``log s_v``, which belong to the
+            schedule that they were trained with.
+
+    The other options are those of `GridOptions` and `SamplerOptions`.
 
     Raises:
         ValueError: if ``outputs`` is unknown, or scores are to be guided or belong to no finite noise.
@@ -56,21 +57,16 @@ class AnalyticSampler(GridOptions):
                 "that the network was trained with, such as GeometricSchedule"
             )
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         if self.outputs == "logits":
             positions = drawn_positions(state, self.times)
 
             def ancestral_step(step: int, t: Tensor, s: Tensor) -> None:
                 state.reveal(positions[step], t, s, step)
 
-            return walk_grid(
-                self, state, ancestral_step, return_history=return_history, callback=callback, left=positions[-1]
-            )
-
-        def score_step(step: int, t: Tensor, s: Tensor) -> None:
-            self._score_step(state, step, t, s)
-
-        return walk_grid(self, state, score_step, return_history=return_history, callback=callback)
+            walk_grid(self, state, ancestral_step, recorder, left=positions[-1])
+        else:
+            walk_grid(self, state, partial(self._score_step, state), recorder)
 
     def _score_step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         mask = self.process.mask_token_id

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .call import StepCallback
 from .grid import drawn_positions, walk_grid
 from .options import GridOptions
-from .output import SamplerOutput
 from .state import SamplerState
+from .trajectory import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +17,17 @@ class AncestralSampler(GridOptions):
     """The reverse process of MDLM (arXiv 2406.07524).
 
     In the step from ``t`` to ``s`` each masked token is revealed with probability
-    ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. All unmasking draws are tossed before
+    ``(alpha_s - alpha_t) / (1 - alpha_t)`` and only then drawn from the denoiser. All unmasking draws are made before
     the first step; logits are computed for the revealed positions alone, in sequences that reveal any. A last step that
     ends at 0 reveals all that is left, so there is no extra pass.
 
-    Args:
-        process: mask and schedule.
-        num_steps: steps; one in which nothing is revealed anywhere costs no call.
-
-    The other options are those of `GridOptions` and `SamplerOptions`.
+    The options are those of `GridOptions` and `SamplerOptions`.
     """
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         positions = drawn_positions(state, self.times)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             state.reveal(positions[step], t, s, step)
 
-        return walk_grid(
-            self, state, reverse_step, return_history=return_history, callback=callback, left=positions[-1]
-        )
+        walk_grid(self, state, reverse_step, recorder, left=positions[-1])

@@ -51,16 +51,16 @@ class BlockwiseSampler(Sampler):
             raise ValueError('a block must be finished before the next begins; take another noise_removal than "none"')
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
-        start = self.sampler.begin(replace(call, generator=_without_draws(call.generator)))
+        start = self.sampler.begin(_with(call, generator=_without_draws(call.inputs["generator"])))
         x_t, log_probs, nfe, evaluations = start.tokens, start.log_probs, 0, 0
         history: list[Tensor] = [x_t]
         callback = None if call.callback is None else _Counted(call.callback)
         for number, block in enumerate(self._blocks(start)):
             # An unconditional first block is still known to be all mask.
             rest: dict[str, Any] = {} if number == 0 else {"shape": None, "x_init": x_t, "device": None}
-            state = self.sampler.begin(replace(call, generation_mask=block, **rest))
+            state = self.sampler.begin(_with(call, generation_mask=block, **rest))
             state.given = start.given
-            out = self.sampler.fill(state, return_history=call.return_history, callback=callback)
+            out = self.sampler.finish(state, replace(call, callback=callback))
             x_t, log_probs = out.sequences, log_probs + out.log_probs
             nfe, evaluations = nfe + out.nfe, evaluations + out.network_evaluations
             history.extend((out.history or [])[1:])
@@ -75,6 +75,10 @@ class BlockwiseSampler(Sampler):
         number_BL = ((position - first_B1) // self.block_length).expand_as(generation_mask_BL)
         present = number_BL[generation_mask_BL].unique().tolist()
         return [generation_mask_BL & (number_BL == number) for number in present] or [generation_mask_BL]
+
+
+def _with(call: SamplerCall, **inputs: Any) -> SamplerCall:
+    return replace(call, inputs={**call.inputs, **inputs})
 
 
 def _without_draws(generator: Generator | None) -> Generator | None:

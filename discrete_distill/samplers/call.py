@@ -18,17 +18,17 @@ StepCallback = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class SamplerCall:
-    """The arguments of one call; see `Sampler.__call__`."""
+    """The arguments of one call; see `Sampler.__call__`.
+
+    Attributes:
+        denoiser: as it is given.
+        inputs: arguments of the `SamplerState` by name, from ``shape`` to ``first_row``.
+        return_history: keep every state.
+        callback: called after each step.
+    """
 
     denoiser: Denoiser
-    shape: tuple[int, int | Frame] | None = None
-    x_init: Tensor | None = None
-    attention_mask: Tensor | None = None
-    generation_mask: Tensor | None = None
-    model_kwargs: Mapping[str, Any] | None = None
-    generator: Generator | None = None
-    device: torch.device | str | None = None
-    first_row: int = 0
+    inputs: Mapping[str, Any]
     return_history: bool = False
     callback: StepCallback | None = None
 
@@ -64,7 +64,8 @@ class Sampler:
                 sequences.
             generator: one draw of it seeds the whole trajectory.
             device: of unconditional samples; that of the denoiser's parameters by default, or the generator's.
-            first_row: number of the first sequence, when a batch is drawn in parts.
+            first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state
+                and its own ``first_row``, gets the tokens of the whole.
             return_history: keep every state.
             callback: called with the step's number and the tokens ``[B, L]`` after each step.
 
@@ -81,12 +82,11 @@ class Sampler:
             >>> sampler = AncestralSampler(process, num_steps=16)
             >>> sampler(denoiser, (8, 1024), generator=torch.Generator().manual_seed(0)).sequences
         """
-        return self.draw(
-            SamplerCall(
-                denoiser, shape, x_init, attention_mask, generation_mask, model_kwargs,
-                generator, device, first_row, return_history, callback,
-            )
-        )  # fmt: skip
+        inputs = {
+            "shape": shape, "x_init": x_init, "attention_mask": attention_mask, "generation_mask": generation_mask,
+            "model_kwargs": model_kwargs, "generator": generator, "device": device, "first_row": first_row,
+        }  # fmt: skip
+        return self.draw(SamplerCall(denoiser, inputs, return_history, callback))
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
         """Draw the sequences of a call."""

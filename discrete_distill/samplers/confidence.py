@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_number
-from .call import StepCallback
 from .counts import dealt_out, hidden_shares
 from .grid import walk_grid
 from .options import GridOptions
 from .order import Order, certainty, check_order, order_noise, rank_of
-from .output import SamplerOutput
 from .state import SamplerState
+from .trajectory import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceSampler(GridOptions):
     """Low-confidence remasking of LLaDA (arXiv 2502.09992), MaskGIT (2202.04200) and Dream (2508.15487).
 
-    A step draws a token for every mask, keeps those of greatest certainty and leaves the others masked. Of a sequence's
+    A step draws a token for every mask, keeps the most certain ones and leaves the others masked. Of a sequence's
     ``n`` masks a step from ``t`` to ``s`` reveals the share ``(alpha_s - alpha_t) / (1 - alpha_1)``, in whole tokens
     that add up to ``n`` (largest remainders): with a linear or log-linear schedule and an even grid of ``K`` steps,
     ``n // K`` tokens a step and one more in the first ``n % K`` steps, as in LLaDA. How many are revealed is fixed;
@@ -30,8 +29,6 @@ class ConfidenceSampler(GridOptions):
     towards likely tokens).
 
     Args:
-        process: mask and schedule.
-        num_steps: steps; one that reveals nothing costs no call.
         order: "confidence" (log-probability of the drawn token), "margin" (of the two most likely tokens) or "entropy".
         order_temperature: of Gumbel noise on those scores; 0 is none.
         greedy: the most likely token in place of a draw (LLaDA's temperature 0).
@@ -52,7 +49,7 @@ class ConfidenceSampler(GridOptions):
         check_flag("greedy", self.greedy)
         check_number("order_temperature", self.order_temperature, minimum=0.0)
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         counts_KB = self._counts(state)
         capacities = counts_KB.sum(1).tolist()
         on_device = counts_KB.to(state.tokens.device)
@@ -61,7 +58,7 @@ class ConfidenceSampler(GridOptions):
             if capacities[step] > capacities[step + 1]:
                 self._step(state, step, t, s, on_device[step], on_device[step + 1], capacities[step])
 
-        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback)
+        walk_grid(self, state, reverse_step, recorder)
 
     def _counts(self, state: SamplerState) -> Tensor:
         """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``, on the host."""
@@ -82,7 +79,7 @@ class ConfidenceSampler(GridOptions):
         noise_BL = order_noise(state, step, self.order_temperature)
         if noise_BL is not None:
             scores_BL = scores_BL + noise_BL
-        # Positions with bad logits score -inf, as do those that are not asked about, but come before them.
+        # Positions with bad logits score -inf, as do those without logits, but come before them.
         scores_BL = torch.where(state.masked(), torch.nan_to_num(scores_BL, nan=-1e30, neginf=-1e30), float("-inf"))
         chosen_BL = (rank_of(scores_BL) < (before_B - after_B)[:, None]) & state.masked()
         state.write_where(chosen_BL, positions, drawn)

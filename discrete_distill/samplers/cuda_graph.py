@@ -51,7 +51,7 @@ class CudaGraphSampler(Sampler):
 
     Raises:
         TypeError: if the sampler is no `AncestralSampler`.
-        ValueError: if the sampler is asked for what needs the host in between (``check``, ``progress``), for shapes
+        ValueError: if the sampler has options that need the host in between (``check``, ``progress``), for shapes
             that depend on data, or for guidance; when called, if a graph is to be captured without CUDA, or an argument
             is not honoured.
 
@@ -81,42 +81,49 @@ class CudaGraphSampler(Sampler):
         if self.sampler.check:
             raise ValueError("check=True looks at logits in every step, which waits for the device; leave it out")
         if self.sampler.static is False:
-            raise ValueError("static=False asks for shapes that depend on data, which no graph has; leave it out")
+            raise ValueError("static=False has shapes that depend on data, which no graph has; leave it out")
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
         _refuse_arguments(call)
-        check_generator(call.generator)
-        return self.trajectory(call).draw(call.generator)
+        generator = call.inputs["generator"]
+        check_generator(generator)
+        made = self.trajectory(call.denoiser, call.inputs["shape"], device=call.inputs["device"], generator=generator)
+        return made.draw(generator)
 
-    def trajectory(self, call: SamplerCall) -> FixedTrajectory:
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int | Frame] | None,
+        *,
+        device: torch.device | str | None = None,
+        generator: Generator | None = None,
+    ) -> FixedTrajectory:
         """The operations of a call, those of the last call where denoiser, shape and device are the same."""
-        device = device_of(call.denoiser, call.generator) if call.device is None else torch.device(call.device)
+        device = device_of(denoiser, generator) if device is None else torch.device(device)
         made = self._made[0] if self._made else None
-        if made is None or not made.serves(call.denoiser, call.shape, device):
+        if made is None or not made.serves(denoiser, shape, device):
             self._made.clear()  # Frees the memory of the previous graph first.
-            made = FixedTrajectory(self.sampler, call.denoiser, call.shape, device, capture=self.capture)
+            made = FixedTrajectory(self.sampler, denoiser, shape, device, capture=self.capture)
             self._made.append(made)
         return made
 
 
 def _refuse_arguments(call: SamplerCall) -> None:
-    if isinstance(call.shape, (tuple, list)) and any(isinstance(each, Frame) for each in call.shape):
+    given = {**call.inputs, "callback": call.callback, "return_history": call.return_history}
+    shape = given["shape"]
+    if isinstance(shape, (tuple, list)) and any(isinstance(each, Frame) for each in shape):
         raise ValueError(
-            f"shape = {call.shape} has a frame of fixed tokens, which a CudaGraphSampler does not honour; give the "
+            f"shape = {shape} has a frame of fixed tokens, which a CudaGraphSampler does not honour; give the "
             "length, or call the plain sampler"
         )
-    for name in ("x_init", "attention_mask", "generation_mask", "model_kwargs", "callback"):
-        if getattr(call, name) is not None:
-            raise ValueError(
-                f"{name} is not honoured by a CudaGraphSampler, which draws unconditional samples as a whole; leave it "
-                "out, or call the plain sampler"
-            )
-    for name in ("first_row", "return_history"):
-        if getattr(call, name):
-            raise ValueError(
-                f"{name} = {getattr(call, name)!r} is not honoured by a CudaGraphSampler; leave it out, or call the "
-                "plain sampler"
-            )
+    refused = ["x_init", "attention_mask", "generation_mask", "model_kwargs", "callback"]
+    refused = [name for name in refused if given[name] is not None]
+    refused += [name for name in ("first_row", "return_history") if given[name]]
+    for name in refused:
+        raise ValueError(
+            f"{name} is not honoured by a CudaGraphSampler, which draws unconditional samples as a whole; leave it "
+            "out, or call the plain sampler"
+        )
 
 
 class FixedTrajectory:
@@ -146,7 +153,8 @@ class FixedTrajectory:
         self.capture = device.type == "cuda" if capture is None else capture
         if self.capture and device.type != "cuda":
             raise ValueError(f"a graph is captured on CUDA, and the device is {device}; pass capture=False")
-        self.start = sampler.begin(SamplerCall(denoiser, shape, device=device, generator=Generator()))
+        self.call = SamplerCall(denoiser, {"shape": shape, "device": device, "generator": Generator()})
+        self.start = sampler.begin(self.call)
         self.start.static = True
         self.seed = self.start.seed.clone()
         times = sampler.times
@@ -231,10 +239,10 @@ class FixedTrajectory:
         return graph, outputs
 
     def _plain(self) -> SamplerOutput:
-        state = self.sampler.begin(SamplerCall(self.denoiser, self.shape, device=self.device, generator=Generator()))
+        state = self.sampler.begin(self.call)
         state.seed = self.seed.clone()
         state.nfe = self.calls
-        return self.sampler.fill(state, return_history=False, callback=None)
+        return self.sampler.finish(state, self.call)
 
 
 def autocast_setting(device: torch.device) -> AutocastSetting:

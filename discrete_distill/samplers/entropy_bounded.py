@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ..checks import check_flag, check_number
 from ..kernels import SampledRows
-from .call import StepCallback
 from .options import SamplerOptions
 from .order import Order, certainty, check_order, rank_of
-from .output import SamplerOutput
 from .state import SamplerState
 from .trajectory import Recorder
 
@@ -31,7 +29,6 @@ class EntropyBoundedSampler(SamplerOptions):
     expected.
 
     Args:
-        process: mask and schedule.
         gamma: bound in nats.
         order: "entropy", "confidence" or "margin".
         greedy: the most likely token in place of a draw.
@@ -53,9 +50,8 @@ class EntropyBoundedSampler(SamplerOptions):
         check_flag("greedy", self.greedy)
         check_number("gamma", self.gamma, minimum=0.0)
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         size_B = state.generation_mask.sum(1)
-        recorder = Recorder(state, return_history=return_history, callback=callback, progress=self.progress)
         # A step keeps one token at least, so that there are no more steps than masks.
         for step in range(int(size_B.max()) if len(size_B) else 0):
             masked = state.masked()
@@ -65,8 +61,6 @@ class EntropyBoundedSampler(SamplerOptions):
             t, s = (self.process.time_of_count((count_B - less).clamp(min=0), size_B) for less in (0, 1))
             self._step(state, step, t, s)
             recorder.after_step()
-        recorder.close()
-        return state.finish(recorder.history)
 
     def _step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         masked = state.masked()
@@ -94,7 +88,7 @@ class EntropyBoundedSampler(SamplerOptions):
 
 
 def kept_under(gamma: float, score_BL: Tensor, entropy_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """Bool ``[B, L]``: the longest prefix, in the order of the scores, whose entropy but for the greatest is within
+    """Bool ``[B, L]``: the longest prefix, in the order of the scores, whose entropy but for the maximum is within
     ``gamma``; of masked positions only, which score above the others."""
     rank_BL = rank_of(score_BL)
     by_rank_BL = torch.zeros_like(entropy_BL, dtype=torch.float64).scatter(1, rank_BL, entropy_BL.double())

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import STREAM_TIME, uniform
-from .call import StepCallback
 from .options import SamplerOptions
-from .output import SamplerOutput
 from .positions import Positions, moved_positions
 from .state import SamplerState
 from .trajectory import Recorder, walk
@@ -21,18 +19,15 @@ class FirstHittingSampler(SamplerOptions):
     """The first-hitting sampler (arXiv 2409.02908): the limit of ancestral sampling in infinitely many steps, exactly.
 
     Each masked position is revealed at its own time ``tau`` with ``P(tau <= t) = 1 - alpha_t``, whatever the denoiser
-    says; between these times nothing happens. So all times are drawn first, and the denoiser is called at each of them:
-    once for every token of the longest sequence. The k-th tokens of all sequences share a call.
+    predicts; between these times nothing happens. So all times are drawn first, and the denoiser is called at each of
+    them: once for every token of the longest sequence. The k-th tokens of all sequences share a call.
 
     For a denoiser that ignores time this is autoregression in a uniformly random order.
 
-    Args:
-        process: mask and schedule.
-
-    The other options are those of `SamplerOptions`; there is no grid and no number of steps.
+    The options are those of `SamplerOptions`; there is no grid and no number of steps.
     """
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         draw_BL = uniform(state.seed, row=state.position_numbers, stream=STREAM_TIME).view_as(state.tokens)
         # Times at the ends of the schedule, or equal in fp32, keep the random order of what they were made of.
         order_BL = draw_BL.masked_fill(~state.generation_mask, -1.0).argsort(dim=1, descending=True, stable=True)
@@ -46,12 +41,8 @@ class FirstHittingSampler(SamplerOptions):
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             state.reveal(positions[step], t, s, step, one_time=False)
 
-        recorder = Recorder(
-            state, return_history=return_history, callback=callback, total=steps, progress=self.progress
-        )
+        recorder.expect(steps)
         walk(recorder, ((times_BL[:, k], times_BL[:, k + 1]) for k in range(steps)), reverse_step)
-        recorder.close()
-        return state.finish(recorder.history)
 
     def _event_times(self, state: SamplerState, draw_BL: Tensor) -> Tensor:
         """When each position is revealed, fp32 ``[B, L]``, in ``[0, 1]``; -1 where nothing is."""

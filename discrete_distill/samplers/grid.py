@@ -9,9 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .call import StepCallback
 from .options import GridOptions
-from .output import SamplerOutput
 from .positions import Positions, planned_positions
 from .state import SamplerState
 from .trajectory import Recorder, ReverseStep, walk
@@ -23,38 +21,28 @@ def walk_grid(
     options: GridOptions,
     state: SamplerState,
     reverse_step: ReverseStep,
+    recorder: Recorder,
     *,
-    return_history: bool,
-    callback: StepCallback | None,
     left: Positions | None = None,
-) -> SamplerOutput:
+) -> None:
     """Take all steps of the grid and remove the noise that it leaves.
 
     Args:
         options: of the sampler.
         state: of this call.
         reverse_step: ``reverse_step(step, t, s)``, times ``[B]``.
-        return_history: keep every state.
-        callback: called after each step, that of noise removal included.
+        recorder: notes the state after each step, that of noise removal included.
         left: positions that the grid leaves masked, where the sampler knows them; looked up if None.
     """
     times = options.times
     removes = times[-1] > 0.0 and options.noise_removal != "none"
-    recorder = Recorder(
-        state,
-        return_history=return_history,
-        callback=callback,
-        total=len(times) - 1 + removes,
-        progress=options.progress,
-    )
+    recorder.expect(len(times) - 1 + removes)
     ends = torch.tensor([*times, 0.0], device=state.tokens.device)[:, None].expand(-1, state.batch)
     walk(recorder, pairwise(ends[:-1]), reverse_step)
     if removes:
         left = state.select(state.masked()) if left is None else left
         state.reveal(left, ends[-2], ends[-1], recorder.steps, greedy=options.noise_removal == "greedy")
         recorder.after_step()
-    recorder.close()
-    return state.finish(recorder.history)
 
 
 def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -66,7 +54,7 @@ def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[
         first: number of the first step.
     """
     masked, flags = state.masked(), []
-    # Counters are many small operations, so that the unmasking draws of several steps are tossed in one call.
+    # Counters are many small operations, so that the unmasking draws of several steps are drawn in one call.
     together = max(1, DRAWS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
         t, s = ends[:-1][start : start + together], ends[1:][start : start + together]

@@ -26,11 +26,6 @@ def start_of(
         x_init: int64 ``[B, L]``, or None.
         device: as the caller states it.
         default: device of an unconditional sample where the caller states none.
-
-    Raises:
-        TypeError: if ``x_init`` does not hold int64 ids, or ``shape`` holds no integers.
-        ValueError: if neither or both of ``shape`` and ``x_init`` are given, there is no sequence or no position,
-            devices do not agree, or an id is negative.
     """
     if (shape is None) == (x_init is None):
         raise ValueError("give either shape=(batch, length) or x_init, and not both")
@@ -48,12 +43,7 @@ def start_of(
 
 
 def checked_mask(name: str, mask: Any, tokens: Tensor) -> Tensor | None:
-    """The mask as bool ``[B, L]``; None passes.
-
-    Raises:
-        TypeError: if it is no tensor of booleans or integers.
-        ValueError: if it has another shape or device than the tokens, or holds other numbers than 0 and 1.
-    """
+    """The mask as bool ``[B, L]``; None passes."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
@@ -69,12 +59,7 @@ def checked_mask(name: str, mask: Any, tokens: Tensor) -> Tensor | None:
 
 
 def checked_first_row(first_row: Any, batch: int, length: int) -> int:
-    """The number of the first sequence.
-
-    Raises:
-        TypeError: if it is no integer.
-        ValueError: if it is negative, or positions go beyond ``MAX_POSITIONS``.
-    """
+    """The number of the first sequence."""
     first_row = check_count("first_row", first_row, minimum=0)
     if (first_row + batch) * length > MAX_POSITIONS:
         raise ValueError(
@@ -85,18 +70,14 @@ def checked_first_row(first_row: Any, batch: int, length: int) -> int:
 
 
 def check_rows(model_kwargs: Mapping[str, Any], batch: int) -> None:
-    """Refuse keyword arguments of each sequence that cannot be taken for some of the sequences, as `take_rows` does.
-
-    Raises:
-        TypeError: if one is a list or a numpy array with an entry for each sequence.
-    """
+    """Refuse keyword arguments of each sequence that cannot be taken for some of the sequences, as `take_rows` does."""
     for name, value in model_kwargs.items():
         is_array = hasattr(value, "__array__") and not isinstance(value, Tensor)
         size = len(value) if isinstance(value, list) else value.shape[0] if is_array and value.ndim else None
         if size == batch:
             raise TypeError(
                 f"{name} is a {type(value).__name__} with an entry for each sequence; pass a tensor, for a denoiser "
-                "is asked about some sequences at a time"
+                "is called on some sequences at a time"
             )
 
 

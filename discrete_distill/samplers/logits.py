@@ -39,7 +39,7 @@ def evaluate(
         one_state: the rows hold the same tokens at the same times. Rows with keyword arguments are never taken for
             equal.
         share_head: in one state, run the head once on each of the L positions and hold these logits ``[L, V]``;
-            otherwise it runs on the positions of a part when they are asked for.
+            otherwise it runs on the positions of a part when that part is read.
         largest_id: of the tokens and the mask; the vocabulary must hold it.
 
     Returns:
@@ -48,9 +48,9 @@ def evaluate(
     if not one_state or model_kwargs:
         return logits_in_parts(denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs, largest_id=largest_id)
     places = positions % x_t.shape[1]
-    asked = torch.arange(x_t.shape[1], device=x_t.device) if share_head else places
+    needed = torch.arange(x_t.shape[1], device=x_t.device) if share_head else places
     first_s = None if s is None else s[:1]
-    logits_of = logits_in_parts(denoiser, x_t[:1], t[:1], asked, s=first_s, largest_id=largest_id)
+    logits_of = logits_in_parts(denoiser, x_t[:1], t[:1], needed, s=first_s, largest_id=largest_id)
     if not share_head:
         return logits_of
     logits_LV = logits_of(slice(None))

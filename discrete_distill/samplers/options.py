@@ -15,10 +15,11 @@ from torch import Tensor
 from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import MaskedDiffusion
 from ..process.forbidden import checked_forbidden_ids
-from .call import Sampler, SamplerCall, StepCallback
+from .call import Sampler, SamplerCall
 from .filtering import TokenDistribution
 from .output import SamplerOutput
 from .state import SamplerState
+from .trajectory import Recorder
 
 Grid = Literal["uniform", "cosine"] | Sequence[float] | Tensor
 
@@ -97,14 +98,7 @@ class SamplerOptions(Sampler):
         state = SamplerState(
             process,
             call.denoiser,
-            call.shape,
-            x_init=call.x_init,
-            attention_mask=call.attention_mask,
-            generation_mask=call.generation_mask,
-            model_kwargs=call.model_kwargs,
-            generator=call.generator,
-            device=call.device,
-            first_row=call.first_row,
+            **call.inputs,
             token_distribution=self.token_distribution,
             cfg_scale=self.cfg_scale,
             chunk_rows=self.chunk_rows,
@@ -119,9 +113,16 @@ class SamplerOptions(Sampler):
         return state
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
-        return self.fill(self.begin(call), return_history=call.return_history, callback=call.callback)
+        return self.finish(self.begin(call), call)
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def finish(self, state: SamplerState, call: SamplerCall) -> SamplerOutput:
+        """Take all steps from a state, and return what the call returns."""
+        recorder = Recorder(state, return_history=call.return_history, callback=call.callback, progress=self.progress)
+        self.fill(state, recorder)
+        recorder.close()
+        return state.finish(recorder.history)
+
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         """Take the steps of the sampler from a state."""
         raise NotImplementedError
 
@@ -139,7 +140,7 @@ class GridOptions(SamplerOptions):
             ("sample") or takes the most likely tokens ("greedy"), counted when there are any; or nothing ("none").
 
     Raises:
-        ValueError: if a number is out of range, times do not descend, or noise removal is asked for where a grid ends
+        ValueError: if a number is out of range, times do not descend, or noise removal is chosen where a grid ends
             at 0 and leaves nothing.
     """
 
@@ -188,12 +189,7 @@ def named_grid(name: str, num_steps: int, end: float) -> list[float]:
 
 
 def checked_grid(grid: Sequence[float] | Tensor, end: float) -> list[float]:
-    """The times that a user gives.
-
-    Raises:
-        TypeError: if they are no sequence of numbers.
-        ValueError: unless they are two or more and descend strictly within ``[0, 1]``.
-    """
+    """The times that a user gives."""
     if isinstance(grid, Tensor):
         grid = grid.tolist()
     if not isinstance(grid, Sequence):

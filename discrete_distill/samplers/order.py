@@ -48,7 +48,7 @@ def certainty(order: Order, distribution: TokenDistribution) -> Statistic:
 def order_noise(state: SamplerState, step: int, temperature: float) -> Tensor | None:
     """Gumbel noise ``[B, L]`` times ``temperature``; None at 0.
 
-    The ``k`` greatest of scores plus Gumbel noise are ``k`` draws without replacement from the softmax of the scores.
+    The ``k`` largest of scores plus Gumbel noise are ``k`` draws without replacement from the softmax of the scores.
     """
     if temperature == 0.0:
         return None
@@ -56,6 +56,6 @@ def order_noise(state: SamplerState, step: int, temperature: float) -> Tensor | 
 
 
 def rank_of(scores_BL: Tensor) -> Tensor:
-    """Rank of each position in its sequence, 0 for the greatest score; of equal ones the first comes first."""
+    """Rank of each position in its sequence, 0 for the highest score; of equal ones the first comes first."""
     scores_BL = torch.nan_to_num(scores_BL, nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
     return scores_BL.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

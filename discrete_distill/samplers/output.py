@@ -17,7 +17,7 @@ class SamplerOutput:
         network_evaluations: calls of any network; a backward pass counts as two.
         log_probs: fp32 ``[B, L]``, nats: log-probability of each token when it was drawn; 0 where it was given or
             masked.
-        history: the state before each step and at the end, int64 ``[B, L]`` each, if asked for.
+        history: the state before each step and at the end, int64 ``[B, L]`` each, with ``return_history``.
     """
 
     sequences: Tensor

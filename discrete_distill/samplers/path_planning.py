@@ -11,14 +11,13 @@ from torch import Tensor
 from ..checks import check_flag, check_number
 from ..kernels import SampledRows
 from ..process.conditions import call_network, check_keywords
-from .call import StepCallback
 from .counts import hidden_shares, masks_left
 from .grid import walk_grid
 from .options import GridOptions
 from .order import rank_of
-from .output import SamplerOutput
 from .positions import Positions, planned_positions
 from .state import Drawn, SamplerState
+from .trajectory import Recorder
 
 Planner = Callable[..., Tensor]
 
@@ -34,20 +33,18 @@ class PathPlanningSampler(GridOptions):
     planner's.
 
     Args:
-        process: mask and schedule.
-        num_steps: steps; each is one call.
         eta: how easily written tokens are masked again: 0 never, 1 like any other, more sooner.
-        planner: ``planner(x, t) -> [B, L]``: log-probability of each token of the clean sequences ``x``, for the
+        planner: ``planner(x_0, t) -> [B, L]``: log-probability of each token of the clean sequences ``x_0``, for the
             written tokens; passed the attention mask and the conditions where there are any, and counted among the
             network evaluations. Self-planning if None.
         greedy: the most likely token in place of a draw.
 
-    The other options are those of `GridOptions` and `SamplerOptions`. Logits of visible tokens are asked for: a
-    denoiser that only knows masked positions needs a planner, or ``eta=0``.
+    The other options are those of `GridOptions` and `SamplerOptions`; each step is one call. Logits of visible tokens
+    are read: a denoiser that only knows masked positions needs a planner, or ``eta=0``.
 
     Raises:
         TypeError: if an option has a wrong type.
-        ValueError: if ``eta`` is negative, or 0 with a planner that would not be asked.
+        ValueError: if ``eta`` is negative, or 0 with a planner that would not be called.
     """
 
     eta: float = 1.0
@@ -59,11 +56,11 @@ class PathPlanningSampler(GridOptions):
         check_flag("greedy", self.greedy)
         check_number("eta", self.eta, minimum=0.0)
         if self.planner is not None and not callable(self.planner):
-            raise TypeError(f"planner is a function of (x, t), got {type(self.planner).__name__}")
+            raise TypeError(f"planner is a function of (x_0, t), got {type(self.planner).__name__}")
         if self.planner is not None and self.eta == 0.0:
-            raise ValueError("eta=0 never masks a written token again, so it asks no planner; leave the planner out")
+            raise ValueError("eta=0 never masks a written token again, so it calls no planner; leave the planner out")
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         if self.planner is not None:
             check_keywords(self.planner, self.planner, state.conditions())
         # All generated positions in every step: which they are is known before the first.
@@ -92,7 +89,7 @@ class PathPlanningSampler(GridOptions):
             state.write_where(kept_BL & masked, positions, drawn)
             state.mask_again(state.generation_mask & ~masked & ~kept_BL)
 
-        return walk_grid(self, state, reverse_step, return_history=return_history, callback=callback)
+        walk_grid(self, state, reverse_step, recorder)
 
     def _masks_left(self, state: SamplerState) -> Tensor:
         """Masks of each sequence before each step and at the end, int64 ``[K + 1, B]``."""
@@ -115,5 +112,5 @@ class PathPlanningSampler(GridOptions):
             got = list(scores_BL.shape) if isinstance(scores_BL, Tensor) else type(scores_BL).__name__
             raise ValueError(f"a planner returns log-probabilities {list(filled.shape)}, got {got}")
         written = state.generation_mask & ~state.masked()
-        state.note_bad_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
+        state.note_scores(((scores_BL.isnan() | scores_BL.isposinf()) & written).any(1), step)
         return self.eta * scores_BL.float()

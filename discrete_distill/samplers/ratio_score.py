@@ -23,7 +23,7 @@ class Candidate:
         x_t: the state after the step, int64 ``[B, L]``.
         s: its time, ``[B]``.
         revealed: flattened positions that the step drew, int64 ``[N]``; the same for all candidates of a step.
-        generated: bool ``[B, L]``, what the sampler may write.
+        generation_mask: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
         model_kwargs: what the denoiser is passed, attention mask included.
     """
@@ -55,7 +55,7 @@ class TeacherRatio:
     r"""The teacher against the student, as a scorer of `RGASampler` that needs no training.
 
     Of the positions that a step revealed, a random part ``H`` is hidden again, the same for all candidates, and both
-    networks are asked for it:
+    networks predict it:
 
     .. math:: \mathrm{score} = \sum_{i \in H} \log p_{teacher}(x_i \mid z_{-H}) - \log p_{student}(x_i \mid z_{-H})
 

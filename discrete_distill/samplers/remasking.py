@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from ..checks import check_choice, check_number
 from ..kernels import STREAM_REMASK, STREAM_UNMASK
-from .call import StepCallback
 from .grid import walk_grid
 from .options import GridOptions
-from .output import SamplerOutput
 from .positions import planned_positions
 from .state import SamplerState
+from .trajectory import Recorder
 
 DEFAULT_ETA = {"cap": 0.02, "rescale": 0.05, "conf": 1.0}
 
@@ -42,12 +42,11 @@ class ReMaskingSampler(GridOptions):
     ``eta = 0`` is the ancestral sampler, token for token.
 
     Args:
-        process: mask and schedule.
-        num_steps: steps; remasking pays when there are many (the paper: as many as tokens, and more).
         strategy: "cap", "rescale" or "conf".
         eta: strength in ``[0, 1]``; by default 0.02, 0.05 and 1.
 
-    The other options are those of `GridOptions` and `SamplerOptions`; the paper draws with ``top_p=0.9``.
+    The other options are those of `GridOptions` and `SamplerOptions`. Remasking pays when steps are many (the paper: as
+    many as tokens, and more); the paper draws with ``top_p=0.9``.
 
     Raises:
         ValueError: if the strategy is unknown or ``eta`` out of range.
@@ -69,8 +68,8 @@ class ReMaskingSampler(GridOptions):
     def sigma(self, t: Tensor, s: Tensor) -> Tensor:
         """Remasking probability of the step (what "conf" deals out), elementwise."""
         alpha_t, alpha_s = self.process.visible_probability(t), self.process.visible_probability(s)
-        greatest = torch.where(alpha_t > 0.0, (1.0 - alpha_s) / alpha_t, torch.ones_like(alpha_t)).clamp(0.0, 1.0)
-        return greatest.clamp(max=self.strength) if self.strategy == "cap" else self.strength * greatest
+        maximum = torch.where(alpha_t > 0.0, (1.0 - alpha_s) / alpha_t, torch.ones_like(alpha_t)).clamp(0.0, 1.0)
+        return maximum.clamp(max=self.strength) if self.strategy == "cap" else self.strength * maximum
 
     def reveal_probability(self, t: Tensor, s: Tensor, sigma: Tensor) -> Tensor:
         """Of a masked position, elementwise; 1 where ``s = 0``."""
@@ -78,13 +77,10 @@ class ReMaskingSampler(GridOptions):
         extra = sigma * alpha_t / (1.0 - alpha_t).clamp(min=1e-12)
         return (self.process.unmask_probability(t, s) + extra).clamp(0.0, 1.0)
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         if self.strategy == "conf":
-
-            def confident_step(step: int, t: Tensor, s: Tensor) -> None:
-                self._confident_step(state, step, t, s)
-
-            return walk_grid(self, state, confident_step, return_history=return_history, callback=callback)
+            walk_grid(self, state, partial(self._confident_step, state), recorder)
+            return
         revealed, hidden = self._planned_draws(state, self.times)
         positions = planned_positions(revealed)
 
@@ -92,9 +88,7 @@ class ReMaskingSampler(GridOptions):
             state.reveal(positions[step], t, s, step)
             state.mask_again(hidden[step])
 
-        return walk_grid(
-            self, state, planned_step, return_history=return_history, callback=callback, left=positions[-1]
-        )
+        walk_grid(self, state, planned_step, recorder, left=positions[-1])
 
     def _planned_draws(self, state: SamplerState, times: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
         """What each step reveals, with what is left at last, and what it hides: bool ``[B, L]``."""

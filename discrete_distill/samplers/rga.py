@@ -14,14 +14,13 @@ from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
 from ..models.capabilities import EmbeddingDenoiser, require
 from ..models.discriminator import RatioNetwork, masked_mean
 from ..process.conditions import call_network, check_keywords
-from .call import StepCallback
 from .grid import walk_grid
 from .options import GridOptions
-from .output import SamplerOutput
 from .positions import Positions
 from .ratio_score import Candidate, CandidateScorer
 from .state import SamplerState
 from .tilt_plan import TiltGroup, TiltPlan
+from .trajectory import Recorder
 
 Reward = Callable[..., Tensor]
 """``reward(x_t, t) -> [B]``, higher is better; passed ``attention_mask`` where there is one."""
@@ -46,10 +45,8 @@ class RGASampler(GridOptions):
     ``M = 1`` with no tilted step is the ancestral sampler, token for token.
 
     Args:
-        process: mask and schedule.
         reward: a `RatioNetwork`, logits ``[B, L]``; a function, ``[B]``, higher is better; or a `CandidateScorer`.
             Tilting needs an `EmbeddingDenoiser`, such as `Discriminator`.
-        num_steps: steps of the grid.
         num_candidates: ``M`` (paper: 4).
         tilt: ``h`` at the first and last tilted step (paper: 30, 40).
         tilt_fraction: fraction of steps, from the start, that tilt and do not re-rank (paper: 0.5).
@@ -92,7 +89,7 @@ class RGASampler(GridOptions):
         check_choice("rerank_positions", self.rerank_positions, ("all", "masked"))
         check_number("rerank_scale", self.rerank_scale)
 
-    def fill(self, state: SamplerState, *, return_history: bool, callback: StepCallback | None) -> SamplerOutput:
+    def fill(self, state: SamplerState, recorder: Recorder) -> None:
         self._check_keywords(state)
         plan = TiltPlan(state, self.times, self.tilted_steps, self.chunk_rows)
 
@@ -107,9 +104,7 @@ class RGASampler(GridOptions):
             else:
                 self._reranked_step(state, positions, step, t, s)
 
-        return walk_grid(
-            self, state, reverse_step, return_history=return_history, callback=callback, left=plan.revealed[-1]
-        )
+        walk_grid(self, state, reverse_step, recorder, left=plan.revealed[-1])
 
     def _check_reward(self) -> None:
         if self.tilted_steps:
@@ -154,7 +149,7 @@ class RGASampler(GridOptions):
         for group in groups:
             logits_NV = logits_of(group.part)
             if state.check:
-                state.check_logits(logits_NV, positions.index[group.part], None, step)
+                state.check_logits(logits_NV, positions.index[group.part], step)
             part = state.part(group.sequences)
             gradient_NV = self.reward_gradient(part, group.compact, logits_NV, t[group.sequences])
             bad.append(~gradient_NV.isfinite().all(1))
@@ -169,7 +164,7 @@ class RGASampler(GridOptions):
             index.append(revealed)
             tokens.append(drawn.tokens[:, 0])
             log_probs.append(drawn.log_probs[:, 0])
-        state.note_bad_scores(state.scatter(positions, torch.cat(bad), False).any(1), step)
+        state.note_scores(state.scatter(positions, torch.cat(bad), False).any(1), step)
         state.write(torch.cat(index), torch.cat(tokens), torch.cat(log_probs))
 
     def reward_gradient(self, state: SamplerState, positions: Tensor, logits_NV: Tensor, t: Tensor) -> Tensor:
@@ -201,8 +196,8 @@ class RGASampler(GridOptions):
             scores = [self._candidate_scores(state, positions.index, tokens, s) for tokens in drawn.tokens.unbind(1)]
         scores_BM = torch.stack(scores, dim=1)
         owner_N = positions.index // state.tokens.shape[1]
-        asked_B = torch.zeros_like(state.bad_scores).index_fill(0, owner_N, True)
-        state.note_bad_scores(self._weights(scores_BM).isnan().any(1) & asked_B, step)
+        asked_B = torch.zeros_like(state.faults.scores).index_fill(0, owner_N, True)
+        state.note_scores(self._weights(scores_BM).isnan().any(1) & asked_B, step)
         pick = self._choose(state, step, scores_BM)[owner_N, None]
         state.write(positions.index, drawn.tokens.gather(1, pick)[:, 0], drawn.log_probs.gather(1, pick)[:, 0])
 

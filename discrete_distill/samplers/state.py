@@ -18,6 +18,7 @@ from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
 from ..process.conditions import check_conditions
 from ..process.denoiser import LogitsOfPart, check_ids, device_of
+from .faults import Faults, check_logits
 from .filtering import TokenDistribution
 from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
 from .logits import evaluate, guided
@@ -30,7 +31,7 @@ Statistic = Callable[[Tensor, SampledRows, slice], Tensor]
 
 
 class Drawn(NamedTuple):
-    """Tokens ``[N, M]``, their log-probabilities ``[N, M]`` in nats, and a statistic ``[N]`` if one was asked for."""
+    """Tokens ``[N, M]``, their log-probabilities ``[N, M]`` in nats, and a statistic ``[N]`` if there is one."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -45,16 +46,7 @@ class SamplerState:
 
     Args:
         process: names the mask.
-        denoiser: any `Denoiser`.
-        shape: ``(B, L)`` of an unconditional sample, ``(B, Frame)`` for fixed tokens around it; or give ``x_init``.
-        x_init: int64 ``[B, L]``: prompt or infill tokens, and masks where tokens are wanted.
-        attention_mask: bool ``[B, L]`` (or integers 0 and 1), true at real tokens; padding is never written.
-        generation_mask: bool ``[B, L]``, true at positions that may be generated; all by default.
-        model_kwargs: passed to the denoiser by keyword. Tensors with an entry for each sequence follow their sequences.
-        generator: one draw of it is the 64-bit seed.
-        device: of an unconditional sample; that of the denoiser's parameters by default.
-        first_row: number of the first sequence: a batch that is drawn in parts, each with the same generator state and
-            its own ``first_row``, gets the tokens of the whole.
+        denoiser: any `Denoiser`. Also the arguments of `Sampler.__call__` from ``shape`` to ``first_row``.
         token_distribution: how a token is drawn from logits; the denoiser's own distribution by default.
         cfg_scale: strength of classifier-free guidance; 1 is none.
         chunk_rows: rows of vocabulary logits held at once.
@@ -132,13 +124,10 @@ class SamplerState:
         count, length = self.tokens.numel(), self.tokens.shape[1]
         self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
         self.draw_numbers = self.position_numbers
-        # All rows are one state until something is written, unless something else tells them apart.
+        # All rows are one state until something is written, unless something else distinguishes them.
         self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
         self.nfe = self.other_calls = 0
-        # Positions without a token to draw, and sequences whose scores were no numbers: looked up at the end, or if
-        # `check`.
-        self.bad_positions = torch.zeros_like(self.generation_mask)
-        self.bad_scores = torch.zeros_like(self.generation_mask[:, 0])
+        self.faults = Faults(torch.zeros_like(self.generation_mask), torch.zeros_like(self.generation_mask[:, 0]))
 
     @property
     def batch(self) -> int:
@@ -176,8 +165,8 @@ class SamplerState:
 
     def _indexed(self, sequences: Tensor) -> SamplerState:
         made = copy.copy(self)
-        of_batch = ("tokens", "generation_mask", "given", "log_probs", "attention_mask", "bad_positions", "bad_scores")
-        for name in of_batch:
+        made.faults = self.faults.of(sequences)
+        for name in ("tokens", "generation_mask", "given", "log_probs", "attention_mask"):
             value = getattr(self, name)
             setattr(made, name, value if value is None else value[sequences])
         for name in ("position_numbers", "draw_numbers"):
@@ -215,7 +204,7 @@ class SamplerState:
         denoiser here and now, on the sequences that hold the positions; while all are one state, on the first.
 
         Args:
-            positions: what is asked.
+            positions: whose logits.
             t: ``[B]``.
             s: ``[B]``, where the step ends.
             one_time: all sequences are at the same times.
@@ -248,6 +237,11 @@ class SamplerState:
         return evaluate(
             self.denoiser, x_t, t, places, s=s, model_kwargs=model_kwargs, largest_id=self.largest_id, **options
         )
+
+    def check_logits(self, logits_nV: Tensor, index: Tensor, step: int, *, active: Tensor | None = None) -> None:
+        """Raise ValueError at a row of logits ``[n, V]`` without a token to draw; waits for the device."""
+        numbers = self.position_numbers[index]
+        check_logits(self.token_distribution, logits_nV, numbers, self.tokens.shape[1], step, active)
 
     def draw_tokens(self, logits_nV: Tensor, index: Tensor, step: int, **options: Any) -> SampledRows:
         """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in
@@ -289,7 +283,7 @@ class SamplerState:
             active = None if positions.active is None else positions.active[part]
             logits_nV, index = logits_of(part), positions.index[part]
             if self.check:
-                self.check_logits(logits_nV, index, active, step)
+                self.check_logits(logits_nV, index, step, active=active)
             options: dict[str, Any] = {"active": active, "return_entropy": return_entropy}
             if greedy:
                 drawn = self.token_distribution.most_likely(logits_nV, **options)
@@ -300,7 +294,7 @@ class SamplerState:
                 statistics.append(statistic(logits_nV, drawn, part))
         tokens, log_probs = torch.cat([part.tokens for part in parts]), torch.cat([part.log_probs for part in parts])
         bad_BL = self.scatter(positions, log_probs.isnan().any(1), False)
-        self.bad_positions = self.bad_positions | (bad_BL & self.masked())
+        self.faults = self.faults.with_positions(bad_BL & self.masked())
         return Drawn(tokens, log_probs, torch.cat(statistics) if statistics else None)
 
     def reveal(
@@ -347,39 +341,15 @@ class SamplerState:
         flat = torch.full((self.tokens.numel(),), blank, dtype=values.dtype, device=values.device)
         return flat.index_copy(0, positions.index, values).view_as(self.tokens)
 
-    def check_logits(self, logits_nV: Tensor, index: Tensor, active: Tensor | None, step: int) -> None:
-        """Raise ValueError if there is a row of logits ``[n, V]``, at flattened positions ``index``, without a token to
-        draw; waits for the device."""
-        for reason, bad in self.token_distribution.undrawable(logits_nV).items():
-            bad = bad if active is None else bad & active
-            if bool(bad.any()):
-                sequence, position = self._place(int(index[bad.nonzero()[0, 0]]))
-                raise ValueError(
-                    f"step {step}, sequence {sequence}, position {position}: logits of the denoiser {reason} "
-                    "(the mask's own aside), so there is no token to draw"
-                )
-
-    def note_bad_scores(self, bad_B: Tensor, step: int) -> None:
-        """Remember sequences whose scores, by a discriminator, a reward or a planner, were no numbers.
+    def note_scores(self, bad_B: Tensor, step: int) -> None:
+        """Note sequences whose scores, by a discriminator, a reward or a planner, were no numbers.
 
         Raises:
             ValueError: at once if ``check``, which waits for the device; else when the sampler has ended.
         """
-        self.bad_scores = self.bad_scores | bad_B
+        self.faults = self.faults.with_scores(bad_B)
         if self.check:
-            self._raise_bad_scores(f"step {step}, ")
-
-    def _raise_bad_scores(self, when: str = "") -> None:
-        if bool(self.bad_scores.any()):
-            sequence = int(self.bad_scores.nonzero()[0, 0]) + self.first_row
-            raise ValueError(
-                f"{when}sequence {sequence}: scores of the discriminator, the reward or the planner were NaN or +inf, "
-                "or -inf for all candidates, so they choose nothing"
-            )
-
-    def _place(self, index: int) -> tuple[int, int]:
-        length = self.tokens.shape[1]
-        return index // length + self.first_row, index % length
+            self.faults.raise_scores(self.first_row, f"step {step}, ")
 
     def finish(self, history: list[Tensor] | None) -> SamplerOutput:
         """What the call returns.
@@ -387,13 +357,7 @@ class SamplerState:
         Raises:
             ValueError: if somewhere there was nothing to draw from, or scores chose nothing; looked up once, here.
         """
-        bad = self.bad_positions | self.log_probs.isnan()
-        if bool(bad.any()):
-            sequence, position = self._place(int(bad.flatten().nonzero()[0, 0]))
-            raise ValueError(
-                f"sequence {sequence}, position {position}: logits of the denoiser were NaN, +inf or all -inf there "
-                "(the mask's own aside), so there was no token to draw; check=True names the step and the reason"
-            )
+        self.faults.with_positions(self.log_probs.isnan()).raise_positions(self.first_row)
         if self.other_calls:
-            self._raise_bad_scores()
+            self.faults.raise_scores(self.first_row)
         return SamplerOutput(self.tokens, self.nfe, self.nfe + self.other_calls, self.log_probs, history)

@@ -13,11 +13,7 @@ ReverseStep = Callable[[int, Tensor, Tensor], None]
 
 
 def checked_callback(callback: StepCallback | None) -> StepCallback | None:
-    """The callback, if it can be called.
-
-    Raises:
-        TypeError: if it cannot.
-    """
+    """The callback, if it can be called."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a function of (step, state), got {type(callback).__name__}")
     return callback
@@ -30,8 +26,7 @@ class Recorder:
         state: whose tokens.
         return_history: keep every state.
         callback: called with the step's number and the state ``[B, L]``.
-        total: steps to expect, for the progress bar; None if nobody knows.
-        progress: show one.
+        progress: show a progress bar.
     """
 
     def __init__(
@@ -40,7 +35,6 @@ class Recorder:
         *,
         return_history: bool,
         callback: StepCallback | None,
-        total: int | None = None,
         progress: bool = False,
     ) -> None:
         self.state, self.callback = state, checked_callback(callback)
@@ -50,7 +44,12 @@ class Recorder:
         if progress:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc="sampling", unit="step")
+            self.bar = tqdm(desc="sampling", unit="step")
+
+    def expect(self, steps: int) -> None:
+        """State the number of steps, for the progress bar."""
+        if self.bar is not None:
+            self.bar.reset(total=steps)
 
     def after_step(self) -> None:
         """Note the state as it is now."""

@@ -1,4 +1,4 @@
-"""One training step of a distillation method: a batch in one or more parts, and the updates that its plan asks for."""
+"""One training step of a distillation method: a batch in one or more parts, and the updates of its plan."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class DistillationStep:
     def _loss(
         self, name: str, number: int, rollout: DrawnBatch, reference: Callable[[], Tensor], **given: Any
     ) -> StepOutput:
-        # Asked of the method in every step: a loss whose weight is 0 reads none, and drawing them may be costly.
+        # Looked up in every step: a loss whose weight is 0 reads none, and drawing them may be costly.
         if name in self.method.update_plan.reads_reference:
             given["reference"] = reference()
         # An autocast keeps the weights that it has cast, so each loss has its own.

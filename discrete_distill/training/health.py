@@ -7,7 +7,7 @@ from .mode_collapse import mode_collapse
 ENTROPY_KEPT = 0.5
 CHANCE, CERTAIN = 0.55, 0.98
 OFTEN = 0.25
-LEARNERS = ("student", "auxiliary", "discriminator")
+TRAINED_NETWORKS = ("student", "auxiliary", "discriminator")
 
 History = list[dict[str, float]]
 
@@ -25,7 +25,7 @@ def explain(history: History) -> dict[str, str]:
 
 
 def _skipped(last: dict[str, float]) -> dict[str, str]:
-    counts = {name: last.get(f"{name}_skipped_updates", 0.0) for name in LEARNERS}
+    counts = {name: last.get(f"{name}_skipped_updates", 0.0) for name in TRAINED_NETWORKS}
     return {
         f"{name}_skipped_updates": f"{count:.0f} updates of the {name} had a gradient that was not finite and were "
         "skipped. A few do no harm; lower its learning rate, or use fp32, where there are more."

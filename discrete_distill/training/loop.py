@@ -120,7 +120,7 @@ class TrainingLoop:
         self.window = MetricWindow()
         self.tracker: Tracker = NoTracker()
         self._seconds_before = 0.0
-        self._told: set[str] = set()
+        self._shown_signs: set[str] = set()
 
     def run(self) -> list[dict[str, float]]:
         """Train to the end; returns the logged metrics. On SIGINT or SIGTERM a checkpoint is written first.
@@ -168,7 +168,7 @@ class TrainingLoop:
         appeared = collapse is not None and collapse.is_new
         if interrupted or appeared or done % self.config.checkpoint_every == 0 or last:
             self._save(done, seconds)
-        if not last:  # A run that is over leaves its student, and a report that says what became of it.
+        if not last:  # A run that is over leaves its student, and a report of the collapse.
             stop_if_collapsed(collapse, min(self.config.stop_on_collapse, max(5, self.config.num_steps // 4)))
         if interrupted:
             raise KeyboardInterrupt(f"{self.label} stopped at step {done}; run again to resume")
@@ -225,13 +225,13 @@ class TrainingLoop:
             append_metrics(self.directory, entry)
             self.tracker.log(step, metrics)
         bar.set_postfix({name: f"{metrics[name]:.3g}" for name in self.shown if name in metrics})
-        self._tell(step, bar)
+        self._show_signs(step, bar)
 
-    def _tell(self, step: int, bar: tqdm) -> None:
+    def _show_signs(self, step: int, bar: tqdm) -> None:
         """Signs of trouble, each once; a ratio is given a quarter of the run to find its feet."""
         early = 4 * step < self.config.num_steps
         for name, sentence in explain(self.history).items():
-            if name in self._told or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
+            if name in self._shown_signs or bar.disable or (early and name in ("discriminator", "log_ratio_std")):
                 continue
-            self._told.add(name)
+            self._shown_signs.add(name)
             bar.write(f"{self.label}, step {step}: {sentence}", file=LastingStream(sys.stdout))

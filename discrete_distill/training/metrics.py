@@ -44,9 +44,6 @@ class MetricWindow:
             step: steps done.
             num_steps: of the whole run.
             limit: skipped steps in a row; in short runs a quarter of the run, but 5 or more.
-
-        Raises:
-            TrainingDiverged: if there are as many, or if no step of the run was an update.
         """
         all_skipped = step == num_steps and self.consecutive_skips >= num_steps
         if all_skipped or self.consecutive_skips >= min(limit, max(5, num_steps // 4)):
@@ -77,11 +74,7 @@ class MetricWindow:
 
 
 def on_the_host(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Scalars of several steps as numbers, with one copy from the device for all tensors among them.
-
-    Args:
-        lines: scalars by name, tensors of one device or numbers, one mapping for each step.
-    """
+    """Scalars of several steps as numbers, with one copy from the device for all tensors among them."""
     tensors = [value.detach().double() for line in lines for value in line.values() if isinstance(value, Tensor)]
     copied = iter(torch.stack(tensors).tolist() if tensors else [])
     return [

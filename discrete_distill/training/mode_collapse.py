@@ -75,7 +75,7 @@ class ModeCollapse:
     Attributes:
         since: step of the first line from which on the sign has stood.
         step: of the last line.
-        changes: first and last mean of each figure that tells of it, by name.
+        changes: first and last mean of each figure that shows it, by name.
     """
 
     since: float
@@ -118,7 +118,7 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
         rule: `CollapseRule` by default.
 
     Returns:
-        The sign, or None where there is none, or too few lines to tell.
+        The sign, or None where there is none, or too few lines.
 
     Example:
         >>> mode_collapse(read_metrics("runs/demo"))
@@ -142,15 +142,7 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
 
 
 def stop_if_collapsed(sign: ModeCollapse | None, limit: int) -> None:
-    """End a run whose samples have been alike for too long.
-
-    Args:
-        sign: of `mode_collapse`.
-        limit: updates for which the sign may stand; 0 for any number.
-
-    Raises:
-        TrainingCollapsed: with what was seen, and what to change.
-    """
+    """End a run whose samples have been alike for too long."""
     if sign is not None and limit and sign.updates >= limit:
         raise TrainingCollapsed(f"stopped at step {sign.step:.0f}, after {sign.updates} updates of {sign}")
 
@@ -186,7 +178,7 @@ class CollapseWatch:
 
         Args:
             step: number of the update, rising.
-            metrics: scalars; those that tell of collapse are kept.
+            metrics: scalars; those that show collapse are kept.
 
         Returns:
             The sign, at updates that look for it.

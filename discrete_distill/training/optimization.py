@@ -18,6 +18,7 @@ from ..distributed.collectives import mean_over_processes
 from ..distributed.parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
 from ..models.lora import has_lora
 from ..models.shared_copy import shared_copy
+from ..models.unused_weights import has_unused_weights
 from .stored_settings import flat_settings, refuse_changes
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -33,7 +34,7 @@ class OptimizerConfig:
         weight_decay: decoupled, per update (paper: 0).
         warmup_steps: updates of linear warm-up (paper: 1000).
         schedule: what follows: constant, or a cosine or a line down to zero (paper: constant).
-        gradient_clip: greatest gradient norm; 0 for none (paper: 1.0).
+        gradient_clip: maximum gradient norm; 0 for none (paper: 1.0).
         ema_decay: of the averaged weights, per update; 0 for none (paper: 0.999).
 
     Raises:
@@ -126,7 +127,8 @@ class ModuleOptimizer:
         if self.accelerator.num_processes == 1:
             return self.module
         if parallel.strategy == "ddp":
-            return replicate(self.module, self.accelerator.device)
+            unused = has_unused_weights(self.module)
+            return replicate(self.module, self.accelerator.device, unused_weights=unused)
         for network in (self.module, *([] if self.average is None else [self.average.module])):
             shard(network, self.accelerator.device, self.accelerator.mixed_precision)
         return self.module
@@ -137,7 +139,7 @@ class ModuleOptimizer:
         return self.module if self.average is None else self.average.module
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """State of `averaged`, whole, also where it is sharded; all processes must ask for it, the first has it."""
+        """State of `averaged`, whole, also where it is sharded; all processes must call it, the first has it."""
         return gathered(self.averaged.state_dict(), keep=self.accelerator.is_main_process)
 
     @contextmanager
@@ -181,7 +183,7 @@ class ModuleOptimizer:
         return float(mean_over_processes(torch.where(finite, norm, torch.nan)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs, on any number of processes; all of them must ask for it, and
+        """Everything that an exact continuation needs, on any number of processes; all of them must call it, and
         the first has it."""
         state = {
             "module": self.module.state_dict(),

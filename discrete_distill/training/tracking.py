@@ -20,11 +20,7 @@ class Tracker(Protocol):
 
 
 def check_tracker(name: str) -> None:
-    """Look whether a tracker can be had, before anything is computed.
-
-    Raises:
-        ValueError: for an unknown name, or one whose package is not installed.
-    """
+    """Look whether a tracker can be had, before anything is computed."""
     if name not in get_args(TrackerName):
         raise ValueError(f"track is one of {get_args(TrackerName)}, got {name!r}")
     if name != "none" and importlib.util.find_spec(name) is None:

@@ -24,7 +24,6 @@ from discrete_distill import (
     TeacherRatio,
 )
 from discrete_distill.models import Discriminator, DiT, DiTConfig
-from discrete_distill.samplers.call import SamplerCall
 
 VOCAB, LENGTH, BATCH, STEPS = 67, 8, 3, 3
 PROCESS = MaskedDiffusion(VOCAB - 1)
@@ -137,7 +136,7 @@ def test_a_static_trajectory_never_waits(options, bf16_blocks) -> None:
     with pretended.pretended_cuda():
         denoiser = pretended.to_cuda(network(bf16_blocks=bf16_blocks))
         static = CudaGraphSampler(sampler, capture=False)
-        trajectory = static.trajectory(SamplerCall(denoiser, (BATCH, LENGTH), device=CUDA))
+        trajectory = static.trajectory(denoiser, (BATCH, LENGTH), device=CUDA)
         pretended.waits.clear()
         with torch.no_grad():
             trajectory.run()

@@ -148,9 +148,16 @@ class RaggedDistillation(Distillation):
 
 
 def gradients_of_the_loop(
-    config: DiDiInstructConfig, parts: int, *, rank: int = 0, processes: int = 1, padding: int = 0
+    config: DiDiInstructConfig,
+    parts: int,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    padding: int = 0,
+    made: dict[str, Any] | None = None,
+    sharing: Any = "copies",
 ) -> dict[str, Tensor]:
-    made = networks(config)
+    made = networks(config) if made is None else made
     settings = DistillConfig(
         method=config,
         batch_size=BATCH // processes,
@@ -159,6 +166,7 @@ def gradients_of_the_loop(
         ratio=OptimizerConfig(gradient_clip=0.0, warmup_steps=0),
         discriminator="discriminator" in made,
         discriminator_blocks=1,
+        sharing=sharing,
     )
     stream = TokenStream(np.arange(100, dtype=np.uint16) % 5, LENGTH)
     with patch("discrete_distill.recipes.common.distill.make_networks", lambda *_, **__: Networks(**made)):

@@ -67,7 +67,6 @@ def frontier_of(
 
 
 def test_every_point_is_measured_with_its_own_temperature_and_seed() -> None:
-    seen: list[FrontierPoint] = []
     frontier = measure_frontier(
         draw,
         IdJudge(),
@@ -75,9 +74,8 @@ def test_every_point_is_measured_with_its_own_temperature_and_seed() -> None:
         temperatures=(0.5, 2.0),
         seeds=(3, 1),
         precision="fp64",
-        on_point=seen.append,
     )
-    assert tuple(seen) == frontier.points
+    seen = frontier.points
     assert [(p.temperature, p.seed) for p in seen] == [(0.5, 3), (0.5, 1), (2.0, 3), (2.0, 1)]
     assert (frontier.judge, frontier.precision, frontier.num_samples, frontier.length) == (
         "ids",

@@ -84,7 +84,7 @@ def test_all_figures_of_a_set() -> None:
     honest, memorised = (measure_proteins(each, real, training) for each in (real, copies))
     assert honest.amino_acid_divergence == 0.0
     assert (honest.count, honest.residues, honest.clusters) == (10, 1000, 1.0)
-    assert (memorised.identity, memorised.greatest_identity, memorised.clusters) == (1.0, 1.0, 0.5)
+    assert (memorised.identity, memorised.maximum_identity, memorised.clusters) == (1.0, 1.0, 0.5)
     assert honest.identity < 0.3
     with pytest.raises(ValueError, match="sequences is empty"):
         measure_proteins([], real, training)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from discrete_distill.evaluation import Speed, measure_speed, measure_speeds, speed_ratio
+from discrete_distill.evaluation import Speed, measure_speeds, speed_ratio
 from discrete_distill.evaluation.speed import quartiles
 
 
@@ -34,7 +34,8 @@ class Stopwatch:
 
 def test_tokens_per_second_at_the_median_time_without_the_warm_up() -> None:
     watch = Stopwatch()
-    speed = measure_speed(watch.call("sampler", 120, [50.0, 1.0, 2.0, 3.0, 8.0, 2.0]), repeats=5, warmup=1, clock=watch)
+    calls = {"sampler": watch.call("sampler", 120, [50.0, 1.0, 2.0, 3.0, 8.0, 2.0])}
+    speed = measure_speeds(calls, repeats=5, warmup=1, clock=watch)["sampler"]
     assert speed.seconds == (1.0, 2.0, 3.0, 8.0, 2.0)
     assert speed.tokens_per_second == 120 / 2.0
     assert speed.spread == (120 / 3.0, 120 / 2.0)
@@ -67,7 +68,7 @@ def test_a_real_clock_measures_real_time() -> None:
         time.sleep(0.02)
         return torch.zeros(100)
 
-    speed = measure_speed(call, repeats=3, warmup=0)
+    speed = measure_speeds({"sampler": call}, repeats=3, warmup=0)["sampler"]
     assert speed.tokens == 100
     assert min(speed.seconds) >= 0.02
     assert speed.tokens_per_second <= 100 / 0.02
@@ -76,7 +77,7 @@ def test_a_real_clock_measures_real_time() -> None:
 @pytest.mark.parametrize("wrong", [{"repeats": 0}, {"warmup": -1}])
 def test_nothing_to_time_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="nothing to time"):
-        measure_speed(lambda: torch.zeros(1), **wrong)
+        measure_speeds({"sampler": lambda: torch.zeros(1)}, **wrong)
     with pytest.raises(ValueError, match="0 calls"):
         measure_speeds({})
 
@@ -91,6 +92,6 @@ def test_ratios_need_equally_many_rounds() -> None:
 def test_a_call_without_tokens_or_time_has_no_speed(tokens: int, duration: float) -> None:
     watch = Stopwatch()
     with pytest.raises(ValueError, match="'sampler'"):
-        measure_speed(watch.call("sampler", tokens, [duration] * 2), repeats=1, warmup=1, clock=watch)
+        measure_speeds({"sampler": watch.call("sampler", tokens, [duration] * 2)}, repeats=1, warmup=1, clock=watch)
     with pytest.raises(ValueError, match="positive seconds"):
         speed_ratio(*(Speed(name="x", tokens=tokens, seconds=(duration,)) for _ in range(2)))

@@ -138,7 +138,7 @@ def test_auto_is_torch_on_a_cpu_and_an_explicit_choice_beats_the_environment(mon
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "torch")
     assert resolve_backend("auto", CPU) == "torch"
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "triton")
-    with pytest.raises(ValueError, match=r"'triton' was asked for and cannot run: .*(cpu|not installed)"):
+    with pytest.raises(ValueError, match=r"'triton' cannot run: .*(cpu|not installed)"):
         resolve_backend("auto", CPU)
     assert resolve_backend("torch", CPU) == "torch"
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "cuda")

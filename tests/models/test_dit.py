@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from discrete_distill.models import CheckpointError, DiT, DiTConfig
 from discrete_distill.models.layers import Rotary
+from discrete_distill.models.step_conditioning import trainable_copy
 from discrete_distill.process import (
     CosineSchedule,
     GeometricSchedule,
@@ -184,7 +185,7 @@ def test_padding_does_not_leak_into_real_tokens() -> None:
 def test_step_conditioning_starts_as_the_same_network() -> None:
     """Bit for bit row by row; in a batch, to the rounding of a matrix product with more rows."""
     model = randomised()
-    student = model.with_step_conditioning().eval()
+    student = trainable_copy(model, step_conditioning=True)
     x, t = example()
     s = 0.5 * t
     assert (model.accepts_step, student.accepts_step) == (False, True)

@@ -22,7 +22,13 @@ from discrete_distill import (
     as_denoiser,
     make_networks,
 )
-from discrete_distill.distillation.methods import FrozenFeatures, Regularization
+from discrete_distill.distillation.methods import (
+    AlphaLossConfig,
+    CertaintyForcingConfig,
+    FeatureMMDConfig,
+    FrozenFeatures,
+    Regularization,
+)
 from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import (
     DiT,
@@ -128,6 +134,23 @@ def test_a_denoiser_is_told_its_step_without_a_change_of_its_first_outputs(kind:
     nn.init.normal_(told.step_map.mlp[-1].weight)
     assert not torch.allclose(told(x, t, s=s), told(x, t, s=0.9 * t))
     assert torch.equal(told(x, t), plain(x, t))
+
+
+@pytest.mark.parametrize("config", [AlphaLossConfig(k=0.1), FeatureMMDConfig(), CertaintyForcingConfig(block_length=3)])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_step_on_corrupted_data(kind: str, config: Any) -> None:
+    networks = make_networks(teacher(kind), log_ratio=None, step_conditioning=False)
+    method, (x_0, _) = config.method_class(networks, PROCESS, config), example()
+    x_0 = x_0.masked_fill(x_0 == MASK, 3)
+    given = {} if kind == "dream" else {"attention_mask": REAL}
+    rollout = method.rollout(reference=x_0, generator=seeded(0), **given)
+    assert not given or not bool((rollout.loss_mask & ~REAL.repeat(len(rollout.x_t) // 3, 1)).any())
+    out = method.loss("student", rollout, generator=seeded(1))
+    out.loss.backward()
+    gradients = [p.grad for p in networks.student.parameters() if p.grad is not None]
+    assert all(bool(each.isfinite().all()) for each in [out.loss, *gradients])
+    assert any(bool((each != 0).any()) for each in gradients)
+    assert all(parameter.grad is None for parameter in teacher(kind).parameters())
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -52,7 +52,7 @@ def test_sdtt_on_the_hub(tmp_path: Path, prefix: str) -> None:
 def test_a_config_file_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
     for name, wrong, ours in (("n_heads", 4, "num_heads = 4, its weights 3"), ("n_blocks", 9, "num_layers = 9")):
         published.write_mdlm_hub(tmp_path, network(), **{name: wrong})
-        with pytest.raises(CheckpointError, match=f"its config file says {ours}"):
+        with pytest.raises(CheckpointError, match=f"its config file has {ours}"):
             load_denoiser(tmp_path)
 
 
@@ -299,9 +299,8 @@ def test_a_key_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_our_own_networks_by_the_same_two_functions(tmp_path: Path) -> None:
-    student = denoiser(
-        network(), max_length=16, step_conditioning=False, time_conditioning=True
-    ).with_step_conditioning()
+    student = denoiser(network(), max_length=16, step_conditioning=False, time_conditioning=True)
+    student.add_step_conditioning()
     student.save_pretrained(tmp_path / "student")
     x_t, t = example()
     loaded = load_denoiser(tmp_path / "student")

@@ -14,6 +14,7 @@ from discrete_distill import DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, 
 from discrete_distill.distillation.methods import Regularization
 from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import Discriminator, DiT, add_lora, lora_weights, merge_lora
+from discrete_distill.models.step_conditioning import trainable_copy
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ def test_it_is_saved_merged_or_not_at_all(tmp_path: Path) -> None:
     net, (x, t) = disturbed(student()), example()
     with pytest.raises(ValueError, match="merge_lora"):
         net.save_pretrained(tmp_path)
-    for copied in (net.with_step_conditioning, lambda: Discriminator.from_denoiser(net, 1)):
+    for copied in (net.add_step_conditioning, lambda: Discriminator.from_denoiser(net, 1)):
         with pytest.raises(ValueError, match="merge_lora"):
             copied()
     merge_lora(net).save_pretrained(tmp_path)
@@ -89,9 +90,9 @@ def test_the_generator_decides_its_start_and_targets_its_places() -> None:
 
 def test_the_embedding_of_the_step_stays_trainable() -> None:
     pytest.importorskip("peft", reason="LoRA is an optional extra")
-    net = add_lora(denoiser(network()).with_step_conditioning())
+    net = add_lora(trainable_copy(denoiser(network()), step_conditioning=True))
     assert {name.split(".")[0] for name in lora_weights(net)} == {"blocks", "step_map"}
-    frozen = add_lora(denoiser(network()).with_step_conditioning(), trainable=())
+    frozen = add_lora(trainable_copy(denoiser(network()), step_conditioning=True), trainable=())
     assert {name.split(".")[0] for name in lora_weights(frozen)} == {"blocks"}
 
 

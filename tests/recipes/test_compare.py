@@ -21,7 +21,7 @@ from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
 from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
 SIZE = 300
-COMPARED = ("sdtt", "didi", "idlm", "mmd", "ar")
+COMPARED = ("sdtt", "didi", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "ar")
 TINY = [
     "--data.length=16",
     f"--data.vocab-size={SIZE}",
@@ -36,6 +36,7 @@ TINY = [
     "--idlm.method.log-ratio.updates=1", "--idlm.method.corruption.num-draws=1",
     "--mmd.batch-size=4", "--mmd.method.advantages.group-size=2",
     "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
+    "--feature-mmd.batch-size=4", "--alpha.batch-size=4", "--certainty.batch-size=4", "--certainty.teacher-steps=2",
     "--autoregressive.batch-size=4",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "2",
     "--evaluate.steps", "4", "8", "--evaluate.guided-steps", "8",
@@ -199,7 +200,7 @@ def test_a_method_whose_samples_resemble_one_another_has_no_figure_and_no_factor
         with_agreement(line("teacher", 6.0), 0.01),
         with_agreement(line("didi-paper", 5.0), 0.012),
         with_agreement(line("without-coupled-time", 4.0), 0.6),
-        with_agreement(line("without-omega", 5.5), 0.013),
+        with_agreement(line("without-time-weight", 5.5), 0.013),
     ]
     data = {"entropy": 3.5, "between_samples": {"agreement": [0.01, 0.001]}}
     results = {"frontier_steps": 8, "data": data, "lines": lines}
@@ -207,7 +208,7 @@ def test_a_method_whose_samples_resemble_one_another_has_no_figure_and_no_factor
     table = {row.split(" | ")[0]: row for row in perplexity_table(results).splitlines()}
     assert table["| without-coupled-time"].endswith("| collapsed, agreement of two samples 60% (reference 1%) |")
     assert "collapsed" not in table["| didi-paper"]
-    assert set(ablation_factors(results)) == {"omega"}
+    assert set(ablation_factors(results)) == {"time weight"}
     (row,) = (row for row in ablation_table(results).splitlines() if row.startswith("| coupled time"))
     assert "collapsed, agreement of two samples 60%" in row
     assert "| 1.20% ± 0.07% | 148 ± 0.7% |" in readings_table(results)

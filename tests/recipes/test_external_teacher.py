@@ -1,5 +1,6 @@
 """The text recipe with Hugging Face teachers: it distils them with their own tokenizer, as copies or as adapters."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,24 @@ def test_samples_stand_in_the_frame_and_hold_no_forbidden_id() -> None:
     ).sequences
     assert bool((x[:, 0] == CLS).all())
     assert bool((x[:, 1:] == SEP).all())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_hugging_face_model_is_trained_further_and_distilled(kind: str, tmp_path: Path) -> None:
+    flags = [each for each in flags_of(tmp_path, kind) if not each.startswith("--teacher.path")]
+    init = f"--teacher.init={tmp_path / kind}"
+    assert main(["distill", *flags, init]) != 0
+    trained = [
+        "--teacher.loop.num-steps=60",
+        "--teacher.loop.log-every=10",
+        "--teacher.batch-size=8",
+        "--teacher.optimizer.warmup-steps=1",
+    ]
+    assert main(["teacher", *flags, init, *trained, "--name=made"]) == 0
+    made = tmp_path / "runs" / "made" / "teacher"
+    log = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.1
+    assert transformers.AutoConfig.from_pretrained(made).model_type == kind
+    called = [each for each in flags if not each.startswith("--teacher.")]  # what its files say already
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["distill", *called, f"--teacher.path={made}"]) == 0

@@ -23,7 +23,6 @@ from discrete_distill import (
     TeacherRatio,
 )
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.samplers.call import SamplerCall
 from discrete_distill.samplers.cuda_graph import FixedTrajectory, row_capacities
 
 VOCAB, MASK, LENGTH = 12, 11, 16
@@ -44,7 +43,7 @@ def small_network(**options) -> DiT:
 
 def trajectory_of(network: DiT) -> FixedTrajectory:
     sampler = CudaGraphSampler(AncestralSampler(PROCESS, num_steps=3))
-    return sampler.trajectory(SamplerCall(network, (4, LENGTH)))
+    return sampler.trajectory(network, (4, LENGTH))
 
 
 class Operations(TorchDispatchMode):
@@ -83,7 +82,7 @@ def test_it_draws_what_the_sampler_draws(choices) -> None:
 def test_too_little_room_is_noticed_and_made_good() -> None:
     network, sampler = small_network(), AncestralSampler(PROCESS, num_steps=4)
     graph = CudaGraphSampler(sampler)
-    made = graph.trajectory(SamplerCall(network, (8, LENGTH)))
+    made = graph.trajectory(network, (8, LENGTH))
     made.room.fill_(20)
     made.capacities = [20] * len(made.capacities)
     plain, fixed = (each(network, (8, LENGTH), generator=seeded(0)) for each in (sampler, graph))
@@ -243,9 +242,8 @@ def test_a_mask_outside_the_vocabulary_is_refused_at_once() -> None:
 def test_one_trajectory_serves_its_denoiser_shape_and_device_alone() -> None:
     network, other = small_network(), small_network()
     sampler = CudaGraphSampler(AncestralSampler(PROCESS, num_steps=3))
-    call = SamplerCall(network, (4, LENGTH))
-    made = sampler.trajectory(call)
-    assert sampler.trajectory(SamplerCall(network, (4, LENGTH), device="cpu")) is made
-    for another in (SamplerCall(other, (4, LENGTH)), SamplerCall(network, (5, LENGTH))):
-        assert sampler.trajectory(another) is not made
-        made = sampler.trajectory(call)
+    made = sampler.trajectory(network, (4, LENGTH))
+    assert sampler.trajectory(network, (4, LENGTH), device="cpu") is made
+    for another in ((other, (4, LENGTH)), (network, (5, LENGTH))):
+        assert sampler.trajectory(*another) is not made
+        made = sampler.trajectory(network, (4, LENGTH))

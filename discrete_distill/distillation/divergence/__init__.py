@@ -13,7 +13,7 @@ from .mmd import median_bandwidth, mmd_squared, rbf_kernel, token_witness
 from .sample_scores import SampleScores
 from .score_function import ScoreFunctionIntegralKL
 from .surrogate import SurrogateOutput, integral_kl
-from .vocabulary import vocabulary_cost, vocabulary_surrogate
+from .vocabulary import vocabulary_cost
 
 __all__ = [
     "AuxiliaryDenoiserLogRatio",
@@ -33,5 +33,4 @@ __all__ = [
     "token_divergence",
     "token_witness",
     "vocabulary_cost",
-    "vocabulary_surrogate",
 ]

@@ -25,7 +25,8 @@ SMALLEST_BANDWIDTH = 1e-18  # of which the square is a number in fp32
 def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor:
     """``exp(-|f - g|^2 / (2 bandwidth^2))``, ``[N, M]``; the distance through one matrix product.
 
-    In the precision of the features, whatever autocast says: the distance is a small difference of large numbers.
+    In the precision of the features, whatever the autocast setting: the distance is a small difference of large
+    numbers.
 
     Raises:
         ValueError: if the bandwidth is not positive, looked at on a CPU alone, or the features are not ``[N, D]`` and
@@ -46,10 +47,6 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
 def check_bandwidth(bandwidth: float | Tensor) -> None:
     """Refuse a bandwidth that is not positive and finite, or whose square is not; one on another device than a CPU is
     not looked at.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: see above.
     """
     if isinstance(bandwidth, Tensor):
         if bandwidth.device.type != "cpu":
@@ -91,21 +88,20 @@ def token_witness(
     loss_mask_BL: Tensor | None = None,
     bandwidth: float | Tensor | None = None,
 ) -> Tensor:
-    """``w(f_i)`` at every token of the student, ``[B, L]``; positive where it says more than the data do.
+    """``w(f_i)`` at every token of the student, ``[B, L]``; positive where the student has more mass than the data.
 
     The student's distribution is estimated from the sequences of *other groups*. A pair of tokens of one sequence is
-    thus never loss_mask (the U-statistic: ``w`` is unbiased), and what a sequence is compared with in its own group,
-    the mean of the
-    others, does not depend on it: REINFORCE with a leave-one-out baseline stays unbiased. Comparing with all other
-    sequences would not be: each is then in the reward of the others.
+    thus never counted (the U-statistic: ``w`` is unbiased), and what a sequence is compared with in its own group,
+    the mean of the others, does not depend on it: REINFORCE with a leave-one-out baseline stays unbiased. Comparing
+    with all other sequences would not be: each is then in the reward of the others.
 
     Args:
         student_BLD: features of student sequences, groups of consecutive rows.
         reference_MLD: features of data.
         group_size: must divide B, and leave two groups.
-        counted_BL: bool, tokens of the student that count (all, by default); the same positions count in the reference
-            when it has as many rows. Each sequence counts alike, however many of its tokens do; one of which none does
-            is left out.
+        loss_mask_BL: bool, tokens of the student that count (all, by default); the same positions count in the
+            reference when it has as many rows. Each sequence counts alike, however many of its tokens do; one of which
+            none does is left out.
         bandwidth: of the kernel; `median_bandwidth` of the reference by default.
 
     Raises:

@@ -28,7 +28,7 @@ class SampleScores(NamedTuple):
         per_sequence: ``[B]``, nats.
         per_position: ``[B, L]``, nats.
         weight: of each sequence's times, ``[B]``.
-        generated: bool ``[B, L]``, the positions that the student wrote.
+        generation_mask: bool ``[B, L]``, the positions that the student wrote.
         group_size: consecutive rows in a group.
     """
 
@@ -45,7 +45,7 @@ def mean_score(scores: Sequence[CorruptionScore], group_size: int, generation_ma
     Args:
         scores: one or more.
         group_size: consecutive rows in a group.
-        generated: bool ``[B, L]``; all if None.
+        generation_mask: bool ``[B, L]``; all if None.
     """
     if generation_mask is None:
         generation_mask = torch.ones_like(scores[0].per_position, dtype=torch.bool)

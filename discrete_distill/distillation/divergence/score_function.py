@@ -40,7 +40,7 @@ class ScoreFunctionIntegralKL:
     """Surrogate ``- mean_b omega(t_b) / pi(t_b) A_b log p(path_b)`` with ``A`` the normalised reward ``-R``.
 
     With ``scale="none"``, no clip, and a baseline of "none" or "leave_one_out" its expected gradient is that of the
-    integral KL exactly, if the log-ratio is; `group_advantages` says what the other choices cost.
+    integral KL exactly, if the log-ratio is; see `group_advantages` for the bias of the other choices.
 
     Baselines, scales and windows read generated positions alone (for whole sequences: those with a generated position),
     so that neither a prompt nor padding changes the gradient.
@@ -132,7 +132,7 @@ class ScoreFunctionIntegralKL:
             token_log_probs: ``[B, L]``, differentiable, as `Rollout.token_log_probs` gives them.
             group_size: consecutive rows in a group.
             t: coupled times ``[B]``, drawn from ``time_distribution`` elsewhere; drawn here if None.
-            generated: bool ``[B, L]``, positions that may be corrupted.
+            generation_mask: bool ``[B, L]``, positions that may be corrupted.
             generator: source of randomness.
             s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
             model_kwargs: passed to the networks of the log-ratio by keyword.
@@ -176,22 +176,8 @@ class ScoreFunctionIntegralKL:
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> SampleScores:
-        """Estimate the log-ratios of samples, the first third of a call. A batch in parts is scored part by part;
-        `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch.
-
-        Args:
-            x_0: samples of the student, int64 ``[B, L]``.
-            group_size: consecutive rows in a group.
-            t: coupled times ``[B]``; drawn here if None.
-            generated: bool ``[B, L]``, positions that may be corrupted; all if None.
-            generator: source of randomness.
-            s: `Rollout.last_time` of the samples ``[B]``, passed to the log-ratio.
-            model_kwargs: passed to the networks of the log-ratio by keyword.
-
-        Raises:
-            TypeError: if ``x_0`` does not hold integers, or ``generation_mask`` booleans.
-            ValueError: if the batch is empty, shapes do not fit, or the group size does not divide the batch.
-        """
+        """Estimate the log-ratios of samples, the first third of a call, with its arguments. A batch in parts is scored
+        part by part; `advantages` of all parts and `surrogate` of each then give the gradient of the whole batch."""
         check_sequences(x_0, generation_mask)
         check_groups(len(x_0), group_size)
         if t is not None:

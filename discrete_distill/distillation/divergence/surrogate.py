@@ -60,7 +60,7 @@ def integral_kl(
         group_size: consecutive rows in a group; divides ``B``.
         baseline: see `group_advantages`; of values for each token, over the tokens at one position.
         scale: see `group_advantages`.
-        clip: greatest size of an advantage; None: no limit (paper: 3).
+        clip: maximum size of an advantage; None: no limit (paper: 3).
         reward: maps log-ratios to rewards; ``LogRatioReward(8.0)`` clips them first, as the paper does.
         generation_mask: bool ``[B, L]``, true at positions that the student generates (all, by default). The others
             enter no baseline and no scale.
@@ -118,9 +118,6 @@ def log_ratio_advantages(
 
     Returns:
         Of each part, shaped as its log-ratios.
-
-    Raises:
-        ValueError: if a reward is not finite; with the sequence, and the position of a token.
     """
     by_token = log_ratios[0].dim() == 2
     parts, masks = log_ratios, [mask.any(1) for mask in generation_masks]

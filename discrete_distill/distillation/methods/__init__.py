@@ -1,8 +1,11 @@
 """Distillation methods."""
 
+from .alpha_loss import AlphaLoss, AlphaLossConfig
 from .base import BaseMethod
+from .certainty_forcing import CertaintyForcing, CertaintyForcingConfig
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
+from .feature_mmd import FeatureMMD, FeatureMMDConfig
 from .idlm import IDLM, IDLMConfig
 from .method_config import MethodConfig
 from .mmd import FrozenFeatures, MMDLogRatio
@@ -37,8 +40,12 @@ __all__ = [
     "IDLM",
     "SDTT",
     "Advantages",
+    "AlphaLoss",
+    "AlphaLossConfig",
     "AuxiliaryRatio",
     "BaseMethod",
+    "CertaintyForcing",
+    "CertaintyForcingConfig",
     "CorruptionByCount",
     "CorruptionByParts",
     "CorruptionByTime",
@@ -49,6 +56,8 @@ __all__ = [
     "DiscriminatorRatio",
     "DistillationMethod",
     "ElboTimeWeight",
+    "FeatureMMD",
+    "FeatureMMDConfig",
     "FrozenFeatures",
     "IDLMConfig",
     "LogRatioOutput",

@@ -17,15 +17,7 @@ def fit_auxiliary(
     num_tokens: Tensor | float,
     generator: Generator | None = None,
 ) -> StepOutput:
-    """NELBO of the samples, by numbers of masks, in nats a token.
-
-    Args:
-        auxiliary: passed the last step of the paths, if it accepts one.
-        process: corrupts the samples.
-        rollout: paths of the student.
-        num_tokens: generated tokens of the batch.
-        generator: source of randomness.
-    """
+    """NELBO of the samples, by numbers of masks, in nats a token."""
     sequences, loss_mask = rollout.judged()
     nelbo = process.nelbo(
         auxiliary,

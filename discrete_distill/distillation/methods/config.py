@@ -36,7 +36,7 @@ class DiDiInstructConfig(PathConfig):
         log_ratio: estimator of log q_student / q_teacher.
         credit: what an advantage belongs to: the sequence, a token, or the whole vocabulary at every step.
         regularization: terms of the student's loss beside the surrogate.
-        reward_clip: greatest raw log-ratio, nats.
+        reward_clip: maximum size of a raw log-ratio, nats.
         reference: where reference sequences come from: "data" (the authors' code) or "teacher" samples (their
             Algorithm 1).
 

@@ -35,7 +35,7 @@ def data_divergence(
 
     One step is drawn for each row, uniformly, and weighted by ``K``. At states of *data* the teacher is right, and a
     student that gave up a mode pays for every sequence of it. At states that only the student's parallel draws reach
-    (tokens of two modes), where it should depart from its teacher, nothing is asked.
+    (tokens of two modes), where it should depart from its teacher, there is no penalty.
 
     Args:
         process: corrupts the reference.

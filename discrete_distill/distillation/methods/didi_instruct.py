@@ -216,46 +216,33 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         coupled = isinstance(credit.corruption, CorruptionByTime) and credit.corruption.coupled
         return replace(made, regularization=self.config.regularization, coupled_time=coupled)
 
-    def student_loss(
+    def _student_loss(
         self,
         rollout: Rollout,
-        *,
-        log_ratio_output: LogRatioOutput | None = None,
-        credit: Credit | None = None,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        num_tokens: Tensor | float | None = None,
+        credit: Credit | None,
+        log_ratio_output: LogRatioOutput | None,
+        reference: Tensor | None,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
     ) -> StepOutput:
-        """The surrogate of the integral KL, with the regularisers; its gradient is for the student alone.
-
-        Args:
-            rollout: of this step.
-            log_ratio_output: of `discriminator_loss` in this step, which is then not asked again.
-            credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed for ``data_kl`` while `update_plan`
-                says that the student reads them; given positions must agree with the rollout's.
-            generator: source of randomness.
-            num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
-                part of it, as a mean over processes. `Rollout.num_tokens` by default.
+        """The surrogate of the integral KL, with the regularisers.
 
         Raises:
-            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
-                another shape than the samples.
+            ValueError: if the reference is missing while ``data_kl`` reads it, or of another shape than the samples.
         """
-        tokens = divisor(rollout, num_tokens)
         coefficient = self.config.regularization.data_kl.coefficient
         if self._data_kl_weight() and reference is None:
             raise ValueError(
-                f"data_kl.coefficient = {coefficient} reads reference sequences; pass student_loss(rollout, "
-                "reference=...): data, or samples of the teacher at many steps"
+                f"data_kl.coefficient = {coefficient} reads reference sequences; pass "
+                "reference=: data, or samples of the teacher at many steps"
             )
         if isinstance(self.config.credit, VocabularyCredit):
-            out = self._vocabulary_losses().student_loss(rollout, generator, tokens)
+            out = self._vocabulary_losses().student_loss(rollout, generator, num_tokens)
         else:
-            out = self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, tokens)
+            out = super()._student_loss(rollout, credit, log_ratio_output, reference, generator, num_tokens)
         if not coefficient:
             return out
-        return self._with_data_divergence(out, rollout, reference, generator, tokens)
+        return self._with_data_divergence(out, rollout, reference, generator, num_tokens)
 
     def _with_data_divergence(
         self,

@@ -80,12 +80,6 @@ def judged_states(
 ) -> tuple[Tensor, Tensor]:
     """Student states that the discriminator sees, int64 ``[B, L]``, and their times, ``[B]``: samples corrupted as for
     the log-ratio where it gives the reward; otherwise states of the path, which re-ranking in a sampler meets.
-
-    Args:
-        process: corrupts the samples.
-        config: of the method.
-        rollout: paths of the student.
-        generator: source of randomness.
     """
     if isinstance(config.log_ratio, DiscriminatorRatio):
         t = _corruption_time(config, rollout, generator)

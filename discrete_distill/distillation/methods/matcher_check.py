@@ -8,15 +8,7 @@ from .options import VocabularyCredit
 
 
 def check_matcher(matcher: IntermediateStateMatcher, config: DiDiInstructConfig) -> None:
-    """Refuse a matcher of other paths than the losses of a configuration read.
-
-    Args:
-        matcher: of the user's own.
-        config: of the method.
-
-    Raises:
-        ValueError: names the field that differs.
-    """
+    """Refuse a matcher of other paths than the losses of a configuration read."""
     branching = config.paths.branching
     if matcher.branching != branching:
         raise ValueError(f"branching is {matcher.branching} in the matcher and {branching} in the configuration")

@@ -32,15 +32,15 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Hidden states of a denoiser after one of its blocks, scaled to unit length: directions are compared, not norms.
-    The network is read in evaluation mode.
+    """Hidden states of a denoiser after one of its blocks. The network is read in evaluation mode.
 
-    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block says little;
-    a block in the middle has read token and context.
+    A masked denoiser is trained to predict at masked positions alone, so at clean tokens its last block is
+    uninformative; a block in the middle has read token and context.
 
     Args:
         network: a `HiddenStatesDenoiser`, such as `DiT` or a transformer behind `as_denoiser`.
         block: index of the block; the one in the middle if None.
+        normalize: scale them to unit length, so that directions are compared, not norms.
 
     Raises:
         TypeError: if the network does not offer its hidden states.
@@ -49,6 +49,7 @@ class FrozenFeatures:
 
     network: nn.Module
     block: int | None = None
+    normalize: bool = True
 
     def __post_init__(self) -> None:
         count = len(self._readable().blocks)
@@ -69,7 +70,8 @@ class FrozenFeatures:
         network = self._readable()
         with evaluation_mode(network):
             h_BLD = network.hidden_states(x_0, t, self._index(len(network.blocks)), **(model_kwargs or {}))
-        return nn.functional.normalize(h_BLD.float(), dim=-1)
+        h_BLD = h_BLD.float()
+        return nn.functional.normalize(h_BLD, dim=-1) if self.normalize else h_BLD
 
 
 @dataclass(frozen=True)

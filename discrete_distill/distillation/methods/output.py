@@ -11,7 +11,7 @@ from ..divergence import LogRatio, SampleScores
 
 
 class LogRatioOutput(NamedTuple):
-    """What a discriminator said of the student's corrupted samples while it was trained.
+    """Log-ratios of the student's corrupted samples, read while the discriminator was trained.
 
     Attributes:
         t: times of the corruption, ``[B]``.

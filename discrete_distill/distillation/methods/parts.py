@@ -43,13 +43,7 @@ class DrawnPart:
 
 
 def draw_part(draw: Draw, generator: Generator, *, keep_logits: bool) -> DrawnPart:
-    """Draw the paths of a part without a graph.
-
-    Args:
-        draw: see `Draw`.
-        generator: source of randomness.
-        keep_logits: whether the auxiliary denoiser is fitted to the student's logits.
-    """
+    """Draw the paths of a part without a graph."""
     state = generator.get_state()
     with torch.no_grad():
         rollout = draw(generator, None)
@@ -58,10 +52,7 @@ def draw_part(draw: Draw, generator: Generator, *, keep_logits: bool) -> DrawnPa
 
 def tokens_per_part(rollouts: Sequence[DrawnBatch]) -> Tensor:
     """Tokens that the student wrote in the whole batch, over its parts and processes: what each part's losses are
-    divided by, if the mean of the parts' gradients is taken. All processes must ask for it, with as many parts.
-
-    Args:
-        rollouts: of every part, on this process.
+    divided by, if the mean of the parts' gradients is taken. All processes must call it, with as many parts.
     """
     total = torch.stack([rollout.loss_mask.sum() for rollout in rollouts]).sum().float()
     return mean_over_processes(total).clamp(min=1.0) / len(rollouts)

@@ -26,8 +26,7 @@ ConfigT = TypeVar("ConfigT", bound=PathConfig)
 class PathMethod(BaseMethod[ConfigT]):
     """A `DistillationMethod` on student paths, whose samples are scored.
 
-    Paths are drawn and rewards
-    read in evaluation mode; ratio networks are trained in the mode that they are in.
+    Paths are drawn and rewards read in evaluation mode; ratio networks are trained in the mode that they are in.
 
     Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
     changes a gradient. A batch in parts has the gradient of the whole if each part's losses are given ``num_tokens`` of
@@ -124,14 +123,7 @@ class PathMethod(BaseMethod[ConfigT]):
         *,
         references: Sequence[Callable[[], Tensor]] | None = None,
     ) -> list[Credit] | None:
-        """Rewards of a batch in parts, normalised over all of it; for `student_loss` of each part. None if the method
-        compares no samples.
-
-        Args:
-            rollouts: of every part; graphs and logits are not needed.
-            log_ratio_outputs: of every part; see `student_loss`.
-            generators: of every part.
-            references: of every part, called where the rewards read a reference.
+        """See `DistillationMethod.credits`; None without an estimator.
 
         Raises:
             ValueError: if a reward is not finite.
@@ -156,25 +148,37 @@ class PathMethod(BaseMethod[ConfigT]):
         generator: Generator | None = None,
         num_tokens: Tensor | float | None = None,
     ) -> StepOutput:
-        """The surrogate; its gradient is for the student alone.
+        """The surrogate, with the regularisers of the method; its gradient is for the student alone.
 
         Args:
             rollout: of this step.
-            log_ratio_output: log-ratios of its samples that are already there.
+            log_ratio_output: log-ratios of its samples that are already there, such as those of a discriminator's loss.
             credit: of `credits`, where the rollout is a part of the batch; ``log_ratio_output`` is then not read.
-            reference: clean tokens, for methods that compare samples with them.
+            reference: clean tokens of data or teacher, int64 ``[B, L]``, needed while the student is in
+                ``update_plan.reads_reference``; given positions must agree with the rollout's.
             generator: source of randomness.
             num_tokens: what sums over generated tokens are divided by: those of the whole batch where the rollout is a
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
 
         Raises:
-            ValueError: if a log-probability of the path, or a reward, is not finite.
+            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
+                another shape than the samples.
         """
+        tokens = divisor(rollout, num_tokens)
+        return self._student_loss(rollout, credit, log_ratio_output, reference, generator, tokens)
+
+    def _student_loss(
+        self,
+        rollout: Rollout,
+        credit: Credit | None,
+        log_ratio_output: LogRatioOutput | None,
+        reference: Tensor | None,
+        generator: Generator | None,
+        num_tokens: Tensor | float,
+    ) -> StepOutput:
         if credit is None and log_ratio_output is None:
             log_ratio_output = self._judge(rollout, None if reference is None else lambda: reference)
-        return self._sample_credit().student_loss(
-            rollout, credit, log_ratio_output, generator, divisor(rollout, num_tokens)
-        )
+        return self._sample_credit().student_loss(rollout, credit, log_ratio_output, generator, num_tokens)
 
     def _judge(self, rollout: Rollout, reference: Callable[[], Tensor] | None) -> LogRatioOutput | None:
         """Log-ratios from a comparison with reference sequences, where the method makes one."""

@@ -41,10 +41,6 @@ def agreement_metrics(rollout: Rollout) -> dict[str, Tensor]:
 def reference_agreement(rollout: Rollout, reference: Tensor) -> Tensor:
     """Probability that two reference sequences have the same token at a position; at most 64 are compared.
 
-    Args:
-        rollout: that they go with.
-        reference: clean tokens, int64 ``[B, L]``.
-
     Returns:
         A scalar in ``[0, 1]``; NaN where a position is given, for the references of a group then stand for one another,
         or where there are fewer than two.

@@ -89,7 +89,7 @@ class UpdatePlan:
 
         Args:
             num_steps: training steps.
-            every: steps between two turns of a network, where a loop updates it more rarely than the plan says.
+            every: steps between two turns of a network, where a loop updates it more rarely than planned.
         """
         every = every or {}
         steps = {name: math.ceil(num_steps / every.get(name, 1)) for name in self.order}
@@ -183,7 +183,7 @@ class DistillationMethod(Protocol):
             num_tokens: divisor of sums over generated tokens, where the rollout is one part of a batch; the rollout's
                 own number by default.
             credit: of `credits`, for the student, where the rollout is one part of a batch.
-            log_ratio_output: what an earlier loss of this step said of the same rollout
+            log_ratio_output: of an earlier loss of this step, for the same rollout
                 (``StepOutput.log_ratio_output``), for the student.
 
         Raises:

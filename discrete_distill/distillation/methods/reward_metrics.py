@@ -17,11 +17,6 @@ def reward_metrics(estimator: ScoreFunctionIntegralKL, rollout: Rollout, out: Su
     generated. Its size is the median of its absolute value, in nats, which grows where a ratio network loses the
     student.
 
-    Args:
-        estimator: with the clips of rewards and advantages.
-        rollout: whose rewards they are.
-        out: of its surrogate.
-
     Returns:
         Detached scalars by name.
     """

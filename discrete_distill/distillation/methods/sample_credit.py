@@ -42,13 +42,7 @@ class SampleCredit:
     def score(
         self, rollout: Rollout, log_ratio_output: LogRatioOutput | None, generator: Generator | None
     ) -> SampleScores:
-        """Log-ratios of a rollout's samples; its logits are not read.
-
-        Args:
-            rollout: paths of the student.
-            log_ratio_output: log-ratios that are already there; estimated here if None.
-            generator: source of randomness.
-        """
+        """Log-ratios of a rollout's samples; its logits are not read."""
         sequences, loss_mask = rollout.judged()
         given: dict[str, Any] = {"group_size": rollout.group_size, "generation_mask": loss_mask}
         if log_ratio_output is not None:

@@ -7,7 +7,7 @@ so on.
 
     loss = mean over masked i of  D( p_student(. | x_t, i),  p_teacher(. | x_{t_j(i)}, i) )
 
-The forward KL has its least value where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
+The forward KL has its minimum where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
 for a teacher whose answers are conditionals of one joint distribution that mean is its own answer at ``x_t`` (a
 martingale), and nothing is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the
 other targets prefer sharper students.
@@ -30,7 +30,7 @@ from ...distributed.parallel import unreplicated
 from ...process import MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
 from ..divergence import token_divergence
 from ..networks import Networks
-from .base import BaseMethod
+from .data_method import DataMethod
 from .method_config import MethodConfig
 from .output import StepOutput
 from .protocol import UpdatePlan
@@ -89,7 +89,7 @@ class SDTTConfig(MethodConfig):
         return float(self.factor * batch), 0.0
 
 
-class SDTT(BaseMethod[SDTTConfig]):
+class SDTT(DataMethod[SDTTConfig]):
     """Self-distillation through time.
 
     Networks stay as they are given: neither ``requires_grad`` nor their mode is changed. The teacher is read in
@@ -138,72 +138,18 @@ class SDTT(BaseMethod[SDTTConfig]):
         self.teacher = copy.deepcopy(unreplicated(network)).requires_grad_(False).eval()
         self.round = index
 
-    def rollout(
-        self,
-        batch_size: int | None = None,
-        length: int | None = None,
-        *,
-        x_init: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        reference: Tensor | None = None,
-        generator: Generator | None = None,
-        device: torch.device | str | None = None,
-        tokens: Tensor | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
+    def corrupt(
+        self, x_0: Tensor, *, generation_mask: Tensor | None, generator: Generator | None, **given: Any
     ) -> TeacherTargets:
-        """Corrupt reference sequences, and ask the teacher for its targets at the masks; see `targets`.
-
-        Args:
-            batch_size: number of sequences of ``reference``, which sets it.
-            length: their tokens.
-            x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
-                ``reference`` may be masked by default.
-            attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
-            reference: clean tokens, int64 ``[B, L]``.
-            generator: source of randomness.
-            device: not read; the device is that of ``reference``.
-            tokens: not read; the same state of ``generator`` draws the same batch.
-            model_kwargs: passed to both networks by keyword.
-
-        Raises:
-            ValueError: if there is no reference, it is empty or of another shape than the other arguments say, or the
-                teacher's logits leave nothing to draw from.
-        """
-        x_0 = self._clean(reference, (batch_size, length), x_init)
+        """The teacher's targets at the masks of corrupted sequences; see `targets`."""
         t, s = self.times(len(x_0), x_0.device, generator)
-        generation_mask = None
-        if x_init is not None:
-            generation_mask = x_init == self.process.mask_token_id
-            x_0 = torch.where(generation_mask, x_0, x_init)
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            generation_mask = real if generation_mask is None else generation_mask & real
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
-        return self.targets(
-            x_t,
-            t,
-            s,
-            generation_mask=generation_mask,
-            attention_mask=attention_mask,
-            generator=generator,
-            model_kwargs=model_kwargs,
-        )
-
-    @staticmethod
-    def _clean(reference: Tensor | None, shape: tuple[int | None, int | None], x_init: Tensor | None) -> Tensor:
-        if reference is None:
-            raise ValueError("SDTT corrupts reference sequences; pass reference=")
-        if reference.ndim != 2 or not reference.numel():
-            raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
-        asked = tuple(x_init.shape) if x_init is not None else shape
-        if any(one is not None and one != other for one, other in zip(asked, reference.shape, strict=True)):
-            raise ValueError(f"reference has shape {list(reference.shape)}, but {list(asked)} was asked for")
-        return reference
+        return self.targets(x_t, t, s, generation_mask=generation_mask, generator=generator, **given)
 
     def student_loss(
         self, rollout: TeacherTargets, *, num_tokens: Tensor | float | None = None, **given: Any
     ) -> StepOutput:
-        """Compute the divergence of the student, in one step, from what the teacher says in ``factor`` of them.
+        """Compute the divergence of the student, in one step, from the teacher's targets of ``factor`` steps.
 
         Args:
             rollout: of this step.

@@ -12,9 +12,6 @@ def check_accepts_step(network: Any, role: str, choice: str) -> None:
         network: any denoiser; a wrapper around one must hand its ``accepts_step`` on.
         role: what it is called, such as "student".
         choice: the field of the configuration.
-
-    Raises:
-        ValueError: if it has no true attribute ``accepts_step``.
     """
     if not getattr(network, "accepts_step", False):
         raise ValueError(

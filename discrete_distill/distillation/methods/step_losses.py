@@ -28,15 +28,7 @@ class StepLosses(NamedTuple):
 def step_losses(
     process: MaskedDiffusion, kl: PathKL, teacher: Denoiser, rollout: Rollout, step: TrajectoryStep
 ) -> StepLosses:
-    """Log-probability, entropy and divergence from the teacher (0 where its coefficient is).
-
-    Args:
-        process: names the mask.
-        kl: which divergence.
-        teacher: read in evaluation mode, without a graph.
-        rollout: that the step belongs to.
-        step: one of its steps.
-    """
+    """Log-probability, entropy and divergence from the teacher (0 where its coefficient is)."""
     if not kl.coefficient:
         out = step.losses()
         return StepLosses(out.log_prob, out.entropy, torch.zeros_like(out.entropy))

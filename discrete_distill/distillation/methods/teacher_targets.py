@@ -12,58 +12,34 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ...distributed.collectives import mean_over_processes
 from ...process import Denoiser, MaskedDiffusion
 from ...samplers.positions import Positions, positions_at
 from ...samplers.state import SamplerState
+from .corrupted_data import MaskedBatch
 
 
 @dataclass
-class TeacherTargets:
+class TeacherTargets(MaskedBatch):
     """Targets of the teacher at the masked positions of corrupted sequences: the rollout of `SDTT`.
 
     Attributes:
-        x_t: corrupted sequences, int64 ``[B, L]``.
         x_s: the teacher's sequences at the end of its steps, int64 ``[B, L]``.
-        t: times of ``x_t``, ``[B]``.
         s: times of ``x_s``, ``[B]``.
-        loss_mask: bool ``[B, L]``, true at the masked positions of ``x_t`` that the teacher was asked about.
-        log_probs_NV: fp32 log-probabilities there, in flattened order; -inf at the mask.
-        attention_mask: bool ``[B, L]`` or None.
-        model_kwargs: what else the networks are given.
+        log_probs_NV: fp32 log-probabilities at the masks of the loss, in flattened order; -inf at the mask.
     """
 
-    x_t: Tensor
     x_s: Tensor
-    t: Tensor
     s: Tensor
-    loss_mask: Tensor
     log_probs_NV: Tensor
-    attention_mask: Tensor | None
-    model_kwargs: Mapping[str, Any]
 
     @property
     def sequences(self) -> Tensor:
         """``x_s``."""
         return self.x_s
 
-    @property
-    def positions(self) -> Tensor:
-        """Flattened positions of the targets, int64 ``[N]``, ascending."""
-        return self.loss_mask.flatten().nonzero().squeeze(1)
-
-    def num_tokens(self) -> Tensor:
-        """Number of targets, mean over processes, at least 1. All processes must ask for it."""
-        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
-
     def without_logits(self) -> TeacherTargets:
         """A copy without the log-probabilities."""
         return replace(self, log_probs_NV=self.log_probs_NV[:0].clone())
-
-    def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
-        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
-        return {**self.model_kwargs, **mask}
 
 
 @torch.no_grad()
@@ -94,9 +70,6 @@ def teacher_targets(
         attention_mask: bool ``[B, L]``, true at real tokens.
         generator: source of randomness.
         model_kwargs: passed to the teacher by keyword.
-
-    Raises:
-        ValueError: if the teacher's logits leave nothing to draw from: names sequence and position.
     """
     state = SamplerState(
         process,
@@ -108,7 +81,7 @@ def teacher_targets(
         generator=generator,
     )
     wanted = state.masked().clone()
-    said: list[tuple[Tensor, Tensor]] = []
+    predictions: list[tuple[Tensor, Tensor]] = []
     last = len(times) - 2
     for step in range(last + 1):
         masked = state.masked()
@@ -117,14 +90,16 @@ def teacher_targets(
         if not positions:
             continue
         logits_RV = state.logits(positions, times[step], times[step + 1], one_time=False)(slice(None))
-        said.append((positions.index, process.masked_log_probs(logits_RV)))
+        predictions.append((positions.index, process.masked_log_probs(logits_RV)))
         shown = reveals.flatten()[positions.index]
         drawn = state.draw_tokens(logits_RV[shown], positions.index[shown], step)
         state.write(positions.index[shown], drawn.tokens[:, 0], drawn.log_probs[:, 0])
-    if not said:  # Nothing was masked; the teacher is asked for the size of its vocabulary.
+    if not predictions:  # Nothing was masked; a call of the teacher yields the size of its vocabulary.
         none = wanted.new_zeros(0, dtype=torch.long)
         no_positions = Positions(none, torch.zeros(1, dtype=torch.long, device=x_t.device), none)
-        said.append((none, process.masked_log_probs(state.logits(no_positions, t, s, one_time=False)(slice(None)))))
+        predictions.append(
+            (none, process.masked_log_probs(state.logits(no_positions, t, s, one_time=False)(slice(None))))
+        )
     wrong = state.log_probs.isnan()
     if bool(wrong.any()):
         sequence, position = wrong.nonzero()[0].tolist()
@@ -132,6 +107,8 @@ def teacher_targets(
             f"sequence {sequence}, position {position}: the teacher's logits hold NaN or +inf, or no token is "
             "possible, so there is no token to draw"
         )
-    index, log_probs_NV = (torch.cat(parts) for parts in zip(*said, strict=True))
+    index, log_probs_NV = (torch.cat(parts) for parts in zip(*predictions, strict=True))
     targets_NV = log_probs_NV[index.argsort()]
-    return TeacherTargets(x_t, state.tokens, t, s, wanted, targets_NV, attention_mask, dict(model_kwargs or {}))
+    return TeacherTargets(
+        x_t, t, wanted, attention_mask, dict(model_kwargs or {}), x_s=state.tokens, s=s, log_probs_NV=targets_NV
+    )

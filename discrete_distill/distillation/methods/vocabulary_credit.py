@@ -1,6 +1,6 @@
 """Credit over the whole vocabulary at every step of a path: every token is scored, none is drawn.
 
-What a token does to the steps after its own is ignored; see `vocabulary_surrogate`.
+What a token does to the steps after its own is ignored; see `vocabulary_cost`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Coverage: whether a sampler gives all right answers alike, or the same few again and again.
 
-``N`` is the number of right answers and ``n`` the number of right samples. A sampler that is right because it says one
-thing has an accuracy of 1 and a coverage that shows it.
+``N`` is the number of right answers and ``n`` the number of right samples. A sampler that is right because it repeats
+one answer has an accuracy of 1 and a coverage that shows it.
 """
 
 from __future__ import annotations
@@ -114,10 +114,6 @@ def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
     """Expectation of the plug-in estimate of the divergence from uniform, for samples that are uniform; nats.
 
     With ``K'`` binomial of ``n - 1`` trials of probability ``1 / N``, it is ``log(N / n) + E log(1 + K')``.
-
-    Args:
-        num_samples: ``n``.
-        num_solutions: ``N``.
     """
     n, total = check_count("num_samples", num_samples), check_count("num_solutions", num_solutions)
     if total == 1:

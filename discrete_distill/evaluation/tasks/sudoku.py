@@ -24,8 +24,8 @@ class Sudoku(SymbolTask):
 
     Args:
         size: 4, 6 or 9.
-        num_clues: cells that are given, in a random place; 0 asks for any valid grid.
-        unique: open a cell only if one solution is left, so that ``num_clues`` is the least number of clues; with 0,
+        num_clues: cells that are given, in a random place; 0 accepts any valid grid.
+        unique: open a cell only if one solution is left, so that ``num_clues`` is the minimum number of clues; with 0,
             no clue can be spared.
         mask_token_id: id of the mask, ``size`` or more.
 

@@ -29,11 +29,6 @@ NUM_GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}
 def sample_grids(size: int, n: int, generator: Generator | None = None) -> Tensor:
     """Draw completed grids: exactly uniform for sizes 4 and 6, nearly so for 9 (see `sample_grids_9x9`).
 
-    Args:
-        size: 4, 6 or 9.
-        n: number of grids.
-        generator: source of randomness, on the CPU.
-
     Returns:
         int64 ``[n, size * size]``, symbols ``0 .. size - 1``.
     """
@@ -50,9 +45,6 @@ def grids_of_one_first_row(size: int) -> Tensor:
 
     A grid is built row by row from permutations; two rows of a grid differ in every column, and two rows of one band
     have different symbols in every box.
-
-    Args:
-        size: 4 or 6.
 
     Returns:
         int64 ``[G, size * size]``.
@@ -95,11 +87,6 @@ def random_cell_order(size: int, n: int, generator: Generator | None = None) -> 
 
     Bands, rows within a band, stacks and columns within a stack are permuted; grids of square boxes are transposed
     with probability 1/2. The draw is uniform over this group.
-
-    Args:
-        size: 4, 6 or 9.
-        n: number of symmetries.
-        generator: source of randomness, on the CPU.
 
     Returns:
         int64 ``[n, size * size]``.

@@ -29,12 +29,7 @@ ALL = (1 << 9) - 1
 
 
 def sample_grids_9x9(n: int, generator: Generator | None = None) -> Tensor:
-    """Draw completed grids, int64 ``[n, 81]``, symbols ``0 .. 8``.
-
-    Args:
-        n: number of grids.
-        generator: source of randomness, on the CPU.
-    """
+    """Draw completed grids, int64 ``[n, 81]``, symbols ``0 .. 8``."""
     grids: list[Tensor] = []
     while len(grids) < n:
         for cross in sample_crosses(n - len(grids), generator):
@@ -54,10 +49,6 @@ def sample_grids_9x9(n: int, generator: Generator | None = None) -> Tensor:
 
 def sample_crosses(n: int, generator: Generator | None = None) -> Tensor:
     """Draw the top band and the left stack of grids whose first box is ``0 .. 8``, uniformly.
-
-    Args:
-        n: number of crosses.
-        generator: source of randomness, on the CPU.
 
     Returns:
         int64 ``[n, 9, 9]``; -1 in the four boxes that are open.

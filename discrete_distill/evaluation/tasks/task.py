@@ -105,12 +105,7 @@ def check_task(task: Task, generator: Generator | None = None, *, n: int = 8) ->
 
 
 def check_answers(sequences: Tensor, prompts: Prompts) -> None:
-    """Refuse sequences that do not belong to the prompts, by type and shape.
-
-    Raises:
-        TypeError: if sequences or prompts hold no integers, or the generation mask no booleans.
-        ValueError: if shapes differ.
-    """
+    """Refuse sequences that do not belong to the prompts, by type and shape."""
     check_token_ids(sequences, "sequences")
     check_token_ids(prompts.x_init, "prompts")
     if sequences.shape != prompts.x_init.shape:

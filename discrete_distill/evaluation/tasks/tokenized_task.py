@@ -17,8 +17,8 @@ from .task import Examples, Prompts, check_answers, prompt_kept
 class TokenizedTask:
     """Write a task's symbols as token ids of a model's own vocabulary, between given tokens at both ends.
 
-    Models whose positions are relative alone (rotary embeddings without a start token) cannot tell the cells of an
-    empty grid apart; give them a ``prefix``.
+    Models whose positions are relative alone (rotary embeddings without a start token) cannot distinguish the cells of
+    an empty grid; give them a ``prefix``.
 
     Args:
         task: whose symbols are written.

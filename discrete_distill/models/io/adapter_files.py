@@ -11,11 +11,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from ..lora import add_lora, has_lora, lora_weights
+from ..lora import add_lora, has_lora, lora_settings, lora_weights
 from ..step_conditioning import step_conditioned
 from ..wrapped_denoiser import WrappedDenoiser
 from .hub import find_file
-from .weights import CheckpointError, read_json, read_safetensors
+from .weights import CheckpointError, load_part, read_json, read_safetensors
 
 ADAPTERS_FILE = "adapters.safetensors"
 ADAPTERS_CONFIG_FILE = "adapters.json"
@@ -40,16 +40,10 @@ def save_adapters(directory: str | Path, student: nn.Module, base: str | Path) -
     """
     if not has_lora(student):
         raise ValueError(f"the {type(student).__name__} has no low-rank matrices: save it by its save_pretrained")
-    layers = {name: module for name, module in student.named_modules() if hasattr(module, "lora_alpha")}
-    first: Any = next(iter(layers.values()))
-    wrapped = [module.call_signature for module in student.modules() if isinstance(module, WrappedDenoiser)]
     config = {
-        "base": str(base),
-        "called": asdict(wrapped[0]) if wrapped else None,
+        **described_base(base, student),
         "step_conditioning": bool(getattr(student, "accepts_step", False)),
-        "rank": next(iter(first.r.values())),
-        "alpha": next(iter(first.lora_alpha.values())),
-        "targets": list(layers),
+        **lora_settings(student),
     }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -59,33 +53,44 @@ def save_adapters(directory: str | Path, student: nn.Module, base: str | Path) -
 
 
 def load_adapters(name_or_path: str | Path, load_base: Callable[..., Any], hub: Mapping[str, Any]) -> Any:
-    """The student that `save_adapters` wrote, in evaluation mode; None where there is none.
-
-    Args:
-        name_or_path: folder, or name on the hub.
-        load_base: called with the base, and with how it is called where that was saved.
-        hub: arguments of `find_file`.
-
-    Raises:
-        CheckpointError: if the files do not agree with each other or with the base.
-        ImportError: if peft is not installed.
-    """
+    """The student that `save_adapters` wrote, in evaluation mode; None where there is none."""
     stated = find_file(name_or_path, ADAPTERS_CONFIG_FILE, **hub)
     if stated is None:
         return None
     config, file = read_json(stated), find_file(name_or_path, ADAPTERS_FILE, **hub)
     if file is None:
         raise FileNotFoundError(f"no {ADAPTERS_FILE} at {name_or_path}, beside its {ADAPTERS_CONFIG_FILE}")
-    called = config.get("called") or {}
-    given = {name: called[name] for name in ("attention", "shifted", "head") if name in called}
     try:
-        student = load_base(config["base"], **given)
+        student = base_of(config, load_base)
         student = step_conditioned(student) if config["step_conditioning"] else student
         add_lora(student, rank=config["rank"], alpha=config["alpha"], targets=config["targets"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{stated} describes no student: {error!r}") from error
-    weights, own = read_safetensors(file), lora_weights(student)
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
-        raise CheckpointError(f"{file} does not hold the matrices that {ADAPTERS_CONFIG_FILE} describes")
-    student.load_state_dict(weights, strict=False)
+    load_part(student, lora_weights(student), read_safetensors(file), source=str(file))
     return student.eval()
+
+
+def described_base(base: str | Path, network: nn.Module) -> dict[str, Any]:
+    """What a JSON file says of the model below trained weights.
+
+    Args:
+        base: folder, or name on the hub.
+        network: on that model; how the model is called is read from it.
+    """
+    wrapped = [module.call_signature for module in network.modules() if isinstance(module, WrappedDenoiser)]
+    return {"base": str(base), "called": asdict(wrapped[0]) if wrapped else None}
+
+
+def base_of(config: Mapping[str, Any], load_base: Callable[..., Any]) -> Any:
+    """The model that `described_base` named.
+
+    Args:
+        config: content of the JSON file.
+        load_base: called with the base, and with how it is called where that was saved.
+
+    Raises:
+        KeyError: if it names none.
+    """
+    called = config.get("called") or {}
+    given = {name: called[name] for name in ("attention", "shifted", "head") if name in called}
+    return load_base(config["base"], **given)

@@ -13,14 +13,14 @@ NOT_STATED = "Not stated by who saved it."
 
 @dataclass(kw_only=True, frozen=True)
 class ModelFacts:
-    """What a model card states; a field left empty is said to be not stated.
+    """Facts of a model card; an empty field is listed as not stated.
 
     Args:
         method: how the network was trained, and by which settings of which paper.
         data: what on, and its licence.
         settings: name and value of every setting that one needs to train it again.
         frontier: measurements, one mapping a row, all with the same columns: steps, temperature, entropy, perplexity.
-        measured_by: judge, number and length of samples, precision: without them a perplexity says nothing.
+        measured_by: judge, number and length of samples, precision: without them a perplexity cannot be compared.
         license: of the weights, as an identifier of the hub.
 
     Raises:
@@ -41,13 +41,7 @@ class ModelFacts:
 
 
 def model_card(kind: str, facts: ModelFacts | None = None, shape: Mapping[str, Any] | None = None) -> ModelCard:
-    """The card of a network.
-
-    Args:
-        kind: what it is, such as the name of its class.
-        facts: what is stated.
-        shape: its configuration.
-    """
+    """The card of a network."""
     facts = facts if facts is not None else ModelFacts()
     data = ModelCardData(
         license=facts.license, library_name="discrete_distill", tags=["masked-diffusion", "distillation", kind.lower()]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,17 +11,15 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from huggingface_hub import (
     _CACHED_NO_EXIST,
-    HfApi,
     ModelCard,
     PyTorchModelHubMixin,
     hf_hub_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import save_file
 from torch import nn
 
-from ..lora import has_lora, merge_lora, refuse_unmerged
+from ..lora import refuse_unmerged
 from ..shapes import check_stated, read_shape
 from .card import ModelFacts, model_card
 from .weights import CheckpointError, build, read_json, read_safetensors
@@ -46,13 +42,14 @@ FINGERPRINT_FILE = "tokenizer_fingerprint.json"
 STUDENT_FILE = "model.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 DISCRIMINATOR_CONFIG_FILE = "discriminator.json"
+HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 class HubNetwork(nn.Module, PyTorchModelHubMixin):
     """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`; every weight by name or not at all.
 
     Attributes:
-        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights says, so that it is written again
+        tokenizer_fingerprint: what ``tokenizer_fingerprint.json`` beside its weights holds, so that it is written again
             where the network is saved or pushed; None where there was none.
     """
 
@@ -72,7 +69,7 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         if facts is not None:
             (Path(save_directory) / CARD_FILE).unlink(missing_ok=True)
             kwargs["model_card_kwargs"] = {"facts": facts}
-        return super().save_pretrained(save_directory, **kwargs)
+        return PyTorchModelHubMixin.save_pretrained(self, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, facts: ModelFacts | None = None, **kwargs: Any) -> str:
         """Save and upload; see `PyTorchModelHubMixin.push_to_hub` for the rest of the arguments."""
@@ -88,7 +85,7 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         refuse_unmerged(self)
         super()._save_pretrained(save_directory)
         if self.tokenizer_fingerprint is not None:
-            _write_json(Path(save_directory) / FINGERPRINT_FILE, self.tokenizer_fingerprint)
+            write_json(Path(save_directory) / FINGERPRINT_FILE, self.tokenizer_fingerprint)
 
     @classmethod
     def from_pretrained(cls: type[Network], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Network:
@@ -111,32 +108,18 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin):
         cls: type[Network],
         *,
         model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         map_location: str | torch.device = "cpu",
         **arguments: Any,
     ) -> Network:
         for old in ("proxies", "resume_download"):  # of earlier releases of the mixin
             arguments.pop(old, None)
+        hub = {name: arguments.pop(name) for name in HUB_ARGUMENTS if name in arguments}
         # Strict, unlike the mixin: a weight that is missing must not stay random in silence.
-        file = find_file(
-            model_id,
-            STUDENT_FILE,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        file = find_file(model_id, STUDENT_FILE, **hub)
         if file is None:
             raise FileNotFoundError(f"no {STUDENT_FILE} at {model_id}")
         network = network_from(cls, arguments, read_safetensors(file), source=str(file)).to(map_location)
-        network.tokenizer_fingerprint = stored_fingerprint(
-            model_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-        )
+        network.tokenizer_fingerprint = stored_fingerprint(model_id, **hub)
         return network
 
 
@@ -179,8 +162,8 @@ def fingerprint_of(tokenizer: Fingerprinted) -> dict[str, Any]:
 
 
 def stored_fingerprint(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
-    """What ``tokenizer_fingerprint.json`` of a folder or a repository says; None where there is none, or the hub cannot
-    be reached.
+    """What ``tokenizer_fingerprint.json`` of a folder or a repository holds; None where there is none, or the hub
+    cannot be reached.
 
     Raises:
         CheckpointError: if it is no JSON object.
@@ -193,7 +176,8 @@ def stored_fingerprint(name_or_path: str | Path, **hub: Any) -> dict[str, Any] |
     return None if file is None else read_json(file)
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -210,9 +194,9 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     try:
         return Path(hf_hub_download(repo_id=str(name_or_path), filename=filename, **hub))
     except LocalEntryNotFoundError:
-        asked = {name: hub.get(name) for name in ("cache_dir", "revision")}
-        if try_to_load_from_cache(str(name_or_path), filename, **asked) is _CACHED_NO_EXIST:
-            return None  # Known from when the hub was last asked.
+        where = {name: hub.get(name) for name in ("cache_dir", "revision")}
+        if try_to_load_from_cache(str(name_or_path), filename, **where) is _CACHED_NO_EXIST:
+            return None  # Known from the last request to the hub.
         raise
     except EntryNotFoundError:
         return None
@@ -223,91 +207,3 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
 def nothing_at(name_or_path: str | Path) -> str:
     """Message of the error where neither a file, nor a folder, nor a repository can have this name."""
     return f"nothing at {name_or_path}: give a file, a folder, or a name on the hub such as user/model"
-
-
-def save_distilled(
-    directory: str | Path,
-    student: nn.Module,
-    discriminator: HubNetwork | None = None,
-    *,
-    facts: ModelFacts | None = None,
-    tokenizer: Fingerprinted | None = None,
-) -> None:
-    """A student and its discriminator in one folder, under the names by which the authors of DiDi-Instruct publish:
-    ``model.safetensors`` with ``config.json``, ``discriminator.safetensors`` with ``discriminator.json``, one card; and
-    ``tokenizer_fingerprint.json``, where the tokenizer is known.
-
-    Args:
-        directory: made if it is not there.
-        student: a network of this library, or any with ``save_pretrained``: a model behind `as_denoiser`, with its
-            embedding of the step or without; low-rank matrices are folded into a copy.
-        discriminator: a network of this library, or None.
-        facts: what the card states.
-        tokenizer: whose ids the student reads; None takes the fingerprint that the student was loaded with, if any.
-
-    Raises:
-        ValueError: if the discriminator has LoRA weights that were not merged, or the tokenizer has another number of
-            entries than the student classes.
-        TypeError: if the student has no ``save_pretrained``, or the discriminator is no network of this library.
-    """
-    if not callable(getattr(student, "save_pretrained", None)):
-        raise TypeError(f"a {type(student).__name__} has no save_pretrained: wrap it by as_denoiser, or give a DiT")
-    if discriminator is not None and not isinstance(discriminator, HubNetwork):
-        raise TypeError(f"a {type(discriminator).__name__} is no Discriminator of this library: leave it out")
-    if discriminator is not None:
-        refuse_unmerged(discriminator)
-    stated = network_config(student).get("vocab_size", getattr(student, "num_classes", None))
-    if tokenizer is not None and stated not in (None, tokenizer.vocab_size):
-        raise ValueError(
-            f"the student has {stated} classes and the tokenizer {tokenizer.vocab_size} entries (mask included); give "
-            "the tokenizer that it was trained with"
-        )
-    whole: Any = merge_lora(copy.deepcopy(student)) if has_lora(student) else student
-    if isinstance(whole, HubNetwork):
-        whole.save_pretrained(directory, facts=facts if facts is not None else ModelFacts())
-    else:
-        whole.save_pretrained(directory)
-        card = model_card(_kind_of(whole), facts, {"classes": stated})
-        (Path(directory) / CARD_FILE).write_text(str(card), encoding="utf-8")
-    if tokenizer is not None:
-        _write_json(Path(directory) / FINGERPRINT_FILE, fingerprint_of(tokenizer))
-    if discriminator is None:
-        return
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in discriminator.state_dict().items()}
-    save_file(state, Path(directory) / DISCRIMINATOR_FILE, metadata={"format": "pt"})
-    config = json.dumps(network_config(discriminator), sort_keys=True, indent=2)
-    (Path(directory) / DISCRIMINATOR_CONFIG_FILE).write_text(config, encoding="utf-8")
-
-
-def _kind_of(network: nn.Module) -> str:
-    """Class of the model inside the library's wrappers."""
-    inner: Any = network
-    while isinstance(getattr(inner, "denoiser", getattr(inner, "model", None)), nn.Module) and type(
-        inner
-    ).__module__.startswith("discrete_distill"):
-        inner = getattr(inner, "denoiser", None) or inner.model
-    return type(inner).__name__
-
-
-def push_distilled(
-    repo_id: str,
-    student: nn.Module,
-    discriminator: HubNetwork | None = None,
-    *,
-    facts: ModelFacts | None = None,
-    tokenizer: Fingerprinted | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    branch: str | None = None,
-    commit_message: str = "Distilled student",
-) -> str:
-    """`save_distilled` into a repository of the hub, which is made if it is not there; returns the commit's address."""
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save_distilled(folder, student, discriminator, facts=facts, tokenizer=tokenizer)
-        repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
-        return str(
-            api.upload_folder(
-                repo_id=repo_id, repo_type="model", folder_path=folder, revision=branch, commit_message=commit_message
-            )
-        )

@@ -35,13 +35,9 @@ def load_from_transformers(
     Args:
         name: on the hub, or a folder.
         config: its ``config.json``.
-        called: arguments of `as_denoiser`, over what ``denoiser.json`` says, where there is one.
+        called: arguments of `as_denoiser`, over those of ``denoiser.json``, where there is one.
         trust_remote_code: see `load_denoiser`.
         hub: likewise.
-
-    Raises:
-        CheckpointError: if config and weights do not agree, or weights are damaged or missing.
-        ValueError: if it brings code of its own and that was not asked for, or reads from left to right.
     """
     import transformers
 
@@ -52,9 +48,9 @@ def load_from_transformers(
             f"{name} brings code of its own ({', '.join(sorted(auto_map))}): read it, then pass "
             "trust_remote_code=True to have it run"
         )
-    said = {**_stored_convention(name, hub), **called}
+    stated = {**_stored_convention(name, hub), **called}
     causal = not auto_map and any(each.endswith("ForCausalLM") for each in architectures)
-    if causal and "attention" not in said:
+    if causal and "attention" not in stated:
         raise ValueError(
             f'{name} is a {architectures[0]}, which reads from left to right: pass attention="full" if it was trained '
             "to read both ways, and shifted=True if its logits predict the next token"
@@ -65,10 +61,14 @@ def load_from_transformers(
     elif causal or "AutoModelForCausalLM" in auto_map:
         auto = transformers.AutoModelForCausalLM
     if own_code:
-        return _told_its_step(name, as_denoiser(_load(auto, name, name, trust_remote_code, hub), **said), hub)
-    with as_safetensors(name, hub) as (place, asked):
-        _check_size(auto, name, place, config, asked)
-        return _told_its_step(name, as_denoiser(_load(auto, name, place, trust_remote_code, asked), **said), hub)
+        return _with_step_conditioning(
+            name, as_denoiser(_load(auto, name, name, trust_remote_code, hub), **stated), hub
+        )
+    with as_safetensors(name, hub) as (place, source):
+        _check_size(auto, name, place, config, source)
+        return _with_step_conditioning(
+            name, as_denoiser(_load(auto, name, place, trust_remote_code, source), **stated), hub
+        )
 
 
 def _code_and_classes(name: str, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -91,7 +91,7 @@ def _stored_convention(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     return dict(vars(convention))
 
 
-def _told_its_step(name: str, denoiser: Denoiser, hub: Mapping[str, Any]) -> Denoiser:
+def _with_step_conditioning(name: str, denoiser: Denoiser, hub: Mapping[str, Any]) -> Denoiser:
     """The denoiser with its embedding of the step, where one was saved beside it."""
     file = find_file(name, STEP_FILE, **hub)
     if file is None:
@@ -140,14 +140,14 @@ def _restore_frequencies(model: nn.Module) -> None:
 
 
 def _check_size(auto: Any, name: str, place: str, config: Mapping[str, Any], hub: Mapping[str, Any]) -> None:
-    """Compare what the config file asks for with what the files can hold, on the meta device."""
+    """Compare the size that the config file claims with that of the files, on the meta device."""
     import transformers
 
     files = _weight_files(place, hub)
     names, size = sum(_count_tensors(file) for file in files), sum(file.stat().st_size for file in files)
     for key, value in config.items():
         if "layer" in key and isinstance(value, int) and value > max(names, 1):
-            raise CheckpointError(f"{name}: its config file says {key} = {value}; its weights are {names} tensors")
+            raise CheckpointError(f"{name}: its config file has {key} = {value}; its weights are {names} tensors")
     try:
         made = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -157,9 +157,9 @@ def _check_size(auto: Any, name: str, place: str, config: Mapping[str, Any], hub
     except Exception as error:  # Of whatever kind odd values lead to.
         raise CheckpointError(f"{name}: its config file describes no {auto.__name__}: {error}") from error
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    asked = sum(each.numel() for each in tensors)
-    if asked > size + SLACK:
-        raise CheckpointError(f"{name}: its config file asks for {asked} numbers; its weights are {size} bytes")
+    claimed = sum(each.numel() for each in tensors)
+    if claimed > size + SLACK:
+        raise CheckpointError(f"{name}: its config file claims {claimed} numbers; its weights are {size} bytes")
 
 
 def _weight_files(name: str, hub: Mapping[str, Any]) -> list[Path]:

@@ -51,10 +51,6 @@ def denoiser_weights(stored: Mapping[str, Any], *, averaging: Averaging, source:
         averaging: ``"ema"`` takes the moving average of a training checkpoint, ``"raw"`` the weights it was made of.
             A file of plain weights has only one kind.
         source: where they are from, for messages.
-
-    Raises:
-        CheckpointError: if there is no average, it does not fit, or the checkpoint has weights that none of these
-            repositories writes.
     """
     if "state_dict" not in stored:
         return _without_wrappers(stored, source)
@@ -70,11 +66,7 @@ def denoiser_weights(stored: Mapping[str, Any], *, averaging: Averaging, source:
 
 
 def discriminator_weights(stored: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Weights of the authors' discriminator under the names of ``Discriminator(final_norm=False)``.
-
-    Raises:
-        CheckpointError: if a training checkpoint holds no discriminator.
-    """
+    """Weights of the authors' discriminator under the names of ``Discriminator(final_norm=False)``."""
     if "state_dict" in stored:
         stored = _groups(stored["state_dict"], source)["discriminator."]
         if not stored:
@@ -137,7 +129,7 @@ def parameter_order(num_layers: int) -> list[str]:
 def config_of(
     weights: Mapping[str, Any], stated: Mapping[str, Any] | None, *, source: str, prefix: str = "", **overrides: Any
 ) -> DiTConfig:
-    """The network's shape, read from its weights; a config file adds what weights do not tell, and must agree.
+    """The network's shape, read from its weights; a config file adds what weights do not determine, and must agree.
 
     Args:
         weights: under our names.
@@ -147,8 +139,8 @@ def config_of(
         **overrides: fields of `DiTConfig`, which win over the file; None leaves a field alone.
 
     Raises:
-        CheckpointError: if weights that tell the shape are missing, or the config file contradicts them or has values
-            that cannot be.
+        CheckpointError: if weights that determine the shape are missing, or the config file contradicts them or has
+            values that cannot be.
     """
     read = read_shape(weights, source=source, prefix=prefix)
     settings = _stated(stated or {})

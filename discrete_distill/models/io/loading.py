@@ -12,11 +12,12 @@ from huggingface_hub.constants import CONFIG_NAME
 from ...process import Denoiser
 from ..adapters import AUTO
 from ..call_signature import HUB_MDLM, Attention
-from ..discriminator import Discriminator
+from ..discriminator import Discriminator, TrunkDiscriminator
 from ..dit import DiT
 from ..noise import check_noise
 from ..wrappers import refuse_uniform_state
 from .adapter_files import load_adapters
+from .discriminator_files import trunk_discriminator_from
 from .hub import (
     DISCRIMINATOR_CONFIG_FILE,
     DISCRIMINATOR_FILE,
@@ -69,9 +70,9 @@ def load_denoiser(
     Raises:
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: if a file is damaged, hostile, or does not hold exactly the weights of such a network.
-        ValueError: if the model brings code of its own and that was not asked for, is causal and ``attention`` was not
-            given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is a
-            `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
+        ValueError: if the model brings code of its own without ``trust_remote_code``, is causal and ``attention`` was
+            not given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is
+            a `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
     """
     overrides: dict[str, Any] = {
         "max_length": max_length,
@@ -117,10 +118,6 @@ def load_denoiser(
 def transformers_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
     """The ``config.json`` of a Hugging Face model; None where there is a network of another kind, or nothing.
 
-    Args:
-        name_or_path: see `load_denoiser`.
-        **hub: likewise.
-
     Raises:
         OSError: if the hub cannot be reached.
         CheckpointError: if the file is no JSON object.
@@ -134,13 +131,14 @@ def transformers_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any] 
 def load_discriminator(
     name_or_path: str | Path,
     *,
+    base: Denoiser | str | Path | None = None,
     trainable_blocks: int | None = None,
     max_length: int | None = None,
     time_conditioning: bool = True,
     bf16_blocks: bool = False,
     **hub: Any,
-) -> Discriminator:
-    """A discriminator: one that `save_distilled` or `Discriminator.save_pretrained` wrote, or the authors' own.
+) -> TrunkDiscriminator:
+    """A discriminator: one that `save_distilled` or its own ``save_pretrained`` wrote, or the authors' own.
 
     The authors' network (``discriminator.safetensors`` of their repository on the hub, or the ``discriminator.`` part
     of their ``.ckpt``) has no output norm, keeps its spectral norm under torch's older names, and is passed the true
@@ -148,15 +146,22 @@ def load_discriminator(
 
     Args:
         name_or_path: a name on the hub, a folder, or a file.
-        trainable_blocks: how many of the last blocks can be trained further; None takes what was saved, or 4.
+        base: of one that is no `Discriminator`: the model that its trunk started from, or its name, as `load_denoiser`
+            takes it; None takes the name that was saved. With a model given, frozen weights are shared.
+        trainable_blocks: of a `Discriminator`: how many of the last blocks can be trained further; None takes what was
+            saved, or 4.
         max_length: of the authors' network, in tokens; None is 1024.
         time_conditioning: whether the authors' network is passed sigma. Our own know it themselves.
         bf16_blocks: of the authors' network; see `DiTConfig`.
         **hub: see `load_denoiser`.
 
+    Returns:
+        A `Discriminator` on a `DiT`, else a `TrunkDiscriminator`; in evaluation mode.
+
     Raises:
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: see `load_denoiser`.
+        ValueError: if a base is needed and neither given nor saved, or given and not needed.
     """
     if Path(name_or_path).is_file():
         file = Path(name_or_path)
@@ -170,6 +175,15 @@ def load_discriminator(
         else:
             file = _weights_file(name_or_path, (DISCRIMINATOR_FILE,), hub)
     stored = read_weights(file)
+    if stated is not None and isinstance(stated.get("trunk"), Mapping):
+        if trainable_blocks is not None:
+            raise ValueError(
+                f"the discriminator in {file} has the blocks that it was saved with: leave trainable_blocks out"
+            )
+        model = load_denoiser(base) if isinstance(base, str | Path) else base
+        return trunk_discriminator_from(stated, stored, model, load_denoiser, source=str(file))
+    if base is not None:
+        raise ValueError(f"the discriminator in {file} holds all of its weights: leave base out")
     if stated is not None:
         chosen = {} if trainable_blocks is None else {"trainable_blocks": trainable_blocks}
         return network_from(Discriminator, {**stated, **chosen}, stored, source=str(file))

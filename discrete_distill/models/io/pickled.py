@@ -23,12 +23,7 @@ PICKLED_INDEX_FILE = f"{PICKLED_FILE}.index.json"
 
 
 def tensors_of_pickle(file: Path) -> dict[str, Tensor]:
-    """The tensors that `torch.save` wrote, by name.
-
-    Raises:
-        CheckpointError: if the file is damaged, names code, holds anything but tensors, or claims more numbers than it
-            holds.
-    """
+    """The tensors that `torch.save` wrote, by name."""
     stored = read_pickle(file)
     for name, value in stored.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -46,16 +41,8 @@ def as_safetensors(name: str, hub: Mapping[str, Any]) -> Iterator[tuple[str, Map
     """Inside, the model as a folder of safetensors: itself where it is one, else a copy in a temporary folder, as large
     as the weights.
 
-    Args:
-        name: on the hub, or a folder.
-        hub: arguments of `find_file`.
-
     Returns:
-        Name or folder to load, and what the hub is to be asked with.
-
-    Raises:
-        FileNotFoundError: if the weights are in several pickled files.
-        CheckpointError: see `tensors_of_pickle`.
+        Name or folder to load, and the arguments for the hub.
     """
     has_safetensors = any(find_file(name, each, **hub) for each in (STUDENT_FILE, f"{STUDENT_FILE}.index.json"))
     pickled = None if has_safetensors else find_file(name, PICKLED_FILE, **hub)

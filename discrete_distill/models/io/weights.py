@@ -54,7 +54,7 @@ class Inert:
     """Stands where a pickle names a class that is not imported; takes anything, and does nothing with it.
 
     Attributes:
-        state: what the pickle would have the object made of; None if it says nothing.
+        state: what the pickle would have the object made of; None if there is none.
     """
 
     state: Any = None
@@ -69,12 +69,7 @@ class Inert:
 
 
 def read_safetensors(file: str | Path) -> dict[str, Tensor]:
-    """Tensors by name, mapped from disk.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is cut short, declares a header that cannot be, or is not of this format.
-    """
+    """Tensors by name, mapped from disk."""
     file = Path(file)
     check_header(file)
     try:
@@ -84,11 +79,7 @@ def read_safetensors(file: str | Path) -> dict[str, Tensor]:
 
 
 def check_header(file: Path) -> None:
-    """Compare the length that a safetensors file declares for its header with its own, and with what is believed.
-
-    Raises:
-        CheckpointError: if it is longer.
-    """
+    """Compare the length that a safetensors file declares for its header with its own, and with what is believed."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -104,12 +95,8 @@ def check_header(file: Path) -> None:
 
 
 def read_pickle(file: str | Path) -> dict[str, Any]:
-    """What `torch.save` wrote, by ``torch.load(weights_only=True)``; settings stored beside the weights become `Inert`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is no archive of `torch.save`, is damaged, or names code; nothing of it is run.
-    """
+    """What `torch.save` wrote, by ``torch.load(weights_only=True)``; settings stored beside the weights become
+    `Inert`."""
     file = Path(file)
     _check_archive(file)
     try:
@@ -177,12 +164,7 @@ def _named(function: Callable[..., Any], module: str, qualname: str) -> Callable
 
 
 def read_weights(file: str | Path) -> dict[str, Any]:
-    """A dictionary of tensors, or a training checkpoint that contains one, by the file's suffix.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it cannot be read safely; see `read_safetensors` and `read_pickle`.
-    """
+    """A dictionary of tensors, or a training checkpoint that contains one, by the file's suffix."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {file}")
@@ -194,11 +176,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
 
 
 def read_json(file: str | Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: if it is not one.
-    """
+    """A JSON object."""
     try:
         read = json.loads(Path(file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -209,11 +187,7 @@ def read_json(file: str | Path) -> dict[str, Any]:
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], *, source: str) -> None:
-    """Compare names, shapes and dtypes with a module's own; floating-point weights may have any of four precisions.
-
-    Raises:
-        CheckpointError: naming the weights that are missing, unknown, of another shape or dtype, or not in the file.
-    """
+    """Compare names, shapes and dtypes with a module's own; floating-point weights may have any of four precisions."""
     own = module.state_dict()
     problems = []
     if missing := [name for name in own if name not in weights]:
@@ -253,11 +227,7 @@ def _unreal(given: Tensor) -> str:
 
 
 def check_real(given: Tensor, name: str, *, source: str) -> None:
-    """Refuse sparse, quantised and meta tensors, and those that repeat few numbers to claim many.
-
-    Raises:
-        CheckpointError: naming the tensor.
-    """
+    """Refuse sparse, quantised and meta tensors, and those that repeat few numbers to claim many."""
     if unreal := _unreal(given):
         raise CheckpointError(f"{source}: {name} {unreal}")
 
@@ -282,6 +252,27 @@ def build(make: Callable[[], Module], weights: Mapping[str, Any], *, source: str
     state = {name: value.to(own[name].dtype, copy=True) for name, value in weights.items()}
     module.load_state_dict(state, assign=True)
     return module.eval()
+
+
+def load_part(module: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load weights of a part of a module, strictly.
+
+    Args:
+        module: changed in place.
+        own: tensors of its state that the part consists of, by name.
+        weights: of the file.
+        source: name of the file, for errors.
+
+    Raises:
+        CheckpointError: naming weights that are missing, unknown, of another shape, or not finite.
+    """
+    wrong = sorted(own.keys() ^ weights.keys())
+    wrong += [name for name, value in own.items() if name in weights and value.shape != weights[name].shape]
+    if wrong:
+        raise CheckpointError(f"{source} is of another network than this {type(module).__name__}: {_some(wrong)}")
+    if broken := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise CheckpointError(f"{source} has weights that are not finite: {_some(broken)}")
+    module.load_state_dict(dict(weights), strict=False)
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -72,11 +72,7 @@ class CommandLine:
         return 0
 
     def split_arguments(self, arguments: list[str]) -> tuple[str, str, list[str]]:
-        """Stage, preset, and what is left for the flags.
-
-        Raises:
-            ValueError: for an unknown stage or preset.
-        """
+        """Stage, preset, and what is left for the flags."""
         rest = list(arguments)
         stage = rest.pop(0) if rest and not rest[0].startswith("-") else self.stages[0]
         if stage not in self.stages:
@@ -96,11 +92,7 @@ class CommandLine:
         return stage, preset, rest
 
     def parse_config(self, preset: str, flags: list[str]) -> Any:
-        """The preset with the flags applied; tyro prints help.
-
-        Raises:
-            ValueError: for a flag that is unknown or out of range, with tyro's complaint on one line.
-        """
+        """The preset with the flags applied; tyro prints help."""
         import tyro
 
         default = self.presets()[preset]()

@@ -97,6 +97,12 @@ class TokenStream:
             return self.length
         return Frame(self.text_length, prefix=self.prefix, suffix=self.suffix)
 
+    def text_mask(self) -> Tensor:
+        """True at text, false at prefix and suffix; bool ``[L]``."""
+        mask = torch.zeros(self.length, dtype=torch.bool)
+        mask[len(self.prefix) : self.length - len(self.suffix)] = True
+        return mask
+
     def text_digest(self) -> str:
         """SHA-256 of all ids, in hexadecimal, whatever their integer type; taken once."""
         if not self.digest:
@@ -139,9 +145,6 @@ class TokenStream:
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
     """By document, in a fixed pattern of twenty; a handful of documents is first cut into pieces of equal length.
 
-    Args:
-        documents: in order.
-
     Returns:
         Documents, or pieces of one, by split.
     """
@@ -159,12 +162,6 @@ def load_streams(source: str, tokenizer: TextTokenizer, length: int, cache_dir: 
 
     Tokens are found again by a hash of the text, the tokenizer and the way of splitting. Their files are hashed at
     every start, so that damaged ones are made again.
-
-    Args:
-        source: see `DataConfig`.
-        tokenizer: of the text.
-        length: tokens per sequence.
-        cache_dir: where tokens of any text are kept.
 
     Raises:
         FileNotFoundError: if there is no such text.

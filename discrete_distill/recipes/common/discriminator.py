@@ -72,7 +72,7 @@ class DiscriminatorTrainer:
     Args:
         config: how.
         teacher: whose first blocks the discriminator starts from.
-        student: whose samples it learns to tell from the text.
+        student: whose samples it learns to distinguish from the text.
         stream: the text.
         process: mask and schedule.
         accelerator: device, precision and processes.

@@ -126,11 +126,7 @@ class DistillConfig:
         self.planned_updates()
 
     def planned_updates(self) -> dict[str, int]:
-        """Updates of each network in the whole run, over which its learning-rate schedule is spread.
-
-        Raises:
-            ValueError: if the student would never be updated.
-        """
+        """Updates of each network in the whole run, over which its learning-rate schedule is spread."""
         steps, plan = self.loop.num_steps, self.method.update_plan(discriminator=self.discriminator)
         if not plan.updates_student(steps - 1):
             raise ValueError(
@@ -265,15 +261,7 @@ class Distillation:
 
 
 def check_teacher(config: DistillConfig, teacher: Any) -> None:
-    """Refuse a teacher of which the configured networks cannot be made, before any is.
-
-    Args:
-        config: of the distillation.
-        teacher: a network.
-
-    Raises:
-        ValueError: naming what the teacher lacks, and the flag that does without it.
-    """
+    """Refuse a teacher of which the configured networks cannot be made, before any is."""
     if config.sharing == "adapters" and importlib.util.find_spec("peft") is None:
         raise ValueError("--distill.sharing adapters needs peft: pip install 'discrete_distill[lora]'")
     if isinstance(teacher, DiT):

@@ -1,4 +1,4 @@
-"""What every report says of diversity between samples: two columns, and the word "collapsed" in place of a figure."""
+"""Diversity between samples in every report: two columns, and the word "collapsed" in place of a figure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ REMEDY = (
 
 
 def figures_of(saved: Mapping[str, Any] | None) -> dict[str, Estimate]:
-    """Figures between samples from a results file.
-
-    Args:
-        saved: pairs of value and standard error by name, or None, as in files that were written without them.
-    """
+    """Figures between samples from a results file."""
     return {name: Estimate(*estimate) for name, estimate in (saved or {}).items()}
 
 
@@ -44,7 +40,7 @@ def reverse_cell(figures: Figures) -> str:
 
 
 def collapse_of(figures: Figures, reference: Figures) -> str:
-    """The word "collapsed" and the figures that say so, or nothing for samples as diverse as their reference.
+    """The word "collapsed" and the figures that show it, or nothing for samples as diverse as their reference.
 
     Args:
         figures: of the samples.
@@ -55,12 +51,7 @@ def collapse_of(figures: Figures, reference: Figures) -> str:
 
 
 def collapse_warning(collapse: str, reference: str) -> str:
-    """The sentence of a report about samples that collapsed.
-
-    Args:
-        collapse: method and figures.
-        reference: what its samples were compared with.
-    """
+    """The sentence of a report about samples that collapsed."""
     return (
         f"MODE COLLAPSE: {collapse}. Its samples resemble one another more than those of {reference}: the "
         f"perplexity means nothing. {REMEDY}"
@@ -92,8 +83,8 @@ def kept_by_teacher(by_steps: Mapping[int, Figures], steps: int, data: Figures) 
 
 
 def collapses_of(figures: Mapping[tuple[str, int], Figures], data: Figures) -> dict[tuple[str, int], str]:
-    """What is said of each student whose samples are less diverse than the teacher's at as many steps or more:
-    "collapsed" and the figures.
+    """The word "collapsed" and the figures, of each student whose samples are less diverse than the teacher's at as
+    many steps or more.
 
     Args:
         figures: of each method and number of steps, those of "teacher" among them.
@@ -105,4 +96,4 @@ def collapses_of(figures: Mapping[tuple[str, int], Figures], data: Figures) -> d
         for (method, steps), each in figures.items()
         if method != "teacher"
     }
-    return {key: said for key, said in found.items() if said}
+    return {key: collapse for key, collapse in found.items() if collapse}

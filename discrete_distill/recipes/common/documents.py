@@ -21,13 +21,6 @@ def read_documents(source: str) -> list[str]:
 
     These are the lines of a UTF-8 text file, the fields "text" of JSON lines, both of a whole folder, the sequences of
     a FASTA file, or the column "text" of a data set on the hub.
-
-    Args:
-        source: 'bundled', a path, or a data set's name.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if the text is empty, not UTF-8, or in a format that is not known.
     """
     files = source_files(source)
     if not files:
@@ -42,12 +35,7 @@ def read_documents(source: str) -> list[str]:
 
 
 def source_files(source: str) -> list[Path]:
-    """Files that a source consists of, in order; none for a data set on the hub.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if a folder holds no text, or a file is no regular one or in a format that is not known.
-    """
+    """Files that a source consists of, in order; none for a data set on the hub."""
     if source == BUNDLED:
         return [asset("sotu.txt.xz")]
     if not source:

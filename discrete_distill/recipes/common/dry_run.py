@@ -47,12 +47,7 @@ class StepCost:
 
 
 def step_cost(config: DistillConfig, model: Shape) -> StepCost:
-    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence.
-
-    Args:
-        config: of the distillation.
-        model: shape of the teacher.
-    """
+    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence."""
     batch, time_conditioning = config.batch_size, model.time_conditioning
     _, states, graph = config.method.path_evaluations(batch, time_conditioning=time_conditioning)
     forward, backward = config.method.loss_evaluations(batch, time_conditioning=time_conditioning)
@@ -64,14 +59,7 @@ def step_cost(config: DistillConfig, model: Shape) -> StepCost:
 
 
 def memory_needed(config: DistillConfig, model: Shape, length: int, *, half: bool) -> dict[str, float]:
-    """Bytes on each device, by what they are for. An estimate: allocators and libraries take more.
-
-    Args:
-        config: of the distillation.
-        model: shape of the teacher.
-        length: tokens per sequence.
-        half: whether networks run in bf16; weights are kept in fp32 either way.
-    """
+    """Bytes on each device, by what they are for. An estimate: allocators and libraries take more."""
     model = network_shape(model)
     unit = 2 if half else 4
     trained = 4 + 4 + BYTES_OF_ADAM

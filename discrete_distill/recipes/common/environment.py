@@ -19,14 +19,9 @@ Matmul = Literal["exact", "tf32"]
 
 
 def make_accelerator(precision: Precision) -> Accelerator:
-    """An `Accelerator` in the given precision; "auto" is bf16 where the device multiplies it natively.
-
-    Raises:
-        ValueError: if it sees another number of processes than the launcher started: each would train alone, into one
-            folder.
-    """
+    """An `Accelerator` in the given precision; "auto" is bf16 where the device multiplies it natively."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    # Without a GPU, accelerate joins the processes of torchrun only where it is told that they compute on CPUs.
+    # Without a GPU, accelerate joins the processes of torchrun only with ``cpu=True``.
     on_cpus = launched > 1 and not torch.cuda.is_available()
     made = Accelerator(cpu=on_cpus, mixed_precision="bf16" if resolve_precision(precision) == "bf16" else "no")
     if made.num_processes != launched or num_processes() != launched:
@@ -71,11 +66,7 @@ def describe_machine(accelerator: Accelerator) -> str:
 
 
 def make_folder(folder: Path, *, only_check: bool = False) -> Path:
-    """Make a folder that can be written to, or only see whether it could be made.
-
-    Raises:
-        PermissionError: if it cannot.
-    """
+    """Make a folder that can be written to, or only see whether it could be made."""
     nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise PermissionError(f"cannot write to {folder}; choose another --output")

@@ -229,10 +229,6 @@ def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
 def between_seeds(sets: list[Tensor], reference: Tensor | None = None) -> dict[str, Estimate]:
     """Figures between the samples of a seed, mean over seeds: sets as large as those of data and of a frontier.
 
-    Args:
-        sets: token ids of each seed, int64 ``[N, L]``.
-        reference: data for the reverse perplexity, int64 ``[M, L]``; None to leave it out.
-
     Returns:
         Figures by name; empty where a seed has a single sample.
     """

@@ -27,17 +27,7 @@ def plain_name(path: Path) -> str:
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
-    """Read a UTF-8 text file; ``.gz``, ``.xz`` and ``.bz2`` are unpacked, a byte order mark is dropped.
-
-    Args:
-        path: of the file.
-        errors: what to do with bytes that are not UTF-8, as for `bytes.decode`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is a device, a pipe or a folder, is damaged, unpacks to far more than its size, or is not
-            UTF-8 text.
-    """
+    """Read a UTF-8 text file; ``.gz``, ``.xz`` and ``.bz2`` are unpacked, a byte order mark is dropped."""
     _check_regular(path)
     try:
         text = _read_bytes(path).decode("utf-8-sig", errors=errors)
@@ -70,12 +60,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds anything else.
-    """
+    """Read a JSON object."""
     _check_regular(path)
     if path.stat().st_size > JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than the {JSON_BYTES} of a JSON file")
@@ -103,9 +88,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file under a name of its own beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
     Several processes may write one ``path`` at the same time: the last rename stands.
-
-    Raises:
-        OSError: naming the file, if it cannot be written.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -20,26 +20,15 @@ GPT2_IDS = {"!": 0, "the": 1169, "\u0120the": 262, "\u0120world": 995, "Hello": 
 
 
 def write_fingerprint(folder: Path, tokenizer: TextTokenizer) -> None:
-    """Record beside a network which tokenizer it was trained with.
-
-    Args:
-        folder: that holds the weights.
-        tokenizer: whose ids the network reads.
-    """
+    """Record beside a network which tokenizer it was trained with."""
     write_text(folder / FINGERPRINT_FILE, json.dumps(fingerprint_of(tokenizer), indent=1) + "\n")
 
 
 def read_fingerprint(name_or_path: str | Path) -> str | None:
     """Read the fingerprint beside a network.
 
-    Args:
-        name_or_path: folder, file of weights, or name on the hub.
-
     Returns:
         The fingerprint, or None where none is stored or the hub cannot be reached.
-
-    Raises:
-        ValueError: if the stored file holds no fingerprint.
     """
     stored = stored_fingerprint(name_or_path)
     if stored is None:
@@ -57,16 +46,7 @@ def check_tokenizer(name_or_path: str | Path, vocab_size: int, tokenizer: TextTo
     """Refuse a network and a tokenizer that do not belong together.
 
     A network without a fingerprint is checked as far as is known: its number of classes, and for 50258 classes the ids
-    of GPT-2's vocabulary. For any other size a warning says that the tokenizer could not be verified.
-
-    Args:
-        name_or_path: of the network.
-        vocab_size: classes of the network, mask included.
-        tokenizer: that the run uses.
-        flag: that names the network on the command line.
-
-    Raises:
-        ValueError: if they do not belong together.
+    of GPT-2's vocabulary. For any other size a warning states that the tokenizer could not be verified.
     """
     remedy = f"give {flag} and --data.tokenizer that belong together"
     if vocab_size != tokenizer.vocab_size:

@@ -17,13 +17,7 @@ from .corpus import TokenStream
 
 
 def from_scratch(*, warmup_steps: int, ema_decay: float, learning_rate: float = 2e-3) -> OptimizerConfig:
-    """The optimiser of small networks that start from random weights.
-
-    Args:
-        warmup_steps: updates in which the rate rises.
-        ema_decay: of the moving average of the weights.
-        learning_rate: the greatest.
-    """
+    """The optimiser of small networks that start from random weights."""
     return OptimizerConfig(
         learning_rate=learning_rate,
         betas=(0.9, 0.98),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ...samplers import Frame
@@ -41,6 +42,7 @@ class ModelTokenizer(TextTokenizer):
         frame = Frame.from_tokenizer(tokenizer, 1)
         self.prefix, self.suffix = tuple(frame.prefix), tuple(frame.suffix)
         self.mask_token_id, self.eos_token_id = int(mask), int(end)
+        self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
@@ -60,6 +62,11 @@ class ModelTokenizer(TextTokenizer):
         """Classes of the model."""
         return self.num_classes
 
+    def save(self, path: Path) -> None:
+        """Write ``tokenizer.json``, and beside it the files by which transformers reads it."""
+        self.tokenizer.save_pretrained(path.parent)
+        super().save(path)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without unknown and other special tokens."""
         left_out = {*self.forbidden_token_ids, self.mask_token_id}
@@ -72,10 +79,6 @@ def load_model_tokenizer(name_or_path: str, config: dict[str, Any]) -> ModelToke
     Args:
         name_or_path: folder or hub name of the model. Code that comes with it is never run.
         config: its ``config.json``.
-
-    Raises:
-        FileNotFoundError: if it has no fast tokenizer.
-        ValueError: see `ModelTokenizer`; or if the configuration states no number of classes.
     """
     from transformers import AutoTokenizer
 

@@ -25,7 +25,7 @@ class NetworkShape:
         time_conditioning: whether it is passed the time.
         parameters: numbers that it holds.
         rank_parameters: numbers that low-rank matrices of rank 1 on its linear layers hold.
-        max_length: longest sequence, in tokens; None where it does not tell.
+        max_length: longest sequence, in tokens; None where it is not known.
     """
 
     vocab_size: int
@@ -44,7 +44,7 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
         network: a `DiT`, a model behind `as_denoiser`, a configuration, or sizes.
 
     Raises:
-        ValueError: if it does not tell how many classes, or which blocks, it has.
+        ValueError: if it does not state its number of classes or its blocks.
     """
     if isinstance(network, NetworkShape):
         return network
@@ -68,7 +68,7 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
         )
     if inner.num_classes is None or not counts["num_layers"]:
         raise ValueError(
-            f"{name_of(network)} does not tell its token ids or its blocks: a recipe needs a model with "
+            f"{name_of(network)} does not state its token ids or its blocks: a recipe needs a model with "
             "get_input_embeddings() and a ModuleList of blocks"
         )
     return NetworkShape(

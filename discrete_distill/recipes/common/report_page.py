@@ -12,11 +12,6 @@ REPORT_FILE = "report.md"
 def write_page(directory: Path, parts: Iterable[str], settings: Any) -> Path:
     """Write ``report.md``.
 
-    Args:
-        directory: where.
-        parts: Markdown, one paragraph or section each.
-        settings: nested mapping of every field, printed last.
-
     Returns:
         The path of the page.
     """

@@ -20,17 +20,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_results(path: Path, fields: Mapping[str, type], *, stage: str = "evaluate") -> dict[str, Any]:
-    """Read figures that a stage wrote.
-
-    Args:
-        path: of the file.
-        fields: names that must be there, with the type of their values; ``float`` allows whole numbers.
-        stage: that writes the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or of another recipe.
-    """
+    """Read figures that a stage wrote."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; run the {stage} stage first, or name another --name")
     results = read_json_object(path)

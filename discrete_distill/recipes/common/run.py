@@ -25,7 +25,7 @@ from .fingerprint import check_tokenizer, write_fingerprint
 from .model_tokenizer import ModelTokenizer
 from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
-from .teacher import load_network
+from .teacher import external_config, load_network
 from .tokenizer import TextTokenizer
 
 
@@ -122,12 +122,14 @@ class Run:
         """The teacher of ``--teacher.path``, a `DiT` or a Hugging Face model behind `as_denoiser`, on the device.
 
         It is checked against tokenizer and length.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-            ValueError: if it is damaged, or does not fit.
         """
         location = self.teacher_location(self.config.teacher.path)
+        if isinstance(self.tokenizer, ModelTokenizer) and external_config(location) is None:
+            raise ValueError(
+                f"--teacher.init {self.config.teacher.init} is a Hugging Face model with a tokenizer of its own, and "
+                f"--teacher.path {self.config.teacher.path} is none; train it by the stage teacher, then name its "
+                "folder as --teacher.path"
+            )
         teacher = load_network(location, **self.config.teacher.called())
         shape = network_shape(teacher)
         if not isinstance(self.tokenizer, ModelTokenizer):  # which was read beside the teacher itself
@@ -141,12 +143,7 @@ class Run:
         return teacher.to(self.accelerator.device)
 
     def load_dit_teacher(self) -> DiT:
-        """The teacher of a recipe that takes networks of MDLM's kind alone.
-
-        Raises:
-            FileNotFoundError: if it cannot be had.
-            ValueError: if it is of another kind, or as `load_teacher`.
-        """
+        """The teacher of a recipe that takes networks of MDLM's kind alone."""
         teacher = self.load_teacher()
         if not isinstance(teacher, DiT):
             raise ValueError(
@@ -163,12 +160,7 @@ class Run:
             return None
 
     def load_student(self, folder: Path | None = None) -> tuple[Any, TrunkDiscriminator | None]:
-        """Student and discriminator of this run, or of another ``folder``, on the device.
-
-        Raises:
-            FileNotFoundError: if there is none yet.
-            ValueError: if it is damaged, or does not fit the tokenizer.
-        """
+        """Student and discriminator of this run, or of another ``folder``, on the device."""
         folder = self.directory / "student" if folder is None else folder
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"no student in {folder}; run the distill stage first, or name another --name")
@@ -189,7 +181,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def check_length(self, max_length: int | None) -> None:
-        """Refuse sequences that are longer than a network reads, where it tells."""
+        """Refuse sequences that are longer than a network reads, where that is known."""
         if max_length is not None and self.config.data.length > max_length:
             raise ValueError(
                 f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"

@@ -51,16 +51,8 @@ class SampleConfig:
 def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     """Draw samples of the student, and print them.
 
-    Args:
-        run: of the recipe.
-        config: what is drawn.
-
     Returns:
         The samples, or None for a process other than the first.
-
-    Raises:
-        FileNotFoundError: if there is no student.
-        ValueError: if the prompt is not shorter than a sequence, or guidance lacks a discriminator.
     """
     if not run.accelerator.is_main_process:
         return None

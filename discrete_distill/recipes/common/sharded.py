@@ -24,7 +24,7 @@ def draw_in_shares(starts: list[int], draw: Callable[[int], SamplerOutput]) -> l
 
 
 class SharedJudge:
-    """A judge of which every process has a copy: each prices its share of the rows. All must ask at once.
+    """A judge of which every process has a copy: each prices its share of the rows. All must call it together.
 
     Args:
         judge: this process's copy.

@@ -59,9 +59,6 @@ class Recipe:
     def execute(self, stage: str) -> None:
         """Check everything, then run one stage, or those of "all"; or only print what would run.
 
-        Args:
-            stage: name of a stage, or "all".
-
         Raises:
             ValueError: naming all that is missing or does not fit, each with its flag.
         """
@@ -77,11 +74,7 @@ class Recipe:
                     each.run()
 
     def check(self, names: Sequence[str]) -> None:
-        """Look for everything that the stages will need.
-
-        Raises:
-            ValueError: naming all that is missing or does not fit, each with its flag.
-        """
+        """Look for everything that the stages will need."""
         run, chosen = self.run, [self.stages[name] for name in names]
         needs: list[Need] = [lambda: run.tokenizer]
         needs += [need for stage in chosen for need in stage.needs]

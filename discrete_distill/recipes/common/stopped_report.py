@@ -12,12 +12,7 @@ from .tables import markdown_table, number
 
 
 def write_report_of_stopped_run(run: Run, error: TrainingCollapsed) -> Path:
-    """Write ``report.md`` of a run that has no student: why it was stopped, and what to change.
-
-    Args:
-        run: whose folder holds the metrics of the distillation.
-        error: that stopped it.
-    """
+    """Write ``report.md`` of a run that has no student: why it was stopped, and what to change."""
     history = read_metrics(run.directory)
     columns = [name for name in DESCRIPTIONS if any(name in line for line in history)]
     rows = [[f"{line['step']:.0f}", *(number(line.get(name), ".3g") for name in columns)] for line in history]

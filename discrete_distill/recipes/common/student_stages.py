@@ -10,22 +10,19 @@ from .discriminator import DiscriminatorTrainer
 from .distill import check_teacher, distil
 from .environment import make_folder
 from .fingerprint import check_tokenizer
+from .model_tokenizer import ModelTokenizer
+from .network_shape import network_shape
 from .run import Run
 from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
 from .stopped_report import write_report_of_stopped_run
-from .teacher import initial_network, train_teacher
+from .teacher import external_config, initial_network, train_teacher
 
 
 def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
     """Compose a recipe of the stages teacher, distill, discriminator and sample, and of its own stages.
 
     The stage "all" distils, fits a discriminator if it is to be updated, evaluates and reports.
-
-    Args:
-        run: of the recipe.
-        sample: what the sampling stage draws.
-        **stages: its own, with "evaluate" and "report" among them.
     """
     discriminator = ("discriminator",) if run.config.discriminator.updates else ()
     return Recipe(
@@ -37,12 +34,7 @@ def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
 
 
 def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
-    """The stages teacher, distill, discriminator and sample.
-
-    Args:
-        run: of the recipe.
-        sample: what the sampling stage draws.
-    """
+    """The stages teacher, distill, discriminator and sample."""
     return {
         "teacher": Stage(
             run=lambda: make_teacher(run),
@@ -69,8 +61,9 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
 def make_teacher(run: Run) -> None:
     """Train a teacher; it and the tokenizer go to ``teacher/``."""
     config = run.config.teacher
-    run.check_length(config.model.max_length)
-    run.check_vocabulary(config.model.vocab_size, "--teacher.model.vocab-size")
+    if external_config(config.init) is None:
+        run.check_length(config.model.max_length)
+        run.check_vocabulary(config.model.vocab_size, "--teacher.model.vocab-size")
     folder = make_folder(run.directory / "teacher")
     if run.accelerator.is_main_process:
         run.tokenizer.save(folder / "tokenizer.json")
@@ -90,8 +83,10 @@ def check_initial_teacher(run: Run) -> None:
     config = run.config.teacher
     if config.init:
         location = run.teacher_location(config.init)
-        network = initial_network(config, location)
-        check_tokenizer(location, network.config.vocab_size, run.tokenizer, flag="--teacher.init")
+        shape = network_shape(initial_network(config, location))
+        run.check_length(shape.max_length)
+        if not isinstance(run.tokenizer, ModelTokenizer):  # which was read beside the model itself
+            check_tokenizer(location, shape.vocab_size, run.tokenizer, flag="--teacher.init")
 
 
 def make_student(run: Run) -> None:
@@ -110,11 +105,6 @@ def make_student(run: Run) -> None:
 def fit_discriminator(run: Run, folder: Path, seed: int) -> list[dict[str, float]]:
     """Fit the discriminator of guided sampling to the finished student in ``folder/student``; it goes to
     ``folder/student/discriminator``.
-
-    Args:
-        run: of the recipe.
-        folder: that holds the student.
-        seed: of the fit.
 
     Returns:
         The logged metrics.

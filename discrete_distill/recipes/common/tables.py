@@ -9,10 +9,6 @@ from collections.abc import Iterable, Sequence
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with one line for each row.
 
-    Args:
-        header: titles of the columns.
-        rows: cells, as many as there are titles.
-
     Raises:
         ValueError: if a row has another number of cells.
 
@@ -42,11 +38,6 @@ def number(value: float | None, form: str, missing: str = "") -> str:
 
 
 def span(values: Iterable[float], form: str = ".3f") -> str:
-    """The least and the greatest of some figures.
-
-    Args:
-        values: at least one.
-        form: as of `format`.
-    """
+    """The minimum and the maximum of some figures."""
     known = list(values)
     return f"{min(known):{form}} to {max(known):{form}}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from ...models import DiT, DiTConfig, load_denoiser
 from ...models.call_signature import Attention
 from ...models.io.loading import transformers_config
 from ...process import MaskedDiffusion, evaluation_mode
+from ...process.outputs import NelboOutput
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .assets import BUNDLED
 from .corpus import TokenStream
@@ -33,8 +35,9 @@ class TeacherConfig(MeasuredLikelihoodConfig):
             both ways; see `CallSignature`.
         shifted: of such a model: its logits speak of the next token.
         trust_remote_code: of such a model: run the Python of its repository (LLaDA, Dream).
-        init: a teacher to train further (as ``path``), of the same shape but for its length; empty to start anew.
-        model: its shape, where it is trained here.
+        init: a network to train further (as ``path``): of the shape ``model`` but for its length, or a Hugging Face
+            model with its tokenizer, which keeps its shape; empty to start anew.
+        model: its shape, where it starts from random weights or those of a network of MDLM's kind.
         loop: how long it is trained.
         optimizer: how.
         batch_size: sequences per update (paper: 512).
@@ -81,7 +84,7 @@ def train_teacher(
     directory: Path,
     *,
     init: str | None = None,
-) -> DiT:
+) -> Any:
     """Train on the ``train`` split by the likelihood bound.
 
     Args:
@@ -97,25 +100,30 @@ def train_teacher(
     """
     torch.manual_seed(config.loop.seed)
     heldout = streams["heldout"].packed(512).to(accelerator.device)
+    text_L = streams["train"].text_mask().to(accelerator.device)
+
+    def bound(network: nn.Module, x_0: Tensor, generator: Generator) -> NelboOutput:
+        return process.nelbo(network, x_0, by="count", generation_mask=text_L.expand_as(x_0), generator=generator)
+
     averaged = train_by_likelihood(
         config,
         initial_network(config, init).to(accelerator.device),
         streams["train"],
-        lambda network, x, generator: process.nelbo(network, x, by="count", generator=generator).loss,
-        lambda network: heldout_nelbo(network, process, heldout, accelerator),
+        lambda network, x_0, generator: bound(network, x_0, generator).loss,
+        lambda network: heldout_nelbo(network, bound, heldout, accelerator),
         accelerator,
         directory,
         made_with=streams["train"].settings(),
     )
     if accelerator.is_main_process:
-        trained = copy.deepcopy(cast(DiT, averaged))
+        trained: Any = copy.deepcopy(averaged)
         (trained.half() if config.half_precision else trained).save_pretrained(directory)
     accelerator.wait_for_everyone()
-    return load_teacher(str(directory)).to(accelerator.device)
+    return load_network(str(directory)).to(accelerator.device)
 
 
-def initial_network(config: TeacherConfig, init: str | None = None) -> DiT:
-    """A fresh network, or one with the weights of a teacher.
+def initial_network(config: TeacherConfig, init: str | None = None) -> Any:
+    """A fresh network, one with the weights of a teacher, or a Hugging Face model behind `as_denoiser`.
 
     Args:
         config: shape, and the teacher to start from.
@@ -126,6 +134,8 @@ def initial_network(config: TeacherConfig, init: str | None = None) -> DiT:
         ValueError: if they do not fit ``model``.
     """
     init = config.init if init is None else init
+    if external_config(init) is not None:
+        return load_network(init, **config.called()).train()
     network = DiT(config.model)
     if init:
         try:
@@ -188,14 +198,18 @@ def load_teacher(path: str) -> DiT:
 
 @torch.no_grad()
 def heldout_nelbo(
-    denoiser: nn.Module, process: MaskedDiffusion, x: Tensor, accelerator: Accelerator, repeats: int = 4
+    denoiser: nn.Module,
+    bound: Callable[[nn.Module, Tensor, Generator], NelboOutput],
+    x_0: Tensor,
+    accelerator: Accelerator,
+    repeats: int = 4,
 ) -> float:
     """Likelihood bound of held-out sequences, nats per token, on masks that are the same at every call."""
-    generator = Generator(device=x.device).manual_seed(fold_seed("heldout"))
+    generator = Generator(device=x_0.device).manual_seed(fold_seed("heldout"))
     total, tokens = 0.0, 0
     with evaluation_mode(denoiser), accelerator.autocast():
-        for chunk in x.repeat(repeats, 1).split(128):
-            out = process.nelbo(denoiser, chunk, by="count", generator=generator)
+        for chunk in x_0.repeat(repeats, 1).split(128):
+            out = bound(denoiser, chunk, generator)
             total += float(out.nats.sum())
             tokens += int(out.num_tokens.sum())
     return total / tokens

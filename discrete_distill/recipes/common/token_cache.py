@@ -28,11 +28,7 @@ class CachedArray(NamedTuple):
 
 
 def content_digest(array_T: np.ndarray) -> str:
-    """SHA-256 of all integers of an array, in hexadecimal, whatever their type; read in pieces.
-
-    Args:
-        array_T: integers, ``[T]``.
-    """
+    """SHA-256 of all integers of an array, in hexadecimal, whatever their type; read in pieces."""
     digest = hashlib.sha256()
     for start in range(0, len(array_T), PIECE):
         digest.update(np.asarray(array_T[start : start + PIECE], dtype="<i8").tobytes())
@@ -54,9 +50,6 @@ def cached_arrays(
 
     Returns:
         Read-only arrays ``[T]`` by name, with their digests.
-
-    Raises:
-        OSError: if they cannot be written.
     """
     found = _read(folder, names)
     if found is None:

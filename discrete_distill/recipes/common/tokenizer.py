@@ -82,11 +82,7 @@ class TextTokenizer:
         return self.backend.token_to_id(token)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text.
-
-        Raises:
-            ValueError: if the tokenizer cannot encode a text.
-        """
+        """Token ids of each text."""
         pieces = [_without_long_runs(text) for text in texts]
         try:
             found = self.backend.encode_batch([piece for row in pieces for piece in row], add_special_tokens=False)
@@ -134,12 +130,7 @@ class TextTokenizer:
 
 
 def read_backend(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json`` as it is.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no such tokenizer.
-    """
+    """Read a ``tokenizer.json`` as it is."""
     content = read_text(path)
     try:
         return Tokenizer.from_str(content)
@@ -178,9 +169,6 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> TextTokenizer:
 
 def gpt2_tokenizer(name_or_path: str = "gpt2") -> TextTokenizer:
     """GPT-2's byte-level BPE from the hub or a local folder, with the mask added as id 50257.
-
-    Args:
-        name_or_path: name on the hub or a folder. Code that comes with it is never run.
 
     Raises:
         FileNotFoundError: if it cannot be had.

@@ -17,7 +17,7 @@ class Technique:
     """One technique.
 
     Attributes:
-        name: as the paper's table has it.
+        name: in tables and folders; the paper calls the time weight omega, and the distribution of path times pi.
         field: dotted name in `DiDiInstructConfig`; empty for guided inference, which is a choice of the sampler.
         without: the field's value without the technique.
         published: perplexities at 8 steps before and after it was added to those above it (arXiv 2509.25035, ablation),
@@ -43,9 +43,9 @@ TECHNIQUES = (
         without=BetaTime(0.02, 0.98, a=1.0, b=1.0),
         published=(667.8, 101.0),
     ),
-    Technique(name="omega", field="credit.corruption.time_weight", without=None, published=(101.0, 95.0)),
+    Technique(name="time weight", field="credit.corruption.time_weight", without=None, published=(101.0, 95.0)),
     Technique(
-        name="pi",
+        name="path times",
         field="paths.time_distribution",
         without=BetaTime(0.02, 0.98, a=2.0, b=2.0),
         published=(95.0, 92.1),

@@ -1,4 +1,4 @@
-"""The section of a report that says which technique matters."""
+"""The section of a report on which technique matters."""
 
 from __future__ import annotations
 

@@ -71,12 +71,7 @@ def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0)
 
 
 def load_autoregressive(folder: Path) -> nn.Module:
-    """One that was written with ``save_pretrained``; strictly, in fp32, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
-    """
+    """One that was written with ``save_pretrained``; strictly, in fp32, in evaluation mode."""
     if not (folder / WEIGHTS_FILE).exists():
         raise FileNotFoundError(f"no autoregressive model in {folder}; train it first, or name another folder")
     network: nn.Module = load_gpt2(folder)

@@ -18,7 +18,7 @@ from ..common.results import write_results
 from ..common.students import StudentTraining
 
 BudgetKind = Literal["seconds", "network_evaluations"]
-FIRST_PROBE = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
+FIRST_TRIED = 10_000  # A step of the middle of a run: no warm-up in which the student rests.
 
 
 class EvaluationCounter:
@@ -56,11 +56,7 @@ def _hidden(output: Any) -> Tensor:
 
 
 def list_of_blocks(network: nn.Module) -> nn.ModuleList:
-    """The blocks of a denoiser, a discriminator or a GPT-2.
-
-    Raises:
-        TypeError: for a network of another make.
-    """
+    """The blocks of a denoiser, a discriminator or a GPT-2."""
     for path in ("blocks", "backbone.blocks", "transformer.h"):
         found: Any = network
         for name in path.split("."):
@@ -90,37 +86,32 @@ class Plan:
 
 
 def plan_steps(
-    make: Callable[[int], StudentTraining], kind: BudgetKind, amount: float, file: Path, *, seed: int, probes: int = 8
+    make: Callable[[int], StudentTraining],
+    kind: BudgetKind,
+    amount: float,
+    file: Path,
+    *,
+    seed: int,
+    tried_steps: int = 8,
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away training; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
-
-    Args:
-        make: a fresh training for a number of steps.
-        kind: of the budget.
-        amount: seconds or evaluations.
-        file: where the plan is kept.
-        seed: of the tried steps.
-        probes: steps that are tried after a first one that is not timed.
-
-    Raises:
-        ValueError: if the budget is less than one step.
     """
     known = _read_plan(file)
     if known is not None and (known.kind, known.amount) == (kind, amount):
         return known
-    training, counter = make(2 * FIRST_PROBE), EvaluationCounter()
+    training, counter = make(2 * FIRST_TRIED), EvaluationCounter()
     seconds = []
-    for index in range(FIRST_PROBE - 1, FIRST_PROBE + probes):
+    for index in range(FIRST_TRIED - 1, FIRST_TRIED + tried_steps):
         counter.watch(training.networks())
-        if index == FIRST_PROBE:
+        if index == FIRST_TRIED:
             counter.take()
         generator = step_generator(seed, index, device=_device_of(training))
         started = time.perf_counter()
         training.step(index, generator)
         seconds.append(time.perf_counter() - started)
-    per_step = sum(seconds[1:]) / probes
-    evaluations = counter.take() / probes
+    per_step = sum(seconds[1:]) / tried_steps
+    evaluations = counter.take() / tried_steps
     cost = per_step if kind == "seconds" else evaluations
     if amount < cost:
         raise ValueError(f"a budget of {amount:g} {kind} is less than one training step, which costs {cost:.3g}")

@@ -54,7 +54,7 @@ class Comparison:
         """Train every method with every seed; costs go to ``costs.json`` as each ends.
 
         Args:
-            late: asked before each method; once it is true, no further one is trained, and the comparison goes on with
+            late: called before each method; once it is true, no further one is trained, and the comparison goes on with
                 those that were.
         """
         teacher = self.run.load_dit_teacher()
@@ -90,7 +90,7 @@ class Comparison:
         """Measure every line; figures go to ``comparison.json``.
 
         Args:
-            late: asked before each line; once it is true, no further one is measured.
+            late: called before each line; once it is true, no further one is measured.
         """
         started = time.perf_counter()
         run, config, teacher = self.run, self.config, self.run.load_dit_teacher()

@@ -49,15 +49,7 @@ def evaluated_models(
     evaluation: Evaluation,
     teacher: DiT,
 ) -> list[EvaluatedModel]:
-    """Teacher and trained methods, with and without RGAS, loaded from their folders.
-
-    Args:
-        run: of the comparison.
-        config: of the comparison.
-        methods: settings of what was trained, by name.
-        evaluation: draws their samples.
-        teacher: the first line.
-    """
+    """Teacher and trained methods, with and without RGAS, loaded from their folders."""
     chosen = config.evaluate
     plain_teacher = [evaluation.plain("teacher", teacher)]
     found = [EvaluatedModel(name="teacher", samplers=plain_teacher, steps=chosen.steps, network=teacher)]

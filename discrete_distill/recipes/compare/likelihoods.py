@@ -18,14 +18,7 @@ from .settings import ComparisonConfig
 def likelihoods(
     run: Run, config: ComparisonConfig, models: list[EvaluatedModel], heldout: Tensor
 ) -> list[dict[str, Any]]:
-    """Measure held-out text and the given files, one line a network.
-
-    Args:
-        run: of the comparison.
-        config: of the comparison.
-        models: lines; those that are only sampled in another way are left out.
-        heldout: token ids, int64 ``[N, L]``.
-    """
+    """Measure held-out text and the given files, one line a network."""
     texts = {"held-out": heldout}
     for file in config.texts:
         streams = run.streams_of(str(file))

@@ -30,7 +30,7 @@ from .settings import ComparisonConfig
 
 
 class Measurement:
-    """Draws and judges; every set of samples is drawn once, whoever asks."""
+    """Draws and judges; every set of samples is drawn once."""
 
     def __init__(self, evaluation: Evaluation, config: ComparisonConfig, judges: list[Judge], heldout: Tensor) -> None:
         self.evaluation = evaluation

@@ -16,8 +16,8 @@ def reading_of(line: Line, judge: int, entropy: float) -> FrontierReading:
 
 
 def collapses(results: dict[str, Any], judge: int = 0) -> dict[tuple[str, int], str]:
-    """What is said of each student and number of steps whose samples are less diverse than the teacher's at as many
-    steps or more (than data, where the teacher's do not reach their entropy): "collapsed" and the figures."""
+    """See `collapses_of`; of data in place of the teacher, where the teacher's curves do not reach the entropy of
+    data."""
     figures = {
         (line["method"], line["steps"]): reading_of(line, judge, results["data"]["entropy"]).diversity
         for line in results["lines"]

@@ -12,12 +12,7 @@ from .settings import ComparisonConfig
 
 
 def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
-    """Compose the recipe.
-
-    Args:
-        config: every setting.
-        command: the command line, for the report.
-    """
+    """Compose the recipe."""
     comparison = Comparison(config, command)
     common = (comparison.check_process, comparison.run.load_dit_teacher, comparison.check_autoregressive)
     trained = config.trained()

@@ -21,12 +21,7 @@ from .readings import collapses, reading_of
 
 
 def write_comparison(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run.
-
-    Args:
-        run: of the comparison.
-        results: what the evaluation wrote.
-    """
+    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run."""
     title = "Ablation of DiDi-Instruct" if results["ablation"] else "Few-step language models, compared"
     draw_plots(results, run.directory, title)
     parts = [
@@ -114,8 +109,8 @@ def diagnostics(results: dict[str, Any]) -> list[str]:
     entropy = results["data"]["entropy"]
     found = [reading.note for line in results["lines"] for reading in [reading_of(line, 0, entropy)] if reading.note]
     found += [
-        collapse_warning(f"{method}, {steps} steps: {said}", "the teacher")
-        for (method, steps), said in collapses(results).items()
+        collapse_warning(f"{method}, {steps} steps: {collapse}", "the teacher")
+        for (method, steps), collapse in collapses(results).items()
     ]
     trainings = len(results["train_seeds"])
     if trainings < 3:

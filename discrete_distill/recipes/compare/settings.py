@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...checks import check_count, check_number
-from ...distillation.methods import DiDiInstructConfig, IDLMConfig, PathConfig, RolloutMMDConfig, SDTTConfig
+from ...distillation.methods import (
+    AlphaLossConfig,
+    CertaintyForcingConfig,
+    DiDiInstructConfig,
+    FeatureMMDConfig,
+    IDLMConfig,
+    MethodConfig,
+    RolloutMMDConfig,
+    SDTTConfig,
+)
 from ...training import LoopConfig, OptimizerConfig
 from ..common.discriminator import DiscriminatorConfig
 from ..common.distill import DistillConfig
@@ -20,7 +29,7 @@ from .ablation import variants
 from .autoregressive import AutoregressiveConfig
 from .budget import BudgetKind
 
-METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "ar")
+METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "ar")
 
 
 def paper_sdtt() -> DistillConfig:
@@ -38,8 +47,8 @@ class ComparisonConfig(RecipeConfig):
     """Methods trained from one teacher under one budget, and evaluated alike.
 
     Args:
-        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd and ar. The teacher is always there,
-            and each method that has a discriminator is sampled with RGAS too.
+        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd, feature-mmd, alpha, certainty and
+            ar. The teacher is always there, and each method that has a discriminator is sampled with RGAS too.
         budget: what is equal: training seconds, or network evaluations (passes of one sequence through one network, a
             backward pass counted as two).
         amount: of the budget, for each method.
@@ -49,13 +58,16 @@ class ComparisonConfig(RecipeConfig):
         ablation: instead of ``methods``, compare DiDi-Instruct as published with itself less one technique at a time.
         temperatures: measured first; more follow until the entropy of held-out text is enclosed.
         temperature_spacing: of those that follow.
-        temperature_limits: least and greatest of those that follow.
+        temperature_limits: minimum and maximum of those that follow.
         extra_judges: beside the recipe's own: 'smollm2', a folder, or a hub name such as gpt2-large.
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.
         didi_paper: the published method, ``didi-paper``, and what is ablated.
         idlm: our implementation of IDLM: auxiliary denoiser, reward for the whole sequence.
         mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
+        feature_mmd: the feature-space MMD, paired with data.
+        alpha: the alpha loss, which reads no teacher.
+        certainty: certainty forcing on the teacher's samples.
         sdtt: rounds of self-distillation (paper: 70 000 steps of 128 sequences, rate 6e-5, EMA 0.9999).
         autoregressive: trained anew within the budget, unless it has a path.
         judge: the first judge, whose path alone is read.
@@ -76,6 +88,13 @@ class ComparisonConfig(RecipeConfig):
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
     idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
+    feature_mmd: DistillConfig = field(
+        default_factory=lambda: DistillConfig(method=FeatureMMDConfig(), discriminator=False)
+    )
+    alpha: DistillConfig = field(default_factory=lambda: DistillConfig(method=AlphaLossConfig(), discriminator=False))
+    certainty: DistillConfig = field(
+        default_factory=lambda: DistillConfig(method=CertaintyForcingConfig(), discriminator=False)
+    )
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -113,13 +132,16 @@ class ComparisonConfig(RecipeConfig):
             "didi-paper": self.didi_paper,
             "idlm": self.idlm,
             "mmd": self.mmd,
+            "feature-mmd": self.feature_mmd,
+            "alpha": self.alpha,
+            "certainty": self.certainty,
             "ar": self.autoregressive,
         }
         return {name: every[name] for name in self.methods}
 
 
 def distilled(
-    base: DistillConfig, method: PathConfig, *, discriminator: bool, learning_rate: float | None = None
+    base: DistillConfig, method: MethodConfig, *, discriminator: bool, learning_rate: float | None = None
 ) -> DistillConfig:
     """The same distillation by another method.
 
@@ -159,6 +181,9 @@ def demo() -> ComparisonConfig:
             discriminator=False,
             learning_rate=3e-4,
         ),
+        feature_mmd=distilled(base.distill, FeatureMMDConfig(scaled_advantages=True), discriminator=False),
+        alpha=distilled(base.distill, AlphaLossConfig(), discriminator=False),
+        certainty=distilled(base.distill, CertaintyForcingConfig(), discriminator=False),
         sdtt=DistillConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
             discriminator=False,

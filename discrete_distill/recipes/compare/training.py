@@ -46,16 +46,7 @@ def training_folder(run: Run, name: str, seed: int) -> Path:
 
 
 def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodConfig, teacher: DiT, seed: int) -> Cost:
-    """Train one method with one seed, as long as the budget pays for; what is finished is not done again.
-
-    Args:
-        run: of the comparison.
-        config: of the comparison.
-        name: of the method.
-        method: its settings.
-        teacher: that it starts from.
-        seed: of the training.
-    """
+    """Train one method with one seed, as long as the budget pays for; what is finished is not done again."""
     folder = training_folder(run, name, seed)
     make = _maker(run, method, teacher, seed)
     plan_file = training_folder(run, name, config.train_seeds[0]) / "plan.json"

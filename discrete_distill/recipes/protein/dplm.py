@@ -11,11 +11,8 @@ from ...evaluation.protein import AMINO_ACIDS
 from ...models import as_denoiser
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
+from .esm import CLS, EOS, ESM_ALPHABET, MASK
 from .folding import load_strictly
-
-# ESM's alphabet, which is part of the published weights.
-ESM_ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>")
-CLS, EOS, MASK = (ESM_ALPHABET.index(name) for name in ("<cls>", "<eos>", "<mask>"))
 
 
 class ResiduesOnly(nn.Module):

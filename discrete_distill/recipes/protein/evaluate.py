@@ -26,7 +26,7 @@ RESULTS: dict[str, type] = {
 
 
 class ProteinFigures:
-    """Figures of sets of windows, all against the same real proteins.
+    """Figures of sets of windows, all against the same real proteins; a frame around them is left out.
 
     Args:
         run: of the recipe.
@@ -41,14 +41,20 @@ class ProteinFigures:
     ) -> None:
         self.residues = residues
         self.judge = judge
-        self.least = config.least_residues
-        self.reference = reference
-        self.real = residues.proteins(reference.tolist(), least=self.least)
+        self.minimum_residues = config.minimum_residues
+        self.frame = len(residues.prefix), reference.shape[1] - len(residues.suffix)
+        self.reference = self.unframed(reference)
+        self.real = residues.proteins(self.reference.tolist(), minimum_residues=self.minimum_residues)
         self.training = split_documents(run.documents())["train"][: config.training_sequences]
         self.folding = load_esmfold(config.fold, run.accelerator.device) if config.fold else None
 
+    def unframed(self, windows: Tensor) -> Tensor:
+        """Windows without what stands before and behind them."""
+        return windows[:, slice(*self.frame)]
+
     def of_windows(self, sets: list[Tensor]) -> dict[str, Any]:
         """Perplexity, diversity and proteins of windows, in sets of equal size."""
+        sets = [self.unframed(each) for each in sets]
         windows = torch.cat(sets)
         whole = [each for each in sets if len(each) == len(sets[0])]
         judged = generative_perplexity(windows, self.judge, mask_token_id=self.residues.mask_token_id)
@@ -58,7 +64,7 @@ class ProteinFigures:
             "standard_error": judged.standard_error,
             "entropy": diversity.entropy,
             "between_samples": between_seeds(whole, self.reference),
-            **self.of_proteins(self.residues.proteins(windows.tolist(), least=self.least)),
+            **self.of_proteins(self.residues.proteins(windows.tolist(), minimum_residues=self.minimum_residues)),
         }
 
     def of_proteins(self, proteins: Sequence[str]) -> dict[str, Any]:
@@ -71,7 +77,7 @@ class ProteinFigures:
 
 
 def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge: NGramJudge) -> dict[str, Any]:
-    """Measure teacher, student, guided student, and DPLM where it is asked for.
+    """Measure teacher, student, guided student, and DPLM where ``--dplm`` names it.
 
     Args:
         run: of the recipe.
@@ -84,10 +90,10 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
     """
     started = time.perf_counter()
     chosen, heldout = config.evaluate, run.streams["heldout"].packed(1024)
-    evaluation = Evaluation(chosen, run.process, judge, run.accelerator, heldout.shape[1])
+    evaluation = Evaluation(chosen, run.process, judge, run.accelerator, run.streams["heldout"].shape)
     student, discriminator = run.load_student()
     samplers: list[tuple[SamplerSpec, tuple[int, ...]]] = [
-        (evaluation.plain("teacher", run.load_dit_teacher()), chosen.steps),
+        (evaluation.plain("teacher", run.load_teacher()), chosen.steps),
         (evaluation.plain("student", student), chosen.steps),
     ]
     if discriminator is not None:
@@ -115,14 +121,15 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
         "precision": evaluation.precision,
         "num_samples": chosen.num_samples,
         "seeds": list(chosen.seeds),
-        "length": evaluation.length,
+        "length": heldout.shape[1],
         "lines": lines,
         "seconds": time.perf_counter() - started,
     }
 
 
 def _dplm_lines(run: Run, config: ProteinConfig, figures: ProteinFigures) -> list[dict[str, Any]]:
-    """DPLM as it is, at the same numbers of steps; it has a vocabulary of its own, so the n-gram judge is not asked."""
+    """DPLM as it is, at the same numbers of steps; it has a vocabulary of its own, so there is no perplexity of the
+    n-gram judge."""
     chosen = config.evaluate
     denoiser = load_dplm(config.dplm, run.accelerator.device)
     count = chosen.num_samples * len(chosen.seeds)

@@ -22,17 +22,7 @@ def load_esmfold(name_or_path: str, device: torch.device | str = "cpu") -> Any:
 
 
 def load_strictly(model_class: Any, name_or_path: str, *, flag: str) -> Any:
-    """Load a model of transformers, in evaluation mode, without running code from its files.
-
-    Args:
-        model_class: with ``from_pretrained``.
-        name_or_path: folder or hub name.
-        flag: that names it on the command line.
-
-    Raises:
-        FileNotFoundError: if it cannot be had.
-        ValueError: if it is damaged, or lacks weights, which would stay random.
-    """
+    """Load a model of transformers, in evaluation mode, without running code from its files."""
     try:
         model, found = model_class.from_pretrained(name_or_path, trust_remote_code=False, output_loading_info=True)
     except (OSError, HFValidationError) as error:  # transformers before 5 passes on the hub's refusal of a path.
@@ -55,11 +45,7 @@ def plddt(model: Any, sequence: str) -> float:
 
 
 def mean_plddt(model: Any, sequences: Sequence[str]) -> float:
-    """Mean of `plddt` over sequences, one at a time: memory grows with the square of the length.
-
-    Raises:
-        ValueError: without sequences.
-    """
+    """Mean of `plddt` over sequences, one at a time: memory grows with the square of the length."""
     if not sequences:
         raise ValueError("there are no sequences to fold")
     return sum(plddt(model, sequence) for sequence in sequences) / len(sequences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -16,6 +16,8 @@ from ..common.results import read_results, write_results
 from ..common.run import Run
 from ..common.stages import Recipe, Stage
 from ..common.student_stages import student_recipe
+from ..common.teacher import external_config
+from .esm import find_residues
 from .evaluate import RESULTS, evaluate
 from .report import protein_table, write_report
 from .residues import ResidueTokenizer
@@ -23,38 +25,40 @@ from .settings import ProteinConfig
 
 
 def make_recipe(config: ProteinConfig, command: str) -> Recipe:
-    """Compose the recipe.
-
-    Args:
-        config: every setting.
-        command: the command line, for the report.
-    """
-    residues = ResidueTokenizer()
+    """Compose the recipe."""
     run = Run(
         config,
         command,
-        lambda: residues,
+        partial(residues_of, config),
         bundled_text="protein/proteins.fasta.xz",
         bundled_teacher="protein/teacher",
     )
     return student_recipe(
         run,
         config.sample,
-        evaluate=Stage(
-            run=partial(measure, run, config, residues), needs=(run.load_dit_teacher,), inputs=(run.load_student,)
-        ),
+        evaluate=Stage(run=partial(measure, run, config), needs=(run.load_teacher,), inputs=(run.load_student,)),
         report=Stage(run=partial(report, run), inputs=(partial(results_of, run),), reads_corpus=False),
     )
 
 
-def measure(run: Run, config: ProteinConfig, residues: ResidueTokenizer) -> None:
+def residues_of(config: ProteinConfig) -> ResidueTokenizer:
+    """The tokenizer of the teacher that the settings name."""
+    for teacher in (config.teacher.path, config.teacher.init):
+        model = external_config(teacher)
+        if model is not None:
+            return find_residues(teacher, model)
+    return ResidueTokenizer()
+
+
+def measure(run: Run, config: ProteinConfig) -> None:
     """Measure teacher, student and guided student; figures go to ``evaluation.json``."""
+    residues = cast(ResidueTokenizer, run.tokenizer)
     # The judge counts n-grams of sequences that neither teacher nor student saw.
     judge = NGramJudge(
         torch.from_numpy(run.streams["judge"].ids[:].astype("int64"))[None],
         vocab_size=residues.vocab_size,
         order=config.ngram,
-        excluded=(residues.mask_token_id,),
+        excluded=(residues.mask_token_id, *residues.forbidden_token_ids),
     )
     results = evaluate(run, config, residues, judge)
     write_results(make_folder(run.directory) / RESULTS_FILE, results)

@@ -14,12 +14,7 @@ from ..common.tables import markdown_table, number
 
 
 def write_report(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md`` into the folder of a run.
-
-    Args:
-        run: whose folder holds the metrics of the distillation.
-        results: what the evaluation wrote.
-    """
+    """Write ``report.md`` into the folder of a run."""
     history = read_metrics(run.directory)
     trained = f"{history[-1]['step']:.0f} steps in {history[-1]['seconds']:.0f} s" if history else "elsewhere"
     count = results["num_samples"] * len(results["seeds"])
@@ -37,7 +32,7 @@ def write_report(run: Run, results: dict[str, Any]) -> Path:
             ]
         ),
         "## Quality\n\n" + protein_table(results),
-        "## What the columns say\n\n" + LEGEND,
+        "## Columns\n\n" + LEGEND,
         "## Samples\n\n" + _samples(results),
         "## Limitations\n\n" + bullets(diagnostics(results)),
     ]
@@ -47,16 +42,16 @@ def write_report(run: Run, results: dict[str, Any]) -> Path:
 LEGEND = """- perplexity: of a residue under an n-gram model of other proteins.
 - entropy: of the residues of a window, nats.
 - two samples agree: probability that two windows have the same residue at a position; 1 where all are one sequence.
-- reverse perplexity: of a residue of other real proteins under a 3-gram model of the windows; high where these leave
-  out what proteins say.
+- reverse perplexity: of a residue of other real proteins under a 3-gram model of the windows; high where these lack
+  n-grams of real proteins.
 - collapsed, in place of a perplexity: two windows agree more than twice as often as the teacher's at as many steps or
   more, a window shares a tenth more of its 4-grams with the nearest other, or the reverse perplexity is more than 10%
   above theirs, each by more than three standard errors.
 - amino acids, dipeptides: Jensen-Shannon divergence of their frequencies from real proteins', in millinats.
-- identity: to the nearest training sequence, mean and greatest; 1 is a copy.
+- identity: to the nearest training sequence, mean and maximum; 1 is a copy.
 - clusters: at identity 0.5, over sequences; 1 where no two are alike.
 - low complexity: residues in a window of 12 with an entropy of at most 2.2 bits.
-- pLDDT: of ESMFold, where it was asked for."""
+- pLDDT: of ESMFold, where `--fold` names it."""
 
 
 def protein_table(results: dict[str, Any]) -> str:
@@ -79,7 +74,7 @@ def protein_table(results: dict[str, Any]) -> str:
             ]
         )
     header = ["", "steps", "network evaluations", "perplexity", "±", "entropy", *COLUMNS, "amino acids", "dipeptides"]
-    return markdown_table([*header, "identity", "greatest", "clusters", "low complexity", "pLDDT"], rows)
+    return markdown_table([*header, "identity", "maximum", "clusters", "low complexity", "pLDDT"], rows)
 
 
 def _figure_cells(figures: dict[str, float] | None) -> list[str]:
@@ -89,15 +84,14 @@ def _figure_cells(figures: dict[str, float] | None) -> list[str]:
         f"{1000 * figures['amino_acid_divergence']:.2f}",
         f"{1000 * figures['dipeptide_divergence']:.2f}",
         f"{figures['identity']:.3f}",
-        f"{figures['greatest_identity']:.3f}",
+        f"{figures['maximum_identity']:.3f}",
         f"{figures['clusters']:.3f}",
         f"{figures['low_complexity']:.1%}",
     ]
 
 
 def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
-    """What is said of each student's way of sampling whose windows are less diverse than the teacher's at as many steps
-    or more."""
+    """See `collapses_of`, of the windows of each way of sampling."""
     figures = {
         (line["method"], line["steps"]): figures_of(line.get("between_samples")) for line in results["lines"][1:]
     }
@@ -107,12 +101,12 @@ def _collapses(results: dict[str, Any]) -> dict[tuple[str, int], str]:
 def diagnostics(results: dict[str, Any]) -> list[str]:
     """What a reader must know. Never empty."""
     found = [
-        "Without a structure model these figures say how protein-like letters are, not whether they fold. "
+        "Without a structure model these figures measure how protein-like letters are, not whether they fold. "
         "`--fold facebook/esmfold_v1` adds pLDDT where the weights can be had.",
     ]
     found += [
-        collapse_warning(f"{method} at {steps} steps: {said}", "the teacher")
-        for (method, steps), said in _collapses(results).items()
+        collapse_warning(f"{method} at {steps} steps: {figures}", "the teacher")
+        for (method, steps), figures in _collapses(results).items()
     ]
     real = results["lines"][0]
     for line in results["lines"][1:]:

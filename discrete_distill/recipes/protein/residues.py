@@ -35,7 +35,7 @@ class ResidueTokenizer(TextTokenizer):
         Raises:
             ValueError: for a letter that is no amino acid.
         """
-        index_of = {letter: index for index, letter in enumerate(AMINO_ACIDS + END)}
+        index_of = {letter: index for letter in AMINO_ACIDS + END if (index := self.token_to_id(letter)) is not None}
         strange = {letter for text in texts for letter in text} - set(index_of)
         if strange:
             raise ValueError(f"{sorted(strange)[0]!r} is no amino acid; the 20 letters are {AMINO_ACIDS}")
@@ -45,10 +45,10 @@ class ResidueTokenizer(TextTokenizer):
         """Letters of a sequence; ends are shown as ``.``, masks as ``mask``."""
         return "".join((AMINO_ACIDS + END + mask)[index] for index in ids)
 
-    def proteins(self, windows: list[list[int]], *, least: int = 20) -> list[str]:
-        """Stretches between ends in each window, of ``least`` residues or more."""
+    def proteins(self, windows: list[list[int]], *, minimum_residues: int = 20) -> list[str]:
+        """Stretches between ends in each window, of ``minimum_residues`` or more."""
         pieces = [piece for window in windows for piece in self.decode(window).split(END)]
-        return [piece for piece in pieces if len(piece) >= least]
+        return [piece for piece in pieces if len(piece) >= minimum_residues]
 
     def fingerprint(self) -> str:
         """Hash of the whole definition."""

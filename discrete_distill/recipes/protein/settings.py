@@ -24,15 +24,15 @@ class ProteinConfig(RecipeConfig):
 
     Args:
         ngram: order of the judge, an n-gram model of the judge's split.
-        least_residues: shorter pieces of a window are left out of the figures.
-        training_sequences: greatest number of training sequences that novelty is looked for in.
+        minimum_residues: shorter pieces of a window are left out of the figures.
+        training_sequences: maximum number of training sequences that novelty is measured against.
         fold: folder or hub name of ESMFold, for pLDDT; empty for none.
         dplm: folder or hub name of DPLM, which is then sampled beside teacher and student; empty for none.
         sample: what the sampling stage draws.
     """
 
     ngram: int = 3
-    least_residues: int = 20
+    minimum_residues: int = 20
     training_sequences: int = 100_000
     fold: str = ""
     dplm: str = ""
@@ -41,7 +41,7 @@ class ProteinConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("--ngram", self.ngram)
-        check_count("--least-residues", self.least_residues, minimum=2)
+        check_count("--minimum-residues", self.minimum_residues, minimum=2)
         check_count("--training-sequences", self.training_sequences)
 
 

@@ -101,9 +101,6 @@ def train_judge(
 
     The network (its moving average, where there is one) is written to ``directory`` in half precision, and
     the judge returned is the one that was written. Held-out nats per token go to ``metrics.jsonl``.
-
-    Raises:
-        ValueError: if sequences are longer than the judge's context.
     """
     from transformers import GPT2LMHeadModel
 
@@ -152,15 +149,7 @@ def save_judge(network: Any, config: JudgeConfig, directory: Path) -> None:
 
 
 def load_gpt2(directory: Path) -> Any:
-    """Load a GPT-2 that ``save_pretrained`` wrote; strictly, in fp32, in evaluation mode.
-
-    Args:
-        directory: with ``config.json`` and ``model.safetensors``.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if a file is damaged, or the config file and the weights do not agree.
-    """
+    """Load a GPT-2 that ``save_pretrained`` wrote; strictly, in fp32, in evaluation mode."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     weights = directory / WEIGHTS_FILE
@@ -178,16 +167,7 @@ def load_gpt2(directory: Path) -> Any:
 
 
 def load_judge(directory: Path, *, device: torch.device | str = "cpu") -> CausalLMJudge:
-    """A judge that `train_judge` wrote. Its name holds its size and the first digits of its weights' SHA-256.
-
-    Args:
-        directory: with ``config.json`` and ``model.safetensors``.
-        device: where it runs, in fp32.
-
-    Raises:
-        FileNotFoundError: if there is no judge in ``directory``.
-        ValueError: if a file is damaged, or weights are missing or superfluous.
-    """
+    """A judge that `train_judge` wrote. Its name holds its size and the first digits of its weights' SHA-256."""
     weights = Path(directory) / WEIGHTS_FILE
     if not weights.exists():
         raise FileNotFoundError(f"no judge in {directory}: {WEIGHTS_FILE} is missing; train one with the judge stage")

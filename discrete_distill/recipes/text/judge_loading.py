@@ -30,16 +30,6 @@ def load_judge_for(
 
     A judge that the judge stage wrote has the fingerprint of its tokenizer beside it: where that is the run's, it reads
     the ids of samples. Any other judge with a tokenizer of its own reads their text.
-
-    Args:
-        path: folder or hub name of a causal language model, or 'bundled'.
-        tokenizer: of the samples.
-        device: where the judge runs.
-        flag: that names the judge on the command line.
-
-    Raises:
-        FileNotFoundError: if it cannot be had.
-        ValueError: if it is damaged, or neither its ids nor its text can be read.
     """
     folder = find_judge(path, flag=flag)
     if not folder.is_dir():
@@ -62,15 +52,7 @@ def load_judge_for(
 
 
 def find_judge(path: str, *, flag: str = "--judge.path") -> Path:
-    """Look for a judge without loading its weights; a name on the hub stays as it is.
-
-    Args:
-        path: see `load_judge_for`.
-        flag: that names it on the command line.
-
-    Raises:
-        FileNotFoundError: if it cannot be had.
-    """
+    """Look for a judge without loading its weights; a name on the hub stays as it is."""
     if path == BUNDLED:
         return asset("judge")
     from transformers import AutoConfig

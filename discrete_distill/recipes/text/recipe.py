@@ -24,12 +24,7 @@ from .settings import TextConfig
 
 
 def make_recipe(config: TextConfig, command: str) -> Recipe:
-    """Compose the recipe.
-
-    Args:
-        config: every setting.
-        command: the command line, for the report.
-    """
+    """Compose the recipe."""
     run = text_run(config, command)
     return student_recipe(
         run,

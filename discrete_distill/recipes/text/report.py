@@ -19,12 +19,7 @@ from ..common.tokenizer import TextTokenizer
 
 
 def write_report(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md`` and its plots into the folder of a run.
-
-    Args:
-        run: whose folder holds the metrics of distillation and discriminator.
-        results: what the evaluation wrote.
-    """
+    """Write ``report.md`` and its plots into the folder of a run."""
     history, discriminator_history = read_metrics(run.directory), read_metrics(run.directory / METRICS_FOLDER)
     title, directory, tokenizer = f"Distillation: {run.config.name}", run.directory, run.tokenizer
     command, machine = results.get("command", run.command), results.get("machine", run.machine)

@@ -26,10 +26,11 @@ def find_tokenizer(config: RecipeConfig) -> TextTokenizer:
         FileNotFoundError: if it cannot be had.
         ValueError: if it is damaged.
     """
-    name, teacher = config.data.tokenizer, config.teacher.path
-    model = external_config(teacher)
-    if model is not None:
-        return load_model_tokenizer(teacher, model)
+    name = config.data.tokenizer
+    for teacher in (config.teacher.path, config.teacher.init):
+        model = external_config(teacher)
+        if model is not None:
+            return load_model_tokenizer(teacher, model)
     if name == BUNDLED:
         return TextTokenizer.load(asset("tokenizer.json"))
     if name == "train":

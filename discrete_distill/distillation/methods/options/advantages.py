@@ -19,7 +19,7 @@ class Advantages:
         group_size: consecutive rows that are compared with each other (the paper's G).
         baseline: what is subtracted from a reward.
         scale: the standard deviation that a reward is divided by: of the group, of the batch, or none.
-        clip: greatest size of an advantage; None for none.
+        clip: maximum size of an advantage; None for none.
 
     Raises:
         TypeError: if the group size is not an integer.

@@ -16,8 +16,8 @@ class ElboTimeWeight:
     """The weight of the ELBO at a time, clipped; see `ElboWeight`.
 
     Args:
-        low: least weight.
-        high: greatest weight.
+        low: minimum weight.
+        high: maximum weight.
 
     Raises:
         ValueError: unless ``0 <= low < high``.

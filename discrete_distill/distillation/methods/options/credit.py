@@ -58,7 +58,7 @@ class VocabularyCredit:
     """The log-ratio of every token of the vocabulary at every step, of which none is drawn.
 
     Args:
-        mask_ratio: least fraction of a step's masked positions that is scored, given the others, in ``(0, 1]``.
+        mask_ratio: minimum fraction of a step's masked positions that is scored, given the others, in ``(0, 1]``.
 
     Raises:
         ValueError: if the fraction is out of range.
@@ -87,7 +87,7 @@ def make_estimator(
         log_ratio: the reward is its negative.
         paths: of the student; where they branch, rows of a group are masked alike.
         advantages: normalisation of the rewards.
-        reward_clip: greatest raw log-ratio, nats.
+        reward_clip: maximum size of a raw log-ratio, nats.
     """
     options: dict[str, Any] = {}
     if isinstance(credit, TokenCredit):

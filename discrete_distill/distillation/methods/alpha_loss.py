@@ -1,0 +1,100 @@
+r"""The alpha loss (arXiv 2609.38066): a likelihood that prefers sequences which are likely as a whole.
+
+Of data with masked positions ``S``, with ``p`` the student's answer in one pass,
+
+.. math:: s = \frac{1}{|S|} \sum_{i \in S} \log p_i(x_i), \qquad L = \frac{1 - \exp(k s)}{k}.
+
+As ``k`` goes to 0, ``L`` is ``-s``, the negative log-likelihood; the larger ``k`` is, the more a sequence counts that
+the student can already give in one pass. Where the data at ``S`` have the distribution ``q``, the best factorised
+answer is the fixed point
+
+.. math:: p_i(v) \propto E_q\big[ 1[x_i = v] \textstyle\prod_j p_j(x_j)^{k / |S|} \big],
+
+which for independent positions is ``p_i ~ q_i^{1 / (1 - k / |S|)}``, sharper than the data, for ``k < |S|``. There is
+no teacher: the student starts as a trained model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator
+
+from ...checks import check_number
+from ...process import MaskedDiffusion
+from ...process.denoiser import logits_in_parts
+from ..networks import Networks
+from .corrupted_data import CorruptedData, log_probs_of
+from .data_method import DataMethod
+from .method_config import MethodConfig
+from .output import StepOutput
+from .protocol import UpdatePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaLossConfig(MethodConfig):
+    """Configuration of `AlphaLoss`.
+
+    Args:
+        k: sharpness (paper: 8 to 16 on a whole sequence).
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+
+    k: float = 8.0
+
+    def __post_init__(self) -> None:
+        check_number("k", self.k, minimum=1e-6)
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student alone, on corrupted reference sequences; a discriminator is not trained."""
+        return UpdatePlan(order=("student",), reads_reference=("rollout",))
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """None but the student's own."""
+        return 0.0, 0.0
+
+
+class AlphaLoss(DataMethod[AlphaLossConfig]):
+    """Train a trained model further by the alpha loss, so that it answers in few passes. The teacher is not read.
+
+    Every sequence counts equally, however many positions of it are masked; there is no weight ``1 / t``.
+
+    Args:
+        networks: the student; see `make_networks`.
+        process: mask and schedule.
+        config: every choice.
+
+    Example:
+        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
+        >>> method = AlphaLoss(networks, process)  # doctest: +SKIP
+        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
+        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    """
+
+    config_class = AlphaLossConfig
+
+    def __init__(self, networks: Networks, process: MaskedDiffusion, config: AlphaLossConfig | None = None) -> None:
+        super().__init__(networks, process, config if config is not None else AlphaLossConfig())
+
+    def student_loss(self, rollout: CorruptedData, *, generator: Generator | None = None, **given: Any) -> StepOutput:
+        """Compute the mean of ``L`` over the sequences with a masked position.
+
+        Args:
+            rollout: of this step.
+            generator: not read; the other keywords of `loss` neither.
+            **given: these keywords.
+        """
+        positions, (batch, length) = rollout.positions, rollout.x_0.shape
+        logits_of = logits_in_parts(
+            self.student, rollout.x_t, rollout.t, positions, model_kwargs=rollout.denoiser_kwargs()
+        )
+        log_prob_N = log_probs_of(self.process, logits_of, rollout.x_0.flatten()[positions, None])[:, 0]
+        total_B = log_prob_N.new_zeros(batch).index_add(0, positions // length, log_prob_N)
+        mean_B = total_B / rollout.num_masked.clamp(min=1)
+        loss = -torch.expm1(self.config.k * mean_B).sum() / (self.config.k * batch)
+        metrics = {"log_prob": mean_B.detach().mean(), "alpha_loss": loss.detach()}
+        return StepOutput(loss, metrics)

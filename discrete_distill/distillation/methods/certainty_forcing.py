@@ -1,0 +1,176 @@
+r"""Certainty-forcing distillation (dParallel, arXiv 2509.26488): a student that is sure of what its teacher decodes.
+
+Of a sequence that the teacher decoded, one block is active: the blocks before it are given, those behind it are masked,
+and of its own positions a random half ``S`` is masked. Complementary halves make two states, so that each position of
+the block is learned once. At the masked positions of the block, with ``p`` the student's answer and ``x`` the teacher's
+token,
+
+.. math:: L = \frac{1}{|S|} \sum_{i \in S} -\log p_i(x_i)
+          + \beta \frac{1}{|C|} \sum_{i \in C} H\big(p_i^{1 / T}\big), \qquad C = \{i \in S: \arg\max p_i = x_i\}:
+
+where the student is already right, its entropy (at temperature ``T``) goes down, so that a sampler that commits what is
+certain commits more at once. This is a bias by design: where the teacher is not deterministic, the less frequent of its
+tokens are lost.
+
+Shape suffixes: B batch, L length, V vocabulary, N masked positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ... import draws
+from ...checks import check_count, check_number
+from ...process import MaskedDiffusion
+from ...process.denoiser import logits_in_parts
+from ..networks import Networks
+from .corrupted_data import CHUNK_ROWS, CorruptedData
+from .data_method import DataMethod
+from .method_config import MethodConfig
+from .output import StepOutput
+from .protocol import UpdatePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertaintyForcingConfig(MethodConfig):
+    """Configuration of `CertaintyForcing`.
+
+    Args:
+        block_length: positions of a block, counted from the end of the prompt (paper: 32).
+        mask_ratio: share of the active block that is masked, in ``(0, 1)``; the complement makes the other state
+            (paper: 0.5).
+        entropy_weight: ``beta`` (paper: 2).
+        entropy_temperature: ``T`` (paper: 0.5).
+        reference: what is learned: the "teacher"'s own samples (paper), or "data".
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    block_length: int = 32
+    mask_ratio: float = 0.5
+    entropy_weight: float = 2.0
+    entropy_temperature: float = 0.5
+    reference: Literal["data", "teacher"] = "teacher"
+
+    def __post_init__(self) -> None:
+        check_count("block_length", self.block_length)
+        check_number("mask_ratio", self.mask_ratio, exclusive_minimum=0.0, exclusive_maximum=1.0)
+        check_number("entropy_weight", self.entropy_weight, minimum=0.0)
+        check_number("entropy_temperature", self.entropy_temperature, exclusive_minimum=0.0)
+        if self.reference not in ("data", "teacher"):
+            raise ValueError(f'reference is "data" or "teacher", got {self.reference!r}')
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student alone, on reference sequences; a discriminator is not trained."""
+        return UpdatePlan(order=("student",), reads_reference=("rollout",))
+
+    def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
+        """Two states of each sequence."""
+        return 1.0, 2.0 * batch, 2.0 * batch
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """None but the student's own."""
+        return 0.0, 0.0
+
+
+class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
+    """Certainty-forcing distillation: the teacher's tokens, and no entropy where the student has them already.
+
+    A rollout has two states of each sequence, one behind the other. The teacher itself is not read: its samples come as
+    the reference.
+
+    Args:
+        networks: the student; see `make_networks`.
+        process: mask and schedule.
+        config: every choice.
+
+    Example:
+        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
+        >>> method = CertaintyForcing(networks, process)  # doctest: +SKIP
+        >>> rollout = method.rollout(reference=teacher_samples, generator=g)  # doctest: +SKIP
+        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    """
+
+    config_class = CertaintyForcingConfig
+
+    def __init__(
+        self, networks: Networks, process: MaskedDiffusion, config: CertaintyForcingConfig | None = None
+    ) -> None:
+        super().__init__(networks, process, config if config is not None else CertaintyForcingConfig())
+
+    def corrupt(
+        self,
+        x_0: Tensor,
+        *,
+        generation_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        generator: Generator | None,
+        model_kwargs: Mapping[str, Any] | None,
+    ) -> CorruptedData:
+        """Two states of each sequence, with complementary halves of one block masked and all blocks behind it."""
+        batch, _ = x_0.shape
+        free = torch.ones_like(x_0, dtype=torch.bool) if generation_mask is None else generation_mask
+        size = free.sum(1)
+        block_BL = (free.long().cumsum(1) - 1).div(self.config.block_length, rounding_mode="floor")
+        blocks = (size - 1).clamp(min=0).div(self.config.block_length, rounding_mode="floor") + 1
+        u = draws.rand((batch,), device=x_0.device, generator=generator)
+        active = (u * blocks).long().minimum(blocks - 1)[:, None]
+        in_block, behind = free & (block_BL == active), free & (block_BL > active)
+        first = draws.rand(x_0.shape, device=x_0.device, generator=generator) < self.config.mask_ratio
+        loss_mask = torch.cat((in_block & first, in_block & ~first))
+        hidden = loss_mask | behind.repeat(2, 1)
+        x_0 = x_0.repeat(2, 1)
+        t = self.process.time_of_count(hidden.sum(1), size.repeat(2))
+        kwargs = {name: _twice(value, batch) for name, value in (model_kwargs or {}).items()}
+        x_t = x_0.masked_fill(hidden, self.process.mask_token_id)
+        return CorruptedData(x_t, t, loss_mask, _twice(attention_mask, batch), kwargs, x_0)
+
+    def student_loss(
+        self, rollout: CorruptedData, *, num_tokens: Tensor | float | None = None, **given: Any
+    ) -> StepOutput:
+        """Compute cross-entropy and entropy, each a mean: of the masked positions, and of those that are right.
+
+        Args:
+            rollout: of this step.
+            num_tokens: what the cross-entropy is divided by: masked positions of the whole batch, where the rollout is
+                a part of it. The entropy is a mean over the right ones of this part.
+            **given: the other keywords of `loss`; not read.
+        """
+        positions = rollout.positions
+        logits_of = logits_in_parts(
+            self.student, rollout.x_t, rollout.t, positions, model_kwargs=rollout.denoiser_kwargs()
+        )
+        target_N = rollout.x_0.flatten()[positions]
+
+        def part(rows: slice) -> Tensor:
+            logits_nV = self.process.masked_log_probs(logits_of(rows))
+            sharp_nV = (logits_nV / self.config.entropy_temperature).log_softmax(-1)
+            entropy_n = -(sharp_nV.exp() * sharp_nV.clamp_min(-1e4)).sum(-1)
+            right_n = logits_nV.argmax(-1) == target_N[rows]
+            return torch.stack((-logits_nV.gather(1, target_N[rows, None])[:, 0], entropy_n * right_n, right_n * 1.0))
+
+        chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(positions), 1), CHUNK_ROWS)]
+        sums = torch.stack([checkpoint(part, rows, use_reentrant=False).sum(1) for rows in chunks]).sum(0)
+        count = rollout.num_tokens() if num_tokens is None else num_tokens
+        cross_entropy, entropy = sums[0] / count, sums[1] / sums[2].detach().clamp(min=1.0)
+        loss = cross_entropy + self.config.entropy_weight * entropy
+        metrics = {
+            "cross_entropy": cross_entropy.detach(),
+            "entropy_where_right": entropy.detach(),
+            "right": sums[2].detach() / max(len(positions), 1),
+        }
+        return StepOutput(loss, metrics)
+
+
+def _twice(value: Any, batch: int) -> Any:
+    """A tensor with an entry for each sequence, for both states."""
+    if isinstance(value, Tensor) and value.dim() and len(value) == batch:
+        return value.repeat(2, *[1] * (value.dim() - 1))
+    return value

@@ -1,0 +1,165 @@
+"""Corrupted data: what methods without student paths learn from, and what their losses share.
+
+Shape suffixes: B batch, L length, V vocabulary, N masked positions, M fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...distributed.collectives import mean_over_processes
+from ...process import MaskedDiffusion, StratifiedTime
+from ...process.denoiser import LogitsOfPart
+
+CHUNK_ROWS = 384
+
+
+@dataclass
+class MaskedBatch:
+    """Masked states of a batch, and what networks are called with.
+
+    Attributes:
+        x_t: states with masks, int64 ``[B, L]``.
+        t: times of ``x_t``, ``[B]``.
+        loss_mask: bool ``[B, L]``, true at the masks that are predicted.
+        attention_mask: bool ``[B, L]``, true at real tokens, or None.
+        model_kwargs: what else the networks are given.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    loss_mask: Tensor
+    attention_mask: Tensor | None
+    model_kwargs: Mapping[str, Any]
+
+    @property
+    def positions(self) -> Tensor:
+        """Flattened positions of the loss, int64 ``[N]``, ascending."""
+        return self.loss_mask.flatten().nonzero().squeeze(1)
+
+    def num_tokens(self) -> Tensor:
+        """Number of these positions, mean over processes, at least 1. All processes must call it."""
+        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
+
+    def denoiser_kwargs(self) -> dict[str, Any]:
+        """What a denoiser is called with beside state and time."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {**self.model_kwargs, **mask}
+
+
+@dataclass
+class CorruptedData(MaskedBatch):
+    """Clean sequences ``x_0``, int64 ``[B, L]``, and their masked states: the rollout of a method without paths."""
+
+    x_0: Tensor
+
+    @property
+    def sequences(self) -> Tensor:
+        """``x_0``."""
+        return self.x_0
+
+    @property
+    def num_masked(self) -> Tensor:
+        """Masked positions of each sequence, int64 ``[B]``."""
+        return self.loss_mask.sum(1)
+
+    def without_logits(self) -> CorruptedData:
+        """Itself: it holds none."""
+        return self
+
+
+def clean_sequences(
+    process: MaskedDiffusion,
+    reference: Tensor | None,
+    shape: tuple[int | None, int | None],
+    x_init: Tensor | None,
+    attention_mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Reference sequences with the given tokens of ``x_init``, and where they may be masked.
+
+    Args:
+        process: names the mask.
+        reference: clean tokens, int64 ``[B, L]``.
+        shape: requested numbers of sequences and of tokens, None for any.
+        x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked.
+        attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
+
+    Returns:
+        Tokens int64 ``[B, L]``, and bool ``[B, L]``, or None if all of them may be masked.
+
+    Raises:
+        ValueError: if there is no reference, it is empty or of another shape than requested.
+    """
+    if reference is None:
+        raise ValueError("this method corrupts reference sequences; pass reference=")
+    if reference.ndim != 2 or not reference.numel():
+        raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
+    expected = tuple(x_init.shape) if x_init is not None else shape
+    if any(one is not None and one != other for one, other in zip(expected, reference.shape, strict=True)):
+        raise ValueError(f"reference has shape {list(reference.shape)}, but {list(expected)} was requested")
+    generation_mask = None
+    if x_init is not None:
+        generation_mask = process.is_masked(x_init)
+        reference = torch.where(generation_mask, reference, x_init)
+    if attention_mask is not None:
+        real = attention_mask.bool()
+        generation_mask = real if generation_mask is None else generation_mask & real
+    return reference, generation_mask
+
+
+def corrupt_data(
+    process: MaskedDiffusion,
+    x_0: Tensor,
+    *,
+    generation_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    minimum_masks: int = 1,
+    generator: Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> CorruptedData:
+    """Mask ``k`` positions of each sequence, ``k`` uniform in ``minimum_masks ... n`` and stratified over the batch.
+
+    Args:
+        process: mask and schedule.
+        x_0: int64 ``[B, L]``.
+        generation_mask: bool ``[B, L]``, the ``n`` positions that may be masked; all by default.
+        attention_mask: bool ``[B, L]``, passed on to the networks.
+        minimum_masks: where a sequence has so many positions.
+        generator: source of randomness.
+        model_kwargs: passed on to the networks.
+    """
+    size = process.num_generated(x_0, generation_mask)
+    level = StratifiedTime().sample(len(x_0), device=x_0.device, generator=generator).t
+    low = size.clamp(max=minimum_masks)
+    count = (low + (level * (size - low + 1)).long()).minimum(size)
+    x_t = process.corrupt_by_count(x_0, count, generation_mask=generation_mask, generator=generator)
+    loss_mask = process.is_masked(x_t) & ~process.is_masked(x_0)
+    t = process.time_of_count(count, size)
+    return CorruptedData(x_t, t, loss_mask, attention_mask, dict(model_kwargs or {}), x_0)
+
+
+def log_probs_of(process: MaskedDiffusion, logits_of: LogitsOfPart, tokens_NM: Tensor) -> Tensor:
+    """Log-probabilities ``[N, M]`` of tokens, with gradient; the vocabulary is held for 384 positions at a time, and
+    computed again in the backward pass.
+
+    Args:
+        process: whose mask and forbidden ids are left out.
+        logits_of: see `logits_in_parts`.
+        tokens_NM: int64 ``[N, M]``.
+    """
+
+    def part(rows: slice) -> Tensor:
+        return process.masked_log_probs(logits_of(rows)).gather(1, tokens_NM[rows])
+
+    chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(tokens_NM), CHUNK_ROWS)]
+    if not chunks:
+        return process.masked_log_probs(logits_of(slice(None))).new_zeros(tokens_NM.shape)
+    if not torch.is_grad_enabled():
+        return torch.cat([part(rows) for rows in chunks])
+    return torch.cat([checkpoint(part, rows, use_reentrant=False) for rows in chunks])

@@ -1,0 +1,84 @@
+"""What methods that learn from corrupted data, without student paths, share: their rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from .base import BaseMethod
+from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
+from .method_config import MethodConfig
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
+    """A method whose rollout is made of corrupted data, and which trains the student alone.
+
+    Attributes:
+        minimum_masks: positions of each sequence that are masked at least.
+    """
+
+    minimum_masks: ClassVar[int] = 1
+
+    def rollout(
+        self,
+        batch_size: int | None = None,
+        length: int | None = None,
+        *,
+        x_init: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        reference: Tensor | None = None,
+        generator: Generator | None = None,
+        device: torch.device | str | None = None,
+        tokens: Tensor | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Corrupt reference sequences; see `corrupt`.
+
+        Args:
+            batch_size: number of sequences of ``reference``, which sets it.
+            length: their tokens.
+            x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
+                ``reference`` may be masked by default.
+            attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
+            reference: clean tokens, int64 ``[B, L]``.
+            generator: source of randomness.
+            device: not read; the device is that of ``reference``.
+            tokens: not read; the same state of ``generator`` draws the same batch.
+            model_kwargs: passed to the networks by keyword.
+
+        Raises:
+            ValueError: if there is no reference, it is empty or of another shape than the other arguments.
+        """
+        x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+        return self.corrupt(
+            x_0,
+            generation_mask=generation_mask,
+            attention_mask=attention_mask,
+            generator=generator,
+            model_kwargs=model_kwargs,
+        )
+
+    def corrupt(
+        self,
+        x_0: Tensor,
+        *,
+        generation_mask: Tensor | None,
+        attention_mask: Tensor | None,
+        generator: Generator | None,
+        model_kwargs: Mapping[str, Any] | None,
+    ) -> MaskedBatch:
+        """States of clean sequences, with ``minimum_masks`` or more masks; see `corrupt_data`."""
+        return corrupt_data(
+            self.process,
+            x_0,
+            generation_mask=generation_mask,
+            attention_mask=attention_mask,
+            minimum_masks=self.minimum_masks,
+            generator=generator,
+            model_kwargs=model_kwargs,
+        )

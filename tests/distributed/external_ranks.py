@@ -1,0 +1,90 @@
+"""What each of two gloo processes runs with models of transformers; started by ``test_external_networks.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from ragged_batch import LENGTH, MASK, VOCAB, config_of, gradients_of_the_loop, greatest_gap, in_double
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, EsmConfig, EsmForMaskedLM
+
+from discrete_distill import DiDiInstructConfig, SharedBase, as_denoiser, make_networks
+from discrete_distill.distributed.collectives import leave_processes
+from discrete_distill.training import gather_in_order
+
+torch.set_num_threads(1)
+
+
+def model(kind: str) -> nn.Module:
+    """Random weights, in double precision. The contact head of ESM has weights that no logit depends on."""
+    torch.manual_seed(1)
+    size: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 24, "max_position_embeddings": LENGTH + 2, "pad_token_id": 0}
+    rotary = {"position_embedding_type": "rotary", "mask_token_id": MASK}
+    made = BertForMaskedLM(BertConfig(**size)) if kind == "bert" else EsmForMaskedLM(EsmConfig(**size, **rotary))
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return made.double().eval()
+
+
+def networks(config: DiDiInstructConfig, kind: str, ratio: Any, sharing: str) -> dict[str, Any]:
+    """Those of `make_networks` by name, moved apart."""
+    made = make_networks(
+        as_denoiser(model(kind)),
+        log_ratio=ratio,
+        step_conditioning=config.step_conditioning,
+        sharing=SharedBase(rank=2) if sharing == "adapters" else "copies",
+        trainable_blocks=1,
+    )
+    for name, each in made.trained().items():
+        in_double(each) if name == "discriminator" else each.double()  # type: ignore[arg-type]
+        for parameter in each.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    return {name: each for name, each in made.named().items() if each is not None}
+
+
+def gaps(kind: str, ratio: str, sharing: str, rank: int) -> dict[str, float]:
+    """Greatest gap between the gradients of both shares and those of the whole batch, by number of micro-batches."""
+    config = config_of(ratio)
+    whole = gradients_of_the_loop(config, 1, made=networks(config, kind, ratio, sharing), sharing=sharing)
+    found = {}
+    for parts in (1, 2):
+        made = networks(config, kind, ratio, sharing)
+        share = gradients_of_the_loop(config, parts, rank=rank, processes=2, made=made, sharing=sharing)
+        found[f"{kind} {sharing} {ratio} {parts}"] = greatest_gap(share, whole)
+    return found
+
+
+def examples() -> dict[str, list[float]]:
+    """The accelerate loop of the examples, on both ranks, with a teacher of transformers."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from examples.accelerate_loop import main as loop
+
+    return {
+        sharing: gather_in_order([loop("bert", sharing, steps=12, teacher_steps=5)["student"]])
+        for sharing in ("copies", "adapters")
+    }
+
+
+def main() -> None:
+    rank = Accelerator(cpu=True).process_index
+    found: dict[str, Any] = {"gaps": {}}
+    for kind in ("bert", "esm"):
+        for sharing in ("copies", "adapters"):
+            for ratio in ("auxiliary", "discriminator"):
+                found["gaps"] |= gaps(kind, ratio, sharing, rank)
+    found["examples"] = examples()
+    if rank == 0:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+    dist.barrier()
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main()
