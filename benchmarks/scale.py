@@ -1,4 +1,5 @@
-"""What a run needs at four sizes: memory, traffic, time, money. ``python -m benchmarks.scale`` writes docs/scale.md.
+"""What a run needs at four sizes: memory, traffic, time, money. ``python -m benchmarks.scale`` writes the page
+docs/benchmarks/scale.md.
 
 Parameters are counted on the networks themselves, on PyTorch's meta device; the rest is arithmetic on stated
 assumptions.
@@ -16,7 +17,7 @@ import torch
 from discrete_distill.models import Discriminator, DiT, DiTConfig
 from discrete_distill.models.dit import Block
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "scale.md"
 GB = 1e9
 SHAPES = {
     "169M": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
@@ -276,7 +277,7 @@ What a run of the published method needs at four sizes. This page is written by 
 parameters are
 counted on the networks themselves (PyTorch's meta device), the rest is arithmetic on the assumptions below. Nothing
 here was
-timed; the flags of the script change every assumption. How to launch is in [training.md](training.md).
+timed; the flags of the script change every assumption. How to launch is in [Many GPUs](../how-to/many-gpus.md).
 
 ## Assumptions
 - Vocabulary 50 258, length {a.length}, {a.paths} student paths per GPU and step, each of {a.path_steps} steps:

@@ -1,7 +1,8 @@
-"""Runs the Python of README.md and docs/*.md, page by page: what the documentation shows must work.
+"""Runs the Python of README.md and of all pages in docs/, page by page: what the documentation shows must work.
 
 The blocks of a page run in order and share their names, in a folder of their own that is thrown away. A block
-that only illustrates is fenced as ``python no-run``.
+that only illustrates is fenced as ``python no-run``. A page with a notebook beside it is left to tests/notebook.py,
+unless it is named.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def _inside(folder: Path):  # type: ignore[no-untyped-def]
 def main() -> None:
     """Run the pages named on the command line, or all of them."""
     given = [Path(name).resolve() for name in sys.argv[1:]]
-    for file in given or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    pages = sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.with_suffix(".ipynb").exists())
+    for file in given or [ROOT / "README.md", *pages]:
         started = time.perf_counter()
         count = run_page(file)
         print(f"{file.name}: {count} snippets ran in {time.perf_counter() - started:.1f} s", flush=True)

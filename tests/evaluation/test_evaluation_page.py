@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "evaluation.md"
 
 
 def test_the_code_of_the_page_runs_and_the_better_student_wins(

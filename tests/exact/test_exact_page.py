@@ -6,7 +6,7 @@ import pytest
 from discrete_distill import exact
 from discrete_distill.process import MaskedDiffusion
 
-PAGE = Path(__file__).parents[2] / "docs" / "exact.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "exact.md"
 
 
 def test_the_code_of_the_page_runs_from_top_to_bottom():

@@ -52,7 +52,7 @@ def load_denoiser(
 
     Args:
         name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM,
-            DUO or DiDi-Instruct code. See docs/models.md for the layouts and their key maps.
+            DUO or DiDi-Instruct code. See docs/reference/models.md for the layouts and their key maps.
         averaging: of a training checkpoint, ``"ema"``: the moving average, with which these repositories evaluate;
             ``"raw"``: the weights themselves. Files of plain weights have one kind only.
         max_length: longest sequence, in tokens; None takes the config file's, or 1024 where there is none.

@@ -57,7 +57,7 @@ from discrete_distill.process import (
     UniformTime,
 )
 
-PAGE = Path(__file__).parents[3] / "docs" / "estimators.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "estimators.md"
 SCHEDULES = [LogLinearSchedule(), LinearSchedule(), CosineSchedule(), PolynomialSchedule(2.0), GeometricSchedule()]
 ONE_STEP, TWO_STEPS, THREE_STEPS = (1.0, 0.0), (1.0, 0.4, 0.0), (1.0, 0.7, 0.25, 0.0)
 NODES = 12
@@ -198,7 +198,7 @@ def test_the_batch_mean_shrinks_it_by_one_over_the_batch() -> None:
 
 
 def printed_biases() -> dict[str, tuple[float, float]]:
-    """The table of docs/estimators.md: what a choice is called, its relative bias, and its cosine with the truth."""
+    """The table of docs/reference/estimators.md: name of a choice, its relative bias, and its cosine with the truth."""
     rows = re.findall(r"^ *\| ([^|]+) \| ([\d.]+) \| (-?[\d.]+) \|$", PAGE.read_text(), flags=re.MULTILINE)
     return {name.strip(): (float(bias), float(cosine)) for name, bias, cosine in rows}
 
