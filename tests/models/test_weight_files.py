@@ -100,12 +100,12 @@ def test_a_config_file_that_wants_more_memory_than_there_is(folder: Path, change
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     for load in (DiT.from_pretrained, load_denoiser):
-        with pytest.raises(CheckpointError, match=r"its config file says"):
+        with pytest.raises(CheckpointError, match="config file"):
             load(folder)
     Discriminator(CONFIG, 1).save_pretrained(folder)
     config = {"backbone": {**config, **changes}, "trainable_blocks": 1}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"its config file says"):
+    with pytest.raises(CheckpointError, match="config file"):
         Discriminator.from_pretrained(folder)
 
 

@@ -124,13 +124,13 @@ class Run:
         It is checked against tokenizer and length.
         """
         location = self.teacher_location(self.config.teacher.path)
+        teacher = load_network(location, **self.config.teacher.called())
         if isinstance(self.tokenizer, ModelTokenizer) and external_config(location) is None:
             raise ValueError(
                 f"--teacher.init {self.config.teacher.init} is a Hugging Face model with a tokenizer of its own, and "
                 f"--teacher.path {self.config.teacher.path} is none; train it by the stage teacher, then name its "
                 "folder as --teacher.path"
             )
-        teacher = load_network(location, **self.config.teacher.called())
         shape = network_shape(teacher)
         if not isinstance(self.tokenizer, ModelTokenizer):  # which was read beside the teacher itself
             check_tokenizer(location, shape.vocab_size, self.tokenizer, flag="--teacher.path")
