@@ -1,11 +1,21 @@
-"""What the report diagnostics about."""
+"""What the report of the text recipe holds."""
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.markdown import Markdown
 
 from discrete_distill.evaluation import Frontier
-from discrete_distill.recipes.text.report import diagnostics, frontier_table, headline, step_curves, steps_table
+from discrete_distill.recipes.text.report import (
+    diagnostics,
+    frontier_table,
+    headline,
+    step_curves,
+    steps_table,
+    summary_table,
+)
 
 
 def line(method: str, entropy: float, corpus_entropy: float = 6.0) -> dict[str, Any]:
@@ -132,3 +142,14 @@ def test_a_file_without_figures_between_samples_has_empty_cells() -> None:
     saved["data"]["nats_per_token"] = 4.0
     table = frontier_table(saved, frontiers_of(saved)).splitlines()
     assert table[-1] == "| student, 8 steps | 148.4 |  |  |  | 3.500 to 4.200 |"
+
+
+def test_the_table_in_the_terminal_fits_into_eighty_columns() -> None:
+    saved = results(3.88)
+    saved["data"] |= {"nats_per_token": 4.0, "between_samples": {"agreement": [0.0123, 0.0005]}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(Markdown(summary_table(saved, frontiers_of(saved))))
+    shown = console.export_text()
+    assert "…" not in shown
+    for cell in ("student, 8 steps", "148.4", "1.23% ± 0.05%"):
+        assert cell in shown

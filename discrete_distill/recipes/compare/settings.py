@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...checks import check_count, check_number
@@ -167,7 +167,7 @@ def demo() -> ComparisonConfig:
         amount=160.0,
         autoregressive_share=3.0,
         distill=base.distill,
-        discriminator=base.discriminator,
+        discriminator=replace(base.discriminator, updates=160),
         didi_paper=distilled(base.distill, DiDiInstructConfig.paper(), discriminator=True, learning_rate=1e-4),
         idlm=distilled(
             base.distill,

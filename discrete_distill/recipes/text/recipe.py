@@ -18,7 +18,7 @@ from ..common.student_stages import student_recipe
 from .evaluate import RESULTS, evaluate
 from .judge import train_judge
 from .judge_loading import find_judge, load_judge_for
-from .report import Frontier, frontier_table, headline, steps_table, write_report
+from .report import Frontier, headline, summary_table, write_report
 from .run import text_run
 from .settings import TextConfig
 
@@ -62,14 +62,14 @@ def make_judge(run: Run, config: TextConfig) -> None:
 
 
 def report(run: Run) -> None:
-    """Write ``report.md`` with its plots, and print the tables."""
+    """Write ``report.md`` with its plots, and print its verdict and a short table."""
     run.accelerator.wait_for_everyone()
     if not run.accelerator.is_main_process:
         return
     results = results_of(run)
     path = write_report(run, results)
     frontiers = [Frontier.from_dict(saved) for saved in results["frontiers"]]
-    page = [steps_table(results), frontier_table(results, frontiers), "\n".join(headline(results, frontiers))]
+    page = ["\n".join(headline(results, frontiers)), summary_table(results, frontiers)]
     Console().print(Markdown("\n\n".join(page)))
     for written in (path, run.directory / "student", run.directory / "metrics.jsonl"):
         print(written)

@@ -103,6 +103,26 @@ def frontier_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
     )
 
 
+def summary_table(results: dict[str, Any], frontiers: list[Frontier]) -> str:
+    """What fits into a terminal of 80 columns: each curve at the entropy of held-out text."""
+    data, entropy = results["data"], _data_entropy(results)
+    rows = [
+        [
+            "held-out text",
+            f"{exponential(data['nats_per_token']):.1f}",
+            agreement_cell(figures_of(data.get("between_samples"))),
+        ]
+    ]
+    for frontier in frontiers:
+        reading = frontier.read(entropy)
+        if reading.perplexity is None:
+            rows.append([frontier.method, "out of range", ""])
+        else:
+            error = "" if reading.standard_error is None else f" ± {reading.standard_error:.1%}"
+            rows.append([frontier.method, f"{reading.perplexity:.1f}{error}", agreement_cell(reading.diversity)])
+    return markdown_table(["", f"perplexity at {entropy:.2f} nats", "two samples agree"], rows)
+
+
 def steps_table(results: dict[str, Any]) -> str:
     """The table of `by_steps`, one line for each method and number of steps. A figure that a single sample, or a
     sequence shorter than the n-gram, does not have is left empty."""
