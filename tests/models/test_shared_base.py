@@ -151,7 +151,7 @@ def test_the_embedding_of_the_step_is_saved_with_the_model(sharing: Any, tmp_pat
 
 def test_a_teacher_that_is_told_its_step_keeps_its_embedding_of_it() -> None:
     pytest.importorskip("peft", reason="LoRA is an optional extra")
-    given = teacher("dit")
+    given = copy.deepcopy(teacher("dit"))
     given.add_step_conditioning()
     nn.init.normal_(given.step_map.mlp[-1].weight)
     x, t = example()
