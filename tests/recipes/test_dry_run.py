@@ -116,7 +116,18 @@ def test_memory_and_time_follow_sizes() -> None:
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(tmp_path, capsys) -> None:
-    assert main(["--dry-run", "--preset=demo", f"--output={tmp_path}/runs", "--data.source=missing.txt"]) == 0
+    assert (
+        main(
+            [
+                "--dry-run",
+                "--preset=demo",
+                "--discriminator.updates=160",
+                f"--output={tmp_path}/runs",
+                "--data.source=missing.txt",
+            ]
+        )
+        == 0
+    )
     said, distill = capsys.readouterr().out, PRESETS["demo"]().distill
     for part in (
         "would run: distill, discriminator, evaluate, report",
