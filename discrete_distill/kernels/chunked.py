@@ -36,7 +36,8 @@ class _Setting(NamedTuple):
     backend: str
 
 
-def _chunks(count: int, size: int) -> list[slice]:
+def chunks(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` rows."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -65,7 +66,7 @@ class _LinearTokenLosses(torch.autograd.Function):
         setting: _Setting,
     ) -> Tensor:
         parts = []
-        for rows in _chunks(features.shape[0], setting.chunk_rows):
+        for rows in chunks(features.shape[0], setting.chunk_rows):
             student = padded_linear(features[rows], weight, bias)
             teacher = _teacher_logits(teacher_features, teacher_weight, teacher_bias, rows)
             parts.append(
@@ -97,7 +98,7 @@ class _LinearTokenLosses(torch.autograd.Function):
         d_features = torch.empty_like(features) if needs_features else None
         d_weight = torch.zeros_like(weight, dtype=exact) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=exact) if needs_bias else None
-        for rows in _chunks(features.shape[0], setting.chunk_rows):
+        for rows in chunks(features.shape[0], setting.chunk_rows):
             student = padded_linear(features[rows], weight, bias)
             d_logits = _token_losses_backward_op(
                 gradients[:, rows].contiguous(), student,
@@ -328,7 +329,7 @@ def sample_features(
         raise ValueError(f"features_RD has shape {tuple(features_RD.shape)}; pass [R, D] with R > 0")
     parts = []
     with torch.no_grad():
-        for rows in _chunks(features_RD.shape[0], chunk_rows):
+        for rows in chunks(features_RD.shape[0], chunk_rows):
             parts.append(
                 sample_rows(
                     project(features_RD[rows]),

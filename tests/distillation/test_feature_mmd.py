@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from discrete_distill import MaskedDiffusion
 from discrete_distill.distillation.methods import FeatureMMD, FeatureMMDConfig
 from discrete_distill.distillation.methods.corrupted_data import CorruptedData, log_probs_of
-from discrete_distill.distillation.methods.feature_mmd import _leave_one_out
 from discrete_distill.distillation.networks import Networks
 
 K, MASK, WIDTH = 2, 2, 3
@@ -47,6 +46,12 @@ def make(length: int, **options: int) -> tuple[FeatureMMD, Table]:
 
 def corrupted(x_0: Tensor, loss_mask: Tensor) -> CorruptedData:
     return CorruptedData(x_0.masked_fill(loss_mask, MASK), torch.ones(len(x_0)), loss_mask, None, {}, x_0)
+
+
+def less_the_others(rewards: Tensor) -> Tensor:
+    """Each reward less the mean of the other candidates'."""
+    count = rewards.shape[1]
+    return rewards - (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
 
 
 def test_the_reward_is_that_of_the_paper() -> None:
@@ -101,7 +106,7 @@ def test_the_expected_gradient_is_that_of_the_exact_objective() -> None:
     for outcome in itertools.product(answers, repeat=fills * candidates):
         tokens = torch.tensor(outcome).T
         log_prob = log_probs(tokens)
-        advantages = _leave_one_out(method.rewards(rollout, tokens))[0].repeat_interleave(fills)
+        advantages = less_the_others(method.rewards(rollout, tokens))[0].repeat_interleave(fills)
         loss = -(advantages * log_prob).sum() / (2 * fills * candidates)
         weight = float(probability(tokens).prod().detach())
         expected += weight * torch.autograd.grad(loss, student.logits_LV)[0]
@@ -122,7 +127,7 @@ def test_the_loss_is_the_weighted_log_probability_of_its_own_fills() -> None:
         return student.logits_LV[positions[part] % 6]
 
     fills_NM = method.draw_fills(logits_of, positions, torch.Generator().manual_seed(5))
-    advantages = _leave_one_out(method.rewards(rollout, fills_NM))
+    advantages = less_the_others(method.rewards(rollout, fills_NM))
     log_prob_NM, expected, start = log_probs_of(PROCESS, logits_of, fills_NM), 0.0, 0
     for row, n in enumerate(rollout.num_masked.tolist()):
         for g in range(4):

@@ -24,17 +24,14 @@ from torch import Generator
 
 from ...checks import check_number
 from ...process import MaskedDiffusion
-from ...process.denoiser import logits_in_parts
 from ..networks import Networks
 from .corrupted_data import CorruptedData, log_probs_of
-from .data_method import DataMethod
-from .method_config import MethodConfig
+from .data_method import DataMethod, DataMethodConfig
 from .output import StepOutput
-from .protocol import UpdatePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaLossConfig(MethodConfig):
+class AlphaLossConfig(DataMethodConfig):
     """Configuration of `AlphaLoss`.
 
     Args:
@@ -48,14 +45,6 @@ class AlphaLossConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         check_number("k", self.k, minimum=1e-6)
-
-    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """The student alone, on corrupted reference sequences; a discriminator is not trained."""
-        return UpdatePlan(order=("student",), reads_reference=("rollout",))
-
-    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
-        """None but the student's own."""
-        return 0.0, 0.0
 
 
 class AlphaLoss(DataMethod[AlphaLossConfig]):
@@ -89,9 +78,7 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
             **given: these keywords.
         """
         positions, (batch, length) = rollout.positions, rollout.x_0.shape
-        logits_of = logits_in_parts(
-            self.student, rollout.x_t, rollout.t, positions, model_kwargs=rollout.denoiser_kwargs()
-        )
+        logits_of = self.student_logits(rollout)
         log_prob_N = log_probs_of(self.process, logits_of, rollout.x_0.flatten()[positions, None])[:, 0]
         total_B = log_prob_N.new_zeros(batch).index_add(0, positions // length, log_prob_N)
         mean_B = total_B / rollout.num_masked.clamp(min=1)

@@ -28,17 +28,15 @@ from torch.utils.checkpoint import checkpoint
 from ... import draws
 from ...checks import check_count, check_number
 from ...process import MaskedDiffusion
-from ...process.denoiser import logits_in_parts
+from ...samplers.inputs import take_rows
 from ..networks import Networks
-from .corrupted_data import CHUNK_ROWS, CorruptedData
-from .data_method import DataMethod
-from .method_config import MethodConfig
+from .corrupted_data import CorruptedData, chunks_of
+from .data_method import DataMethod, DataMethodConfig
 from .output import StepOutput
-from .protocol import UpdatePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertaintyForcingConfig(MethodConfig):
+class CertaintyForcingConfig(DataMethodConfig):
     """Configuration of `CertaintyForcing`.
 
     Args:
@@ -67,17 +65,9 @@ class CertaintyForcingConfig(MethodConfig):
         if self.reference not in ("data", "teacher"):
             raise ValueError(f'reference is "data" or "teacher", got {self.reference!r}')
 
-    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """The student alone, on reference sequences; a discriminator is not trained."""
-        return UpdatePlan(order=("student",), reads_reference=("rollout",))
-
     def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
         """Two states of each sequence."""
         return 1.0, 2.0 * batch, 2.0 * batch
-
-    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
-        """None but the student's own."""
-        return 0.0, 0.0
 
 
 class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
@@ -128,9 +118,10 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         hidden = loss_mask | behind.repeat(2, 1)
         x_0 = x_0.repeat(2, 1)
         t = self.process.time_of_count(hidden.sum(1), size.repeat(2))
-        kwargs = {name: _twice(value, batch) for name, value in (model_kwargs or {}).items()}
+        both = torch.arange(batch, device=x_0.device).repeat(2)
+        kwargs = take_rows(model_kwargs or {}, both, batch)
         x_t = x_0.masked_fill(hidden, self.process.mask_token_id)
-        return CorruptedData(x_t, t, loss_mask, _twice(attention_mask, batch), kwargs, x_0)
+        return CorruptedData(x_t, t, loss_mask, None if attention_mask is None else attention_mask[both], kwargs, x_0)
 
     def student_loss(
         self, rollout: CorruptedData, *, num_tokens: Tensor | float | None = None, **given: Any
@@ -144,9 +135,7 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
             **given: the other keywords of `loss`; not read.
         """
         positions = rollout.positions
-        logits_of = logits_in_parts(
-            self.student, rollout.x_t, rollout.t, positions, model_kwargs=rollout.denoiser_kwargs()
-        )
+        logits_of = self.student_logits(rollout)
         target_N = rollout.x_0.flatten()[positions]
 
         def part(rows: slice) -> Tensor:
@@ -156,8 +145,8 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
             right_n = logits_nV.argmax(-1) == target_N[rows]
             return torch.stack((-logits_nV.gather(1, target_N[rows, None])[:, 0], entropy_n * right_n, right_n * 1.0))
 
-        chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(positions), 1), CHUNK_ROWS)]
-        sums = torch.stack([checkpoint(part, rows, use_reentrant=False).sum(1) for rows in chunks]).sum(0)
+        parts = [checkpoint(part, rows, use_reentrant=False).sum(1) for rows in chunks_of(len(positions))]
+        sums = torch.stack(parts).sum(0)
         count = rollout.num_tokens() if num_tokens is None else num_tokens
         cross_entropy, entropy = sums[0] / count, sums[1] / sums[2].detach().clamp(min=1.0)
         loss = cross_entropy + self.config.entropy_weight * entropy
@@ -167,10 +156,3 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
             "right": sums[2].detach() / max(len(positions), 1),
         }
         return StepOutput(loss, metrics)
-
-
-def _twice(value: Any, batch: int) -> Any:
-    """A tensor with an entry for each sequence, for both states."""
-    if isinstance(value, Tensor) and value.dim() and len(value) == batch:
-        return value.repeat(2, *[1] * (value.dim() - 1))
-    return value

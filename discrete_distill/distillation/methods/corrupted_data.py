@@ -14,10 +14,9 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...distributed.collectives import mean_over_processes
+from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
 from ...process.denoiser import LogitsOfPart
-
-CHUNK_ROWS = 384
 
 
 @dataclass
@@ -48,7 +47,7 @@ class MaskedBatch:
         return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
 
     def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
+        """Keyword arguments of a denoiser's call."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
         return {**self.model_kwargs, **mask}
 
@@ -157,9 +156,9 @@ def log_probs_of(process: MaskedDiffusion, logits_of: LogitsOfPart, tokens_NM: T
     def part(rows: slice) -> Tensor:
         return process.masked_log_probs(logits_of(rows)).gather(1, tokens_NM[rows])
 
-    chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(tokens_NM), CHUNK_ROWS)]
-    if not chunks:
-        return process.masked_log_probs(logits_of(slice(None))).new_zeros(tokens_NM.shape)
-    if not torch.is_grad_enabled():
-        return torch.cat([part(rows) for rows in chunks])
-    return torch.cat([checkpoint(part, rows, use_reentrant=False) for rows in chunks])
+    return torch.cat([checkpoint(part, rows, use_reentrant=False) for rows in chunks_of(len(tokens_NM))])
+
+
+def chunks_of(count: int) -> list[slice]:
+    """Slices of positions whose logits are held at one time; an empty one if there is no position."""
+    return chunks(count, DEFAULT_CHUNK_ROWS) or [slice(0, 0)]

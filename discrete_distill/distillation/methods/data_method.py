@@ -8,11 +8,25 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ...process.denoiser import LogitsOfPart, logits_in_parts
 from .base import BaseMethod
 from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
 from .method_config import MethodConfig
+from .protocol import UpdatePlan
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class DataMethodConfig(MethodConfig):
+    """Configuration of a `DataMethod` of one round that reads the student alone."""
+
+    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
+        """The student alone, on reference sequences; a discriminator is not trained."""
+        return UpdatePlan(order=("student",), reads_reference=("rollout",))
+
+    def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
+        """None but the student's own."""
+        return 0.0, 0.0
 
 
 class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
@@ -23,6 +37,12 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
     """
 
     minimum_masks: ClassVar[int] = 1
+
+    def student_logits(self, rollout: MaskedBatch) -> LogitsOfPart:
+        """Call the student once; its logits at the positions of the loss are computed when a part is read."""
+        return logits_in_parts(
+            self.student, rollout.x_t, rollout.t, rollout.positions, model_kwargs=rollout.denoiser_kwargs()
+        )
 
     def rollout(
         self,

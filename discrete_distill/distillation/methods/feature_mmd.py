@@ -30,19 +30,19 @@ from ...kernels import sample_rows
 from ...models import HiddenStatesDenoiser
 from ...models.capabilities import require
 from ...process import MaskedDiffusion
-from ...process.denoiser import LogitsOfPart, logits_in_parts
+from ...process.denoiser import LogitsOfPart
+from ...samplers.inputs import take_rows
 from ..divergence.mmd import check_bandwidth, median_bandwidth, rbf_kernel
 from ..networks import Networks
-from .corrupted_data import CHUNK_ROWS, CorruptedData, log_probs_of
-from .data_method import DataMethod
-from .method_config import MethodConfig
+from ..rewards import group_advantages
+from .corrupted_data import CorruptedData, chunks_of, log_probs_of
+from .data_method import DataMethod, DataMethodConfig
 from .mmd import FeatureNetwork, FrozenFeatures
 from .output import StepOutput
-from .protocol import UpdatePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMMDConfig(MethodConfig):
+class FeatureMMDConfig(DataMethodConfig):
     """Configuration of `FeatureMMD`.
 
     Args:
@@ -71,10 +71,6 @@ class FeatureMMDConfig(MethodConfig):
                 )
         if self.bandwidth is not None:
             check_bandwidth(self.bandwidth)
-
-    def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
-        """The student alone, on corrupted reference sequences; a discriminator is not trained."""
-        return UpdatePlan(order=("student",), reads_reference=("rollout",))
 
     def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
         """Features of data and of all fills; a whole pass each, though the network is left at an early block."""
@@ -127,12 +123,12 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
             **given: the other keywords of `loss`; not read.
         """
         positions, (batch, length) = rollout.positions, rollout.x_0.shape
-        logits_of = logits_in_parts(
-            self.student, rollout.x_t, rollout.t, positions, model_kwargs=rollout.denoiser_kwargs()
-        )
+        logits_of = self.student_logits(rollout)
         fills_NM = self.draw_fills(logits_of, positions, generator)
         rewards_BG = self.rewards(rollout, fills_NM)
-        advantages_BG = _leave_one_out(rewards_BG)
+        advantages_BG = group_advantages(
+            rewards_BG.flatten(), self.config.candidates, baseline="leave_one_out", scale="none"
+        ).view_as(rewards_BG)
         if self.config.scaled_advantages:
             advantages_BG = advantages_BG / advantages_BG.square().mean().sqrt().clamp(min=1e-12)
         row_N = positions // length
@@ -153,14 +149,14 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
         seed = draws.seed(device=positions.device, generator=generator)
         tokens = [
             sample_rows(
-                self.process.forbid(logits_of(slice(start, start + CHUNK_ROWS))),
+                self.process.forbid(logits_of(rows)),
                 seed=seed,
-                positions_R=positions[start : start + CHUNK_ROWS],
+                positions_R=positions[rows],
                 step=0,
                 num_candidates=self.config.candidates * self.config.fills,
                 mask_token_id=self.process.mask_token_id,
             ).tokens
-            for start in range(0, max(len(positions), 1), CHUNK_ROWS)
+            for rows in chunks_of(len(positions))
         ]
         return torch.cat(tokens)
 
@@ -174,7 +170,8 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
             fills_NM: int64 ``[N, M]``.
         """
         x_0, mask_BL = rollout.x_0, rollout.loss_mask
-        data_BLD = self._features(x_0, rollout.model_kwargs, 0, 1)
+        given = dict(rollout.model_kwargs)
+        data_BLD = self._features(x_0, given)
         bandwidth = self.config.bandwidth
         h = (
             median_bandwidth(data_BLD[mask_BL])
@@ -191,23 +188,14 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
                 continue
             filled_ML = x_0[row].repeat(fills_nM.shape[1], 1)
             filled_ML[:, mask_BL[row]] = fills_nM.T
-            features_MLD = self._features(filled_ML, rollout.model_kwargs, row, len(x_0))
+            of_row = torch.full((len(filled_ML),), row, device=x_0.device)
+            features_MLD = self._features(filled_ML, take_rows(given, of_row, len(x_0)))
             rewards.append(self._reward(data_BLD[row, mask_BL[row]], features_MLD[:, mask_BL[row]], h))
         return torch.stack(rewards).float()
 
-    def _features(self, x_0: Tensor, model_kwargs: Any, row: int, rows: int) -> Tensor:
-        """Of clean tokens; where they are fills of one sequence, conditions of that sequence are repeated."""
-        t = torch.zeros(len(x_0), device=x_0.device)
-        if not model_kwargs:
-            return self.features(x_0, t)
-        if rows > 1:
-            model_kwargs = {
-                name: value[row : row + 1].expand(len(x_0), *value.shape[1:])
-                if isinstance(value, Tensor) and value.dim() and len(value) == rows
-                else value
-                for name, value in model_kwargs.items()
-            }
-        return self.features(x_0, t, model_kwargs=model_kwargs)
+    def _features(self, x_0: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        given: dict[str, Any] = {"model_kwargs": model_kwargs} if model_kwargs else {}
+        return self.features(x_0, torch.zeros(len(x_0), device=x_0.device), **given)
 
     def _reward(self, data_nD: Tensor, fills_MnD: Tensor, h: Tensor) -> Tensor:
         fills, count = self.config.fills, len(data_nD)
@@ -221,9 +209,3 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
                     among = among + 2.0 * (kernel_nn.sum() - kernel_nn.trace())
             rewards.append(near_data - among / (fills * (fills - 1) * count * (count - 1)))
         return torch.stack(rewards)
-
-
-def _leave_one_out(rewards_BG: Tensor) -> Tensor:
-    """``R_g`` less the mean of the others."""
-    count = rewards_BG.shape[1]
-    return (rewards_BG - rewards_BG.mean(1, keepdim=True)) * count / (count - 1)
