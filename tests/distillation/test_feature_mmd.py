@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from discrete_distill import MaskedDiffusion
+from discrete_distill import MaskedDiffusion, as_denoiser, make_networks
 from discrete_distill.distillation.methods import FeatureMMD, FeatureMMDConfig
 from discrete_distill.distillation.methods.corrupted_data import CorruptedData, log_probs_of
 from discrete_distill.distillation.networks import Networks
@@ -161,3 +161,23 @@ def test_a_teacher_without_blocks_needs_features() -> None:
     student = Table(2)
     with pytest.raises(TypeError, match="blocks"):
         FeatureMMD(Networks(student, student), PROCESS)
+
+
+def test_padding_changes_nothing() -> None:
+    """Its content is read by no network: the features are given the same attention mask."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(**size, intermediate_size=16)).eval()
+    networks = make_networks(as_denoiser(bert), log_ratio=None, step_conditioning=False)
+    method = FeatureMMD(networks, MaskedDiffusion(7), FeatureMMDConfig(bandwidth=1.0))
+    x_0 = torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(0))
+    real = torch.arange(6) < torch.tensor([[6], [4], [5]])
+    rewards = []
+    for padding in (0, 5):
+        rollout = method.rollout(
+            reference=torch.where(real, x_0, padding), attention_mask=real, generator=torch.Generator().manual_seed(1)
+        )
+        fills = torch.randint(7, (int(rollout.loss_mask.sum()), 8), generator=torch.Generator().manual_seed(2))
+        rewards.append(method.rewards(rollout, fills))
+    torch.testing.assert_close(rewards[0], rewards[1])

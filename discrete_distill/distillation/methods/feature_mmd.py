@@ -170,7 +170,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
             fills_NM: int64 ``[N, M]``.
         """
         x_0, mask_BL = rollout.x_0, rollout.loss_mask
-        given = dict(rollout.model_kwargs)
+        given = rollout.denoiser_kwargs()
         data_BLD = self._features(x_0, given)
         bandwidth = self.config.bandwidth
         h = (
