@@ -169,8 +169,10 @@ def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
     size = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = transformers.BertForMaskedLM(transformers.BertConfig(**size, intermediate_size=16)).eval()
+    for parameter in bert.parameters():
+        nn.init.normal_(parameter, std=0.3)
     networks = make_networks(as_denoiser(bert), log_ratio=None, step_conditioning=False)
-    method = FeatureMMD(networks, MaskedDiffusion(7), FeatureMMDConfig(bandwidth=1.0))
+    method = FeatureMMD(networks, MaskedDiffusion(7), FeatureMMDConfig(bandwidth=5.0))
     x_0 = torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(0))
     real = torch.arange(6) < torch.tensor([[6], [4], [5]])
     rewards = []
