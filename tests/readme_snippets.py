@@ -28,14 +28,14 @@ def run_page(file: Path) -> int:
     """Run a page's blocks; returns how many there were. Tracebacks name lines of the page itself."""
     names: dict[str, object] = {"__name__": "__main__"}
     blocks = blocks_of(file.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
         for line, source in blocks:
             exec(compile("\n" * (line - 1) + source, str(file), "exec"), names)
     return len(blocks)
 
 
 @contextlib.contextmanager
-def _inside(folder: Path):  # type: ignore[no-untyped-def]
+def inside(folder: Path):  # type: ignore[no-untyped-def]
     before = Path.cwd()
     os.chdir(folder)
     try:

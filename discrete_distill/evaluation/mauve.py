@@ -38,6 +38,13 @@ class Mauve:
         num_clusters: K.
         num_samples: N, of the first set.
         num_reference: M, of the second.
+
+    Example:
+        >>> features = torch.randn(32, 4, generator=generator)
+        >>> mauve(features, features, generator=generator).score
+        1.0
+        >>> mauve(features, features + 100.0, generator=generator).score < 0.1
+        True
     """
 
     score: float

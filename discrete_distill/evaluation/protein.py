@@ -32,6 +32,12 @@ class ProteinFigures:
         identity: mean over sequences of the identity to the nearest training sequence, `local_identity`.
         maximum_identity: the maximum of them; 1 is a copy.
         clusters: clusters at identity 0.5, over sequences: 1 where no two are alike.
+
+    Example:
+        >>> copies = ["MKTAYIAKQRQISFVKSHFSRQ"]
+        >>> figures = measure_proteins(copies, reference=copies, training=copies)
+        >>> figures.maximum_identity, figures.amino_acid_divergence
+        (1.0, 0.0)
     """
 
     count: int

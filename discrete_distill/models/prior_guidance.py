@@ -57,6 +57,11 @@ class PriorGuided(DenoiserView):
         denoiser: any.
         weight: ``w``.
         prior: ``log p(x)``, ``[V]``.
+
+    Example:
+        >>> prior = -torch.arange(9.0)  # Token 8 is the rarest.
+        >>> PriorGuided(teacher, 0.5, prior)(x_t, t)[0, 0]  # 1.5 * 0 - 0.5 log p(x)
+        tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000, 4.0000], grad_fn=...)
     """
 
     prior: Tensor

@@ -25,6 +25,12 @@ class Denoiser(Protocol):
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
     ends. One with a false attribute ``time_conditioned`` has logits that depend on ``x_t`` alone. An integer
     attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
+
+    Example:
+        >>> def uniform(x_t, t, **model_kwargs):
+        ...     return torch.zeros(*x_t.shape, 9)  # Raw logits [B, L, V].
+        >>> AncestralSampler(process, num_steps=4)(uniform, shape=(2, 16), generator=generator).nfe
+        4
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
@@ -35,6 +41,13 @@ class FeatureDenoiser(Protocol):
     """A denoiser whose head can be run alone: ``logits = project(features(x_t, t, **model_kwargs))``.
 
     ``features`` returns ``[B, L, D]``; ``project`` maps ``[..., D]`` to ``[..., V]``.
+
+    Example:
+        >>> [isinstance(each, FeatureDenoiser) for each in (teacher, bert, as_denoiser(bert))]
+        [True, False, True]
+        >>> features = teacher.features(x_t, t)  # [8, 16, 16]
+        >>> bool((teacher.project(features[:, :2]) == teacher(x_t, t)[:, :2]).all())
+        True
     """
 
     def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...

@@ -45,6 +45,14 @@ class PathPlanningSampler(GridOptions):
     Raises:
         TypeError: if an option has a wrong type.
         ValueError: if ``eta`` is negative, or 0 with a planner that would not be called.
+
+    Example:
+        >>> def planner(x_0, t):
+        ...     return -5.0 * (x_0 == 3)  # Distrust token 3.
+        >>> sampler = PathPlanningSampler(process, num_steps=4, planner=planner)
+        >>> out = sampler(teacher, (2, 16), generator=generator)
+        >>> out.nfe, out.network_evaluations
+        (4, 8)
     """
 
     eta: float = 1.0

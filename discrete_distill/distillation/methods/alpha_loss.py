@@ -39,6 +39,12 @@ class AlphaLossConfig(DataMethodConfig):
 
     Raises:
         ValueError: if it is not positive.
+
+    Example:
+        >>> config = AlphaLossConfig(k=16.0)
+        >>> method = AlphaLoss(networks, process, config)
+        >>> config.update_plan().networks(0)
+        ('student',)
     """
 
     k: float = 8.0
@@ -58,10 +64,9 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
         config: every choice.
 
     Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = AlphaLoss(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+        >>> method = AlphaLoss(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = AlphaLossConfig

@@ -45,9 +45,11 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
     Example:
-        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
-        >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
-        >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
+        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})
+        >>> method = DiDiInstruct(make_networks(teacher, log_ratio="auxiliary"), process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> for name in ("student", "auxiliary"):
+        ...     method.loss(name, rollout, reference=data, generator=generator).loss.backward()
     """
 
     config_class = DiDiInstructConfig

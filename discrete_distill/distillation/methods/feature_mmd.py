@@ -55,6 +55,11 @@ class FeatureMMDConfig(DataMethodConfig):
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> config = FeatureMMDConfig(candidates=4, fills=2)
+        >>> config.loss_evaluations(8)  # Features of 8 sequences of data and of 8 * 4 * 2 fills; no backward pass.
+        (72.0, 0.0)
     """
 
     candidates: int = 4
@@ -91,10 +96,9 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
         TypeError: if no features are given and the teacher does not offer its hidden states.
 
     Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = FeatureMMD(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout, generator=g).loss.backward()  # doctest: +SKIP
+        >>> method = FeatureMMD(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout, generator=generator).loss.backward()
     """
 
     config_class = FeatureMMDConfig

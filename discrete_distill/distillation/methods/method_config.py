@@ -13,6 +13,13 @@ class MethodConfig:
     Attributes:
         method_class: the class that is configured, whose ``config_class`` this is.
         reference: where reference sequences come from, "data" or "teacher" samples.
+
+    Example:
+        >>> class NelboConfig(MethodConfig):  # `BaseMethod` has the method that it configures.
+        ...     def update_plan(self, *, discriminator=False):
+        ...         return UpdatePlan(order=("student",), reads_reference=("student",))
+        >>> NelboConfig().update_plan().planned_updates(100), NelboConfig().group_size
+        ({'student': 100}, 1)
     """
 
     method_class: ClassVar[Any]

@@ -41,6 +41,13 @@ class PathMethod(BaseMethod[ConfigT]):
 
     Raises:
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
+
+    Example:
+        >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator))
+        >>> config = PathConfig(paths=Paths(), advantages=Advantages(group_size=4))
+        >>> method = PathMethod(networks, process, config, estimator=estimator)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.student_loss(rollout, generator=generator).loss.backward()
     """
 
     def __init__(

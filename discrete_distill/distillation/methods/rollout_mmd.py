@@ -32,6 +32,11 @@ class RolloutMMDConfig(PathConfig):
     Raises:
         TypeError: if a part is of another class.
         ValueError: if a number is out of range.
+
+    Example:
+        >>> config = RolloutMMDConfig.recommended(paths={"num_steps": (2,)}, bandwidth=0.5)
+        >>> config.group_size, config.update_plan().reads_reference
+        (4, ('student',))
     """
 
     advantages: Advantages = field(default_factory=lambda: Advantages.recommended(group_size=4))
@@ -75,9 +80,9 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
             has no blocks and no features are given.
 
     Example:
-        >>> method = RolloutMMD(networks, process, RolloutMMDConfig())  # doctest: +SKIP
-        >>> rollout = method.rollout(8, 16, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout, reference=data, generator=g).loss.backward()  # doctest: +SKIP
+        >>> method = RolloutMMD(networks, process)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.loss("student", rollout, reference=data, generator=generator).loss.backward()
     """
 
     config_class = RolloutMMDConfig

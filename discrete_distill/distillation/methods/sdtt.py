@@ -57,6 +57,11 @@ class SDTTConfig(MethodConfig):
 
     Raises:
         ValueError: if a number is out of range, the rounds do not divide the steps, or the target is unknown.
+
+    Example:
+        >>> config = SDTTConfig(teacher_steps=64, rounds=3)
+        >>> [config.student_steps(index) for index in range(3)]
+        [32, 16, 8]
     """
 
     teacher_steps: int = 1024
@@ -108,10 +113,13 @@ class SDTT(DataMethod[SDTTConfig]):
         round: that ``teacher`` belongs to; 0 is the first.
 
     Example:
-        >>> method = SDTT(make_networks(teacher, log_ratio=None), process, config)  # doctest: +SKIP
-        >>> method.begin_step(step, num_steps)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+        >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=8, rounds=2))
+        >>> for step in range(4):  # The student of the first two steps becomes the teacher of the others.
+        ...     method.begin_step(step, num_steps=4)
+        ...     rollout = method.rollout(reference=data, generator=generator)
+        ...     method.loss("student", rollout).loss.backward()
+        >>> method.round
+        1
     """
 
     config_class = SDTTConfig

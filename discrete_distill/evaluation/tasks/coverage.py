@@ -35,6 +35,12 @@ class Coverage:
         distinct_deviation: its standard deviation over sets of samples.
         kl_from_uniform: plug-in estimate of ``KL(samples || uniform) = log N - H``, nats.
         kl_of_uniform: the plug-in estimate of a uniform sampler, on average, nats.
+
+    Example:
+        >>> samples = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
+        >>> coverage = measure_coverage(samples, num_solutions=4)
+        >>> coverage.num_distinct, round(coverage.kl_from_uniform, 4)  # log(4) - log(2)
+        (2, 0.6931)
     """
 
     num_samples: int
@@ -133,6 +139,11 @@ class ExactCoverage:
     Attributes:
         validity: probability of a right answer.
         kl_from_uniform: ``KL(sampler given a right answer || uniform)``, nats; NaN where no answer is right.
+
+    Example:
+        >>> task = Permutations(2, mask_token_id=2)  # "ab" and "ba" are right.
+        >>> exact_coverage(task, torch.tensor([[0.1, 0.4], [0.4, 0.1]]))
+        ExactCoverage(validity=0.8..., kl_from_uniform=0.0)
     """
 
     validity: float
