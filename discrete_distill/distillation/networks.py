@@ -121,7 +121,7 @@ class Networks:
 
         It has the teacher's class, and its ``save_pretrained`` writes a plain model (of a model behind `as_denoiser`
         the model's own files, which load without this library). An embedding of the step, where there is one, is
-        written beside it.
+        written to a file of its own.
 
         Args:
             name: "student" or "auxiliary".

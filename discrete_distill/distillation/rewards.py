@@ -48,11 +48,12 @@ class LogRatioReward:
 
 
 class RunningMean:
-    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from: that
-    one knows nothing of it, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams 1992).
+    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from. It
+    does not depend on that batch, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams
+    1992).
 
-    It remembers: hold one for each stream of rewards. The first batch is compared with 0. Rewards that are not finite
-    are left out and counted, and a batch without a finite reward is not taken in.
+    It has a state: use one instance for each stream of rewards. The first batch is compared with 0. Rewards that are
+    not finite are left out and counted, and a batch without a finite reward is not taken in.
 
     Args:
         decay: in ``[0, 1)``; the weight of older batches falls by it with each batch.

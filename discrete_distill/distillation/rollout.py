@@ -331,7 +331,7 @@ class Rollout:
             )
 
     def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
+        """Keyword arguments of the denoisers: ``model_kwargs``, and the attention mask where there is one."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
         return {**mask, **self.model_kwargs}
 

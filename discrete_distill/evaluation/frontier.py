@@ -241,7 +241,7 @@ def measure_frontier(
         judge: who prices them.
         method: name for the curve.
         temperatures: of sampling, all different.
-        seeds: of sampling, all different; at least three for an error bar worth the name.
+        seeds: of sampling, all different; three or more for a usable standard error.
         precision: arithmetic in which samples are drawn; recorded.
         mask_token_id: with it, samples that still hold masks are refused.
         batch_size: samples the judge sees at once.

@@ -52,7 +52,7 @@ def likelihood_bound(
     batch_size: int = 64,
     generator: Generator | None = None,
 ) -> LikelihoodBound:
-    """NELBO of sequences that the model need not know: the zero-shot perplexity of MDLM (arXiv 2406.07524).
+    """Estimate the NELBO of sequences; of text from elsewhere, the zero-shot perplexity of MDLM (arXiv 2406.07524).
 
     Every sequence is corrupted ``repeats`` times, at numbers of masks that are spread evenly over all corruptions of a
     batch; the mean is unbiased for the bound. The error over sequences holds the noise of the masks too.

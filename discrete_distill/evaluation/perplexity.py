@@ -15,7 +15,7 @@ from .judges import Judge
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativePerplexity:
-    """Perplexity of samples under a judge. Diversity is not measured: report an entropy beside it.
+    """Perplexity of samples under a judge. Diversity is not measured: report an entropy with it.
 
     Attributes:
         judge: name of the judge.

@@ -1,7 +1,7 @@
 """Quality of protein sequences without a structure model: composition, complexity, novelty, clusters.
 
-Sequences are strings over the 20 amino acids. Figures of a set depend on its size: put real proteins of equal number
-and length beside.
+Sequences are strings over the 20 amino acids. Figures of a set depend on its size: compare them with those of real
+proteins of equal number and length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNIT = 1 << 24  # A score of 1 in the alignment; matches are counted in the digi
 
 @dataclass(frozen=True, kw_only=True)
 class ProteinFigures:
-    """Of a set of proteins, beside references.
+    """Figures of a set of proteins, compared with references.
 
     Attributes:
         count: sequences.

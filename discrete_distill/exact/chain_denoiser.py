@@ -26,7 +26,7 @@ class ChainDenoiser:
         transition: ``[K, K]``, row ``a`` is the distribution of the word after ``a``.
         mask_token_id: in ``0 .. K``; the words keep their order around it.
         impossible: what to do with rows whose visible tokens have probability zero, for which no conditional
-            exists: "raise", or answer with the "uniform" distribution at masked positions.
+            exists: "raise", or return the "uniform" distribution at masked positions.
 
     Raises:
         ValueError: if the mask lies outside the vocabulary, or ``impossible`` is unknown; on a call, for rows

@@ -1,7 +1,7 @@
-"""Distillation methods in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
+"""Distillation methods in the `Trainer` of transformers: ``train()``, logging, saving and resuming as in any `Trainer`.
 
 The Trainer owns the student's optimiser and schedule. Those of the ratio networks (discriminator, auxiliary denoiser)
-are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
+are kept here; their state is saved with the Trainer's in every ``checkpoint-N/``.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ def discriminator_loss(
 def discriminator_accuracy(
     student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
 ) -> Tensor:
-    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5: it knows nothing. Sequences
+    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5 is chance. Sequences
     without a counted position are left out. Arguments and errors as for `discriminator_loss`."""
     _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
     fractions = []

@@ -57,7 +57,7 @@ class StepConditioned(DenoiserView):
 
     @property
     def time_conditioned(self) -> bool:
-        """True: its answer depends on ``t`` and ``s``."""
+        """True: its logits depend on ``t`` and ``s``."""
         return True
 
     def inputs(self, x_t: Tensor, t: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class WrappedDenoiser(nn.Module):
 
     @property
     def time_conditioned(self) -> bool:
-        """Whether its answer depends on ``t``; if not, samplers share more of its answers."""
+        """Whether its logits depend on ``t``; if not, samplers evaluate equal states once."""
         return self.call_signature.time is not None and self.call_signature.time_conditioning
 
     @property

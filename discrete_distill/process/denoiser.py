@@ -19,8 +19,8 @@ class Denoiser(Protocol):
     """Any callable from noisy tokens to raw logits.
 
     ``denoiser(x_t, t, **model_kwargs) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
-    logits ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is
-    the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
+    logits ``[B, L, V]``. The logits are raw: the process removes the mask from them and keeps visible tokens
+    (`MaskedDiffusion.log_probs`). They are never written into.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
     ends. One with a false attribute ``time_conditioned`` has logits that depend on ``x_t`` alone. An integer

@@ -1,7 +1,7 @@
 """Masking schedules: the probability ``alpha(t)`` that a token is still visible at time ``t``.
 
-Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule knows its derivative
-and its inverse, so losses, weights and samplers never differentiate or search for themselves.
+Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule has its derivative
+and its inverse in closed form, for losses, weights and samplers.
 
 Sources: log-linear, MDLM (arXiv 2406.07524); linear, LLaDA (arXiv 2502.09992); cosine, MaskGIT (arXiv
 2202.04200); polynomial, MD4 (arXiv 2406.04329); geometric, SEDD (arXiv 2310.16834).

@@ -34,7 +34,8 @@ class SamplerOptions(Sampler):
         top_k: draw among the ``k`` most likely tokens only, renormalised.
         top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
             distribution after temperature and ``top_k``.
-        forbidden_token_ids: ids that are never drawn beside those of the process; the distribution is renormalised.
+        forbidden_token_ids: ids that are never drawn, in addition to those of the process; the distribution is
+            renormalised.
         precision: of the draw: ``torch.float32``, whose tails are summed in fp64, or ``torch.float64`` throughout.
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional distribution and one call, everything else two calls a step, both counted.

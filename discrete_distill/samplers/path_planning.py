@@ -40,7 +40,7 @@ class PathPlanningSampler(GridOptions):
         greedy: the most likely token in place of a draw.
 
     The other options are those of `GridOptions` and `SamplerOptions`; each step is one call. Logits of visible tokens
-    are read: a denoiser that only knows masked positions needs a planner, or ``eta=0``.
+    are read: a denoiser whose logits mean nothing there needs a planner, or ``eta=0``.
 
     Raises:
         TypeError: if an option has a wrong type.

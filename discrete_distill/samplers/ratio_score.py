@@ -75,9 +75,9 @@ class TeacherRatio:
 
     .. math:: \mathrm{score} = \sum_{i \in H} \log p_{teacher}(x_i \mid z_{-H}) - \log p_{student}(x_i \mid z_{-H})
 
-    Tokens of one step are drawn independently of each other; the teacher, shown half of them, knows how well the other
-    half goes with it. The student's term takes away what the student would have drawn anyway. Passes are counted: two a
-    candidate.
+    Tokens of one step are drawn independently of each other; the teacher's probability of one part, given the other,
+    measures how well they fit. The student's term is subtracted, so that the score is 0 where both networks agree. Each
+    candidate costs two passes.
 
     Args:
         teacher: any `Denoiser`.

@@ -51,7 +51,7 @@ class LoopConfig:
             stops; at most a quarter of the run, or 5; 0 for a run that goes on.
         skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
             the run, or 5.
-        track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
+        track: where metrics go in addition to ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
 
     Example:
         >>> from pathlib import Path

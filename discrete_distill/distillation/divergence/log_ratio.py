@@ -165,7 +165,7 @@ class AuxiliaryDenoiserLogRatio:
 
 @dataclass(frozen=True)
 class ExactLogRatio:
-    """The true log-ratio, from a function that knows it (see ``discrete_distill.exact``). Unbiased.
+    """The true log-ratio, computed by a given function (see ``discrete_distill.exact``). Unbiased.
 
     Args:
         process: names the mask.

@@ -1,12 +1,12 @@
 r"""The alpha loss (arXiv 2609.38066): a likelihood that prefers sequences which are likely as a whole.
 
-Of data with masked positions ``S``, with ``p`` the student's answer in one pass,
+Of data with masked positions ``S``, with ``p`` the student's prediction in one pass,
 
 .. math:: s = \frac{1}{|S|} \sum_{i \in S} \log p_i(x_i), \qquad L = \frac{1 - \exp(k s)}{k}.
 
 As ``k`` goes to 0, ``L`` is ``-s``, the negative log-likelihood; the larger ``k`` is, the more a sequence counts that
 the student can already give in one pass. Where the data at ``S`` have the distribution ``q``, the best factorised
-answer is the fixed point
+prediction is the fixed point
 
 .. math:: p_i(v) \propto E_q\big[ 1[x_i = v] \textstyle\prod_j p_j(x_j)^{k / |S|} \big],
 
@@ -54,7 +54,7 @@ class AlphaLossConfig(DataMethodConfig):
 
 
 class AlphaLoss(DataMethod[AlphaLossConfig]):
-    """Train a trained model further by the alpha loss, so that it answers in few passes. The teacher is not read.
+    """Train a trained model further by the alpha loss, for sampling in few passes. The teacher is not read.
 
     Every sequence counts equally, however many positions of it are masked; there is no weight ``1 / t``.
 

@@ -60,7 +60,7 @@ class MethodConfig:
 
     def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
         """Expected forward and backward passes of one sequence through one network in the losses of student and
-        auxiliary, beside those of `path_evaluations`.
+        auxiliary, in addition to those of `path_evaluations`.
 
         Args:
             batch: sequences.

@@ -64,7 +64,7 @@ class PathMethod(BaseMethod[ConfigT]):
         self.estimator = estimator
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside the networks: the estimator's `RunningMean`, where it has one."""
+        """What a resumed run needs in addition to the networks: the estimator's `RunningMean`, where it has one."""
         return {} if self.estimator is None else self.estimator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:

@@ -216,7 +216,7 @@ class DistillationMethod(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside the networks."""
+        """What a resumed run needs in addition to the networks."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:

@@ -61,7 +61,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
 
     The reward of a token is the witness ``E k(f, data's) - E k(f, student's)`` in the features ``f`` of a frozen
     network, with an RBF kernel; the student's distribution is estimated from *other* groups, so that the gradient, that
-    of the score function along the path, is exactly that of ``MMD^2``. No network beside the student is trained.
+    of the score function along the path, is exactly that of ``MMD^2``. The student is the only network that is trained.
 
     Our implementation, and no published method. The feature-space MMD of the literature (arXiv 2610.06648) is paired:
     it fills the masks of one corrupted data sequence with several candidates from a single student pass, compares each

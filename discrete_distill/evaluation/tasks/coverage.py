@@ -20,7 +20,7 @@ from .symbol_task import SymbolTask
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Of right samples, beside what a uniform sampler of as many samples shows.
+    """Coverage of right samples, with the expectation for a uniform sampler of as many samples.
 
     The plug-in divergence is biased upwards by the noise of counts: by about ``(N - 1) / (2 n)`` where ``n`` is large
     against ``N``; where ``n`` is small it is at least ``log(N / n)`` for any sampler. ``excess_kl`` subtracts the
@@ -134,7 +134,7 @@ def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactCoverage:
-    """Of a sampler whose distribution is known.
+    """Coverage by a sampler whose distribution is known.
 
     Attributes:
         validity: probability of a right answer.

@@ -29,7 +29,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFigures:
-    """Of one sampler on one task.
+    """Figures of one sampler on one task.
 
     Attributes:
         accuracy: fraction of right answers.

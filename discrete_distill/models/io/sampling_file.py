@@ -1,4 +1,4 @@
-"""What sampling from a saved student needs beside its weights: mask, forbidden ids, schedule, numbers of steps."""
+"""What sampling from a saved student needs in addition to weights: mask, forbidden ids, schedule, numbers of steps."""
 
 from __future__ import annotations
 

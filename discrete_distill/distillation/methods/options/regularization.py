@@ -1,4 +1,4 @@
-"""Options of what is added to the student's loss beside its surrogate."""
+"""Options of the terms that are added to the surrogate in the student's loss."""
 
 from __future__ import annotations
 
