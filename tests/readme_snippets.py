@@ -32,14 +32,14 @@ def run_page(file: Path) -> int:
     if unexplained := NOT_RUN.search(page):
         raise SystemExit(f'{file}: give {unexplained[0]!r} a title="Not run here: REASON", or let it run')
     blocks = blocks_of(page)
-    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
         for line, source in blocks:
             exec(compile("\n" * (line - 1) + source, str(file), "exec"), names)
     return len(blocks)
 
 
 @contextlib.contextmanager
-def _inside(folder: Path):  # type: ignore[no-untyped-def]
+def inside(folder: Path):  # type: ignore[no-untyped-def]
     before = Path.cwd()
     os.chdir(folder)
     try:

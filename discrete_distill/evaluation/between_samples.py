@@ -28,7 +28,13 @@ JACKKNIFE_GROUPS = 8
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error over samples; None where there are too few samples."""
+    """A figure and its standard error over samples; None where there are too few samples.
+
+    Example:
+        >>> value, standard_error = sample_agreement(torch.tensor([[0, 1], [0, 2], [0, 1]]))
+        >>> round(value, 4)  # Of six pairs of tokens four are equal.
+        0.6667
+    """
 
     value: float
     standard_error: float | None
@@ -43,6 +49,11 @@ class BetweenSampleDiversity:
         nearest_overlap: mean `nearest_overlap` of n-grams.
         entropies: `ngram_entropy` by n, in nats.
         reverse_nats: log of `reverse_perplexity`, in nats per token; None without data.
+
+    Example:
+        >>> diversity = measure_between_samples(torch.zeros(4, 16, dtype=torch.long))  # Four times the same sample.
+        >>> diversity.agreement.value, diversity.entropies[1].value
+        (1.0, 0.0)
     """
 
     agreement: Estimate

@@ -26,6 +26,13 @@ class CollapseTolerance:
 
     Raises:
         ValueError: for a factor below 1, or another figure that is negative or not finite.
+
+    Example:
+        >>> figures, reference = {"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)}
+        >>> lost_diversity(figures, reference, CollapseTolerance(agreement_factor=3.0))
+        ()
+        >>> [lost.name for lost in lost_diversity(figures, reference, CollapseTolerance(agreement_factor=2.0))]
+        ['agreement']
     """
 
     agreement_factor: float = 2.0
@@ -58,6 +65,11 @@ class LostDiversity:
         name: of the figure, as in `BetweenSampleDiversity.figures`.
         value: of the samples.
         reference: of the reference.
+
+    Example:
+        >>> lost = lost_diversity({"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)})
+        >>> print(lost[0])
+        agreement of two samples 50% (reference 20%)
     """
 
     name: str
@@ -89,7 +101,10 @@ def lost_diversity(
         tolerance: `CollapseTolerance` by default.
 
     Example:
-        >>> lost_diversity(measure_between_samples(student_NL).figures(), measure_between_samples(data_NL).figures())
+        >>> alike = data[:1].repeat(8, 1)
+        >>> lost = lost_diversity(measure_between_samples(alike).figures(), measure_between_samples(data).figures())
+        >>> [each.name for each in lost]
+        ['agreement', 'nearest_overlap']
     """
     tolerance = CollapseTolerance() if tolerance is None else tolerance
     found = []

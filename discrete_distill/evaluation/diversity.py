@@ -29,6 +29,11 @@ class Diversity:
         distinct: `distinct_n` by n.
         repetition: mean of `repetition_n` by n.
         overlap: mean of `overlap_n` by n.
+
+    Example:
+        >>> diversity = measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]]))
+        >>> round(diversity.entropy, 4), diversity.distinct[1]  # Mean of log(4) and 0; 4 words of 8 tokens.
+        (0.6931, 0.5)
     """
 
     num_samples: int

@@ -23,6 +23,11 @@ class LikelihoodBound:
         num_sequences: how many.
         num_tokens: counted tokens, once each.
         repeats: corruptions of each sequence.
+
+    Example:
+        >>> bound = likelihood_bound(process, teacher, data, repeats=2, generator=generator)
+        >>> round(bound.perplexity, 3), bound.num_tokens  # The untrained network guesses among 8 tokens.
+        (8.0, 128)
     """
 
     nats_per_token: float
@@ -48,7 +53,7 @@ def likelihood_bound(
     batch_size: int = 64,
     generator: Generator | None = None,
 ) -> LikelihoodBound:
-    """NELBO of sequences that the model need not know: the zero-shot perplexity of MDLM (arXiv 2406.07524).
+    """Estimate the NELBO of sequences; of text from elsewhere, the zero-shot perplexity of MDLM (arXiv 2406.07524).
 
     Every sequence is corrupted ``repeats`` times, at numbers of masks that are spread evenly over all corruptions of a
     batch; the mean is unbiased for the bound. The error over sequences holds the noise of the masks too.

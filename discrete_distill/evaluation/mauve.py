@@ -9,7 +9,7 @@ and projected on the principal components that hold 90% of their variance, and p
 and MAUVE is the area below the curve, in ``(0, 1]``; 1 for equal histograms, 0.004 for histograms that share nothing.
 Of five k-means the one with the smallest squared distances is taken. Here k-means starts from k-means++ seeds, where
 the published code draws points at random. Figures depend on encoder, number of samples and clusters: compare at equal
-ones, beside data against data, which is the most that can be had.
+ones, and with the score of data against data, which is the upper limit.
 
 Shape suffixes: N, M samples, D width of features, P principal components, K clusters, T points of the curve.
 """
@@ -38,6 +38,13 @@ class Mauve:
         num_clusters: K.
         num_samples: N, of the first set.
         num_reference: M, of the second.
+
+    Example:
+        >>> features = torch.randn(32, 4, generator=generator)
+        >>> mauve(features, features, generator=generator).score
+        1.0
+        >>> mauve(features, features + 100.0, generator=generator).score < 0.1
+        True
     """
 
     score: float

@@ -38,6 +38,12 @@ class StepCurve:
 
     Raises:
         ValueError: if they are not equally many.
+
+    Example:
+        >>> from pathlib import Path
+        >>> curve = StepCurve(label="student", steps=(8, 16), nats_per_token=(3.4, 3.1), standard_errors=(0.1, None))
+        >>> plot_perplexity_by_steps([curve], Path("steps.png"), judge="GPT-2").exists()
+        True
     """
 
     label: str

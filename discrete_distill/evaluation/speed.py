@@ -19,6 +19,11 @@ class Speed:
         name: of what was timed.
         tokens: made by each call.
         seconds: of each call, in order.
+
+    Example:
+        >>> speed = Speed(name="student", tokens=1024, seconds=(0.5, 0.25, 1.0))
+        >>> speed.latency, speed.tokens_per_second
+        (0.5, 2048.0)
     """
 
     name: str
@@ -44,7 +49,14 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRatio:
-    """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles."""
+    """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles.
+
+    Example:
+        >>> student = Speed(name="student", tokens=1024, seconds=(0.5, 0.5))
+        >>> teacher = Speed(name="teacher", tokens=1024, seconds=(1.0, 2.0))
+        >>> speed_ratio(student, teacher).ratio  # Median of 2 and 4.
+        3.0
+    """
 
     name: str
     baseline: str

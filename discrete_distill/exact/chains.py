@@ -12,7 +12,13 @@ from .markov import MarkovChain
 
 
 class StandardChain(NamedTuple):
-    """A chain and the length at which it is used."""
+    """A chain and the length at which it is used.
+
+    Example:
+        >>> chain, length = small_chain()
+        >>> chain.vocab_size, length, chain.sample(2, length, generator=generator).shape
+        (5, 6, torch.Size([2, 6]))
+    """
 
     chain: MarkovChain
     length: int

@@ -65,6 +65,11 @@ class DistributionDenoiser:
 
     Raises:
         ValueError: on a call, if the tokens do not fit the distribution or have probability zero under it.
+
+    Example:
+        >>> joint = torch.tensor([[0.4, 0.1], [0.1, 0.4]], dtype=torch.float64)  # P(x_1, x_2)
+        >>> DistributionDenoiser(joint, mask_token_id=2)(torch.tensor([[0, 2]]))[0, 1].exp()
+        tensor([0.8000, 0.2000, 0.0000], dtype=torch.float64)
     """
 
     def __init__(self, distribution: Tensor, mask_token_id: int) -> None:

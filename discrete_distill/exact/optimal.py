@@ -26,6 +26,12 @@ class OptimalStudent(NamedTuple):
         times: the grid it was fitted for.
         reverse_kl: ``KL(student || chain)``.
         forward_kl: ``KL(chain || student)``.
+
+    Example:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> best = optimal_student(chain, num_steps=1, length=2, objective="forward", iterations=100)
+        >>> round(best.forward_kl, 3), round(chain.total_correlation(2), 3)
+        (0.368, 0.368)
     """
 
     denoiser: TabularDenoiser

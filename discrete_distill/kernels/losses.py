@@ -21,7 +21,14 @@ _LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class TokenLosses(NamedTuple):
-    """What `token_losses` returns: one number a row, in nats, float32 (float64 for float64 logits)."""
+    """What `token_losses` returns: one number a row, in nats, float32 (float64 for float64 logits).
+
+    Example:
+        >>> student_logits, teacher_logits = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -1e9]])
+        >>> losses = token_losses(student_logits, teacher_logits, torch.tensor([0]))
+        >>> losses.log_prob, losses.entropy, losses.forward_kl  # -log(3), log(3) and log(3/2)
+        (tensor([-1.0986]), tensor([1.0986]), tensor([0.4055]))
+    """
 
     log_prob: Tensor
     """`[R]` log p(token)."""

@@ -17,7 +17,14 @@ MAX_CANDIDATES_TRITON = 64
 
 
 class SampledRows(NamedTuple):
-    """What `sample_rows` returns, for `R` rows and `M` candidates."""
+    """What `sample_rows` returns, for `R` rows and `M` candidates.
+
+    Example:
+        >>> logits, positions = torch.tensor([[0.0, 0.0, -torch.inf]]), torch.arange(1)
+        >>> drawn = sample_rows(logits, seed=0, positions_R=positions, step=0, num_candidates=2, return_entropy=True)
+        >>> drawn.log_probs, drawn.entropy
+        (tensor([[-0.6931, -0.6931]]), tensor([0.6931]))
+    """
 
     tokens: Tensor
     """`[R, M]` int64. -1 in inactive rows and where no finite logit is the largest (NaN, all -inf)."""

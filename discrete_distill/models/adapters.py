@@ -75,8 +75,13 @@ def as_denoiser(
             a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
 
     Example:
-        >>> teacher = as_denoiser(AutoModelForMaskedLM.from_pretrained(name).eval())  # doctest: +SKIP
-        >>> teacher = as_denoiser(llama, attention="full", shifted=True)  # doctest: +SKIP
+        >>> denoiser = as_denoiser(bert)
+        >>> AncestralSampler(process, num_steps=4)(denoiser, shape=(2, 16), generator=generator).nfe
+        4
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))
+        >>> as_denoiser(llama, attention="full", shifted=True).call_signature.shifted
+        True
     """
     given: dict[str, Any] = {
         "attention": attention,

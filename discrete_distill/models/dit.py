@@ -110,6 +110,15 @@ class DiT(HubNetwork):
 
     Args:
         config: its shape, or a dictionary of the same fields (as read back from ``config.json``).
+
+    Example:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        >>> network = DiT(DiTConfig(vocab_size=9, max_length=16, **size))
+        >>> network(x_t, t).abs().max().item()  # At first all ids are equally likely.
+        0.0
+        >>> network.save_pretrained("teacher")
+        >>> DiT.from_pretrained("teacher").config.vocab_size
+        9
     """
 
     def __init__(self, config: DiTConfig | dict[str, Any]) -> None:

@@ -50,6 +50,12 @@ class DiTConfig:
         ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
             no probability below 1, or the schedule is unknown.
         TypeError: if a size is no whole number, or a switch is neither true nor false.
+
+    Example:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        >>> config = DiTConfig(vocab_size=9, max_length=16, step_conditioning=True, **size)
+        >>> DiT(config).accepts_step
+        True
     """
 
     vocab_size: int

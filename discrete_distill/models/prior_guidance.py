@@ -20,7 +20,7 @@ SMALLEST = 1e-9
 
 @torch.no_grad()
 def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | None = None) -> Tensor:
-    """``log p(x)`` of a token of which nothing is known, ``[V]``: the denoiser's answer to a sequence of masks,
+    """``log p(x)`` of a token of which nothing is known, ``[V]``: the denoiser's prediction for a sequence of masks,
     averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
@@ -57,6 +57,11 @@ class PriorGuided(DenoiserView):
         denoiser: any.
         weight: ``w``.
         prior: ``log p(x)``, ``[V]``.
+
+    Example:
+        >>> prior = -torch.arange(9.0)  # Token 8 is the rarest.
+        >>> PriorGuided(teacher, 0.5, prior)(x_t, t)[0, 0]  # 1.5 * 0 - 0.5 log p(x)
+        tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000, 4.0000], grad_fn=...)
     """
 
     prior: Tensor
@@ -80,9 +85,9 @@ class PriorGuided(DenoiserView):
 
 @torch.no_grad()
 def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: int | None = None) -> Any:
-    """A denoiser that answers, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
-    classifier-free guidance (arXiv 2410.18514), which raises what the visible tokens speak for and lowers what is
-    merely frequent.
+    """A denoiser that returns, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
+    classifier-free guidance (arXiv 2410.18514), which raises tokens that the visible ones make likely and lowers
+    tokens that are frequent anyway.
 
     ``p(x)`` is `prior_log_probs`, the same for all positions, so that it costs no further evaluation. As the teacher of
     a distillation it is a distribution that no temperature of the teacher reaches.

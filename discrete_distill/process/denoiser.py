@@ -19,12 +19,18 @@ class Denoiser(Protocol):
     """Any callable from noisy tokens to raw logits.
 
     ``denoiser(x_t, t, **model_kwargs) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
-    logits ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is
-    the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
+    logits ``[B, L, V]``. The logits are raw: the process removes the mask from them and keeps visible tokens
+    (`MaskedDiffusion.log_probs`). They are never written into.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
     ends. One with a false attribute ``time_conditioned`` has logits that depend on ``x_t`` alone. An integer
     attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
+
+    Example:
+        >>> def uniform(x_t, t, **model_kwargs):
+        ...     return torch.zeros(*x_t.shape, 9)  # Raw logits [B, L, V].
+        >>> AncestralSampler(process, num_steps=4)(uniform, shape=(2, 16), generator=generator).nfe
+        4
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
@@ -35,6 +41,13 @@ class FeatureDenoiser(Protocol):
     """A denoiser whose head can be run alone: ``logits = project(features(x_t, t, **model_kwargs))``.
 
     ``features`` returns ``[B, L, D]``; ``project`` maps ``[..., D]`` to ``[..., V]``.
+
+    Example:
+        >>> [isinstance(each, FeatureDenoiser) for each in (teacher, bert, as_denoiser(bert))]
+        [True, False, True]
+        >>> features = teacher.features(x_t, t)  # [8, 16, 16]
+        >>> bool((teacher.project(features[:, :2]) == teacher(x_t, t)[:, :2]).all())
+        True
     """
 
     def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...

@@ -26,6 +26,11 @@ class Accuracy:
         standard_error: binomial, ``sqrt(p (1 - p) / n)``; 0 where all answers or none are right.
         low: lower end of Wilson's 95% interval, which stays within 0 and 1 and is not empty where the error is 0.
         high: upper end.
+
+    Example:
+        >>> found = accuracy(torch.tensor([True, True, True, False]))
+        >>> found.value, round(found.standard_error, 4)  # sqrt(0.75 * 0.25 / 4)
+        (0.75, 0.2165)
     """
 
     value: float

@@ -20,7 +20,7 @@ from .symbol_task import SymbolTask
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Of right samples, beside what a uniform sampler of as many samples shows.
+    """Coverage of right samples, with the expectation for a uniform sampler of as many samples.
 
     The plug-in divergence is biased upwards by the noise of counts: by about ``(N - 1) / (2 n)`` where ``n`` is large
     against ``N``; where ``n`` is small it is at least ``log(N / n)`` for any sampler. ``excess_kl`` subtracts the
@@ -35,6 +35,12 @@ class Coverage:
         distinct_deviation: its standard deviation over sets of samples.
         kl_from_uniform: plug-in estimate of ``KL(samples || uniform) = log N - H``, nats.
         kl_of_uniform: the plug-in estimate of a uniform sampler, on average, nats.
+
+    Example:
+        >>> samples = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
+        >>> coverage = measure_coverage(samples, num_solutions=4)
+        >>> coverage.num_distinct, round(coverage.kl_from_uniform, 4)  # log(4) - log(2)
+        (2, 0.6931)
     """
 
     num_samples: int
@@ -128,11 +134,16 @@ def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactCoverage:
-    """Of a sampler whose distribution is known.
+    """Coverage by a sampler whose distribution is known.
 
     Attributes:
         validity: probability of a right answer.
         kl_from_uniform: ``KL(sampler given a right answer || uniform)``, nats; NaN where no answer is right.
+
+    Example:
+        >>> task = Permutations(2, mask_token_id=2)  # "ab" and "ba" are right.
+        >>> exact_coverage(task, torch.tensor([[0.1, 0.4], [0.4, 0.1]]))
+        ExactCoverage(validity=0.8..., kl_from_uniform=0.0)
     """
 
     validity: float

@@ -1,4 +1,4 @@
-"""What sampling from a saved student needs beside its weights: mask, forbidden ids, schedule, numbers of steps."""
+"""What sampling from a saved student needs in addition to weights: mask, forbidden ids, schedule, numbers of steps."""
 
 from __future__ import annotations
 
@@ -57,8 +57,12 @@ def load_sampling(name_or_path: str | Path, **hub: Any) -> tuple[MaskedDiffusion
         CheckpointError: if it describes no process.
 
     Example:
-        >>> process, steps = load_sampling("student")  # doctest: +SKIP
-        >>> AncestralSampler(process, num_steps=steps[0])(load_denoiser("student"), (8, 128))  # doctest: +SKIP
+        >>> student.save_pretrained("student")
+        >>> save_sampling("student", process, num_steps=[4])
+        >>> process, steps = load_sampling("student")
+        >>> sampler = AncestralSampler(process, num_steps=steps[0])
+        >>> sampler(load_denoiser("student"), shape=(8, 16), generator=generator).nfe
+        4
     """
     file = find_file(name_or_path, SAMPLING_FILE, **hub)
     if file is None:
