@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts, check_count, check_number
+from ...digests import weights_digest
 from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
 from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
@@ -38,7 +39,7 @@ from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
 from .results import write_results
-from .students import save_student, weights_digest
+from .students import save_student
 
 SETTINGS_FILE = "settings.json"
 
