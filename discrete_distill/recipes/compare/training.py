@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from ...digests import weights_digest
 from ...training import LoopConfig, TrainingLoop, flat_settings
 from ..common.distill import Distillation, DistillConfig
 from ..common.network_shape import network_shape
 from ..common.run import Run
 from ..common.student_stages import fit_discriminator
-from ..common.students import StudentTraining, save_student, weights_digest
+from ..common.students import StudentTraining, save_student
 from .autoregressive import AutoregressiveConfig, AutoregressiveTraining
 from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
 from .settings import ComparisonConfig
