@@ -1,6 +1,6 @@
 """Masks of padding, as networks take them.
 
-Shape suffixes: B batch, L length.
+Shape suffixes: B batch, L length, H heads, d width of a head, M longest length.
 """
 
 from __future__ import annotations
@@ -29,3 +29,17 @@ def additive_mask(x_t: Tensor, real_BL: Tensor | None, dtype: torch.dtype) -> Te
     if real_BL is None:
         return mask
     return mask.masked_fill(~real_BL[:, None, None, :], torch.finfo(dtype).min)
+
+
+def biased(bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """What is added to attention scores: a bias for each pair of positions, ``[1, H, L, L]``, and where there is a mask
+    -inf at the keys that it hides, ``[B, H, L, L]``.
+
+    Args:
+        bias_HMM: for sequences of up to ``M`` positions.
+        q_BHLd: the queries, whose precision is taken.
+        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, L]``.
+    """
+    length = q_BHLd.shape[2]
+    bias = bias_HMM[None, :, :length, :length].to(q_BHLd.dtype)
+    return bias if attention_mask is None else bias.masked_fill(~attention_mask, float("-inf"))

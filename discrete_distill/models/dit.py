@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
-from .attention_masks import real_tokens
+from .attention_masks import biased, real_tokens
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
@@ -59,15 +59,20 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Linear(config.cond_size, 6 * size)
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
+        if config.position_bias:
+            self.position_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_length, config.max_length))
 
-    def attend(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None) -> Tensor:
-        qkv = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        q, k, v = rotate(qkv[0], *rotary), rotate(qkv[1], *rotary), qkv[2]
+    def attend(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
+        q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        if rotary is None:
+            attention_mask = biased(self.position_bias, q, attention_mask)
+        else:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         return self.attn_out(rearrange(out_BHLd, "b h l d -> b l (h d)"))
 
     def forward(
-        self, x_BLD: Tensor, cond_BC: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None
+        self, x_BLD: Tensor, cond_BC: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None
     ) -> Tensor:
         modulation = self.adaLN_modulation(cond_BC)[:, None].chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
@@ -206,7 +211,7 @@ class DiT(HubNetwork):
         """
         check_per_row("t", t, len(h_BLD))
         cond = self.condition(t, s)
-        rotary = self.rotary_emb(h_BLD.shape[1])
+        rotary = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
         key_mask = None
         if attention_mask is not None:
             key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]

@@ -43,6 +43,9 @@ class DiTConfig:
             passed how much is masked. MDLM's, log-linear with ``eps`` of 1e-3, by default; else "linear", "cosine",
             "polynomial" or "geometric", with their own defaults. Infinite noise is passed as 20 nats.
         step_conditioning: also pass the step ``(t, s)``, through an embedding that starts at zero.
+        position_bias: in the place of rotary positions, add a learned bias ``[num_heads, max_length, max_length]`` to
+            the attention scores of each block, one for each pair of positions; it starts at zero. For sequences whose
+            positions are no line, such as the cells of a grid.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
@@ -62,12 +65,13 @@ class DiTConfig:
     time_conditioning: bool = False
     schedule: str = "log_linear"
     step_conditioning: bool = False
+    position_bias: bool = False
     bf16_blocks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "cond_size"):
             check_count(name, getattr(self, name))
-        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+        for name in ("time_conditioning", "step_conditioning", "position_bias", "bf16_blocks"):
             check_flag(name, getattr(self, name))
         check_number("dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
         if self.schedule not in SCHEDULES:
