@@ -87,6 +87,7 @@ class TrainingLoop:
         rank: of this process; only rank 0 writes.
         device: of the generators.
         quiet: no progress bar.
+        make_bar: makes the progress bar; takes tqdm's arguments.
         settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
             that is resumed with others is refused. The seed of ``config`` is always among them.
     """
@@ -103,6 +104,7 @@ class TrainingLoop:
         rank: int = 0,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        make_bar: Callable[..., tqdm] = tqdm,
         settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.config = config
@@ -115,6 +117,7 @@ class TrainingLoop:
         self.rank = rank
         self.device = torch.device(device)
         self.quiet = quiet
+        self.make_bar = make_bar
         self.store = CheckpointStore(self.directory / "checkpoints", keep=config.keep_checkpoints)
         self.history: list[dict[str, float]] = []
         self.window = MetricWindow()
@@ -141,7 +144,7 @@ class TrainingLoop:
         first = self._resume()
         started = time.perf_counter()
         quiet = self.quiet or self.rank > 0
-        bar = tqdm(
+        bar = self.make_bar(
             total=self.config.num_steps, initial=first, desc=self.label, disable=quiet, file=LastingStream(sys.stderr)
         )
         self.tracker = self._make_tracker(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from ...checks import check_all_counts, check_count, check_number
 from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
@@ -288,6 +290,8 @@ def distil(
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
+    *,
+    make_bar: Callable[..., tqdm] = tqdm,
 ) -> list[dict[str, float]]:
     """Distil ``teacher``; student (its average) and discriminator are written to ``directory/student``.
 
@@ -303,7 +307,8 @@ def distil(
         distillation.saved(),
         distillation.step,
         label="distil",
-        shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),
+        shown=("log_ratio", "entropy"),
+        make_bar=make_bar,
         rank=accelerator.process_index,
         device=accelerator.device,
         settings=made_with,
