@@ -7,7 +7,6 @@ from .mode_collapse import mode_collapse
 ENTROPY_KEPT = 0.5
 CHANCE, CERTAIN = 0.55, 0.98
 OFTEN = 0.25
-NEGATIVE = 0.1  # of the spread of log-ratios: below, a mean is no estimate of a divergence
 TRAINED_NETWORKS = ("student", "auxiliary", "discriminator")
 
 History = list[dict[str, float]]
@@ -26,7 +25,6 @@ def explain(history: History) -> dict[str, str]:
         **_skipped(last),
         **_collapse(history),
         **_entropy(history),
-        **_auxiliary(history),
         **_discriminator(last),
         **_rewards(last),
     }
@@ -55,20 +53,6 @@ def _entropy(history: History) -> dict[str, str]:
         "entropy": f"COLLAPSE: the entropy of the student's predictions fell from {values[0]:.2f} to {values[-1]:.2f} "
         "nats. It keeps to ever fewer tokens, which a judge of perplexity likes: compare at equal entropy. Lower the "
         "student's learning rate, or raise regularization.data_kl.coefficient or entropy_coefficient."
-    }
-
-
-def _auxiliary(history: History) -> dict[str, str]:
-    """The mean log-ratio estimates a KL divergence, which is at least 0 where the auxiliary is exact."""
-    lines = [line for line in history if {"log_ratio", "log_ratio_std", "auxiliary_loss"} <= line.keys()][-3:]
-    mean = sum(line["log_ratio"] for line in lines) / max(1, len(lines))
-    spread = sum(line["log_ratio_std"] for line in lines) / max(1, len(lines))
-    if len(lines) < 3 or mean >= -NEGATIVE * spread:
-        return {}
-    return {
-        "auxiliary": "The auxiliary is a worse model of the student's samples than the teacher is (mean log-ratio "
-        f"{mean:.1f} nats; that of an exact one is at least 0), so that rewards mislead. Lower the learning rate of "
-        "the ratio, or give the auxiliary more updates."
     }
 
 
