@@ -76,6 +76,10 @@ def mean_figures(sets: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
     Returns:
         Figures by name; the standard error is that of the mean, None where a set has none.
+
+    Example:
+        >>> mean_figures([{"agreement": Estimate(0.2, 0.03)}, {"agreement": Estimate(0.4, 0.04)}])
+        {'agreement': Estimate(value=0.3..., standard_error=0.025)}
     """
     found: dict[str, Estimate] = {}
     for name in sets[0] if sets else ():
@@ -105,6 +109,11 @@ def measure_between_samples(
 
     Raises:
         ValueError: for fewer than two samples, or shapes that do not agree.
+
+    Example:
+        >>> samples = AncestralSampler(process, num_steps=8)(student, shape=(8, 16), generator=generator).sequences
+        >>> sorted(measure_between_samples(samples, data).figures())
+        ['agreement', 'entropy_1', ..., 'nearest_overlap', 'reverse_nats']
     """
     check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
@@ -179,6 +188,10 @@ def nearest_overlap(sequences_NL: Tensor, n: int = 4) -> Estimate:
 
     Raises:
         ValueError: for fewer than two samples, or an ``n`` that does not fit.
+
+    Example:
+        >>> nearest_overlap(torch.tensor([[0, 1, 2], [0, 1, 3], [4, 5, 6]]), n=2).value  # 1/2, 1/2 and 0
+        0.333...
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples = len(grams_NG)
@@ -215,6 +228,10 @@ def ngram_entropy(sequences_NL: Tensor, n: int) -> Estimate:
 
     Raises:
         ValueError: if ``n`` does not fit.
+
+    Example:
+        >>> round(ngram_entropy(torch.tensor([[0, 1], [2, 3]]), n=2).value, 4)  # Two different bigrams: log(2).
+        0.6931
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples, per_sample = grams_NG.shape
@@ -247,6 +264,11 @@ def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3) -
 
     Raises:
         ValueError: for shapes without a token, or an order below 1.
+
+    Example:
+        >>> collapsed = data[:1].repeat(8, 1)
+        >>> reverse_perplexity(collapsed, data).value > reverse_perplexity(data, data).value
+        True
     """
     check_token_ids(samples_NL)
     check_token_ids(data_ML)

@@ -124,6 +124,11 @@ def of_samples_alone(figures: Mapping[str, Estimate]) -> dict[str, Estimate]:
 
     Args:
         figures: `BetweenSampleDiversity.figures`, of data or of samples.
+
+    Example:
+        >>> figures = measure_between_samples(data, data).figures()
+        >>> sorted(set(figures) - set(of_samples_alone(figures)))
+        ['reverse_nats']
     """
     return {name: figure for name, figure in figures.items() if name != "reverse_nats"}
 

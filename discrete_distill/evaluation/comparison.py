@@ -80,6 +80,11 @@ def compare_at_entropy(
 
     Raises:
         ValueError: if judges, numbers or lengths of samples differ, or the entropy is not finite.
+
+    Example:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(1.0,), seeds=(0,))
+        >>> print(compare_at_entropy(frontier, frontier, entropy=5.0))
+        data: entropy 5.000 is outside of what all seeds reach (...); add higher temperatures; data: ...
     """
     for what, ours, theirs in (
         ("judges", method.judge, baseline.judge),

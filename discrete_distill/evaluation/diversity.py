@@ -54,6 +54,10 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
 
     Raises:
         ValueError: for samples of another shape, none at all, or an order below 1.
+
+    Example:
+        >>> measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), orders=(1, 2)).overlap
+        {1: 1.0, 2: 1.0}
     """
     check_token_ids(sequences_NL)
     num_samples, length = sequences_NL.shape
@@ -80,6 +84,10 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 
     Returns:
         Nats, fp64 ``[N]``.
+
+    Example:
+        >>> sample_entropy(torch.tensor([[0, 0, 1, 1], [0, 1, 2, 3]]))  # log(2) and log(4)
+        tensor([0.6931, 1.3863], dtype=torch.float64)
     """
     check_token_ids(sequences_NL)
     counts_NL = _counts_in_rows(sequences_NL).double()
@@ -88,7 +96,12 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 
 
 def corpus_entropy(sequences_NL: Tensor) -> float:
-    """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike."""
+    """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike.
+
+    Example:
+        >>> round(corpus_entropy(torch.tensor([[0, 0], [1, 1]])), 4)  # log(2), though each sample has an entropy of 0.
+        0.6931
+    """
     check_token_ids(sequences_NL)
     _, counts = torch.unique(sequences_NL, return_counts=True)
     probs = counts.double() / sequences_NL.numel()
@@ -100,6 +113,10 @@ def distinct_n(sequences_NL: Tensor, n: int) -> float:
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Example:
+        >>> distinct_n(torch.tensor([[0, 1, 0, 1]]), 2)  # Two different ones among (0, 1), (1, 0), (0, 1).
+        0.666...
     """
     grams_NG = ngram_ids(sequences_NL, n)
     return torch.unique(grams_NG).numel() / grams_NG.numel()
@@ -113,6 +130,10 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Example:
+        >>> repetition_n(torch.tensor([[0, 1, 0, 1, 0]]), 2).tolist()  # Four bigrams, two different ones.
+        [0.5]
     """
     grams_NG = ngram_ids(sequences_NL, n)
     different = (_counts_in_rows(grams_NG) > 0).sum(dim=1)
@@ -130,6 +151,10 @@ def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Example:
+        >>> overlap_n(torch.tensor([[0, 1, 2], [0, 1, 3]]), 2).tolist()  # Of two bigrams each, (0, 1) is in both.
+        [0.5, 0.5]
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples, num_grams = grams_NG.shape

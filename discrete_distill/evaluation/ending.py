@@ -21,6 +21,10 @@ def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
 
     Raises:
         ValueError: for another shape.
+
+    Example:
+        >>> before_end(torch.tensor([[5, 3, 0, 7, 0]]), eos_token_id=0).tolist()
+        [[True, True, True, False, False]]
     """
     if sequences_BL.dim() != 2:
         raise ValueError(f"sequences must be token ids [B, L], got shape {list(sequences_BL.shape)}")

@@ -254,6 +254,14 @@ def measure_frontier(
         TypeError: if samples are no integers.
         ValueError: without temperatures or seeds, with one given twice, with a temperature that is not positive, or if
             N or L varies.
+
+    Example:
+        >>> def sample(temperature, seed):
+        ...     sampler = AncestralSampler(process, num_steps=4, temperature=temperature)
+        ...     return sampler(student, shape=(8, 16), generator=torch.Generator().manual_seed(seed)).sequences
+        >>> frontier = measure_frontier(sample, judge, method="4 steps", temperatures=(0.9, 1.0), seeds=(0, 1, 2))
+        >>> frontier.read(float(sample_entropy(data).mean())).method
+        '4 steps'
     """
     for name, values in (("temperatures", temperatures), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):

@@ -69,6 +69,11 @@ def likelihood_bound(
         TypeError: if the sequences are no integers.
         ValueError: for no sequences, sequences with masks, fewer than one repeat, a batch size below 1, or a bound that
             is not finite.
+
+    Example:
+        >>> bound = likelihood_bound(process, as_denoiser(bert), data, repeats=4, generator=generator)
+        >>> bound.num_sequences, bound.num_tokens, bound.repeats
+        (8, 128, 4)
     """
     check_token_ids(sequences_NL, "sequences")
     check_count("repeats", repeats)

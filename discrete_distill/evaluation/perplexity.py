@@ -87,6 +87,12 @@ def generative_perplexity(
         TypeError: if the samples are no integers.
         ValueError: for an empty or misshapen set of samples, a batch size below 1, samples with masks left in
             them, prices that are not finite, or samples without a single token to count.
+
+    Example:
+        >>> out = AncestralSampler(process, num_steps=8)(student, shape=(8, 16), generator=generator)
+        >>> figures = generative_perplexity(out.sequences, judge, mask_token_id=8)
+        >>> figures.perplexity > 1.0, figures.standard_error > 0.0
+        (True, True)
     """
     check_token_ids(sequences_NL)
     batch_size = min(check_count("batch_size", batch_size), len(sequences_NL))

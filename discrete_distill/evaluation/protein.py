@@ -63,6 +63,11 @@ def measure_proteins(
 
     Raises:
         ValueError: if there are no sequences, fewer than one candidate, or one holds something that is no amino acid.
+
+    Example:
+        >>> figures = measure_proteins(["AAAAAAAAAAAA"], reference=["MKTAYIAKQRQI"], training=["MKTAYIAKQRQI"])
+        >>> figures.low_complexity, figures.clusters
+        (1.0, 1.0)
     """
     if candidates < 1:
         raise ValueError(f"candidates must be 1 or more, got {candidates}")

@@ -84,6 +84,16 @@ def measure_speeds(
     Raises:
         ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
             no time that the clock resolves.
+
+    Example:
+        >>> samplers = {steps: AncestralSampler(process, num_steps=steps) for steps in (2, 16)}
+        >>> calls = {
+        ...     f"{steps} steps": lambda each=each: each(student, shape=(8, 16), generator=generator).sequences
+        ...     for steps, each in samplers.items()
+        ... }
+        >>> speeds = measure_speeds(calls, repeats=3)
+        >>> speeds["2 steps"].tokens, len(speeds["2 steps"].seconds)
+        (128, 3)
     """
     if not calls or repeats < 1 or warmup < 0:
         raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")
@@ -106,6 +116,12 @@ def speed_ratio(speed: Speed, baseline: Speed) -> SpeedRatio:
 
     Raises:
         ValueError: if the two were timed in different numbers of rounds, or one has no tokens or no time.
+
+    Example:
+        >>> student = Speed(name="4 steps", tokens=1024, seconds=(0.5, 0.4))
+        >>> teacher = Speed(name="32 steps", tokens=1024, seconds=(4.0, 4.0))
+        >>> speed_ratio(student, teacher).ratio  # Median of 8 and 10.
+        9.0
     """
     if len(speed.seconds) != len(baseline.seconds):
         raise ValueError(

@@ -165,6 +165,11 @@ def modal_mixture(
         vocab_size: K.
         seed: of chains.
         concentration: of the Dirichlet that the chains are drawn from; small gives peaked chains.
+
+    Example:
+        >>> mixture = modal_mixture(num_modes=3, vocab_size=4)
+        >>> mixture.sample(2, 6, generator=generator).shape
+        torch.Size([2, 6])
     """
     check_count("num_modes", num_modes)
     generator = Generator().manual_seed(check_count("seed", seed, minimum=-(2**63)))

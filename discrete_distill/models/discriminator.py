@@ -311,6 +311,12 @@ def discriminator_loss(
     Raises:
         TypeError: if logits are no floating-point numbers, or positions that count no booleans.
         ValueError: if ``label_smoothing`` is outside ``[0, 1)``, or shapes do not fit.
+
+    Example:
+        >>> everywhere = torch.ones(8, 16, dtype=torch.bool)
+        >>> logits = torch.zeros(8, 16)  # It cannot tell them apart: log(2).
+        >>> discriminator_loss(logits, logits, everywhere, everywhere)
+        tensor(0.6931)
     """
     check_number("label_smoothing", label_smoothing, minimum=0.0, exclusive_maximum=1.0)
     _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
@@ -332,7 +338,13 @@ def discriminator_accuracy(
     student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
 ) -> Tensor:
     """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5 is chance. Sequences
-    without a counted position are left out. Arguments and errors as for `discriminator_loss`."""
+    without a counted position are left out. Arguments and errors as for `discriminator_loss`.
+
+    Example:
+        >>> everywhere, logits = torch.ones(8, 16, dtype=torch.bool), torch.ones(8, 16)
+        >>> discriminator_accuracy(logits, -logits, everywhere, everywhere)
+        tensor(1.)
+    """
     _check_sides(student_logits_BL, reference_logits_BL, student_counted, reference_counted)
     fractions = []
     for logits, loss_mask, sign in (
@@ -363,6 +375,10 @@ def masked_mean(values_BL: Tensor, loss_mask_BL: Tensor) -> Tensor:
     Raises:
         TypeError: if ``counted_BL`` does not hold booleans.
         ValueError: if the values are not ``[B, L]``, or shapes differ.
+
+    Example:
+        >>> masked_mean(torch.tensor([[1.0, 3.0, torch.nan]]), torch.tensor([[True, True, False]]))
+        tensor([2.])
     """
     if values_BL.dim() != 2:
         raise ValueError(f"values_BL must be [B, L], got shape {list(values_BL.shape)}")

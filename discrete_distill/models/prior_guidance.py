@@ -31,6 +31,10 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
     Raises:
         ValueError: if the mask lies outside the vocabulary, or no length is given and the denoiser has none.
         TypeError: if it is not callable.
+
+    Example:
+        >>> prior_log_probs(teacher, mask_token_id=8)[:8]  # log(1/8)
+        tensor([-2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794])
     """
     if not callable(denoiser):
         raise TypeError(f"guidance by the prior calls a denoiser, and a {type(denoiser).__name__} is not callable")
@@ -104,6 +108,11 @@ def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: 
     Raises:
         ValueError: if the weight is negative or not finite, or as `prior_log_probs`.
         TypeError: if it is not callable.
+
+    Example:
+        >>> guided = guide_by_prior(as_denoiser(bert), weight=0.5, mask_token_id=8, length=16)
+        >>> guided(x_t, t).shape
+        torch.Size([8, 16, 9])
     """
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"the weight of guidance must be finite and not negative, got {weight}")

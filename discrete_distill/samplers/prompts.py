@@ -97,6 +97,14 @@ def prompted(
         TypeError: if an id or a length is no integer.
         ValueError: if there is no prompt, an id is negative, a length is less than 1, numbers of prompts, lengths and
             suffixes differ, or prompt and suffix do not fit; the sequence is named.
+
+    Example:
+        >>> x_init, attention_mask = prompted([[1, 2], [3]], length=[5, 4], mask_token_id=8, suffixes=[[7], [7]])
+        >>> x_init
+        tensor([[1, 2, 8, 8, 7],
+                [3, 8, 8, 7, 8]])
+        >>> attention_mask[1].tolist()
+        [True, True, True, True, False]
     """
     check_count("mask_token_id", mask_token_id, minimum=0)
     prompts = [_ids(prompt) for prompt in prompts]

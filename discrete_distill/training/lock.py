@@ -30,6 +30,12 @@ def folder_lock(directory: Path) -> Iterator[None]:
 
     Raises:
         FolderInUse: if another process holds it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> with folder_lock(Path("run")):
+        ...     print(Path("run/.lock").exists())
+        True
     """
     name = str(Path(directory).resolve())
     if fcntl is None or name in _held:

@@ -53,6 +53,11 @@ def refuse_changes(
 
     Raises:
         ValueError: naming the settings that differ, with both values.
+
+    Example:
+        >>> refuse_changes({"seed": 0}, {"seed": 1}, where="run")
+        Traceback (most recent call last):
+        ValueError: ...
     """
     missing = object()
     names = sorted({*saved, *now})

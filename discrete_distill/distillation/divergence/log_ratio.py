@@ -202,6 +202,11 @@ def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:
     Raises:
         TypeError: if they are no floating-point numbers.
         ValueError: if their shapes differ.
+
+    Example:
+        >>> impossible = -torch.inf
+        >>> difference_of_logs(torch.tensor([-1.0, impossible]), torch.tensor([-3.0, impossible]))
+        tensor([2., 0.])
     """
     check_same_shape(log_q=log_q, log_p=log_p)
     return torch.where(torch.isneginf(log_q) & torch.isneginf(log_p), 0.0, log_q - log_p)

@@ -105,6 +105,9 @@ def check_task(task: Task, generator: Generator | None = None, *, n: int = 8) ->
 
     Raises:
         ValueError: if an example is rejected, or an example with its answer masked is accepted; the example is shown.
+
+    Example:
+        >>> check_task(Sudoku(4, mask_token_id=4))  # Nothing is raised: its verifier accepts its own solutions.
     """
     check_count("n", n)
     examples = task.sample_solutions(n, generator)
