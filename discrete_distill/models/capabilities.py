@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..process import FeatureDenoiser
 from ..process.conditions import name_of
+from .block_cache import BlockCache
 from .wrappers import unwrap
 
 
@@ -70,6 +71,52 @@ class HiddenStatesDenoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockDenoiser(Protocol):
+    """A denoiser that reads a part of its rows against cached keys and values; `BlockReading` has the methods.
+
+    ``prefill`` reads whole rows, ``block_features`` and ``denoise`` read a part of each and keep nothing, ``commit``
+    reads a finished block and keeps its keys. With attention by blocks the cache is exact; with attention both ways it
+    is an approximation, for the keys of the other tokens are those of the last ``prefill``.
+
+    Attributes:
+        block_length: positions in a block; None for attention both ways.
+        shifted: features at a position predict the token behind it.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def block_length(self) -> int | None:
+            """Positions in a block."""
+            ...
+
+        @property
+        def shifted(self) -> bool:
+            """Whether features predict the token behind them."""
+            ...
+
+    def prefill(self, x: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> BlockCache:
+        """Keys, values and features of all tokens ``[B, L]``."""
+        ...
+
+    def block_features(self, x_block: Tensor, t: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> Tensor:
+        """What the head reads at a part, ``[B, K, D]``, in the place of the tokens that it predicts."""
+        ...
+
+    def denoise(self, x_block: Tensor, t: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> Tensor:
+        """Raw logits ``[B, K, V]`` of a part."""
+        ...
+
+    def commit(self, x_block: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> None:
+        """Keep the keys of a finished block."""
+        ...
+
+    def project(self, features: Tensor, /) -> Tensor:
+        """Vocabulary logits ``[..., V]``."""
+        ...
+
+
 OFFERS: dict[Any, tuple[str, str]] = {
     FeatureDenoiser: (
         "features(x_t, t) and project(features)",
@@ -82,6 +129,10 @@ OFFERS: dict[Any, tuple[str, str]] = {
     HiddenStatesDenoiser: (
         "hidden_states(x_t, t, layer) and blocks",
         "name the list of blocks, as_denoiser(model, blocks=...)",
+    ),
+    BlockDenoiser: (
+        "prefill(x, t), block_features and denoise(x_block, t, cache), commit(x_block, cache) and project(features)",
+        'take a DiT, or as_denoiser(model, attention="full") of a model that takes past_key_values and position_ids',
     ),
 }
 

@@ -61,6 +61,11 @@ class Frame:
         place = ids.index(mask_id)
         return cls(length, tuple(ids[:place]), tuple(ids[place + 1 :]))
 
+    def around(self, x: Tensor) -> Tensor:
+        """Put the frame around sequences, int64 ``[B, length]`` to ``[B, L]``."""
+        ends = [torch.tensor(each, dtype=x.dtype, device=x.device) for each in (self.prefix, self.suffix)]
+        return torch.cat([ends[0].expand(len(x), -1), x, ends[1].expand(len(x), -1)], dim=1)
+
     def x_init(self, batch_size: int, *, mask_token_id: int, device: torch.device | str | None = None) -> Tensor:
         """Make the start of a sampler: masks in the frame, int64 ``[B, L]`` with ``L`` the length with its frame.
 

@@ -2,6 +2,7 @@
 
 from .alpha_loss import AlphaLoss, AlphaLossConfig
 from .base import BaseMethod
+from .block_states import BlockHalves, TrajectoryStates
 from .certainty_forcing import CertaintyForcing, CertaintyForcingConfig
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
@@ -44,6 +45,7 @@ __all__ = [
     "AlphaLossConfig",
     "AuxiliaryRatio",
     "BaseMethod",
+    "BlockHalves",
     "CertaintyForcing",
     "CertaintyForcingConfig",
     "CorruptionByCount",
@@ -76,6 +78,7 @@ __all__ = [
     "StepOutput",
     "TeacherTargets",
     "TokenCredit",
+    "TrajectoryStates",
     "UpdatePlan",
     "VocabularyCredit",
     "agreement_metrics",
