@@ -39,7 +39,7 @@ def measure_frontier_around(
         ValueError: if ``spacing`` is not positive, ``entropy`` not finite, ``limits`` are no range, or as in
             `measure_frontier`.
 
-    Example:
+    Examples:
         >>> def sample(temperature, seed):
         ...     sampler = AncestralSampler(process, num_steps=4, temperature=temperature)
         ...     return sampler(student, shape=(8, 16), generator=torch.Generator().manual_seed(seed)).sequences

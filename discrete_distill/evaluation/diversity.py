@@ -30,7 +30,7 @@ class Diversity:
         repetition: mean of `repetition_n` by n.
         overlap: mean of `overlap_n` by n.
 
-    Example:
+    Examples:
         >>> diversity = measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]]))
         >>> round(diversity.entropy, 4), diversity.distinct[1]  # Mean of log(4) and 0; 4 words of 8 tokens.
         (0.6931, 0.5)
@@ -55,7 +55,7 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
     Raises:
         ValueError: for samples of another shape, none at all, or an order below 1.
 
-    Example:
+    Examples:
         >>> measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), orders=(1, 2)).overlap
         {1: 1.0, 2: 1.0}
     """
@@ -85,7 +85,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
     Returns:
         Nats, fp64 ``[N]``.
 
-    Example:
+    Examples:
         >>> sample_entropy(torch.tensor([[0, 0, 1, 1], [0, 1, 2, 3]]))  # log(2) and log(4)
         tensor([0.6931, 1.3863], dtype=torch.float64)
     """
@@ -98,7 +98,7 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 def corpus_entropy(sequences_NL: Tensor) -> float:
     """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike.
 
-    Example:
+    Examples:
         >>> round(corpus_entropy(torch.tensor([[0, 0], [1, 1]])), 4)  # log(2), though each sample has an entropy of 0.
         0.6931
     """
@@ -114,7 +114,7 @@ def distinct_n(sequences_NL: Tensor, n: int) -> float:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
 
-    Example:
+    Examples:
         >>> distinct_n(torch.tensor([[0, 1, 0, 1]]), 2)  # Two different ones among (0, 1), (1, 0), (0, 1).
         0.666...
     """
@@ -131,7 +131,7 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
 
-    Example:
+    Examples:
         >>> repetition_n(torch.tensor([[0, 1, 0, 1, 0]]), 2).tolist()  # Four bigrams, two different ones.
         [0.5]
     """
@@ -152,7 +152,7 @@ def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
 
-    Example:
+    Examples:
         >>> overlap_n(torch.tensor([[0, 1, 2], [0, 1, 3]]), 2).tolist()  # Of two bigrams each, (0, 1) is in both.
         [0.5, 0.5]
     """

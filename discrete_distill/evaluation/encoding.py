@@ -26,7 +26,7 @@ def encode_with_judge(judge: CausalLMJudge | TextJudge, sequences_NL: Tensor, *,
         TypeError: if the samples are no integers.
         ValueError: for no samples, or a batch size below 1.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
         >>> features = encode_with_judge(CausalLMJudge(model, name="tiny Llama", eos_token_id=None), data)

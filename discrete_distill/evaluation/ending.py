@@ -22,7 +22,7 @@ def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
     Raises:
         ValueError: for another shape.
 
-    Example:
+    Examples:
         >>> before_end(torch.tensor([[5, 3, 0, 7, 0]]), eos_token_id=0).tolist()
         [[True, True, True, False, False]]
     """

@@ -24,7 +24,7 @@ class LikelihoodBound:
         num_tokens: counted tokens, once each.
         repeats: corruptions of each sequence.
 
-    Example:
+    Examples:
         >>> bound = likelihood_bound(process, teacher, data, repeats=2, generator=generator)
         >>> round(bound.perplexity, 3), bound.num_tokens  # The untrained network guesses among 8 tokens.
         (8.0, 128)
@@ -73,7 +73,7 @@ def likelihood_bound(
         ValueError: for no sequences, none of whose tokens is meant, sequences with masks, fewer than one repeat, a
             batch size below 1, or a bound that is not finite.
 
-    Example:
+    Examples:
         >>> bound = likelihood_bound(process, as_denoiser(bert), data, repeats=4, generator=generator)
         >>> bound.num_sequences, bound.num_tokens, bound.repeats
         (8, 128, 4)

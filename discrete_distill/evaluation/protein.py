@@ -33,7 +33,7 @@ class ProteinFigures:
         maximum_identity: the maximum of them; 1 is a copy.
         clusters: clusters at identity 0.5, over sequences: 1 where no two are alike.
 
-    Example:
+    Examples:
         >>> copies = ["MKTAYIAKQRQISFVKSHFSRQ"]
         >>> figures = measure_proteins(copies, reference=copies, training=copies)
         >>> figures.maximum_identity, figures.amino_acid_divergence
@@ -64,7 +64,7 @@ def measure_proteins(
     Raises:
         ValueError: if there are no sequences, fewer than one candidate, or one holds something that is no amino acid.
 
-    Example:
+    Examples:
         >>> figures = measure_proteins(["AAAAAAAAAAAA"], reference=["MKTAYIAKQRQI"], training=["MKTAYIAKQRQI"])
         >>> figures.low_complexity, figures.clusters
         (1.0, 1.0)

@@ -30,7 +30,7 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     Raises:
         ValueError: for fewer than two samples, or an order that is not in ``[1, L]``.
 
-    Example:
+    Examples:
         >>> self_bleu(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]))  # Two copies of one sample.
         1.0
         >>> self_bleu(torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])) < 0.3

@@ -20,7 +20,7 @@ class Speed:
         tokens: made by each call.
         seconds: of each call, in order.
 
-    Example:
+    Examples:
         >>> speed = Speed(name="student", tokens=1024, seconds=(0.5, 0.25, 1.0))
         >>> speed.latency, speed.tokens_per_second
         (0.5, 2048.0)
@@ -51,7 +51,7 @@ class Speed:
 class SpeedRatio:
     """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles.
 
-    Example:
+    Examples:
         >>> student = Speed(name="student", tokens=1024, seconds=(0.5, 0.5))
         >>> teacher = Speed(name="teacher", tokens=1024, seconds=(1.0, 2.0))
         >>> speed_ratio(student, teacher).ratio  # Median of 2 and 4.
@@ -85,7 +85,7 @@ def measure_speeds(
         ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
             no time that the clock resolves.
 
-    Example:
+    Examples:
         >>> samplers = {steps: AncestralSampler(process, num_steps=steps) for steps in (2, 16)}
         >>> calls = {
         ...     f"{steps} steps": lambda each=each: each(student, shape=(8, 16), generator=generator).sequences
@@ -117,7 +117,7 @@ def speed_ratio(speed: Speed, baseline: Speed) -> SpeedRatio:
     Raises:
         ValueError: if the two were timed in different numbers of rounds, or one has no tokens or no time.
 
-    Example:
+    Examples:
         >>> student = Speed(name="4 steps", tokens=1024, seconds=(0.5, 0.4))
         >>> teacher = Speed(name="32 steps", tokens=1024, seconds=(4.0, 4.0))
         >>> speed_ratio(student, teacher).ratio  # Median of 8 and 10.

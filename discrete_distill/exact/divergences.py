@@ -40,7 +40,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
 
-    Example:
+    Examples:
         >>> kl(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))  # log(2)
         tensor(0.6931)
     """
@@ -54,7 +54,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
 
-    Example:
+    Examples:
         >>> total_variation(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]))
         tensor(0.2500)
     """
@@ -69,7 +69,7 @@ def entropy(p: Tensor) -> Tensor:
         TypeError: if ``p`` does not hold floating-point numbers.
         ValueError: if an entry is no probability.
 
-    Example:
+    Examples:
         >>> entropy(torch.tensor([0.5, 0.5, 0.0]))  # log(2)
         tensor(0.6931)
     """
@@ -80,7 +80,7 @@ def entropy(p: Tensor) -> Tensor:
 def position_marginals(distribution: Tensor) -> Tensor:
     """Distribution of each position alone, ``[L, K]``.
 
-    Example:
+    Examples:
         >>> position_marginals(torch.tensor([[0.4, 0.1], [0.2, 0.3]]))
         tensor([[0.5000, 0.5000],
                 [0.6000, 0.4000]])
@@ -93,7 +93,7 @@ def position_marginals(distribution: Tensor) -> Tensor:
 def agreement(distribution: Tensor) -> Tensor:
     """Probability that two samples have the same word at a position, mean over positions: ``mean_l sum_v p_l(v)^2``.
 
-    Example:
+    Examples:
         >>> agreement(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Each position is 0 or 1, equally often.
         tensor(0.5000)
     """
@@ -103,7 +103,7 @@ def agreement(distribution: Tensor) -> Tensor:
 def collision(distribution: Tensor) -> Tensor:
     """Probability that two samples are one sequence: ``sum_x p(x)^2``.
 
-    Example:
+    Examples:
         >>> collision(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Of two sequences, "0 0" or "1 1".
         tensor(0.5000)
     """
@@ -113,7 +113,7 @@ def collision(distribution: Tensor) -> Tensor:
 def total_correlation(distribution: Tensor) -> Tensor:
     """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL.
 
-    Example:
+    Examples:
         >>> total_correlation(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Two copies of one bit: 2 log(2) - log(2).
         tensor(0.6931)
     """

@@ -42,7 +42,7 @@ def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
     Raises:
         ValueError: if there are more than `MAX_ENTRIES` of them.
 
-    Example:
+    Examples:
         >>> enumerate_sequences(vocab_size=2, length=2).tolist()
         [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
@@ -73,7 +73,7 @@ def look_up(table: Tensor, x_t: Tensor) -> Tensor:
     Raises:
         ValueError: if the length or an id does not fit the table.
 
-    Example:
+    Examples:
         >>> look_up(torch.tensor([[0.4, 0.1], [0.2, 0.3]]), torch.tensor([[0, 1], [1, 1]]))
         tensor([0.1000, 0.3000])
     """

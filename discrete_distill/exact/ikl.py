@@ -33,7 +33,7 @@ def subset_kl(student_distribution: Tensor, teacher_distribution: Tensor) -> Ten
     Raises:
         ValueError: if the distributions are over different sequences, or too large to enumerate.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([[0.5, 0.0], [0.0, 0.5]]), torch.full((2, 2), 0.25)
         >>> subset_kl(student, teacher)  # Single positions have equal distributions.
         tensor([0.0000, 0.0000, 0.6931], dtype=torch.float64)
@@ -65,7 +65,7 @@ def kl_at_time(
     Raises:
         ValueError: if a time lies outside ``[0, 1]`` or the distributions do not fit.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
         >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
         >>> kl_at_time(student, teacher, process, torch.tensor([0.0, 0.75, 1.0])) / kl(student, teacher)  # 1 - t
@@ -113,7 +113,7 @@ def integral_kl(
         ValueError: unless ``0 <= low < high <= 1`` and ``nodes >= 1``; if the distributions do not fit; if the
             integral has not converged, which is tested by doubling the number of nodes.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
         >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
         >>> integral_kl(student, teacher, process, lambda t: 1.0 + 0.0 * t) / kl(student, teacher)  # Integral of 1 - t.
@@ -186,7 +186,7 @@ def log_ratio(student_distribution: Tensor, teacher_distribution: Tensor, proces
     Raises:
         ValueError: if the distributions are over different sequences, or too large to enumerate.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
         >>> log_ratio(student, teacher, MaskedDiffusion(mask_token_id=2)).exp()  # 8/5, 2/5, and 1 for the mask.
         tensor([1.6000, 0.4000, 1.0000])
@@ -219,7 +219,7 @@ def discriminator_logits(
     Raises:
         ValueError: if distributions or tokens do not fit.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])  # Sequences of one word.
         >>> process = MaskedDiffusion(mask_token_id=2)
         >>> discriminator_logits(student, teacher, process, torch.tensor([[0], [2]]))  # log(8/5); 0 of the mask.
@@ -242,7 +242,7 @@ def token_log_ratio(
     Raises:
         ValueError: if distributions or tokens do not fit, or ``x_t`` is impossible under one of the distributions.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
         >>> token_log_ratio(student, teacher, MaskedDiffusion(mask_token_id=2), torch.tensor([[2]])).exp()
         tensor([[[1.6000, 0.4000, 1.0000]]])

@@ -65,7 +65,7 @@ def sampler_distribution(
         ValueError: if ``times`` do not descend from 1 to 0, the logits have the wrong shape, the mask lies
             outside the vocabulary, or there is too much to enumerate.
 
-    Example:
+    Examples:
         >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
         >>> sampler_distribution(chain.denoiser(2), MaskedDiffusion(mask_token_id=2), uniform_times(1), 2, 2)
         tensor([[0.2500, 0.2500],
@@ -95,7 +95,7 @@ def sampler_path_distributions(
 
     As `sampler_distribution`, but ``times`` may end anywhere. The first distribution is the point mass on all masks.
 
-    Example:
+    Examples:
         >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
         >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
         >>> start, middle, end = sampler_path_distributions(chain.denoiser(2), process, [1.0, 0.5, 0.0], 2, 2)
@@ -114,7 +114,7 @@ def uniform_times(num_steps: int) -> Tensor:
     Raises:
         ValueError: if ``num_steps`` is less than 1.
 
-    Example:
+    Examples:
         >>> uniform_times(4).tolist()
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """

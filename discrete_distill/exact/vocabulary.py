@@ -36,7 +36,7 @@ def check_ids(ids: Tensor, size: int, what: str) -> None:
 def tokens_of_words(words: Tensor, mask_token_id: int) -> Tensor:
     """Token ids of words: those at or above the mask move up by one. Any shape, int64.
 
-    Example:
+    Examples:
         >>> tokens_of_words(torch.tensor([0, 1, 2]), mask_token_id=1).tolist()  # The mask has the id 1.
         [0, 2, 3]
     """
@@ -50,7 +50,7 @@ def words_of_tokens(tokens: Tensor, mask_token_id: int) -> Tensor:
     Raises:
         ValueError: if a mask is among the tokens, which is no word.
 
-    Example:
+    Examples:
         >>> words_of_tokens(torch.tensor([0, 2, 3]), mask_token_id=1).tolist()
         [0, 1, 2]
     """

@@ -186,7 +186,7 @@ def linear_token_losses(
             `token_losses`.
         TypeError: a dtype that does not fit.
 
-    Example:
+    Examples:
         >>> features, head = torch.randn(4, 16, generator=generator), torch.zeros(9, 16)
         >>> linear_token_losses(features, head, torch.arange(4), mask_token_id=8).entropy  # log(8)
         tensor([2.0794, 2.0794, 2.0794, 2.0794])
@@ -264,7 +264,7 @@ def linear_cross_entropy(
         ValueError: as in `linear_token_losses`, or a provider that is unknown or cannot run.
         TypeError: a dtype that does not fit.
 
-    Example:
+    Examples:
         >>> features, head = torch.randn(4, 16, generator=generator), torch.zeros(9, 16)
         >>> linear_cross_entropy(features, head, torch.arange(4), mask_token_id=8)  # log(8)
         tensor([2.0794, 2.0794, 2.0794, 2.0794])
@@ -333,7 +333,7 @@ def sample_features(
         ValueError: `chunk_rows < 1`, no rows, or as in `sample_rows`.
         TypeError: as in `sample_rows`.
 
-    Example:
+    Examples:
         >>> features = student.features(x_t, t).flatten(0, 1)  # [128, 16]
         >>> drawn = sample_features(
         ...     features, student.project, seed=0, positions_R=torch.arange(128), step=0, mask_token_id=8

@@ -23,7 +23,7 @@ _LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 class TokenLosses(NamedTuple):
     """What `token_losses` returns: one number a row, in nats, float32 (float64 for float64 logits).
 
-    Example:
+    Examples:
         >>> student_logits, teacher_logits = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -1e9]])
         >>> losses = token_losses(student_logits, teacher_logits, torch.tensor([0]))
         >>> losses.log_prob, losses.entropy, losses.forward_kl  # -log(3), log(3) and log(3/2)
@@ -222,7 +222,7 @@ def token_losses(
             or Triton chosen where it cannot run.
         TypeError: a dtype that does not fit.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[1.0, 0.0]]).log().requires_grad_()  # Probabilities 1 and 0.
         >>> losses = token_losses(logits, torch.zeros(1, 2), torch.tensor([0]))
         >>> losses.log_prob.item(), losses.reverse_kl.item()  # log(1) and log(2)

@@ -141,7 +141,7 @@ def philox_4x32(
         TypeError: a counter or the seed is not an integer.
         ValueError: the seed has more than one element.
 
-    Example:
+    Examples:
         >>> words = philox_4x32(0, candidate=0, row=torch.arange(2), step=0, stream=STREAM_USER)
         >>> again = philox_4x32(0, candidate=0, row=torch.tensor([1]), step=0, stream=STREAM_USER)
         >>> len(words), bool(words[0][1] == again[0][0])  # A row has its words wherever it stands.
@@ -213,7 +213,7 @@ def uniform(
         ValueError: `word` is not in 0..3, or `dtype` is neither float64 nor float32, or the seed is not one
             number.
 
-    Example:
+    Examples:
         >>> drawn = uniform(0, row=torch.arange(1000), step=3)
         >>> abs(float(drawn.mean()) - 0.5) < 5 * (1 / 12 / 1000) ** 0.5  # Five standard errors.
         True

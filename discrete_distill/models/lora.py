@@ -51,7 +51,7 @@ def add_lora(
         ValueError: if the rank is below 1, no linear layer has one of these names, one of them has a tied weight, or
             there are LoRA weights already.
 
-    Example:
+    Examples:
         >>> adapted = add_lora(teacher, rank=2)
         >>> all(".lora_" in name for name, weight in adapted.named_parameters() if weight.requires_grad)
         True
@@ -85,7 +85,7 @@ def merge_lora(network: Network) -> Network:
         ValueError: if there is nothing to merge, an adapted weight is tied to another layer's, which the merge would
             change too, or a merged weight is not finite.
 
-    Example:
+    Examples:
         >>> adapted = add_lora(teacher, rank=2)
         >>> merge_lora(adapted).save_pretrained("student")
         >>> load_denoiser("student").config.vocab_size
@@ -124,7 +124,7 @@ def refuse_unmerged(network: nn.Module) -> None:
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:
     """What training changed: the small matrices and whatever else is trainable, by name.
 
-    Example:
+    Examples:
         >>> small = sum(weight.numel() for weight in lora_weights(add_lora(teacher, rank=1)).values())
         >>> small < sum(weight.numel() for weight in teacher.parameters())
         True

@@ -32,7 +32,7 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
         ValueError: if the mask lies outside the vocabulary, or no length is given and the denoiser has none.
         TypeError: if it is not callable.
 
-    Example:
+    Examples:
         >>> prior_log_probs(teacher, mask_token_id=8)[:8]  # log(1/8)
         tensor([-2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794])
     """
@@ -62,7 +62,7 @@ class PriorGuided(DenoiserView):
         weight: ``w``.
         prior: ``log p(x)``, ``[V]``.
 
-    Example:
+    Examples:
         >>> prior = -torch.arange(9.0)  # Token 8 is the rarest.
         >>> PriorGuided(teacher, 0.5, prior)(x_t, t)[0, 0]  # 1.5 * 0 - 0.5 log p(x)
         tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000, 4.0000], grad_fn=...)
@@ -109,7 +109,7 @@ def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: 
         ValueError: if the weight is negative or not finite, or as `prior_log_probs`.
         TypeError: if it is not callable.
 
-    Example:
+    Examples:
         >>> guided = guide_by_prior(as_denoiser(bert), weight=0.5, mask_token_id=8, length=16)
         >>> guided(x_t, t).shape
         torch.Size([8, 16, 9])

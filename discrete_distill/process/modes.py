@@ -21,7 +21,7 @@ def evaluation_mode(*networks: Any, parametrizations: bool = True) -> Iterator[N
         parametrizations: also those of ``torch.nn.utils.parametrize``. False leaves them as they are, so that a
             spectral norm goes on following its weights while a network is trained without dropout.
 
-    Example:
+    Examples:
         >>> student.train()
         DiT(...)
         >>> with evaluation_mode(student):

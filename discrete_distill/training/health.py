@@ -19,7 +19,7 @@ def explain(history: History) -> dict[str, str]:
     Args:
         history: lines of ``metrics.jsonl``, oldest first.
 
-    Example:
+    Examples:
         >>> list(explain([{"step": 10.0, "discriminator_accuracy": 0.5, "clipped_rewards": 0.9}]))
         ['discriminator', 'clipped_rewards']
     """

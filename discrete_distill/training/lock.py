@@ -31,7 +31,7 @@ def folder_lock(directory: Path) -> Iterator[None]:
     Raises:
         FolderInUse: if another process holds it.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> with folder_lock(Path("run")):
         ...     print(Path("run/.lock").exists())

@@ -87,7 +87,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     """Entries of ``metrics.jsonl``. Lines that cannot be read are left out: the last one may be cut short by a kill,
     and others are named in a warning.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> written = Path("metrics.jsonl").write_text('{"step": 10, "loss": 2.5}')
         >>> read_metrics(Path("."))

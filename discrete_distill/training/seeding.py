@@ -13,7 +13,7 @@ from ..checks import check_count
 def fold_seed(*numbers: int | str) -> int:
     """A 63-bit seed from any numbers and names; differs as soon as one of them does.
 
-    Example:
+    Examples:
         >>> seed = fold_seed(0, "student", 1)
         >>> seed == fold_seed(0, "student", 1), seed == fold_seed(0, "student", 2)
         (True, False)
@@ -29,7 +29,7 @@ def step_generator(seed: int, step: int, *, rank: int = 0, device: torch.device 
         TypeError: if a number is no integer.
         ValueError: if step or rank is negative.
 
-    Example:
+    Examples:
         >>> first, again = step_generator(seed=0, step=7), step_generator(seed=0, step=7)
         >>> torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=again))
         True

@@ -33,7 +33,7 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
             ``[M, D]`` with a ``D`` of 1 or more.
         TypeError: if the features are no floating-point numbers.
 
-    Example:
+    Examples:
         >>> rbf_kernel(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0]]), torch.tensor(1.0))  # 1 and exp(-2)
         tensor([[1.0000],
                 [0.1353]])
@@ -76,7 +76,7 @@ def median_bandwidth(features_ND: Tensor) -> Tensor:
         TypeError: if the features are no floating-point numbers.
         ValueError: if they are not ``[N, D]`` with a ``D`` of 1 or more, or there are none.
 
-    Example:
+    Examples:
         >>> median_bandwidth(torch.tensor([[0.0], [1.0], [2.0]]))  # Distances are 1, 1 and 2.
         tensor(1.)
     """
@@ -116,7 +116,7 @@ def token_witness(
     Raises:
         ValueError: if shapes do not fit, or there are no two groups.
 
-    Example:
+    Examples:
         >>> student, reference = torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0)
         >>> token_witness(student, reference, bandwidth=1.0)[0]  # Only student tokens are near.
         tensor([1., 1.])
@@ -164,7 +164,7 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
     Raises:
         ValueError: if shapes do not fit, or either side has fewer than two sequences.
 
-    Example:
+    Examples:
         >>> student, reference = torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0)
         >>> mmd_squared(student, reference, bandwidth=1.0)  # Alike within a set, and nothing in common: 1 + 1 - 0.
         tensor(2.)

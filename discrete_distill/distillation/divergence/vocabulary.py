@@ -29,7 +29,7 @@ def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
         TypeError: if an argument is no tensor of floating-point numbers.
         ValueError: if shapes do not fit.
 
-    Example:
+    Examples:
         >>> log_probs = torch.tensor([[0.75, 0.25]]).log()
         >>> vocabulary_cost(log_probs, torch.tensor([[2.0, -2.0]]))  # 0.75 * 2 - 0.25 * 2
         tensor([1.])

@@ -40,7 +40,7 @@ class AlphaLossConfig(DataMethodConfig):
     Raises:
         ValueError: if it is not positive.
 
-    Example:
+    Examples:
         >>> config = AlphaLossConfig(k=16.0)
         >>> method = AlphaLoss(networks, process, config)
         >>> config.update_plan().networks(0)
@@ -63,7 +63,7 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
+    Examples:
         >>> method = AlphaLoss(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
         >>> rollout = method.rollout(reference=data, generator=generator)
         >>> method.loss("student", rollout).loss.backward()

@@ -27,7 +27,7 @@ class Accuracy:
         low: lower end of Wilson's 95% interval, which stays within 0 and 1 and is not empty where the error is 0.
         high: upper end.
 
-    Example:
+    Examples:
         >>> found = accuracy(torch.tensor([True, True, True, False]))
         >>> found.value, round(found.standard_error, 4)  # sqrt(0.75 * 0.25 / 4)
         (0.75, 0.2165)
@@ -51,7 +51,7 @@ def accuracy(correct: Tensor) -> Accuracy:
         TypeError: if it does not hold booleans.
         ValueError: if it has another shape, or there are no answers.
 
-    Example:
+    Examples:
         >>> found = accuracy(torch.tensor([True] * 90 + [False] * 10))
         >>> found.value, round(found.low, 2), round(found.high, 2)
         (0.9, 0.83, 0.94)
@@ -106,7 +106,7 @@ def accuracy_under_parallelism(
         ValueError: if there are no points, numbers of values differ, two points have the same tokens per forward, or a
             value is out of range.
 
-    Example:
+    Examples:
         >>> round(accuracy_under_parallelism([1.0, 3.0], [0.8, 0.8]), 6)  # 80% at one to three tokens a pass.
         240.0
     """

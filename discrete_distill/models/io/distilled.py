@@ -57,7 +57,7 @@ def save_distilled(
             entries than the student classes.
         TypeError: if the student has no ``save_pretrained``, or the discriminator is no `TrunkDiscriminator`.
 
-    Example:
+    Examples:
         >>> save_distilled("student", student, facts=ModelFacts(method="DiDi-Instruct", license="mit"))
         >>> load_denoiser("student").config.vocab_size
         9

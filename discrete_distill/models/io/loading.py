@@ -74,7 +74,7 @@ def load_denoiser(
             not given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is
             a `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
 
-    Example:
+    Examples:
         >>> bert.save_pretrained("bert")
         >>> denoiser = load_denoiser("bert")  # Or a name on the hub.
         >>> torch.allclose(denoiser(x_t, t), as_denoiser(bert)(x_t, t))
@@ -169,7 +169,7 @@ def load_discriminator(
         CheckpointError: see `load_denoiser`.
         ValueError: if a base is needed and neither given nor saved, or given and not needed.
 
-    Example:
+    Examples:
         >>> save_distilled("student", student, discriminator)
         >>> load_discriminator("student")(x_t, t).shape
         torch.Size([8, 16])
