@@ -250,7 +250,7 @@ def ngram_entropy(sequences_NL: Tensor, n: int) -> Estimate:
 def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3) -> Estimate:
     """Log-perplexity of held-out data under an n-gram model of the samples (Zhao et al. 2018, arXiv 1706.04223).
 
-    High where the samples leave out what data say. The model is the interpolated one of `NGramJudge` instead of the
+    High where the samples lack parts of the data. The model is the interpolated one of `NGramJudge` instead of the
     recurrent network of the paper. The floor is the same figure for as many sequences of other data.
 
     Args:

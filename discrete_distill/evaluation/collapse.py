@@ -120,7 +120,7 @@ def lost_diversity(
 
 
 def of_samples_alone(figures: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """The figures that samples are held against data by: all but the reverse perplexity, which bad text raises too.
+    """Select the figures that samples and data are compared by: all but the reverse perplexity, which bad text raises.
 
     Args:
         figures: `BetweenSampleDiversity.figures`, of data or of samples.

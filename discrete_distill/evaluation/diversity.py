@@ -46,7 +46,7 @@ class Diversity:
 
 
 def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3, 4)) -> Diversity:
-    """All figures of this module.
+    """Measure all figures of this module.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.
@@ -74,10 +74,10 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
 
 
 def sample_entropy(sequences_NL: Tensor) -> Tensor:
-    """Of each sample, ``H_i = -sum_v c_iv / L * log(c_iv / L)`` with ``c_iv`` the count of token v in it.
+    """Compute the entropy of each sample: ``H_i = -sum_v c_iv / L * log(c_iv / L)``, ``c_iv`` the count of token v.
 
-    The definition of DiDi-Instruct (arXiv 2509.25035) and of its predecessors; at most ``log L``. Its mean
-    over samples is blind to samples that equal one another: see `corpus_entropy`.
+    The definition of DiDi-Instruct (arXiv 2509.25035) and of its predecessors; at most ``log L``. Its mean over samples
+    does not show samples that equal one another: see `corpus_entropy`.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.
@@ -109,7 +109,7 @@ def corpus_entropy(sequences_NL: Tensor) -> float:
 
 
 def distinct_n(sequences_NL: Tensor, n: int) -> float:
-    """Different n-grams of the whole set, as a fraction of all its n-grams. Li et al., arXiv 1510.03055.
+    """Count the different n-grams of the whole set, as a fraction of all its n-grams. Li et al., arXiv 1510.03055.
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
@@ -123,7 +123,7 @@ def distinct_n(sequences_NL: Tensor, n: int) -> float:
 
 
 def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
-    """Of each sample, ``1 - different n-grams / n-grams``: "seq-rep-n" of arXiv 1908.04319.
+    """Compute ``1 - different n-grams / n-grams`` of each sample, "seq-rep-n" of arXiv 1908.04319.
 
     Returns:
         fp64 ``[N]``.
@@ -141,7 +141,7 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
 
 
 def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
-    """Of each sample, the fraction of its n-grams that occur in some *other* sample of the set.
+    """Compute the fraction of the n-grams of each sample that occur in some *other* sample of the set.
 
     Self-BLEU (arXiv 1802.01886) for one n, without its clipping and its quadratic cost: 1 when samples are
     copies of one another. Grows with N.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
-    """Which tokens belong to the text: all up to the first end-of-text token, that token included.
+    """Find the tokens that belong to the text: all up to the first end-of-text token, that token included.
 
     An end-of-text token in the first position starts a text (packed GPT-2 data begins so) and does not end
     it.

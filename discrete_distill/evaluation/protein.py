@@ -53,7 +53,7 @@ class ProteinFigures:
 def measure_proteins(
     sequences: Sequence[str], reference: Sequence[str], training: Sequence[str], *, candidates: int = 20
 ) -> ProteinFigures:
-    """All figures.
+    """Measure all figures of a set of proteins.
 
     Args:
         sequences: to be judged.

@@ -16,9 +16,9 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     """Mean over samples of BLEU against all others: the geometric mean over ``n = 1 .. order`` of clipped precisions.
 
     A count is clipped to the maximum in any *one* other sample. All samples have one length, so there is no brevity
-    penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, or one sample without a common
-    4-gram would be worth nothing at all. Cost is linear in the number of samples: for each n-gram the two samples that
-    hold it most often are known.
+    penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, since the score of a sample
+    without a common 4-gram would be 0 otherwise. The cost is linear in the number of samples: for each n-gram the two
+    samples that hold it most often are kept.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.

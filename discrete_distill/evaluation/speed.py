@@ -72,7 +72,7 @@ def measure_speeds(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
-    """Time calls in rounds, each once a round, so that what else the machine does falls on all of them alike.
+    """Time calls in rounds, each once a round, so that other load on the machine affects all of them alike.
 
     Args:
         calls: by name; each returns the token ids that it made, any shape.

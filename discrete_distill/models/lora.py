@@ -33,7 +33,7 @@ def add_lora(
 ) -> Network:
     """Put ``y = W x + (alpha / rank) B A x`` in the place of linear layers, in the network itself, and return it.
 
-    ``W`` is frozen, ``A`` is random and ``B`` zero, so that the network's first answers are unchanged.
+    ``W`` is frozen, ``A`` is random and ``B`` zero, so that the network's initial outputs are unchanged.
 
     Args:
         network: a `DiT`, a model behind `as_denoiser`, or any module.
@@ -122,7 +122,7 @@ def refuse_unmerged(network: nn.Module) -> None:
 
 
 def lora_weights(network: nn.Module) -> dict[str, Tensor]:
-    """What training changed: the small matrices and whatever else is trainable, by name.
+    """Return what training changes, the low-rank matrices and all other trainable parameters, by name.
 
     Examples:
         >>> small = sum(weight.numel() for weight in lora_weights(add_lora(teacher, rank=1)).values())

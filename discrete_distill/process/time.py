@@ -90,10 +90,10 @@ class UniformTime(TimeDistribution):
     """Independent uniform times.
 
     Examples:
-        >>> t = UniformTime(low=0.1, high=0.3).sample(64, generator=generator).t
-        >>> out = process.nelbo(teacher, data, time_distribution=UniformTime(low=0.1), generator=generator)
-        >>> UniformTime(low=0.1, high=0.3).density(torch.tensor([0.05, 0.2]))
+        >>> times = UniformTime(low=0.1, high=0.3)
+        >>> times.density(torch.tensor([0.05, 0.2]))
         tensor([0., 5.])
+        >>> out = process.nelbo(teacher, data, time_distribution=times, generator=generator)
     """
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:

@@ -14,7 +14,7 @@ History = list[dict[str, float]]
 
 
 def explain(history: History) -> dict[str, str]:
-    """Sentences by name of the sign; empty where nothing is wrong.
+    """Describe signs of trouble in the metrics of a run, by name; empty where nothing is wrong.
 
     Args:
         history: lines of ``metrics.jsonl``, oldest first.

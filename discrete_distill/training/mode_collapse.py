@@ -133,10 +133,11 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
         The sign, or None where there is none, or too few lines.
 
     Examples:
-        >>> from pathlib import Path
-        >>> Path("metrics.jsonl").write_text('{"step": 1, "sample_agreement": 0.1}')
-        36
-        >>> mode_collapse(read_metrics(".")) is None
+        >>> history = [{"step": 10.0 * index, "sample_agreement": 0.1} for index in range(20)]
+        >>> mode_collapse(history) is None
+        True
+        >>> history += [{"step": 200.0 + 10.0 * index, "sample_agreement": 0.6} for index in range(20)]
+        >>> mode_collapse(history).updates > 100
         True
     """
     rule = CollapseRule() if rule is None else rule

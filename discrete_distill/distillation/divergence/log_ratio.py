@@ -73,7 +73,9 @@ class DiscriminatorLogRatio:
 
     Examples:
         >>> log_ratio = DiscriminatorLogRatio(process, discriminator)
-        >>> reward = LogRatioReward(clip=8.0)(log_ratio(x_t, t).per_sequence)  # [8], nats
+        >>> reward = LogRatioReward(clip=8.0)(log_ratio(x_t, t).per_sequence)
+        >>> reward.shape
+        torch.Size([8])
     """
 
     process: MaskedDiffusion

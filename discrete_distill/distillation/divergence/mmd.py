@@ -70,7 +70,7 @@ def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tenso
 def median_bandwidth(features_ND: Tensor) -> Tensor:
     """Median distance between different tokens, of at most 512 of them, evenly spaced; a scalar above 0.
 
-    Taken of the reference alone: a bandwidth that looked at the student would tie its samples together.
+    Taken of the reference alone: a bandwidth of student samples would make their rewards dependent.
 
     Raises:
         TypeError: if the features are no floating-point numbers.

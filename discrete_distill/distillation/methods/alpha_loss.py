@@ -41,10 +41,10 @@ class AlphaLossConfig(DataMethodConfig):
         ValueError: if it is not positive.
 
     Examples:
-        >>> config = AlphaLossConfig(k=16.0)
-        >>> method = AlphaLoss(networks, process, config)
-        >>> config.update_plan().networks(0)
-        ('student',)
+        >>> method = AlphaLoss(networks, process, AlphaLossConfig(k=1.0))
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout).loss.item()  # (1 - exp(-k log(8))) / k
+        0.875...
     """
 
     k: float = 8.0
