@@ -38,7 +38,7 @@ class SharedBase:
         TypeError: if the rank is no whole number, or alpha no number.
         ValueError: if one of them is not positive.
 
-    Example:
+    Examples:
         >>> networks = make_networks(teacher, sharing=SharedBase(rank=1))
         >>> networks.student.embedding_weight().data_ptr() == networks.teacher.embedding_weight().data_ptr()
         True
@@ -89,7 +89,7 @@ class Networks:
         auxiliary: a denoiser that is fitted to the student, or None.
         discriminator: a `RatioNetwork`, or None.
 
-    Example:
+    Examples:
         >>> networks = Networks(student, teacher, discriminator=discriminator)  # Or make_networks(teacher).
         >>> sorted(networks.trained()), networks.auxiliary
         (['discriminator', 'student'], None)
@@ -171,7 +171,7 @@ def make_networks(
         ValueError: if a choice is unknown, or the teacher has LoRA weights that were not merged.
         ImportError: if weights are to be shared and peft is not installed.
 
-    Example:
+    Examples:
         >>> networks = make_networks(as_denoiser(bert), log_ratio="auxiliary", sharing=SharedBase(rank=4))
         >>> sorted(networks.trainable_parameters())
         ['auxiliary', 'student']

@@ -77,7 +77,7 @@ class IntermediateStateMatcher:
             tokens that were drawn and thrown away), or ``branching`` is combined with an order, with
             ``gradient_steps`` or with times of each sample.
 
-    Example:
+    Examples:
         >>> matcher = IntermediateStateMatcher(process, num_steps=(2, 4))  # Half of the batches take four steps.
         >>> rollout = matcher(student, (8, 16), group_size=4, generator=generator)
         >>> rollout.log_prob()[0].item()  # 16 log(1/8)
@@ -166,7 +166,7 @@ class IntermediateStateMatcher:
                 ``tokens`` has another shape, or the student's logits leave nothing to draw from: names step, sequence
                 and position.
 
-        Example:
+        Examples:
             >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
             >>> rollout = matcher(student, (8, 16), group_size=4, generator=torch.Generator().manual_seed(0))
             >>> rollout.log_prob().sum().backward()

@@ -32,7 +32,7 @@ class LogRatioReward:
     Raises:
         ValueError: if ``clip`` is not positive.
 
-    Example:
+    Examples:
         >>> LogRatioReward(clip=8.0)(torch.tensor([-2.0, 20.0]))
         tensor([ 2., -8.])
     """
@@ -65,7 +65,7 @@ class RunningMean:
     Raises:
         ValueError: if ``decay`` is outside.
 
-    Example:
+    Examples:
         >>> baseline = RunningMean(decay=0.5)
         >>> for rewards in ([1.0, 3.0], [1.0, 5.0]):  # The mean of the first batch is subtracted from the second.
         ...     print(group_advantages(rewards, 1, baseline=baseline, scale="none"))
@@ -186,7 +186,7 @@ def group_advantages(
             counts is not finite (the sample is named), there is not one weight for each reward, ``eps`` or ``clip`` is
             out of range, a `RunningMean` is to be the baseline of several rewards, or a name is unknown.
 
-    Example:
+    Examples:
         >>> group_advantages([True, False], 2, eps=0.0).tolist()
         [1.0, -1.0]
         >>> rewards = [[1.0, 30.0], [0.0, 10.0]]
@@ -310,7 +310,7 @@ def _baseline(grouped: Tensor, mask: Tensor, baseline: Baseline | RunningMean) -
 class GroupNormalizer:
     """``(r - group mean) / (group std + eps)``, clipped: the paper's. See `group_advantages`.
 
-    Example:
+    Examples:
         >>> GroupNormalizer(2, eps=0.0)(torch.tensor([1.0, 5.0, 2.0, 3.0]))
         tensor([-1.,  1., -1.,  1.])
     """
@@ -331,7 +331,7 @@ class GroupNormalizer:
 class LeaveOneOutNormalizer:
     """``r - mean of the others in the group``: unbiased (RLOO, arXiv 2402.14740). See `group_advantages`.
 
-    Example:
+    Examples:
         >>> LeaveOneOutNormalizer(2)(torch.tensor([1.0, 5.0, 2.0, 3.0]))
         tensor([-4.,  4., -1.,  1.])
     """
@@ -355,7 +355,7 @@ class LeaveOneOutNormalizer:
 class BatchNormalizer:
     """``(r - batch mean) / (batch std + eps)``, over all processes. See `group_advantages`.
 
-    Example:
+    Examples:
         >>> BatchNormalizer(eps=0.0)(torch.tensor([1.0, 1.0, 3.0, 3.0]))
         tensor([-1., -1.,  1.,  1.])
     """

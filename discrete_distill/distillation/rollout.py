@@ -24,7 +24,7 @@ from .step_evaluation import StepEvaluation
 class DrawnBatch(Protocol):
     """What a method draws for one training step; `Rollout` is one. Losses are averages over its generated tokens.
 
-    Example:
+    Examples:
         >>> rollout = IntermediateStateMatcher(process)(student, (8, 16), generator=generator)
         >>> rollout.sequences.shape, bool(rollout.loss_mask.all())
         (torch.Size([8, 16]), True)
@@ -66,7 +66,7 @@ class TrajectoryStep:
             not kept.
         evaluation: how the logits were computed; None of a step that no `IntermediateStateMatcher` made.
 
-    Example:
+    Examples:
         >>> rollout = IntermediateStateMatcher(process, num_steps=(2,))(student, (8, 16), generator=generator)
         >>> first, last = rollout.steps
         >>> bool(process.is_masked(first.x_t).all()), last.s.unique()
@@ -176,7 +176,7 @@ class Rollout:
         end: the end-of-sequence token, where what follows it does not count.
         branching: whether rows of a group share their path up to one step.
 
-    Example:
+    Examples:
         >>> rollout = IntermediateStateMatcher(process, num_steps=(2,))(student, (8, 16), generator=generator)
         >>> len(rollout.steps), rollout.sequences.shape, rollout.token_log_probs()[0, 0].item()  # -log(8)
         (2, torch.Size([8, 16]), -2.079...)
@@ -271,7 +271,7 @@ class Rollout:
         Raises:
             ValueError: if the path was not drawn by an `IntermediateStateMatcher` and a denoiser is given.
 
-        Example:
+        Examples:
             >>> matcher = IntermediateStateMatcher(process)
             >>> with torch.no_grad():
             ...     rollout = matcher(student, (8, 16), generator=generator)

@@ -34,7 +34,7 @@ class ParallelConfig:
         activation_checkpointing: keep the input of each block alone, and run the block again in the backward pass.
         compile_backend: of ``torch.compile``, which each block goes through ("inductor"); empty for none.
 
-    Example:
+    Examples:
         >>> from accelerate import Accelerator
         >>> from discrete_distill.training import ModuleOptimizer, OptimizerConfig, ParallelConfig
         >>> parallel = ParallelConfig(activation_checkpointing=True)

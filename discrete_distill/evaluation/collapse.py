@@ -27,7 +27,7 @@ class CollapseTolerance:
     Raises:
         ValueError: for a factor below 1, or another figure that is negative or not finite.
 
-    Example:
+    Examples:
         >>> figures, reference = {"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)}
         >>> lost_diversity(figures, reference, CollapseTolerance(agreement_factor=3.0))
         ()
@@ -66,7 +66,7 @@ class LostDiversity:
         value: of the samples.
         reference: of the reference.
 
-    Example:
+    Examples:
         >>> lost = lost_diversity({"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)})
         >>> print(lost[0])
         agreement of two samples 50% (reference 20%)
@@ -100,7 +100,7 @@ def lost_diversity(
         reference: the same of data, or of a teacher at many steps, for as many samples of the same length.
         tolerance: `CollapseTolerance` by default.
 
-    Example:
+    Examples:
         >>> alike = data[:1].repeat(8, 1)
         >>> lost = lost_diversity(measure_between_samples(alike).figures(), measure_between_samples(data).figures())
         >>> [each.name for each in lost]
@@ -120,10 +120,15 @@ def lost_diversity(
 
 
 def of_samples_alone(figures: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """The figures that samples are held against data by: all but the reverse perplexity, which bad text raises too.
+    """Select the figures that samples and data are compared by: all but the reverse perplexity, which bad text raises.
 
     Args:
         figures: `BetweenSampleDiversity.figures`, of data or of samples.
+
+    Examples:
+        >>> figures = measure_between_samples(data, data).figures()
+        >>> sorted(set(figures) - set(of_samples_alone(figures)))
+        ['reverse_nats']
     """
     return {name: figure for name, figure in figures.items() if name != "reverse_nats"}
 

@@ -37,7 +37,7 @@ class FrontierPoint:
         standard_error: of ``nats_per_token`` over the samples of this point; None for a single sample.
         diversity: `BetweenSampleDiversity.figures`, by name; empty for a single sample.
 
-    Example:
+    Examples:
         >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))
         >>> [(point.temperature, point.seed) for point in frontier.points]
         [(0.9, 0), (0.9, 1), (1.0, 0), (1.0, 1)]
@@ -62,7 +62,7 @@ class FrontierMean:
     """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats; figures of
     `FrontierPoint.diversity` with errors over samples.
 
-    Example:
+    Examples:
         >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))
         >>> [(mean.temperature, mean.nats_error) for mean in frontier.means()]  # The same samples for both seeds.
         [(0.9, 0.0), (1.0, 0.0)]
@@ -89,7 +89,7 @@ class FrontierReading:
         diversity: figures of `FrontierPoint.diversity` read at the same entropy, means over seeds; empty out of range.
         note: empty, or why there is no reading and what to do.
 
-    Example:
+    Examples:
         >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(1.0,), seeds=(0,))
         >>> frontier.read(5.0).within_range, frontier.read(5.0).note
         (False, 'data: entropy 5.000 is outside of what all seeds reach (...); add higher temperatures')
@@ -144,7 +144,7 @@ class Frontier:
         length: tokens of each sample, L; entropies of different lengths are not comparable.
         points: in the order of measurement.
 
-    Example:
+    Examples:
         >>> point = {"seed": 0, "corpus_entropy": 6.0, "standard_error": 0.1}
         >>> cold = FrontierPoint(temperature=0.9, entropy=5.0, nats_per_token=3.0, **point)
         >>> hot = FrontierPoint(temperature=1.1, entropy=5.5, nats_per_token=4.0, **point)
@@ -254,6 +254,14 @@ def measure_frontier(
         TypeError: if samples are no integers.
         ValueError: without temperatures or seeds, with one given twice, with a temperature that is not positive, or if
             N or L varies.
+
+    Examples:
+        >>> def sample(temperature, seed):
+        ...     sampler = AncestralSampler(process, num_steps=4, temperature=temperature)
+        ...     return sampler(student, shape=(8, 16), generator=torch.Generator().manual_seed(seed)).sequences
+        >>> frontier = measure_frontier(sample, judge, method="4 steps", temperatures=(0.9, 1.0), seeds=(0, 1, 2))
+        >>> frontier.read(float(sample_entropy(data).mean())).method
+        '4 steps'
     """
     for name, values in (("temperatures", temperatures), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):

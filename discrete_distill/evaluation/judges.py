@@ -24,7 +24,7 @@ class TokenNats(NamedTuple):
         nats: ``-log p(token | tokens before it)``, in nats, ``[B, L]``; only counted entries have a meaning.
         loss_mask: bool ``[B, L]``, the tokens that were predicted and belong to the text.
 
-    Example:
+    Examples:
         >>> prices = judge.token_nats(data)
         >>> prices.loss_mask[0].long()  # The first token is context.
         tensor([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
@@ -37,7 +37,7 @@ class TokenNats(NamedTuple):
 class Judge(Protocol):
     """Anything that prices tokens under a name that goes into every report.
 
-    Example:
+    Examples:
         >>> class UniformJudge:
         ...     name = "uniform over 8 tokens"
         ...     def token_nats(self, sequences):
@@ -76,7 +76,7 @@ class CausalLMJudge:
     Raises:
         ValueError: if the context is unknown or below 2, or the stride is not in ``[1, context)``.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
         >>> judge = CausalLMJudge(model, name="tiny Llama", eos_token_id=None)
@@ -172,7 +172,7 @@ class TextJudge:
         context: see `CausalLMJudge`.
         stride: see `CausalLMJudge`.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
         >>> decode, encode = lambda ids: "".join(map(str, ids)), lambda text: [int(each) for each in text]

@@ -24,7 +24,7 @@ class LikelihoodBound:
         num_tokens: counted tokens, once each.
         repeats: corruptions of each sequence.
 
-    Example:
+    Examples:
         >>> bound = likelihood_bound(process, teacher, data, repeats=2, generator=generator)
         >>> round(bound.perplexity, 3), bound.num_tokens  # The untrained network guesses among 8 tokens.
         (8.0, 128)
@@ -72,6 +72,11 @@ def likelihood_bound(
         TypeError: if the sequences are no integers.
         ValueError: for no sequences, none of whose tokens is meant, sequences with masks, fewer than one repeat, a
             batch size below 1, or a bound that is not finite.
+
+    Examples:
+        >>> bound = likelihood_bound(process, as_denoiser(bert), data, repeats=4, generator=generator)
+        >>> bound.num_sequences, bound.num_tokens, bound.repeats
+        (8, 128, 4)
     """
     check_token_ids(sequences_NL, "sequences")
     check_count("repeats", repeats)

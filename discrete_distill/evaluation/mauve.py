@@ -39,7 +39,7 @@ class Mauve:
         num_samples: N, of the first set.
         num_reference: M, of the second.
 
-    Example:
+    Examples:
         >>> features = torch.randn(32, 4, generator=generator)
         >>> mauve(features, features, generator=generator).score
         1.0
@@ -76,6 +76,11 @@ def mauve(
     Raises:
         ValueError: if widths differ, a set has fewer than two rows, a feature is not finite, there are more clusters
             than rows, or ``scale`` or ``repeats`` is not positive.
+
+    Examples:
+        >>> student_features, data_features = torch.randn(2, 64, 8, generator=generator)
+        >>> 0.0 < mauve(student_features, data_features, generator=generator).score <= 1.0
+        True
     """
     if samples_ND.dim() != 2 or reference_MD.dim() != 2 or samples_ND.shape[1] != reference_MD.shape[1]:
         raise ValueError(
@@ -167,6 +172,12 @@ def kmeans(points_ND: Tensor, count: int, *, iterations: int = 50, generator: Ge
 
     Raises:
         ValueError: if there are fewer points than clusters, or a point is not finite.
+
+    Examples:
+        >>> points = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+        >>> first, second, third, fourth = kmeans(points, 2, generator=generator).tolist()
+        >>> first == second, second == third, third == fourth
+        (True, False, True)
     """
     if not bool(points_ND.isfinite().all()):
         raise ValueError("points that are not finite have no cluster")

@@ -33,7 +33,7 @@ class ProteinFigures:
         maximum_identity: the maximum of them; 1 is a copy.
         clusters: clusters at identity 0.5, over sequences: 1 where no two are alike.
 
-    Example:
+    Examples:
         >>> copies = ["MKTAYIAKQRQISFVKSHFSRQ"]
         >>> figures = measure_proteins(copies, reference=copies, training=copies)
         >>> figures.maximum_identity, figures.amino_acid_divergence
@@ -53,7 +53,7 @@ class ProteinFigures:
 def measure_proteins(
     sequences: Sequence[str], reference: Sequence[str], training: Sequence[str], *, candidates: int = 20
 ) -> ProteinFigures:
-    """All figures.
+    """Measure all figures of a set of proteins.
 
     Args:
         sequences: to be judged.
@@ -63,6 +63,11 @@ def measure_proteins(
 
     Raises:
         ValueError: if there are no sequences, fewer than one candidate, or one holds something that is no amino acid.
+
+    Examples:
+        >>> figures = measure_proteins(["AAAAAAAAAAAA"], reference=["MKTAYIAKQRQI"], training=["MKTAYIAKQRQI"])
+        >>> figures.low_complexity, figures.clusters
+        (1.0, 1.0)
     """
     if candidates < 1:
         raise ValueError(f"candidates must be 1 or more, got {candidates}")

@@ -32,7 +32,7 @@ class ChainDenoiser:
         ValueError: if the mask lies outside the vocabulary, or ``impossible`` is unknown; on a call, for rows
             of probability zero under "raise".
 
-    Example:
+    Examples:
         >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
         >>> denoiser = chain.denoiser(mask_token_id=2)
         >>> denoiser(torch.tensor([[0, 2, 0]]))[0, 1].exp()  # 0.81 and 0.01, of 0.82

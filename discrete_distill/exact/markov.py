@@ -33,7 +33,7 @@ class MarkovChain:
         ValueError: if shapes do not fit, an entry is negative or not finite, or a row does not sum to one
         within 1e-6.
 
-    Example:
+    Examples:
         >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
         >>> chain.log_prob(torch.tensor([[0, 0, 1]])).exp()  # 0.5 * 0.9 * 0.1
         tensor([0.0450], dtype=torch.float64)

@@ -37,7 +37,7 @@ class TabularDenoiser(nn.Module):
     Raises:
         ValueError: if there are too many states; on a call, if ``t`` is no start of a step.
 
-    Example:
+    Examples:
         >>> table = TabularDenoiser(length=2, vocab_size=2, mask_token_id=2)
         >>> table.logits.shape  # Rows: either position is masked, the other one is 0, 1 or masked.
         torch.Size([1, 6, 2])

@@ -81,7 +81,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             or FSDP, DeepSpeed or evaluation is configured.
         TypeError: if the student is a model of transformers itself, not a denoiser made of one.
 
-    Example:
+    Examples:
         >>> from discrete_distill.integrations.transformers import DiDiInstructTrainingArguments
         >>> args = DiDiInstructTrainingArguments("run", max_steps=1, per_device_train_batch_size=8, report_to="none")
         >>> networks = {"teacher": teacher, "discriminator": discriminator}

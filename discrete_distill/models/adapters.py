@@ -76,7 +76,7 @@ def as_denoiser(
         ValueError: if it is causal and not stated to attend both ways, there is no module of that name, it is
             a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
 
-    Example:
+    Examples:
         >>> denoiser = as_denoiser(bert)
         >>> AncestralSampler(process, num_steps=4)(denoiser, shape=(2, 16), generator=generator).nfe
         4

@@ -31,10 +31,11 @@ class BlockCache:
         features: ``[B, C, D]``: what the head reads at each slot, before logits are moved to the token that they
             predict; None while there is no slot.
 
-    Example:
-        >>> cache = network.prefill(prompt)
-        >>> logits = network.denoise(x_block, t, cache)
-        >>> network.commit(x_block, cache)
+    Examples:
+        >>> network = DiT(DiTConfig(**{**vars(shape), "block_length": 4})).eval()
+        >>> cache = network.prefill(data[:, :8])  # A prompt of two blocks.
+        >>> logits = network.denoise(torch.full((8, 4), 8), t, cache)  # The third block, masked: [8, 4, 9].
+        >>> network.commit(logits[..., :8].argmax(-1), cache)  # The third block, finished.
     """
 
     def __init__(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -53,7 +53,7 @@ class CallSignature:
             blocks are stated for another attention than "full".
         TypeError: if a field is of another type.
 
-    Example:
+    Examples:
         >>> def model(tokens, sigma):
         ...     return torch.zeros(*tokens.shape, 9)
         >>> signature = CallSignature(ids="positional", time="positional", attention="none")

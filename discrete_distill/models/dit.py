@@ -131,7 +131,7 @@ class DiT(BlockReading, HubNetwork):
     Args:
         config: its shape, or a dictionary of the same fields (as read back from ``config.json``).
 
-    Example:
+    Examples:
         >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
         >>> network = DiT(DiTConfig(vocab_size=9, max_length=16, **size))
         >>> network(x_t, t).abs().max().item()  # At first all ids are equally likely.

@@ -57,7 +57,7 @@ class DiTConfig:
             no probability below 1, the schedule is unknown, or a network with blocks is to be passed its time.
         TypeError: if a size is no whole number, or a switch is neither true nor false.
 
-    Example:
+    Examples:
         >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
         >>> config = DiTConfig(vocab_size=9, max_length=16, step_conditioning=True, **size)
         >>> DiT(config).accepts_step

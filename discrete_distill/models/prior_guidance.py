@@ -31,6 +31,10 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
     Raises:
         ValueError: if the mask lies outside the vocabulary, or no length is given and the denoiser has none.
         TypeError: if it is not callable.
+
+    Examples:
+        >>> prior_log_probs(teacher, mask_token_id=8)[:8]  # log(1/8)
+        tensor([-2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794])
     """
     if not callable(denoiser):
         raise TypeError(f"guidance by the prior calls a denoiser, and a {type(denoiser).__name__} is not callable")
@@ -58,7 +62,7 @@ class PriorGuided(DenoiserView):
         weight: ``w``.
         prior: ``log p(x)``, ``[V]``.
 
-    Example:
+    Examples:
         >>> prior = -torch.arange(9.0)  # Token 8 is the rarest.
         >>> PriorGuided(teacher, 0.5, prior)(x_t, t)[0, 0]  # 1.5 * 0 - 0.5 log p(x)
         tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000, 4.0000], grad_fn=...)
@@ -104,6 +108,11 @@ def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: 
     Raises:
         ValueError: if the weight is negative or not finite, or as `prior_log_probs`.
         TypeError: if it is not callable.
+
+    Examples:
+        >>> guided = guide_by_prior(as_denoiser(bert), weight=0.5, mask_token_id=8, length=16)
+        >>> guided(x_t, t).shape
+        torch.Size([8, 16, 9])
     """
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"the weight of guidance must be finite and not negative, got {weight}")

@@ -35,7 +35,7 @@ class StepConditioned(DenoiserView):
     Raises:
         TypeError: if the denoiser is no `EmbeddingDenoiser`.
 
-    Example:
+    Examples:
         >>> denoiser = as_denoiser(bert)
         >>> conditioned = StepConditioned(denoiser)
         >>> torch.allclose(conditioned(x_t, t, s=t - 0.25), denoiser(x_t, t), atol=1e-5)  # Until it is trained.

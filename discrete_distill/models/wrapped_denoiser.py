@@ -50,7 +50,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
     Raises:
         ValueError: if the model has no module at one of the paths.
 
-    Example:
+    Examples:
         >>> denoiser = WrappedDenoiser(bert, CallSignature(head="cls"))
         >>> torch.equal(denoiser(x_t, t), bert(input_ids=x_t).logits)
         True

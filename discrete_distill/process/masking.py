@@ -49,7 +49,7 @@ class MaskedDiffusion:
         TypeError: if an id is not an integer.
         ValueError: if an id is negative, or the mask is among the forbidden ones.
 
-    Example:
+    Examples:
         >>> process = MaskedDiffusion(mask_token_id=8, schedule=LinearSchedule())
         >>> process.corrupt(torch.tensor([[1, 2, 3, 4]]), torch.tensor([1.0])).tolist()  # t = 1 is all mask.
         [[8, 8, 8, 8]]

@@ -20,7 +20,7 @@ from torch import Tensor
 class MaskingSchedule(ABC):
     """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse, all elementwise.
 
-    Example:
+    Examples:
         >>> class QuadraticSchedule(MaskingSchedule):
         ...     def alpha(self, t): return (1 - t) ** 2
         ...     def dalpha(self, t): return -2 * (1 - t)
@@ -60,7 +60,7 @@ class LogLinearSchedule(MaskingSchedule):
     Raises:
         ValueError: if ``eps`` is outside ``[0, 1)``.
 
-    Example:
+    Examples:
         >>> schedule = LogLinearSchedule(eps=0.0)
         >>> schedule.alpha(torch.tensor(0.25)), schedule.sigma(torch.tensor(0.5))  # 3/4 and log 2
         (tensor(0.7500), tensor(0.6931))
@@ -90,7 +90,7 @@ class LogLinearSchedule(MaskingSchedule):
 class LinearSchedule(MaskingSchedule):
     """``alpha(t) = 1 - t``: a fraction ``t`` is masked. LLaDA, arXiv 2502.09992.
 
-    Example:
+    Examples:
         >>> schedule, t = LinearSchedule(), torch.tensor(0.25)
         >>> schedule.alpha(t), schedule.elbo_weight(t)  # 1 - t and 1 / t
         (tensor(0.7500), tensor(4.))
@@ -110,7 +110,7 @@ class LinearSchedule(MaskingSchedule):
 class CosineSchedule(MaskingSchedule):
     """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first. MaskGIT, arXiv 2202.04200.
 
-    Example:
+    Examples:
         >>> CosineSchedule().alpha(torch.tensor([1.0, 2 / 3, 1 / 3, 0.0]))  # After a third of the time 13% is visible.
         tensor([0.0000, 0.1340, 0.5000, 1.0000])
     """
@@ -135,7 +135,7 @@ class PolynomialSchedule(MaskingSchedule):
     Raises:
         ValueError: if ``exponent`` is not positive.
 
-    Example:
+    Examples:
         >>> PolynomialSchedule(exponent=3.0).alpha(torch.tensor(0.5))  # 1 - 1/8
         tensor(0.8750)
     """
@@ -167,7 +167,7 @@ class GeometricSchedule(MaskingSchedule):
     Raises:
         ValueError: unless ``0 < sigma_min < sigma_max``.
 
-    Example:
+    Examples:
         >>> GeometricSchedule(sigma_min=0.01, sigma_max=25.0).sigma(torch.tensor(0.5))  # The geometric mean.
         tensor(0.5000)
     """

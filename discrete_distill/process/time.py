@@ -21,7 +21,7 @@ from ..checks import check_count, check_floats, check_generator, check_number
 class TimeSample(NamedTuple):
     """Times ``[n]`` in ``[0, 1]`` and their density ``pi(t)`` ``[n]``, per unit of time.
 
-    Example:
+    Examples:
         >>> t, density = UniformTime(low=0.5).sample(3, generator=generator)
         >>> density.tolist(), bool((t >= 0.5).all())
         ([2.0, 2.0, 2.0], True)
@@ -42,7 +42,7 @@ class TimeDistribution(ABC):
     Raises:
         ValueError: unless ``0 <= low < high <= 1``.
 
-    Example:
+    Examples:
         >>> grid = torch.linspace(0.0, 1.0, 1001)
         >>> [round(float(torch.trapezoid(pi.density(grid), grid)), 2) for pi in (UniformTime(), BetaTime())]
         [1.0, 1.0]
@@ -89,11 +89,11 @@ class TimeDistribution(ABC):
 class UniformTime(TimeDistribution):
     """Independent uniform times.
 
-    Example:
-        >>> t = UniformTime(low=0.1, high=0.3).sample(64, generator=generator).t
-        >>> out = process.nelbo(teacher, data, time_distribution=UniformTime(low=0.1), generator=generator)
-        >>> UniformTime(low=0.1, high=0.3).density(torch.tensor([0.05, 0.2]))
+    Examples:
+        >>> times = UniformTime(low=0.1, high=0.3)
+        >>> times.density(torch.tensor([0.05, 0.2]))
         tensor([0., 5.])
+        >>> out = process.nelbo(teacher, data, time_distribution=times, generator=generator)
     """
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
@@ -109,7 +109,7 @@ class StratifiedTime(UniformTime):
     arXiv 2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean
     varies far less.
 
-    Example:
+    Examples:
         >>> t = StratifiedTime().sample(4, generator=generator).t
         >>> (4 * t).long().sort().values.tolist()  # One time in each quarter.
         [0, 1, 2, 3]
@@ -131,7 +131,7 @@ class BetaTime(TimeDistribution):
     Raises:
         ValueError: if a shape is not positive.
 
-    Example:
+    Examples:
         >>> BetaTime(a=2.0, b=2.0).density(torch.tensor([0.0, 0.5]))  # 6 t (1 - t)
         tensor([0.0000, 1.5000])
     """

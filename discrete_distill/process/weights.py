@@ -16,7 +16,7 @@ from .schedules import LogLinearSchedule, MaskingSchedule
 class TimeWeight(ABC):
     """A positive weight ``omega(t)``, elementwise in ``t`` of any shape.
 
-    Example:
+    Examples:
         >>> class LateWeight(TimeWeight):
         ...     def __call__(self, t): return 1.0 + t
         >>> log_ratio = DiscriminatorLogRatio(process, discriminator)
@@ -36,7 +36,7 @@ class ConstantWeight(TimeWeight):
     Raises:
         ValueError: if ``value`` is not positive.
 
-    Example:
+    Examples:
         >>> ConstantWeight(2.0)(torch.tensor([0.1, 0.9]))
         tensor([2., 2.])
     """
@@ -64,7 +64,7 @@ class ElboWeight(TimeWeight):
     Raises:
         ValueError: unless ``0 <= low <= high``.
 
-    Example:
+    Examples:
         >>> weight = ElboWeight(LinearSchedule(), low=0.1, high=10.0)
         >>> weight(torch.tensor([0.01, 0.5, 1.0]))  # 1 / t, clipped
         tensor([10.,  2.,  1.])

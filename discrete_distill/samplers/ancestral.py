@@ -23,7 +23,7 @@ class AncestralSampler(GridOptions):
 
     The options are those of `GridOptions` and `SamplerOptions`.
 
-    Example:
+    Examples:
         >>> sampler = AncestralSampler(process, num_steps=4, temperature=0.9)
         >>> out = sampler(teacher, shape=(2, 16), generator=generator)
         >>> out.sequences.shape, out.nfe, bool((out.sequences == 8).any())

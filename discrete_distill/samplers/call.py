@@ -36,7 +36,7 @@ class SamplerCall:
 class Sampler:
     """Base of all samplers: one call signature.
 
-    Example:
+    Examples:
         >>> samplers = [AncestralSampler(process, num_steps=2), FirstHittingSampler(process)]
         >>> [sampler(teacher, shape=(2, 8), generator=generator).nfe for sampler in samplers]
         [2, 8]
@@ -84,7 +84,7 @@ class Sampler:
             ValueError: if shapes do not fit, logits were NaN or all -inf somewhere (the position is named), or the
                 sampler does not honour an argument that was given.
 
-        Example:
+        Examples:
             >>> sampler = AncestralSampler(process, num_steps=4)
             >>> prompt = torch.tensor([[1, 2, 8, 8, 8, 3]])  # The masks are filled.
             >>> sampler(teacher, x_init=prompt, generator=generator).sequences[0, [0, 1, 5]].tolist()

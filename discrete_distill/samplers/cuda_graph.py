@@ -55,7 +55,7 @@ class CudaGraphSampler(Sampler):
             that depend on data, or for guidance; when called, if a graph is to be captured without CUDA, or an argument
             is not honoured.
 
-    Example:
+    Examples:
         >>> sampler = AncestralSampler(process, num_steps=4)
         >>> seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
         >>> fast = CudaGraphSampler(sampler)(teacher, (2, 16), generator=seeds[0])

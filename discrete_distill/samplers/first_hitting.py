@@ -26,7 +26,7 @@ class FirstHittingSampler(SamplerOptions):
 
     The options are those of `SamplerOptions`; there is no grid and no number of steps.
 
-    Example:
+    Examples:
         >>> out = FirstHittingSampler(process)(teacher, x_init=torch.tensor([[1, 8, 8, 8]]), generator=generator)
         >>> out.nfe, out.sequences[0, 0].item()
         (3, 1)

@@ -50,7 +50,7 @@ class SamplerOptions(Sampler):
         TypeError: if an option has a wrong type.
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> sampler = FirstHittingSampler(process, temperature=0.8, forbidden_token_ids=(1, 2, 3, 4, 5, 6, 7))
         >>> sampler(teacher, (1, 4), generator=generator).sequences.tolist()
         [[0, 0, 0, 0]]
@@ -149,7 +149,7 @@ class GridOptions(SamplerOptions):
         ValueError: if a number is out of range, times do not descend, or noise removal is chosen where a grid ends
             at 0 and leaves nothing.
 
-    Example:
+    Examples:
         >>> AncestralSampler(process, num_steps=4).times
         [1.0, 0.75, 0.5, 0.25, 0.0]
         >>> AncestralSampler(process, num_steps=2, grid="cosine", end=0.1).times

@@ -19,7 +19,7 @@ class SamplerOutput:
             masked.
         history: the state before each step and at the end, int64 ``[B, L]`` each, with ``return_history``.
 
-    Example:
+    Examples:
         >>> out = FirstHittingSampler(process)(teacher, shape=(1, 4), generator=generator)
         >>> out.nfe, out.log_probs  # -log(8) for each token
         (4, tensor([[-2.0794, -2.0794, -2.0794, -2.0794]]))

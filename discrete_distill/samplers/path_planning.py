@@ -46,7 +46,7 @@ class PathPlanningSampler(GridOptions):
         TypeError: if an option has a wrong type.
         ValueError: if ``eta`` is negative, or 0 with a planner that would not be called.
 
-    Example:
+    Examples:
         >>> def planner(x_0, t):
         ...     return -5.0 * (x_0 == 3)  # Distrust token 3.
         >>> sampler = PathPlanningSampler(process, num_steps=4, planner=planner)

@@ -27,7 +27,7 @@ class Candidate:
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
         model_kwargs: what the denoiser is passed, attention mask included.
 
-    Example:
+    Examples:
         >>> revealed, drawn = torch.tensor([3, 18]), torch.rand(data.shape, generator=generator)
         >>> candidate = Candidate(data, 0.0 * t, revealed, generation_mask=data >= 0, uniform=drawn)
         >>> TeacherRatio(teacher, student, process).score_candidate(candidate)  # The student is a copy of the teacher.
@@ -46,7 +46,7 @@ class Candidate:
 class CandidateScorer(Protocol):
     """Scores candidates by more than their tokens.
 
-    Example:
+    Examples:
         >>> class FewerThrees:
         ...     evaluations = 0  # It calls no network.
         ...     def score_candidate(self, candidate):
@@ -88,7 +88,7 @@ class TeacherRatio:
     Raises:
         ValueError: if ``mask_ratio`` is outside ``(0, 1]``.
 
-    Example:
+    Examples:
         >>> scorer = TeacherRatio(teacher, student, process)
         >>> sampler = RGASampler(process, reward=scorer, num_steps=4, num_candidates=2)
         >>> sampler(student, (2, 16), generator=generator).network_evaluations  # Four steps of 1 + 2 * 2.

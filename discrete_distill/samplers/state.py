@@ -68,7 +68,7 @@ class SamplerState:
             shapes or devices do not agree, ids are negative or unknown to the denoiser, ``first_row`` is out of range,
             or guidance has nothing to guide by.
 
-    Example:
+    Examples:
         >>> state = SamplerState(process, teacher, (8, 16), generator=generator)
         >>> state.reveal(state.select(state.masked()), torch.ones(8), torch.zeros(8), step=0)
         >>> int(state.masked().sum()), state.finish(None).nfe

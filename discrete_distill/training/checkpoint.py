@@ -34,7 +34,7 @@ class CheckpointStore:
         ValueError: if ``keep`` is below 1.
         TypeError: if it is not an integer.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> store = CheckpointStore(Path("checkpoints"), keep=1)
         >>> store.save(100, {"loss": 0.5}).name, store.save(200, {"loss": 0.25}).name

@@ -27,7 +27,7 @@ class BatchPart:
         reference: called for clean tokens, int64 ``[B, L]``, each time that a loss reads some.
         generator: source of randomness of the part; parts may share one.
 
-    Example:
+    Examples:
         >>> from discrete_distill.distillation.methods import DiDiInstruct
         >>> method = DiDiInstruct(networks, process)
         >>> def draw(generator, tokens):
@@ -63,7 +63,7 @@ class DistillationStep:
         parts: of the batch.
         losses: of the student, for a caller of `student_loss` to fill.
 
-    Example:
+    Examples:
         >>> from accelerate import Accelerator
         >>> method, accelerator = DiDiInstruct(networks, process), Accelerator(cpu=True)
         >>> trained = {"student": student, "discriminator": discriminator}

@@ -53,7 +53,7 @@ class LoopConfig:
             the run, or 5.
         track: where metrics go in addition to ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> config = LoopConfig(num_steps=4, log_every=2, checkpoint_every=2)
         >>> def step(index, generator):
@@ -100,7 +100,7 @@ class TrainingLoop:
         settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
             that is resumed with others is refused. The seed of ``config`` is always among them.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> optimizer = torch.optim.AdamW(student.parameters())
         >>> def step(index, generator):

@@ -49,7 +49,7 @@ class CollapseRule:
         ValueError: for a factor of 1 or below, a share outside ``(0, 1)``, a negative number of errors, or fewer than
             one update.
 
-    Example:
+    Examples:
         >>> rule = CollapseRule(agreement_factor=3.0)  # Odds of 1 to 4 become 1 to 1.
         >>> rule.is_met("sample_agreement", first=0.2, last=0.5, error=0.01)
         True
@@ -82,7 +82,7 @@ class ModeCollapse:
         step: of the last line.
         changes: first and last mean of each figure that shows it, by name.
 
-    Example:
+    Examples:
         >>> agreements = [0.10, 0.11, 0.10, 0.12, 0.50, 0.51, 0.50]
         >>> history = [{"step": 10.0 * index, "sample_agreement": each} for index, each in enumerate(agreements)]
         >>> sign = mode_collapse(history, CollapseRule(errors=0.0))
@@ -132,11 +132,12 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
     Returns:
         The sign, or None where there is none, or too few lines.
 
-    Example:
-        >>> from pathlib import Path
-        >>> Path("metrics.jsonl").write_text('{"step": 1, "sample_agreement": 0.1}')
-        36
-        >>> mode_collapse(read_metrics(".")) is None
+    Examples:
+        >>> history = [{"step": 10.0 * index, "sample_agreement": 0.1} for index in range(20)]
+        >>> mode_collapse(history) is None
+        True
+        >>> history += [{"step": 200.0 + 10.0 * index, "sample_agreement": 0.6} for index in range(20)]
+        >>> mode_collapse(history).updates > 100
         True
     """
     rule = CollapseRule() if rule is None else rule
@@ -175,7 +176,7 @@ class CollapseWatch:
     Raises:
         ValueError: for fewer than one update between looks, or a negative ``stop_after``.
 
-    Example:
+    Examples:
         >>> watch = CollapseWatch(every=2)
         >>> for step in range(4):
         ...     sign = watch.add(step, {"sample_agreement": torch.tensor(0.1)})  # StepOutput.metrics of the student

@@ -41,7 +41,7 @@ class OptimizerConfig:
         ValueError: if a number is out of range or not finite.
         TypeError: if it is not a number.
 
-    Example:
+    Examples:
         >>> from accelerate import Accelerator
         >>> config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)
         >>> optimizer = ModuleOptimizer(student, config, 100, Accelerator(cpu=True))
@@ -88,7 +88,7 @@ class ModuleOptimizer:
         ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here, or if a
             parameter of the network is not finite.
 
-    Example:
+    Examples:
         >>> from accelerate import Accelerator
         >>> config = OptimizerConfig(ema_decay=0.999, warmup_steps=0)
         >>> optimizer = ModuleOptimizer(student, config, num_steps=100, accelerator=Accelerator(cpu=True))

@@ -31,7 +31,7 @@ class SampleScores(NamedTuple):
         generation_mask: bool ``[B, L]``, the positions that the student wrote.
         group_size: consecutive rows in a group.
 
-    Example:
+    Examples:
         >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator), corruptions=4)
         >>> scores = estimator.score(data, group_size=4, generator=generator)
         >>> scores.per_sequence.shape, scores.per_position.shape

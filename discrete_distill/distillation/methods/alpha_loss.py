@@ -40,11 +40,11 @@ class AlphaLossConfig(DataMethodConfig):
     Raises:
         ValueError: if it is not positive.
 
-    Example:
-        >>> config = AlphaLossConfig(k=16.0)
-        >>> method = AlphaLoss(networks, process, config)
-        >>> config.update_plan().networks(0)
-        ('student',)
+    Examples:
+        >>> method = AlphaLoss(networks, process, AlphaLossConfig(k=1.0))
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout).loss.item()  # (1 - exp(-k log(8))) / k
+        0.875...
     """
 
     k: float = 8.0
@@ -63,7 +63,7 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
+    Examples:
         >>> method = AlphaLoss(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
         >>> rollout = method.rollout(reference=data, generator=generator)
         >>> method.loss("student", rollout).loss.backward()

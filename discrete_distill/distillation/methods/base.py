@@ -36,7 +36,7 @@ class BaseMethod(Generic[ConfigT]):
     Attributes:
         config_class: configuration of a class; its ``method_class`` is then that class.
 
-    Example:
+    Examples:
         >>> class NelboConfig(MethodConfig):
         ...     def update_plan(self, *, discriminator=False):
         ...         return UpdatePlan(order=("student",), reads_reference=("student",))

@@ -50,8 +50,8 @@ class CertaintyForcingConfig(DataMethodConfig):
         TypeError: if the corruption is of another class.
         ValueError: if a number is out of range.
 
-    Example:
-        >>> config = CertaintyForcingConfig(block_length=8, mask_ratio=0.25)
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8, mask_ratio=0.25))
         >>> config.reference, config.path_evaluations(8)  # Two states of each sequence.
         ('teacher', (1.0, 16.0, 16.0))
     """
@@ -83,8 +83,8 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> config = CertaintyForcingConfig(block_length=8)
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8))
         >>> method = CertaintyForcing(make_networks(teacher, log_ratio=None, step_conditioning=False), process, config)
         >>> samples = AncestralSampler(process, num_steps=16)(teacher, shape=(8, 16), generator=generator).sequences
         >>> rollout = method.rollout(reference=samples, generator=generator)

@@ -44,7 +44,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         ValueError: if the configured log-ratio lacks its network, a network that is to be passed its step has no true
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})
         >>> method = DiDiInstruct(make_networks(teacher, log_ratio="auxiliary"), process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)

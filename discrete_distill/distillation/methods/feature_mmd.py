@@ -56,7 +56,7 @@ class FeatureMMDConfig(DataMethodConfig):
     Raises:
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> config = FeatureMMDConfig(candidates=4, fills=2)
         >>> config.loss_evaluations(8)  # Features of 8 sequences of data and of 8 * 4 * 2 fills; no backward pass.
         (72.0, 0.0)
@@ -95,7 +95,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
     Raises:
         TypeError: if no features are given and the teacher does not offer its hidden states.
 
-    Example:
+    Examples:
         >>> method = FeatureMMD(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
         >>> rollout = method.rollout(reference=data, generator=generator)
         >>> method.loss("student", rollout, generator=generator).loss.backward()

@@ -32,7 +32,7 @@ class IDLMConfig(PathConfig):
         TypeError: if a part is of another class.
         ValueError: if a name is unknown.
 
-    Example:
+    Examples:
         >>> config = IDLMConfig.recommended(log_ratio={"updates": 2, "warmup": 1}, corruption={"num_draws": 4})
         >>> config.update_plan().networks(0), config.update_plan().networks(1)
         (('auxiliary', 'auxiliary'), ('student', 'auxiliary', 'auxiliary'))
@@ -76,7 +76,7 @@ class IDLM(PathMethod[IDLMConfig]):
         ValueError: if there is no auxiliary denoiser, or a network that is to be passed its step has no true attribute
             ``accepts_step``.
 
-    Example:
+    Examples:
         >>> config = IDLMConfig.recommended(advantages={"group_size": 4})
         >>> method = IDLM(make_networks(teacher, log_ratio="auxiliary"), process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)

@@ -14,7 +14,7 @@ class MethodConfig:
         method_class: the class that is configured, whose ``config_class`` this is.
         reference: where reference sequences come from, "data" or "teacher" samples.
 
-    Example:
+    Examples:
         >>> class NelboConfig(MethodConfig):  # `BaseMethod` has the method that it configures.
         ...     def update_plan(self, *, discriminator=False):
         ...         return UpdatePlan(order=("student",), reads_reference=("student",))

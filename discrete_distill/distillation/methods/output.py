@@ -17,7 +17,7 @@ class LogRatioOutput(NamedTuple):
         t: times of the corruption, ``[B]``.
         log_ratio: detached.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig(log_ratio=DiscriminatorRatio(reuse_logits=True))
         >>> method = DiDiInstruct(networks, process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)
@@ -36,7 +36,7 @@ class Credit(NamedTuple):
         scores: log-ratios of its samples.
         advantages: ``[B]``, or ``[B, L]`` with token credit, normalised over the whole batch.
 
-    Example:
+    Examples:
         >>> method = DiDiInstruct(networks, process)
         >>> parts = [method.rollout(4, 16, generator=generator) for _ in range(2)]  # One batch in two parts.
         >>> credits = method.credits(parts, generators=[generator, generator])
@@ -59,7 +59,7 @@ class StepOutput:
         metrics: detached scalars by name.
         log_ratio_output: of the discriminator, where the configuration lets the student's loss use it again.
 
-    Example:
+    Examples:
         >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=4, rounds=1))
         >>> out = method.loss("student", method.rollout(reference=data, generator=generator))
         >>> out.loss.backward()

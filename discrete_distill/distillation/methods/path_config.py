@@ -25,7 +25,7 @@ class PathConfig(MethodConfig):
         TypeError: if a part is of another class.
         ValueError: if a name is unknown.
 
-    Example:
+    Examples:
         >>> config = IDLMConfig.recommended(paths={"num_steps": (4,)}, advantages={"group_size": 8})
         >>> isinstance(config, PathConfig), config.group_size, config.step_conditioning
         (True, 8, True)

@@ -42,7 +42,7 @@ class PathMethod(BaseMethod[ConfigT]):
     Raises:
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
 
-    Example:
+    Examples:
         >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator))
         >>> config = PathConfig(paths=Paths(), advantages=Advantages(group_size=4))
         >>> method = PathMethod(networks, process, config, estimator=estimator)

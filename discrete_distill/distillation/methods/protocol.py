@@ -35,7 +35,7 @@ class UpdatePlan:
         ValueError: if the order lacks the student or names a network twice, a name of ``updates`` or
             ``reads_reference`` is not in the order, or a number is out of range.
 
-    Example:
+    Examples:
         >>> plan = UpdatePlan(order=("student", "auxiliary"), updates={"auxiliary": 2}, warmup=1)
         >>> plan.networks(0), plan.networks(1)
         (('auxiliary', 'auxiliary'), ('student', 'auxiliary', 'auxiliary'))
@@ -104,7 +104,7 @@ class DistillationMethod(Protocol):
     Attributes:
         student: the network that is trained.
 
-    Example:
+    Examples:
         >>> method = DiDiInstruct(networks, process)
         >>> optimizers = {name: torch.optim.AdamW(each) for name, each in networks.trainable_parameters().items()}
         >>> for step in range(2):

@@ -33,7 +33,7 @@ class RolloutMMDConfig(PathConfig):
         TypeError: if a part is of another class.
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> config = RolloutMMDConfig.recommended(paths={"num_steps": (2,)}, bandwidth=0.5)
         >>> config.group_size, config.update_plan().reads_reference
         (4, ('student',))
@@ -79,7 +79,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``, or the teacher
             has no blocks and no features are given.
 
-    Example:
+    Examples:
         >>> method = RolloutMMD(networks, process)
         >>> rollout = method.rollout(8, 16, generator=generator)
         >>> method.loss("student", rollout, reference=data, generator=generator).loss.backward()

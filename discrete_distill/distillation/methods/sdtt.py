@@ -58,7 +58,7 @@ class SDTTConfig(MethodConfig):
     Raises:
         ValueError: if a number is out of range, the rounds do not divide the steps, or the target is unknown.
 
-    Example:
+    Examples:
         >>> config = SDTTConfig(teacher_steps=64, rounds=3)
         >>> [config.student_steps(index) for index in range(3)]
         [32, 16, 8]
@@ -112,7 +112,7 @@ class SDTT(DataMethod[SDTTConfig]):
     Attributes:
         round: that ``teacher`` belongs to; 0 is the first.
 
-    Example:
+    Examples:
         >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=8, rounds=2))
         >>> for step in range(4):  # The student of the first two steps becomes the teacher of the others.
         ...     method.begin_step(step, num_steps=4)

@@ -27,7 +27,7 @@ class TeacherTargets(MaskedBatch):
         s: times of ``x_s``, ``[B]``.
         log_probs_NV: fp32 log-probabilities at the masks of the loss, in flattened order; -inf at the mask.
 
-    Example:
+    Examples:
         >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=4, rounds=1))
         >>> rollout = method.rollout(reference=data, generator=generator)
         >>> rollout.log_probs_NV.exp()[0]

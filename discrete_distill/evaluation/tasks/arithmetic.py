@@ -31,7 +31,7 @@ class Arithmetic(SymbolTask):
         TypeError: if a number is no integer.
         ValueError: if it is out of range, or the operation is another.
 
-    Example:
+    Examples:
         >>> task = Arithmetic(4, mask_token_id=12)
         >>> prompts = task.sample_prompts(64, generator)
         >>> prompts.x_init.shape, task.render(task.parse(["0123+0456=_____"])[0])

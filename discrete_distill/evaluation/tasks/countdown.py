@@ -40,7 +40,7 @@ class Countdown(SymbolTask):
         TypeError: if an argument is no integer.
         ValueError: if it is out of range.
 
-    Example:
+    Examples:
         >>> task = Countdown(num_numbers=3, num_digits=2, mask_token_id=18)
         >>> task.is_solution(task.parse(["25,10,04>39:25+10=35,35+04=39", "25,10,04>39:25+10=35,35+04=38"]))
         tensor([ True, False])

@@ -36,7 +36,7 @@ class TaskFigures:
         tokens_per_forward: generated tokens of a sequence over evaluations of the denoiser, averaged over sequences.
         coverage: of the right answers; None where their distribution is not known, or none is right.
 
-    Example:
+    Examples:
         >>> def sample(prompts, generator):
         ...     sampler = AncestralSampler(process, num_steps=2, forbidden_token_ids=(2, 3, 4, 5, 6, 7))
         ...     return sampler(teacher, x_init=prompts.x_init, generator=generator)
@@ -71,7 +71,7 @@ def measure_task(
         TypeError: if answers are no token ids.
         ValueError: if a number is below 1, the task contradicts itself, or answers have another shape than prompts.
 
-    Example:
+    Examples:
         >>> def sample(prompts, generator):
         ...     x_init, generation_mask = prompts
         ...     sampler = AncestralSampler(process, num_steps=4)

@@ -33,7 +33,7 @@ class Sudoku(SymbolTask):
         TypeError: if a number is no integer, or ``unique`` no bool.
         ValueError: if the size is another, or there are more clues than cells.
 
-    Example:
+    Examples:
         >>> task = Sudoku(4, num_clues=12, mask_token_id=8)
         >>> prompts = task.sample_prompts(8, generator)
         >>> sampler = AncestralSampler(process, num_steps=4)

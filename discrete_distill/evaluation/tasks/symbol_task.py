@@ -28,7 +28,7 @@ class SymbolTask(ABC):
         TypeError: if ``mask_token_id`` is no integer.
         ValueError: if it is the id of a symbol.
 
-    Example:
+    Examples:
         >>> class Doubled(SymbolTask):  # "aa" or "bb"
         ...     symbols, length, num_solutions = "ab", 2, 2
         ...     def sample_solutions(self, n, generator=None):

@@ -18,7 +18,7 @@ class Prompts(NamedTuple):
         x_init: given tokens, and masks where tokens are wanted; int64 ``[B, L]``.
         generation_mask: bool ``[B, L]``, true at positions to be generated.
 
-    Example:
+    Examples:
         >>> task = Permutations(3, mask_token_id=8)
         >>> prompts = task.sample_prompts(2, generator)
         >>> out = FirstHittingSampler(process)(teacher, x_init=prompts.x_init, generator=generator)
@@ -37,7 +37,7 @@ class Examples(NamedTuple):
         sequences: prompt and answer, int64 ``[B, L]``.
         generation_mask: bool ``[B, L]``, true at the answer.
 
-    Example:
+    Examples:
         >>> sequences = torch.tensor([[1, 2, 3]])
         >>> examples = Examples(sequences, generation_mask=torch.tensor([[False, True, True]]))
         >>> examples.prompts(mask_token_id=8).x_init
@@ -57,7 +57,7 @@ class Examples(NamedTuple):
 class Task(Protocol):
     """Prompts, solved examples and a verifier, over sequences of one length.
 
-    Example:
+    Examples:
         >>> task = Permutations(3, mask_token_id=3)
         >>> isinstance(task, Task)
         True
@@ -105,6 +105,9 @@ def check_task(task: Task, generator: Generator | None = None, *, n: int = 8) ->
 
     Raises:
         ValueError: if an example is rejected, or an example with its answer masked is accepted; the example is shown.
+
+    Examples:
+        >>> check_task(Sudoku(4, mask_token_id=4))  # Nothing is raised: its verifier accepts its own solutions.
     """
     check_count("n", n)
     examples = task.sample_solutions(n, generator)

@@ -31,7 +31,7 @@ class TokenizedTask:
         TypeError: if an id is no integer.
         ValueError: if an id is negative, two symbols have one id, or their number is not that of the task's symbols.
 
-    Example:
+    Examples:
         >>> sudoku = Sudoku(4, mask_token_id=4)
         >>> ids = [11, 12, 13, 14]  # tokenizer.convert_tokens_to_ids(list(sudoku.symbols))
         >>> task = TokenizedTask(task=sudoku, token_ids=ids, mask_token_id=3, prefix=[1], suffix=[2])

@@ -34,7 +34,7 @@ def save_adapters(directory: str | Path, student: nn.Module, base: str | Path) -
     Raises:
         ValueError: if the student has no low-rank matrices.
 
-    Example:
+    Examples:
         >>> bert.save_pretrained("bert")
         >>> networks = make_networks(as_denoiser(bert), sharing=SharedBase(rank=2), step_conditioning=True)
         >>> save_adapters("student", networks.student, base="bert")

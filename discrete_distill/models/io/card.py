@@ -26,7 +26,7 @@ class ModelFacts:
     Raises:
         ValueError: if the rows of the frontier do not have the same columns.
 
-    Example:
+    Examples:
         >>> facts = ModelFacts(method="DiDi-Instruct, 1000 updates", license="mit")
         >>> student.save_pretrained("student", facts=facts)
         >>> "DiDi-Instruct, 1000 updates" in open("student/README.md").read()

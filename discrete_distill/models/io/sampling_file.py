@@ -27,6 +27,11 @@ def save_sampling(directory: str | Path, process: MaskedDiffusion, num_steps: Se
 
     Raises:
         ValueError: if the schedule is not one of the library's, or a number of steps is below 1.
+
+    Examples:
+        >>> save_sampling("student", MaskedDiffusion(8, LinearSchedule(), forbidden_token_ids=[0]), num_steps=[4, 8])
+        >>> load_sampling("student")
+        (MaskedDiffusion(mask_token_id=8, schedule=LinearSchedule(), forbidden_token_ids=(0,)), (4, 8))
     """
     schedule: Any = process.schedule
     name = type(schedule).__name__
@@ -56,7 +61,7 @@ def load_sampling(name_or_path: str | Path, **hub: Any) -> tuple[MaskedDiffusion
         FileNotFoundError: if there is no such file.
         CheckpointError: if it describes no process.
 
-    Example:
+    Examples:
         >>> student.save_pretrained("student")
         >>> save_sampling("student", process, num_steps=[4])
         >>> process, steps = load_sampling("student")

@@ -25,7 +25,7 @@ class Advantages:
         TypeError: if the group size is not an integer.
         ValueError: if a number is out of range or a name is unknown.
 
-    Example:
+    Examples:
         >>> advantages = Advantages(group_size=8, baseline="leave_one_out", scale="none", clip=None)
         >>> DiDiInstructConfig(advantages=advantages).group_size
         8

@@ -22,7 +22,7 @@ class ElboTimeWeight:
     Raises:
         ValueError: unless ``0 <= low < high``.
 
-    Example:
+    Examples:
         >>> corruption = CorruptionByTime(time_weight=ElboTimeWeight(low=0.1, high=5.0))
         >>> corruption.estimator_options(process, Paths())["weight"](torch.tensor([0.1, 0.5]))  # 1 / t, clipped
         tensor([5.0000, 2.0000])
@@ -51,7 +51,7 @@ class CorruptionByTime:
         TypeError: if the number of draws is not an integer, or another field is of a wrong type.
         ValueError: if the number of draws is below 1.
 
-    Example:
+    Examples:
         >>> corruption = CorruptionByTime(num_draws=2, time_distribution=BetaTime(a=2.0, b=2.0))
         >>> config = DiDiInstructConfig(credit=SequenceCredit(corruption=corruption))
         >>> corruption.coupled, CorruptionByTime().coupled
@@ -117,7 +117,7 @@ class CorruptionByCount:
         TypeError: if the number is not an integer.
         ValueError: if the number is below 1.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig.recommended(credit=TokenCredit(corruption=CorruptionByCount(num_draws=2)))
         >>> config.credit.corruption.estimator_options(process, config.paths)
         {'by': 'count', 'corruptions': 2}
@@ -144,7 +144,7 @@ class CorruptionByParts:
         TypeError: if the number is not an integer.
         ValueError: if the number is below 1.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig.recommended(credit=TokenCredit(corruption=CorruptionByParts(num_parts=4)))
         >>> config.credit.corruption.estimator_options(process, config.paths)
         {'by': 'parts', 'corruptions': 4}

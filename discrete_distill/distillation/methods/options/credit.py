@@ -25,7 +25,7 @@ class SequenceCredit:
     Raises:
         TypeError: if the corruption is of another class.
 
-    Example:
+    Examples:
         >>> method = DiDiInstruct(networks, process, DiDiInstructConfig(credit=SequenceCredit()))
         >>> rollout = method.rollout(8, 16, generator=generator)
         >>> method.credits([rollout], generators=[generator])[0].advantages.shape
@@ -50,7 +50,7 @@ class TokenCredit:
         TypeError: if the window is not an integer, or the corruption is of another class.
         ValueError: if the window is negative.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig(log_ratio=AuxiliaryRatio(), credit=TokenCredit(window=2))
         >>> method = DiDiInstruct(networks, process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)
@@ -76,7 +76,7 @@ class VocabularyCredit:
     Raises:
         ValueError: if the fraction is out of range.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig(log_ratio=AuxiliaryRatio(), credit=VocabularyCredit(mask_ratio=0.25))
         >>> method = DiDiInstruct(networks, process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)

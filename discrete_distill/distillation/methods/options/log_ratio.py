@@ -24,7 +24,7 @@ class DiscriminatorRatio:
         TypeError: if the warm-up is not an integer, or ``reuse_logits`` no bool.
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> plan = DiDiInstructConfig(log_ratio=DiscriminatorRatio(warmup=2)).update_plan()
         >>> plan.networks(0), plan.networks(2)
         (('discriminator',), ('discriminator', 'student'))
@@ -54,7 +54,7 @@ class AuxiliaryRatio:
         TypeError: if a number is not an integer, or ``step_conditioning`` no bool.
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> plan = DiDiInstructConfig.recommended(log_ratio=AuxiliaryRatio(updates=2, warmup=0)).update_plan()
         >>> plan.networks(0)
         ('student', 'auxiliary', 'auxiliary')
@@ -74,7 +74,7 @@ class AuxiliaryRatio:
 class PathRatio:
     """The log-ratio of the student's own probabilities in a step and the teacher: an upper bound, without a network.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig(log_ratio=PathRatio(), credit=VocabularyCredit())
         >>> config.update_plan().networks(0)
         ('student',)

@@ -29,7 +29,7 @@ class Paths:
         TypeError: if a number of steps is not an integer, or another field is of a wrong type.
         ValueError: if a number of steps is below 1, or there is none.
 
-    Example:
+    Examples:
         >>> paths = Paths(num_steps=(4,), time_distribution=None)
         >>> rollout = paths.matcher(process)(student, (8, 16), generator=generator)
         >>> rollout.steps[1].t.unique()  # The grid of four even steps.

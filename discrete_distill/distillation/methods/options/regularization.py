@@ -22,7 +22,7 @@ class PathKL:
     Raises:
         ValueError: if a number is out of range or the kind is unknown.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig(regularization=Regularization(path_kl=PathKL(coefficient=0.1, kind="forward")))
         >>> method = DiDiInstruct(networks, process, config)
         >>> rollout = method.rollout(8, 16, generator=generator)
@@ -54,7 +54,7 @@ class DataKL:
     Raises:
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> regularization = Regularization(data_kl=DataKL(coefficient=0.5, diversity_tolerance=0.05))
         >>> DiDiInstructConfig(regularization=regularization).update_plan().reads_reference
         ('discriminator', 'student')
@@ -92,7 +92,7 @@ class Regularization:
         TypeError: if a part is of another class.
         ValueError: if a number is out of range.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig.paper(regularization={"path_kl": {"coefficient": 0.0}})
         >>> config.regularization.path_kl.coefficient, config.regularization.entropy_coefficient
         (0.0, 0.0005)
