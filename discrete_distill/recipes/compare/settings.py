@@ -194,7 +194,7 @@ def demo() -> ComparisonConfig:
         # Text has no one right answer: outcomes are drawn, and no drawn outcome stays as a whole.
         on_policy=distilled(
             base.distill,
-            OnPolicyConfig(order="random", teacher_steps=16, temperature=1.0, num_checks=0),
+            OnPolicyConfig(order="random", teacher_steps=8, temperature=1.0, num_checks=0),
             discriminator=False,
         ),
         sdtt=DistillConfig(
