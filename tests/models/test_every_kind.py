@@ -28,6 +28,8 @@ from discrete_distill.distillation.methods import (
     CertaintyForcingConfig,
     FeatureMMDConfig,
     FrozenFeatures,
+    OnPolicyConfig,
+    OnPolicyDistillation,
     Regularization,
     TrajectoryStates,
 )
@@ -177,6 +179,24 @@ def test_trajectories_are_recorded_once_and_read_by_a_method(kind: str, tmp_path
     method = config.method_class(networks, PROCESS, config)
     method.loss("student", method.rollout(reference=drawn, generator=seeded(0))).loss.backward()
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in networks.student.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_on_policy(kind: str) -> None:
+    student = make_networks(
+        teacher("dit" if kind == "function" else kind), log_ratio=None, step_conditioning=False
+    ).student
+    config = OnPolicyConfig(num_steps=(3,), teacher_steps=3, temperature=1.0)
+    method = OnPolicyDistillation(Networks(student, teacher(kind)), PROCESS, config)
+    prompts = torch.tensor([[1, 5] + [MASK] * 5, [1] + [MASK] * 6, [MASK] * 7])
+    given = {} if kind in ("dream", "function") else {"attention_mask": REAL}
+    rollout = method.rollout(x_init=prompts, generator=seeded(0), **given)
+    assert not bool((rollout.loss_mask & (prompts != MASK)).any())
+    assert not given or not bool((rollout.loss_mask & ~REAL).any())
+    method.loss("student", rollout).loss.backward()
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    assert any(bool((each != 0).any()) for each in gradients)
+    assert all(bool(each.isfinite().all()) for each in gradients)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -10,6 +10,7 @@ from .feature_mmd import FeatureMMD, FeatureMMDConfig
 from .idlm import IDLM, IDLMConfig
 from .method_config import MethodConfig
 from .mmd import FrozenFeatures, MMDLogRatio
+from .on_policy import OnPolicyConfig, OnPolicyDistillation
 from .options import (
     Advantages,
     AuxiliaryRatio,
@@ -65,6 +66,8 @@ __all__ = [
     "LogRatioOutput",
     "MMDLogRatio",
     "MethodConfig",
+    "OnPolicyConfig",
+    "OnPolicyDistillation",
     "PathConfig",
     "PathKL",
     "PathMethod",

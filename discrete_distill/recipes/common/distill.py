@@ -17,7 +17,14 @@ from tqdm import tqdm
 
 from ...checks import check_all_counts, check_count, check_number
 from ...digests import weights_digest
-from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod, TrajectoryStates
+from ...distillation.methods import (
+    BaseMethod,
+    DiDiInstructConfig,
+    MethodConfig,
+    OnPolicyConfig,
+    PathMethod,
+    TrajectoryStates,
+)
 from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
@@ -114,7 +121,8 @@ class DistillConfig:
                 f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
                 f"{group_size}; change --distill.accumulate"
             )
-        if self.parallel.strategy == "fsdp" and self.method.reference == "teacher":
+        decodes = self.method.reference == "teacher" or isinstance(self.method, OnPolicyConfig)
+        if self.parallel.strategy == "fsdp" and decodes:
             raise ValueError(
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
