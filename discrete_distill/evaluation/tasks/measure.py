@@ -23,8 +23,8 @@ class Answers(Protocol):
         """int64 ``[B, L]``."""
 
     @property
-    def nfe(self) -> int:
-        """Evaluations of the denoiser."""
+    def nfe(self) -> float:
+        """Evaluations of the denoiser for a sequence; of a batch, or the mean over its sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def measure_task(
         check_answers(sequences, prompts)
         correct.append(task.verify(sequences, prompts))
         right.append(sequences[correct[-1]])
-        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe, 1)
+        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe, 1.0)
     right_samples = torch.cat(right)
     known = task.num_solutions is not None and len(right_samples) > 0
     return TaskFigures(

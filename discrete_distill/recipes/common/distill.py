@@ -47,7 +47,7 @@ from ...training import (
 from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
-from .corpus import TokenStream
+from .corpus import SequenceStream
 from .results import write_results
 from .students import save_student
 
@@ -173,7 +173,7 @@ class Distillation:
         self,
         config: DistillConfig,
         teacher: Any,
-        stream: TokenStream,
+        stream: SequenceStream,
         process: MaskedDiffusion,
         accelerator: Accelerator,
     ) -> None:
@@ -339,7 +339,7 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
 def distil(
     config: DistillConfig,
     teacher: Any,
-    stream: TokenStream,
+    stream: SequenceStream,
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
