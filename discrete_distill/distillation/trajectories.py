@@ -33,6 +33,13 @@ class Trajectories:
     Raises:
         TypeError: if either holds no int64 numbers.
         ValueError: if their shapes differ.
+
+    Examples:
+        >>> trajectories = Trajectories(torch.tensor([[5, 3, 1]]), reveal_step=torch.tensor([[-1, 1, 0]]))
+        >>> trajectories.generation_mask  # The first token was given.
+        tensor([[False,  True,  True]])
+        >>> trajectories.x_0.masked_fill(trajectories.reveal_step >= 1, 8)  # The state before step 1.
+        tensor([[5, 8, 1]])
     """
 
     x_0: Tensor
@@ -88,6 +95,13 @@ def draw_trajectories(
         model_kwargs: passed to the teacher by keyword.
         generator: source of randomness.
         device: of unconditional samples.
+
+    Examples:
+        >>> from discrete_distill.distillation.trajectories import draw_trajectories
+        >>> sampler = ConfidenceSampler(process, num_steps=4)
+        >>> trajectories = draw_trajectories(sampler, teacher, shape=(1, 8), generator=generator)
+        >>> trajectories.reveal_step.unique(return_counts=True)  # Two tokens in each step.
+        (tensor([0, 1, 2, 3]), tensor([2, 2, 2, 2]))
     """
     with evaluation_mode(teacher):
         out = sampler(

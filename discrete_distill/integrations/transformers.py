@@ -1,7 +1,7 @@
-"""Distillation methods in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
+"""Distillation methods in the `Trainer` of transformers: ``train()``, logging, saving and resuming as in any `Trainer`.
 
 The Trainer owns the student's optimiser and schedule. Those of the ratio networks (discriminator, auxiliary denoiser)
-are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
+are kept here; their state is saved with the Trainer's in every ``checkpoint-N/``.
 """
 
 from __future__ import annotations
@@ -80,6 +80,15 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with;
             or FSDP, DeepSpeed or evaluation is configured.
         TypeError: if the student is a model of transformers itself, not a denoiser made of one.
+
+    Examples:
+        >>> from discrete_distill.integrations.transformers import DiDiInstructTrainingArguments
+        >>> args = DiDiInstructTrainingArguments("run", max_steps=1, per_device_train_batch_size=8, report_to="none")
+        >>> networks = {"teacher": teacher, "discriminator": discriminator}
+        >>> rows = [{"input_ids": each} for each in data]
+        >>> DiDiInstructTrainer(student, args, process=process, train_dataset=rows, **networks).train().global_step
+        {'train_runtime': ...}
+        1
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = 
         prefix: of the names.
         leave_out: dotted names, with the prefix, of fields or groups that are not settings of the result.
 
-    Example:
+    Examples:
         >>> flat_settings({"student": {"rate": 0.1}, "seed": 0})
         {'student.rate': 0.1, 'seed': 0}
     """
@@ -59,6 +59,11 @@ def refuse_changes(
 
     Raises:
         ValueError: naming the settings that differ, with both values.
+
+    Examples:
+        >>> refuse_changes({"seed": 0}, {"seed": 1}, where="run")
+        Traceback (most recent call last):
+        ValueError: ...
     """
     missing = object()
     names = sorted({*saved, *now})

@@ -46,11 +46,13 @@ class TrajectoryStore(Dataset):
         FileNotFoundError: if there is no store.
         ValueError: if a part is missing or damaged: `record`, with the arguments of the store, makes it again.
 
-    Example:
-        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, num_steps=32), block_length=32)  # doctest: +SKIP
-        >>> store = TrajectoryStore.record("trajectories", sampler, teacher, x_init=prompts)  # doctest: +SKIP
-        >>> method = CertaintyForcing(networks, process, config)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=store.sample(32, generator=g), generator=g)  # doctest: +SKIP
+    Examples:
+        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, num_steps=4), block_length=8)
+        >>> store = TrajectoryStore.record("trajectories", sampler, teacher, shape=(8, 16))
+        >>> from discrete_distill.distillation.methods import CertaintyForcing
+        >>> method = CertaintyForcing(networks, process)
+        >>> rollout = method.rollout(reference=store.sample(4, generator=generator), generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     def __init__(self, folder: str | Path) -> None:

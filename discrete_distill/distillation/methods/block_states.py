@@ -27,6 +27,11 @@ class BlockHalves:
     Raises:
         TypeError: if the length is no integer.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> inside, behind = BlockHalves(block_length=4).masks(torch.ones(1, 12, dtype=torch.bool), generator=generator)
+        >>> inside.sum(), inside.any(0).sum()  # The two states share out the four positions of a block.
+        (tensor(4), tensor(4))
     """
 
     block_length: int = 32
@@ -78,6 +83,12 @@ class TrajectoryStates:
     Raises:
         TypeError: if a length is no integer.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> states = TrajectoryStates(block_length=(4, 4), mask_ratio=(0.5, 0.5))
+        >>> inside, behind = states.masks(torch.ones(1, 4, dtype=torch.bool), reveal_step=torch.tensor([[3, 0, 2, 1]]))
+        >>> inside[0, 0]  # The half that was revealed last.
+        tensor([ True, False,  True, False])
     """
 
     block_length: tuple[int, int] = (16, 32)

@@ -49,6 +49,11 @@ class CertaintyForcingConfig(DataMethodConfig):
     Raises:
         TypeError: if the corruption is of another class.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8, mask_ratio=0.25))
+        >>> config.reference, config.path_evaluations(8)  # Two states of each sequence.
+        ('teacher', (1.0, 16.0, 16.0))
     """
 
     corruption: BlockHalves | TrajectoryStates = field(default_factory=BlockHalves)
@@ -78,11 +83,12 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = CertaintyForcing(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=teacher_samples, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8))
+        >>> method = CertaintyForcing(make_networks(teacher, log_ratio=None, step_conditioning=False), process, config)
+        >>> samples = AncestralSampler(process, num_steps=16)(teacher, shape=(8, 16), generator=generator).sequences
+        >>> rollout = method.rollout(reference=samples, generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = CertaintyForcingConfig

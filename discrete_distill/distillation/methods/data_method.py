@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...process.denoiser import LogitsOfPart, logits_in_parts
+from ...samplers import Frame
 from ..trajectories import Trajectories
 from .base import BaseMethod
 from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
@@ -48,7 +49,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -62,7 +63,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
-            length: their tokens.
+            length: their tokens, or a `Frame`, whose prefix and suffix are given and never masked.
             x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
                 ``reference`` may be masked by default.
             attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from ...checks import check_all_counts, check_count, check_number
 from ...digests import weights_digest
@@ -45,7 +47,7 @@ from ...training import (
 from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
-from .corpus import TokenStream
+from .corpus import SequenceStream
 from .results import write_results
 from .students import save_student
 
@@ -171,7 +173,7 @@ class Distillation:
         self,
         config: DistillConfig,
         teacher: Any,
-        stream: TokenStream,
+        stream: SequenceStream,
         process: MaskedDiffusion,
         accelerator: Accelerator,
     ) -> None:
@@ -337,10 +339,12 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
 def distil(
     config: DistillConfig,
     teacher: Any,
-    stream: TokenStream,
+    stream: SequenceStream,
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
+    *,
+    make_bar: Callable[..., tqdm] = tqdm,
 ) -> list[dict[str, float]]:
     """Distil ``teacher``; student (its average) and discriminator are written to ``directory/student``.
 
@@ -356,7 +360,8 @@ def distil(
         distillation.saved(),
         distillation.step,
         label="distil",
-        shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),
+        shown=("log_ratio", "entropy"),
+        make_bar=make_bar,
         rank=accelerator.process_index,
         device=accelerator.device,
         settings=made_with,

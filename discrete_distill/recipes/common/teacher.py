@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from ...process import MaskedDiffusion, evaluation_mode
 from ...process.outputs import NelboOutput
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .assets import BUNDLED
-from .corpus import TokenStream
+from .corpus import SequenceStream
 from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
 
@@ -78,12 +78,13 @@ class TeacherConfig(MeasuredLikelihoodConfig):
 
 def train_teacher(
     config: TeacherConfig,
-    streams: dict[str, TokenStream],
+    streams: Mapping[str, SequenceStream],
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
     *,
     init: str | None = None,
+    network: nn.Module | None = None,
 ) -> Any:
     """Train on the ``train`` split by the likelihood bound.
 
@@ -94,6 +95,7 @@ def train_teacher(
         accelerator: device, precision and processes.
         directory: where the averaged network is written.
         init: where the initial weights are; ``config.init`` by default.
+        network: where to start, in the place of ``config``'s initial network.
 
     Returns:
         The network as written.
@@ -107,7 +109,7 @@ def train_teacher(
 
     averaged = train_by_likelihood(
         config,
-        initial_network(config, init).to(accelerator.device),
+        (initial_network(config, init) if network is None else network).to(accelerator.device),
         streams["train"],
         lambda network, x_0, generator: bound(network, x_0, generator).loss,
         lambda network: heldout_nelbo(network, bound, heldout, accelerator),

@@ -20,6 +20,7 @@ from ...distillation.methods import (
     SDTTConfig,
 )
 from ...training import LoopConfig, OptimizerConfig
+from ..common.budget import BudgetKind
 from ..common.discriminator import DiscriminatorConfig
 from ..common.distill import DistillConfig
 from ..common.evaluation import EvaluateConfig
@@ -28,7 +29,6 @@ from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
-from .budget import BudgetKind
 
 METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "on-policy", "ar")
 
