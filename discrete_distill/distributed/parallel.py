@@ -33,6 +33,14 @@ class ParallelConfig:
             optimiser state (FSDP2), and gathers a block's weights when it runs it; not under PyTorch 2.6.
         activation_checkpointing: keep the input of each block alone, and run the block again in the backward pass.
         compile_backend: of ``torch.compile``, which each block goes through ("inductor"); empty for none.
+
+    Examples:
+        >>> from accelerate import Accelerator
+        >>> from discrete_distill.training import ModuleOptimizer, OptimizerConfig, ParallelConfig
+        >>> parallel = ParallelConfig(activation_checkpointing=True)
+        >>> optimizer = ModuleOptimizer(student, OptimizerConfig(), 100, Accelerator(cpu=True), parallel)
+        >>> student.checkpoint_blocks
+        True
     """
 
     strategy: Strategy = "ddp"

@@ -1,8 +1,9 @@
 """Networks: the denoiser of MDLM and the discriminator; external models; trained weights by name or path."""
 
 from .adapters import as_denoiser
+from .block_cache import BlockCache
 from .call_signature import CallSignature
-from .capabilities import EmbeddingDenoiser, HiddenStatesDenoiser
+from .capabilities import BlockDenoiser, EmbeddingDenoiser, HiddenStatesDenoiser
 from .discriminator import (
     Discriminator,
     RatioNetwork,
@@ -25,6 +26,8 @@ from .step_conditioning import StepConditioned
 from .wrapped_denoiser import WrappedDenoiser
 
 __all__ = [
+    "BlockCache",
+    "BlockDenoiser",
     "CallSignature",
     "CheckpointError",
     "DiT",

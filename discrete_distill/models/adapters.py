@@ -26,6 +26,7 @@ def as_denoiser(
     *,
     attention: Attention | None = None,
     shifted: bool | None = None,
+    block_length: int | None = None,
     ids: str | None = None,
     time: str | None = None,
     time_conditioning: bool | None = None,
@@ -52,6 +53,7 @@ def as_denoiser(
         model: the network; dropout is off only if it is in evaluation mode.
         attention: see `CallSignature`.
         shifted: likewise.
+        block_length: likewise.
         ids: likewise.
         time: likewise.
         time_conditioning: likewise.
@@ -74,13 +76,21 @@ def as_denoiser(
         ValueError: if it is causal and not stated to attend both ways, there is no module of that name, it is
             a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
 
-    Example:
-        >>> teacher = as_denoiser(AutoModelForMaskedLM.from_pretrained(name).eval())  # doctest: +SKIP
-        >>> teacher = as_denoiser(llama, attention="full", shifted=True)  # doctest: +SKIP
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> AncestralSampler(process, num_steps=4)(denoiser, shape=(2, 16), generator=generator).nfe
+        4
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))
+        >>> as_denoiser(llama, attention="full", shifted=True).call_signature.shifted
+        True
+        >>> as_denoiser(llama, attention="full", shifted=False, block_length=4).block_length
+        4
     """
     given: dict[str, Any] = {
         "attention": attention,
         "shifted": shifted,
+        "block_length": block_length,
         "ids": ids,
         "time": time,
         "time_conditioning": time_conditioning,
@@ -139,7 +149,7 @@ def _verified(made: WrappedDenoiser) -> WrappedDenoiser:
     if signature.attention != "none" and (why := verification.why_not_padded()) is not None:
         _warn(f"a {name} is given no attention_mask, and one is refused: {why}")
         signature = replace(signature, attention="none")
-    if (why := verification.why_not_both_ways()) is not None:
+    if signature.block_length is None and (why := verification.why_not_both_ways()) is not None:
         _warn(
             f'a {name} fills in masks from what stands before them alone: {why}; pass attention="full" if it was '
             "trained to read both ways"

@@ -1,6 +1,7 @@
-"""Masks of padding, as networks take them.
+"""Which tokens read which: padding and blocks, as networks take them.
 
-Shape suffixes: B batch, L length, H heads, d width of a head, M longest length.
+Shape suffixes: B batch, L length, Q tokens that read, C tokens that are read, H heads, d width of a head, M longest
+length.
 """
 
 from __future__ import annotations
@@ -22,13 +23,56 @@ def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
     return attention_mask.bool()
 
 
-def additive_mask(x_t: Tensor, real_BL: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``[B, 1, L, L]``: 0 where a token is read, the lowest number where it is padding."""
-    batch, length = x_t.shape
-    mask = torch.zeros(batch, 1, length, length, dtype=dtype, device=x_t.device)
-    if real_BL is None:
-        return mask
-    return mask.masked_fill(~real_BL[:, None, None, :], torch.finfo(dtype).min)
+def row_positions(real_BL: Tensor) -> Tensor:
+    """Positions counted from the first real token of each row, int64 ``[B, L]``; -1 at padding."""
+    first_B1 = real_BL.to(torch.uint8).argmax(1, keepdim=True)
+    places_L = torch.arange(real_BL.shape[1], device=real_BL.device)
+    return torch.where(real_BL, places_L - first_B1, -1)
+
+
+def readable(query_positions: Tensor, key_positions: Tensor, block_length: int | None) -> Tensor:
+    """Bool ``[B, 1, Q or 1, C]``, true where a token is read: real ones, and with blocks those up to the reader's own.
+
+    Padding reads all real tokens, and a row without any reads its padding: no row of a softmax is empty.
+
+    Args:
+        query_positions: int64 ``[B, Q]``, -1 at padding; see `row_positions`.
+        key_positions: int64 ``[B, C]``, likewise.
+        block_length: positions in a block; None for attention both ways.
+    """
+    real_BC = key_positions >= 0
+    real_BC = real_BC | ~real_BC.any(1, keepdim=True)
+    if block_length is None:
+        return real_BC[:, None, None, :]
+    query_block_BQ = torch.where(query_positions < 0, torch.iinfo(torch.long).max, query_positions // block_length)
+    key_block_BC = key_positions // block_length
+    return (real_BC[:, None, :] & (key_block_BC[:, None, :] <= query_block_BQ[:, :, None]))[:, None]
+
+
+def noisy_and_clean(positions: Tensor, block_length: int) -> Tensor:
+    """Bool ``[B, 1, 2 L, 2 L]`` of a pass over ``[x_t | x_0]`` (BD3-LM, arXiv 2503.09573).
+
+    A noisy token reads the noisy tokens of its own block and the clean ones of earlier blocks; a clean token reads
+    clean ones up to its own block.
+
+    Args:
+        positions: int64 ``[B, L]``, -1 at padding; see `row_positions`.
+        block_length: positions in a block.
+    """
+    block = positions // block_length
+    query, key = block[:, :, None], block[:, None, :]
+    real = (positions >= 0)[:, None, :]
+    # Padding is a block of its own, so that it reads itself.
+    within = (query == key) & (real | (query < 0))
+    noisy = torch.cat((within, (key < query) & real), dim=2)
+    clean = torch.cat((torch.zeros_like(within), (key <= query) & (real | (query < 0))), dim=2)
+    return torch.cat((noisy, clean), dim=1)[:, None]
+
+
+def additive(readable: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token is read, the lowest number where it is not."""
+    zeros = torch.zeros(readable.shape, dtype=dtype, device=readable.device)
+    return zeros.masked_fill(~readable, torch.finfo(dtype).min)
 
 
 def biased(bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from ..checks import check_count
 from .wrappers import refuse_uniform_state
 
 Attention = Literal["padding", "full", "pairs", "none"]
@@ -41,13 +42,23 @@ class CallSignature:
             ``"pairs"``: a bool mask ``[B, 1, L, L]`` and ``position_ids`` that count real tokens, as Dream takes them.
             ``"none"``: the model has no notion of padding, and a mask is refused.
         shifted: logits at position ``i`` predict token ``i + 1``, as in Dream.
+        block_length: positions in a block of a model that reads its own block and all earlier ones, as SDAR and LLaDA2
+            do; goes with ``attention="full"``, whose mask is then by blocks. None: each token reads every other.
         head: dotted path of the module whose output is the logits, or None where it cannot be run alone.
         embedding: dotted path of the table of input embeddings; None takes the model's ``get_input_embeddings()``.
         blocks: dotted path of the `ModuleList` of blocks; None takes the longest of the model.
 
     Raises:
-        ValueError: if there is no such kind of attention, or the true sigma is to be passed and no keyword is given.
+        ValueError: if there is no such kind of attention, the true sigma is to be passed and no keyword is given, or
+            blocks are stated for another attention than "full".
         TypeError: if a field is of another type.
+
+    Examples:
+        >>> def model(tokens, sigma):
+        ...     return torch.zeros(*tokens.shape, 9)
+        >>> signature = CallSignature(ids="positional", time="positional", attention="none")
+        >>> WrappedDenoiser(model, signature)(x_t, t).shape
+        torch.Size([8, 16, 9])
     """
 
     ids: str = "input_ids"
@@ -55,6 +66,7 @@ class CallSignature:
     time_conditioning: bool = False
     attention: Attention = "padding"
     shifted: bool = False
+    block_length: int | None = None
     head: str | None = None
     embedding: str | None = None
     blocks: str | None = None
@@ -71,6 +83,13 @@ class CallSignature:
                 raise TypeError(f"{name} must be a name, got {value!r}")
         if self.time_conditioning and self.time is None:
             raise ValueError("time_conditioning=True passes the model its time: give the keyword, time=")
+        if self.block_length is not None:
+            check_count("block_length", self.block_length)
+            if self.attention != "full" or self.time_conditioning:
+                raise ValueError(
+                    f"block_length = {self.block_length} is a mask over pairs of tokens, of a model that is not passed "
+                    'its time: pass attention="full", without time_conditioning'
+                )
 
 
 def recognise(model: Any) -> CallSignature | None:

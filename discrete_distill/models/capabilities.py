@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..process import FeatureDenoiser
 from ..process.conditions import name_of
+from .block_cache import BlockCache
 from .wrappers import unwrap
 
 
@@ -26,6 +27,12 @@ class EmbeddingDenoiser(Protocol):
     Its call, and those of its methods that read tokens (``features``, ``hidden_states``), take ``inputs_embeds``,
     floating ``[B, L, D]``, in the place of ``embed(x_t)``. The tokens ``x_t`` are passed as well, since a model may
     compute positions from them.
+
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> embedded = denoiser.embed(x_t)  # [8, 16, 16]
+        >>> torch.allclose(denoiser(x_t, t, inputs_embeds=embedded), denoiser(x_t, t), atol=1e-5)
+        True
     """
 
     def embed(self, x_t: Tensor, /) -> Tensor:
@@ -45,6 +52,11 @@ class HiddenStatesDenoiser(Protocol):
 
     Attributes:
         blocks: the blocks in order.
+
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> len(denoiser.blocks), denoiser.hidden_states(x_t, t, 1).shape  # Behind the second block.
+        (2, torch.Size([8, 16, 16]))
     """
 
     if TYPE_CHECKING:  # not a member that isinstance looks up: from Python 3.12 on it does not see a module's modules
@@ -56,6 +68,60 @@ class HiddenStatesDenoiser(Protocol):
 
     def hidden_states(self, x_t: Tensor, t: Tensor, layer: int, /, **model_kwargs: Any) -> Tensor:
         """Output ``[B, L, D]`` of block ``layer``, counted from 0; not moved where the logits are shifted."""
+        ...
+
+
+@runtime_checkable
+class BlockDenoiser(Protocol):
+    """A denoiser that reads a part of its rows against cached keys and values; `BlockReading` has the methods.
+
+    ``prefill`` reads whole rows, ``block_features`` and ``denoise`` read a part of each and keep nothing, ``commit``
+    reads a finished block and keeps its keys. With attention by blocks the cache is exact; with attention both ways it
+    is an approximation, for the keys of the other tokens are those of the last ``prefill``.
+
+    Attributes:
+        block_length: positions in a block; None for attention both ways.
+        shifted: features at a position predict the token behind it.
+
+    Examples:
+        >>> isinstance(teacher, BlockDenoiser)
+        True
+        >>> cache = teacher.prefill(data[:, :8])
+        >>> block = torch.full((8, 4), 8)  # The next four positions, masked.
+        >>> teacher.denoise(block, t, cache).shape
+        torch.Size([8, 4, 9])
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def block_length(self) -> int | None:
+            """Positions in a block."""
+            ...
+
+        @property
+        def shifted(self) -> bool:
+            """Whether features predict the token behind them."""
+            ...
+
+    def prefill(self, x: Tensor, t: Tensor | None = None, /, **model_kwargs: Any) -> BlockCache:
+        """Keys, values and features of all tokens ``[B, L]``."""
+        ...
+
+    def block_features(self, x_block: Tensor, t: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> Tensor:
+        """What the head reads at a part, ``[B, K, D]``, in the place of the tokens that it predicts."""
+        ...
+
+    def denoise(self, x_block: Tensor, t: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> Tensor:
+        """Raw logits ``[B, K, V]`` of a part."""
+        ...
+
+    def commit(self, x_block: Tensor, cache: BlockCache, /, **model_kwargs: Any) -> None:
+        """Keep the keys of a finished block."""
+        ...
+
+    def project(self, features: Tensor, /) -> Tensor:
+        """Vocabulary logits ``[..., V]``."""
         ...
 
 
@@ -71,6 +137,10 @@ OFFERS: dict[Any, tuple[str, str]] = {
     HiddenStatesDenoiser: (
         "hidden_states(x_t, t, layer) and blocks",
         "name the list of blocks, as_denoiser(model, blocks=...)",
+    ),
+    BlockDenoiser: (
+        "prefill(x, t), block_features and denoise(x_block, t, cache), commit(x_block, cache) and project(features)",
+        'take a DiT, or as_denoiser(model, attention="full") of a model that takes past_key_values and position_ids',
     ),
 }
 

@@ -1,6 +1,6 @@
-"""The bidirectional diffusion transformer of MDLM (arXiv 2406.07524), after DiT (arXiv 2212.09748): rotary
-positions, adaptive layer norm, a head over the vocabulary. Attention is PyTorch's own; module names follow
-MDLM's checkpoints.
+"""The diffusion transformer of MDLM (arXiv 2406.07524), after DiT (arXiv 2212.09748): rotary positions, adaptive layer
+norm, a head over the vocabulary; with attention both ways, or by blocks as BD3-LM (arXiv 2503.09573). Attention is
+PyTorch's own; module names follow MDLM's checkpoints.
 
 Shape suffixes: B batch, L length, D width, H heads, V vocabulary, C conditioning width.
 """
@@ -23,12 +23,17 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
-from .attention_masks import biased, real_tokens
+from .attention_masks import biased, readable, real_tokens, row_positions
+from .block_cache import BlockCache
+from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
 from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate, zero_initialised
 from .lora import refuse_unmerged
+
+Cached = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From the keys and values of a part to those of all tokens that it reads."""
 
 
 class Embedding(nn.Module):
@@ -62,21 +67,30 @@ class Block(nn.Module):
         if config.position_bias:
             self.position_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_length, config.max_length))
 
-    def attend(self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
+    def attend(
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None, cached: Cached | None
+    ) -> Tensor:
         q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         if rotary is None:
             attention_mask = biased(self.position_bias, q, attention_mask)
         else:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cached is not None:
+            k, v = cached(k, v)
         out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         return self.attn_out(rearrange(out_BHLd, "b h l d -> b l (h d)"))
 
     def forward(
-        self, x_BLD: Tensor, cond_BC: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None
+        self,
+        x_BLD: Tensor,
+        cond_BC: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        attention_mask: Tensor | None,
+        cached: Cached | None = None,
     ) -> Tensor:
         modulation = self.adaLN_modulation(cond_BC)[:, None].chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        out = self.attend(modulate(self.norm1(x_BLD), shift_attn, scale_attn), rotary, attention_mask)
+        out = self.attend(modulate(self.norm1(x_BLD), shift_attn, scale_attn), rotary, attention_mask, cached)
         x_BLD = x_BLD + gate_attn * F.dropout(out, self.dropout, self.training)
         out = self.mlp(modulate(self.norm2(x_BLD), shift_mlp, scale_mlp))
         return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
@@ -110,11 +124,21 @@ class FinalLayer(nn.Module):
         return modulate(self.norm_final(x_BLD), shift, scale)
 
 
-class DiT(HubNetwork):
-    """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol.
+class DiT(BlockReading, HubNetwork):
+    """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol, and `BlockDenoiser`
+    for the cache of keys and values.
 
     Args:
         config: its shape, or a dictionary of the same fields (as read back from ``config.json``).
+
+    Examples:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        >>> network = DiT(DiTConfig(vocab_size=9, max_length=16, **size))
+        >>> network(x_t, t).abs().max().item()  # At first all ids are equally likely.
+        0.0
+        >>> network.save_pretrained("teacher")
+        >>> DiT.from_pretrained("teacher").config.vocab_size
+        9
     """
 
     def __init__(self, config: DiTConfig | dict[str, Any]) -> None:
@@ -130,6 +154,8 @@ class DiT(HubNetwork):
         if config.step_conditioning:
             self.step_map = zero_initialised(TimestepEmbedder(config.cond_size, num_scalars=2))
 
+    shifted = False
+
     @property
     def accepts_step(self) -> bool:
         """Whether the network is passed the end of its step."""
@@ -139,6 +165,11 @@ class DiT(HubNetwork):
     def time_conditioned(self) -> bool:
         """Whether its answer depends on ``t`` or ``s``; if not, samplers share more of its answers."""
         return self.config.time_conditioning or self.config.step_conditioning
+
+    @property
+    def block_length(self) -> int | None:  # type: ignore[override]
+        """Positions in a block, or None for attention both ways."""
+        return self.config.block_length
 
     @property
     def num_classes(self) -> int:
@@ -155,11 +186,18 @@ class DiT(HubNetwork):
         """
         if x_t.dtype not in (torch.int64, torch.int32) or x_t.dim() != 2:
             raise TypeError(f"ids must be int64 of shape [B, L], got {x_t.dtype} of shape {list(x_t.shape)}")
-        if x_t.shape[1] > self.config.max_length:
+        self.check_length(x_t.shape[1])
+        return self._look_up(x_t)
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if whole rows are longer than ``config.max_length``; a cache continues beyond it."""
+        if length > self.config.max_length:
             raise ValueError(
-                f"a sequence of {x_t.shape[1]} tokens is longer than the model's max_length "
-                f"{self.config.max_length}; cut it, or build the model with a larger max_length"
+                f"a sequence of {length} tokens is longer than the model's max_length {self.config.max_length}; cut "
+                "it, or build the model with a larger max_length"
             )
+
+    def _look_up(self, x_t: Tensor) -> Tensor:
         try:
             return self.vocab_embed(x_t)
         except IndexError as error:
@@ -210,19 +248,42 @@ class DiT(HubNetwork):
             TypeError: if it is of floating point, as additive masks are.
         """
         check_per_row("t", t, len(h_BLD))
-        cond = self.condition(t, s)
         rotary = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
-        key_mask = None
-        if attention_mask is not None:
-            key_mask = real_tokens(attention_mask, h_BLD.shape[:2])[:, None, None, :]
+        mask = self._mask(h_BLD, attention_mask)
+        return self._run(h_BLD, self.condition(t, s), rotary, mask, layer)
+
+    def _mask(self, h_BLD: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """Which tokens a token reads, bool ``[B or 1, 1, L or 1, L]``; None for all of them."""
+        real_BL = None if attention_mask is None else real_tokens(attention_mask, h_BLD.shape[:2])
+        if self.block_length is not None:
+            positions = self._positions(h_BLD, real_BL)
+            return readable(positions, positions, self.block_length)
+        return None if real_BL is None else real_BL[:, None, None, :]
+
+    @staticmethod
+    def _positions(h_BLD: Tensor, real_BL: Tensor | None) -> Tensor:
+        """Positions ``[B or 1, L]``, -1 at padding."""
+        return row_positions(h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool) if real_BL is None else real_BL)
+
+    def _run(
+        self,
+        h_BLD: Tensor,
+        cond: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        layer: int = -1,
+        cache: BlockCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
         with self.precision(h_BLD.device):
-            for block in self.blocks[: layer % len(self.blocks) + 1]:
-                if self.checkpoint_blocks and torch.is_grad_enabled():
+            for number, block in enumerate(self.blocks[: layer % len(self.blocks) + 1]):
+                if cache is not None:
+                    h_BLD = block(h_BLD, cond, rotary, mask, partial(cache.update, layer_idx=number))
+                elif self.checkpoint_blocks and torch.is_grad_enabled():
                     h_BLD = torch.utils.checkpoint.checkpoint(
-                        block, h_BLD, cond, rotary, key_mask, use_reentrant=False, context_fn=partial(_contexts, block)
+                        block, h_BLD, cond, rotary, mask, use_reentrant=False, context_fn=partial(_contexts, block)
                     )
                 else:
-                    h_BLD = block(h_BLD, cond, rotary, key_mask)
+                    h_BLD = block(h_BLD, cond, rotary, mask)
         return h_BLD, cond
 
     def hidden_states(
@@ -265,6 +326,27 @@ class DiT(HubNetwork):
         h_BLD, cond = self.trunk(h_BLD, t, s, attention_mask)
         with self.precision(h_BLD.device):
             return self.output_layer.features(h_BLD, cond)
+
+    def read_part(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cache: BlockCache | None,
+        positions: Tensor,
+        mask: Tensor,
+        model_kwargs: dict[str, Any],
+    ) -> Tensor:
+        """See `BlockReading`."""
+        cond = self.condition(t, model_kwargs.get("s"))
+        if self.config.position_bias:
+            raise ValueError("a DiT with position_bias reads whole sequences alone: sample it without a cache")
+        h_BLD, cond = self._run(self._look_up(x), cond, self.rotary_emb.at(positions[:, None]), mask, cache=cache)
+        with self.precision(h_BLD.device):
+            return self.output_layer.features(h_BLD, cond)
+
+    def weights_dtype(self) -> torch.dtype:
+        """Of the embeddings."""
+        return self.vocab_embed.embedding.dtype
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""

@@ -13,15 +13,16 @@ from .shapes import ROTARY_BASE
 NUM_FREQUENCIES = 128
 
 
-def rotate(x_BHLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), halves rotated against each other, in fp32."""
+def rotate(x_BHLd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864), halves rotated against each other, in fp32; cosines and sines
+    ``[L, d / 2]``, or ``[B, 1, L, d / 2]`` where rows are at different positions."""
     first, second = x_BHLd.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos_Ld - second * sin_Ld, second * cos_Ld + first * sin_Ld), dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x_BHLd.dtype)
 
 
 class Rotary(nn.Module):
-    """Cosines and sines for every position, ``[L, head_dim / 2]``.
+    """Cosines and sines for every position, ``[L, head_dim / 2]``, or of stated ones.
 
     Frequencies are computed in fp32 at each call. The buffer of MDLM's checkpoints is kept for its name alone: in half
     precision it would be off by 0.45 rad at position 1000.
@@ -37,9 +38,12 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", torch.tensor([base ** (-i / head_dim) for i in range(0, head_dim, 2)]))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        device = self.inv_freq.device
-        exponents = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32) / self.head_dim
-        angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), self.base**-exponents)
+        return self.at(torch.arange(length, device=self.inv_freq.device))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[..., head_dim / 2]`` of integer positions ``[...]``."""
+        exponents = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim
+        angle = positions.float()[..., None] * self.base**-exponents
         return angle.cos(), angle.sin()
 
 

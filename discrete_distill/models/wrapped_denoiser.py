@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from ..distributed.parallel import blocks_of
 from ..process import LogLinearSchedule, MaskingSchedule
-from .attention_masks import additive_mask, real_tokens
+from .attention_masks import additive, readable, real_tokens, row_positions
+from .block_cache import BlockCache
+from .block_reading import BlockReading
 from .call_signature import POSITIONAL, CallSignature, input_table
 from .capabilities import forgo
 from .keywords import Keywords
@@ -31,13 +33,14 @@ DENOISER_FILE = "denoiser.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class WrappedDenoiser(nn.Module):
+class WrappedDenoiser(BlockReading, nn.Module):
     """``logits = model(ids, ...)`` under a `CallSignature`. Its parameters are the model's.
 
     It is a `FeatureDenoiser` where the head is known, an `EmbeddingDenoiser` where the table of input embeddings is,
-    and a `HiddenStatesDenoiser` where the list of blocks is. For these the model runs with its head, its table or both
-    set aside for the call, so that it needs no support for ``inputs_embeds``; one model must not be called from two
-    threads at a time.
+    a `HiddenStatesDenoiser` where the list of blocks is, and a `BlockDenoiser` where the head is known, the attention
+    is "full" and the model takes ``past_key_values`` and ``position_ids``, as those of transformers do. For these the
+    model runs with its head, its table or both set aside for the call, so that it needs no support for
+    ``inputs_embeds``; one model must not be called from two threads at a time.
 
     Args:
         model: any callable that returns logits ``[B, L, V]``, or an output that holds them.
@@ -46,6 +49,13 @@ class WrappedDenoiser(nn.Module):
 
     Raises:
         ValueError: if the model has no module at one of the paths.
+
+    Examples:
+        >>> denoiser = WrappedDenoiser(bert, CallSignature(head="cls"))
+        >>> torch.equal(denoiser(x_t, t), bert(input_ids=x_t).logits)
+        True
+        >>> denoiser.num_classes, denoiser.features(x_t, t).shape
+        (9, torch.Size([8, 16, 16]))
     """
 
     def __init__(
@@ -64,6 +74,8 @@ class WrappedDenoiser(nn.Module):
             absent += ["embed", "embedding_weight"]
         if not self.blocks:
             absent += ["hidden_states"]
+        if self.vocabulary_head is None or call_signature.attention != "full" or not self._takes_cache():
+            absent += ["prefill", "block_features", "denoise", "commit", "paired_features"]
         forgo(self, *absent)
 
     def _part(self, name: str) -> nn.Module | None:
@@ -101,8 +113,18 @@ class WrappedDenoiser(nn.Module):
         return blocks_of(cast(nn.Module, model))
 
     @property
+    def block_length(self) -> int | None:  # type: ignore[override]
+        """Positions in a block, or None for attention both ways."""
+        return self.call_signature.block_length
+
+    @property
+    def shifted(self) -> bool:  # type: ignore[override]
+        """Whether logits at a position predict the token behind it."""
+        return self.call_signature.shifted
+
+    @property
     def time_conditioned(self) -> bool:
-        """Whether its answer depends on ``t``; if not, samplers share more of its answers."""
+        """Whether its logits depend on ``t``; if not, samplers evaluate equal states once."""
         return self.call_signature.time is not None and self.call_signature.time_conditioning
 
     @property
@@ -202,6 +224,34 @@ class WrappedDenoiser(nn.Module):
             self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs, eager=True)
         return kept[-1][: len(x_t)]
 
+    def read_part(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cache: BlockCache | None,
+        positions: Tensor,
+        mask: Tensor,
+        model_kwargs: dict[str, Any],
+    ) -> Tensor:
+        """See `BlockReading`."""
+        batch, length = x.shape
+        given = {
+            **model_kwargs,
+            "attention_mask": additive(mask.expand(batch, -1, length, -1), self._dtype()),
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
+        with set_aside(cast(nn.Module, self.vocabulary_head)):
+            return self._send(x, t, given)
+
+    def weights_dtype(self) -> torch.dtype:
+        """Of the model's first floating weight."""
+        return self._dtype()
+
+    def _takes_cache(self) -> bool:
+        return {"past_key_values", "position_ids"} <= set(self.keywords.names)
+
     def _run(
         self,
         x_t: Tensor,
@@ -237,8 +287,13 @@ class WrappedDenoiser(nn.Module):
         embedded: bool = False,
         eager: bool = False,
     ) -> Tensor:
+        given = {**model_kwargs, **self._attention(x_t, attention_mask)}
+        return self._send(x_t, t, given, embedded=embedded, eager=eager)
+
+    def _send(
+        self, x_t: Tensor, t: Tensor, keywords: dict[str, Any], *, embedded: bool = False, eager: bool = False
+    ) -> Tensor:
         positional: list[Tensor] = []
-        keywords = {**model_kwargs, **self._attention(x_t, attention_mask)}
         self.keywords.check(keywords, self.model)
         arguments = [(self.call_signature.ids, x_t)]
         if self.call_signature.time is not None:
@@ -264,7 +319,9 @@ class WrappedDenoiser(nn.Module):
         kind = self.call_signature.attention
         real = None if attention_mask is None else real_tokens(attention_mask, x_t.shape)
         if kind == "full":
-            return {"attention_mask": additive_mask(x_t, real, self._dtype())}
+            positions = row_positions(torch.ones_like(x_t, dtype=torch.bool) if real is None else real)
+            mask = readable(positions, positions, self.block_length)
+            return {"attention_mask": additive(mask.expand(-1, -1, x_t.shape[1], -1), self._dtype())}
         if real is None:
             return {}
         if kind == "none":

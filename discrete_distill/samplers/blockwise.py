@@ -35,6 +35,11 @@ class BlockwiseSampler(Sampler):
     Raises:
         TypeError: if ``sampler`` is none, or ``block_length`` no integer.
         ValueError: if a block is empty, ``align`` is unknown, or the sampler may leave masks.
+
+    Examples:
+        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, num_steps=2, greedy=True), block_length=4)
+        >>> sampler(teacher, (2, 16), generator=generator).nfe  # Four blocks of two steps each.
+        8
     """
 
     sampler: SamplerOptions

@@ -37,6 +37,12 @@ class ConfidenceSampler(GridOptions):
 
     Raises:
         ValueError: if the order is unknown, or its temperature negative.
+
+    Examples:
+        >>> sampler = ConfidenceSampler(process, num_steps=4, order="margin", greedy=True)
+        >>> out = sampler(teacher, (1, 16), generator=generator, return_history=True)
+        >>> [int((x_t == 8).sum()) for x_t in out.history]  # Masks left.
+        [16, 12, 8, 4, 0]
     """
 
     order: Order = "confidence"

@@ -18,6 +18,11 @@ class SamplerOutput:
         log_probs: fp32 ``[B, L]``, nats: log-probability of each token when it was drawn; 0 where it was given or
             masked.
         history: the state before each step and at the end, int64 ``[B, L]`` each, with ``return_history``.
+
+    Examples:
+        >>> out = FirstHittingSampler(process)(teacher, shape=(1, 4), generator=generator)
+        >>> out.nfe, out.log_probs  # -log(8) for each token
+        (4, tensor([[-2.0794, -2.0794, -2.0794, -2.0794]]))
     """
 
     sequences: Tensor

@@ -51,7 +51,16 @@ class LoopConfig:
             stops; at most a quarter of the run, or 5; 0 for a run that goes on.
         skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
             the run, or 5.
-        track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
+        track: where metrics go in addition to ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
+
+    Examples:
+        >>> from pathlib import Path
+        >>> config = LoopConfig(num_steps=4, log_every=2, checkpoint_every=2)
+        >>> def step(index, generator):
+        ...     return {"loss": 4.0 - index}
+        >>> loop = TrainingLoop(config, Path("run"), {}, step, label="demo", quiet=True)
+        >>> [(line["step"], line["loss"]) for line in loop.run()]  # Means of two steps.
+        [(2.0, 3.5), (4.0, 1.5)]
     """
 
     num_steps: int
@@ -90,6 +99,20 @@ class TrainingLoop:
         make_bar: makes the progress bar; takes tqdm's arguments.
         settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
             that is resumed with others is refused. The seed of ``config`` is always among them.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> optimizer = torch.optim.AdamW(student.parameters())
+        >>> def step(index, generator):
+        ...     loss = process.nelbo(student, data, generator=generator).loss
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     return {"loss": float(loss.detach())}
+        >>> parts = {"student": student, "optimizer": optimizer}
+        >>> loop = TrainingLoop(LoopConfig(num_steps=2), Path("run"), parts, step, label="training", quiet=True)
+        >>> loop.run()[-1]["step"]
+        2.0
     """
 
     def __init__(

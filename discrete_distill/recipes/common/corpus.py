@@ -16,9 +16,9 @@ from ... import draws
 from ...checks import check_count
 from ...samplers import Frame
 from ...training.stored_settings import Setting
+from ...training.token_cache import cached_arrays, content_digest, is_cut
 from .assets import BUNDLED
 from .documents import read_documents, source_files
-from .token_cache import cached_arrays, content_digest, is_cut
 from .tokenizer import TextTokenizer
 
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ... import draws
 from ...checks import check_all_counts, check_count, check_number
+from ...digests import weights_digest
 from ...models import Discriminator, discriminator_accuracy, discriminator_loss
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
@@ -26,7 +27,6 @@ from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLo
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
 from .discriminator_files import save_discriminator
-from .students import weights_digest
 
 METRICS_FOLDER = "discriminator"
 

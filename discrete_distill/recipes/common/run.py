@@ -14,7 +14,7 @@ from torch import nn
 
 from ...distributed.parallel import save_memory
 from ...evaluation import measure_speeds
-from ...models import DiT, TrunkDiscriminator
+from ...models import TrunkDiscriminator
 from ...process import MaskedDiffusion, evaluation_mode
 from ...training import ParallelConfig, folder_lock
 from .assets import resolve
@@ -158,16 +158,6 @@ class Run:
         with torch.no_grad(), evaluation_mode(teacher), self.accelerator.autocast():
             speeds = measure_speeds({"pass": lambda: teacher(x, t)}, repeats=3, device=x.device)
         return speeds["pass"].latency / len(x)
-
-    def load_dit_teacher(self) -> DiT:
-        """The teacher of a recipe that takes networks of MDLM's kind alone."""
-        teacher = self.load_teacher()
-        if not isinstance(teacher, DiT):
-            raise ValueError(
-                f"{self.config.teacher.path} is a {type(teacher).__name__}; give --teacher.path a network of MDLM's "
-                "kind, or distil it with discrete_distill.recipes.owt"
-            )
-        return teacher
 
     def teacher_shape(self) -> NetworkShape | None:
         """Shape of the teacher that is distilled; None if it cannot be had."""

@@ -17,7 +17,7 @@ class StageClock:
     Args:
         expected: seconds of each stage by name, in order; empty where nothing was estimated.
 
-    Example:
+    Examples:
         >>> clock = StageClock({"distil": 300.0, "evaluate": 120.0})
         >>> with clock.stage("distil"):
         ...     clock.later(whole=150.0)  # Twice as fast as expected.

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from ...models import DiT
+from ...digests import weights_digest
 from ...training import flat_settings
 from ..common.budgeted_training import Cost, train_within_budget
 from ..common.distill import Distillation, DistillConfig
+from ..common.network_shape import network_shape
 from ..common.run import Run
 from ..common.student_stages import fit_discriminator
-from ..common.students import StudentTraining, save_student, weights_digest
+from ..common.students import StudentTraining, save_student
 from .autoregressive import AutoregressiveConfig, AutoregressiveTraining
 from .settings import ComparisonConfig
 
@@ -28,7 +29,7 @@ def training_folder(run: Run, name: str, seed: int) -> Path:
     return run.directory / name / f"seed-{seed}"
 
 
-def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodConfig, teacher: DiT, seed: int) -> Cost:
+def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodConfig, teacher: Any, seed: int) -> Cost:
     """Train one method with one seed, as long as the budget pays for; what is finished is not done again."""
     folder = training_folder(run, name, seed)
     make = _maker(run, method, teacher, seed)
@@ -60,7 +61,7 @@ def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodCo
     return replace(trained.cost, discriminator_seconds=fit_discriminator(run, folder, seed)[-1]["seconds"])
 
 
-def _maker(run: Run, method: MethodConfig, teacher: DiT, seed: int) -> Callable[[int], StudentTraining]:
+def _maker(run: Run, method: MethodConfig, teacher: Any, seed: int) -> Callable[[int], StudentTraining]:
     stream, process, accelerator = run.streams["train"], run.process, run.accelerator
 
     def make(num_steps: int) -> StudentTraining:
@@ -68,7 +69,7 @@ def _maker(run: Run, method: MethodConfig, teacher: DiT, seed: int) -> Callable[
         config: Any = replace(method, loop=replace(method.loop, num_steps=num_steps, seed=seed))
         if isinstance(config, AutoregressiveConfig):
             eos = run.tokenizer.eos_token_id
-            return AutoregressiveTraining(config, teacher.config, stream, process, eos, accelerator)
+            return AutoregressiveTraining(config, network_shape(teacher), stream, process, eos, accelerator)
         return Distillation(config, teacher, stream, process, accelerator)
 
     return make

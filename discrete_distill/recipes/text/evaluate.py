@@ -10,13 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from ...evaluation import Judge, generative_perplexity, measure_diversity, measure_speeds
+from ...files import read_json_object
 from ...models import guide_by_prior
 from ...training import flat_settings
 from ...training.stored_settings import Setting
 from ..common.distill import SETTINGS_FILE
 from ..common.environment import make_folder
 from ..common.evaluation import RESULTS_FILE, EvaluateConfig, Evaluation, SamplerSpec, between_samples_of_data
-from ..common.files import read_json_object
 from ..common.results import write_results
 from ..common.run import Run
 

@@ -1,0 +1,217 @@
+"""Attention by blocks and cached keys: every pass against the cache equals the pass over the whole rows."""
+
+import pytest
+import torch
+from external import SIZE, TinyDream, randomised, transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discrete_distill import as_denoiser
+from discrete_distill.models import BlockCache, BlockDenoiser, DiT, DiTConfig
+from discrete_distill.models.capabilities import require
+from discrete_distill.process import FeatureDenoiser
+
+V, K = 12, 4
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def dit(block_length=K, max_length=32, **settings):
+    config = DiTConfig(
+        vocab_size=V, max_length=max_length, hidden_size=16, num_layers=2, num_heads=2, cond_size=6,
+        block_length=block_length, **settings,
+    )  # fmt: skip
+    return randomised(DiT(config))
+
+
+def llama(block_length=K, shifted=False):
+    config = transformers.LlamaConfig(**SIZE, num_key_value_heads=1, max_position_embeddings=64)
+    model = randomised(transformers.LlamaForCausalLM(config))
+    return as_denoiser(model, attention="full", block_length=block_length, shifted=shifted)
+
+
+NETWORKS = {
+    "DiT": dit,
+    "Llama": llama,
+    "shifted Llama": lambda block_length=K: llama(block_length, shifted=True),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def by_blocks(request):
+    return NETWORKS[request.param]()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def both_ways(request):
+    return NETWORKS[request.param](None)
+
+
+def ids(*shape, seed=0):
+    return torch.randint(1, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows, side):
+    """Rows of different lengths as a batch, with random padding; and where they are real."""
+    width = max(map(len, rows))
+    x, real = ids(len(rows), width, seed=9), torch.zeros(len(rows), width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        x[number, place], real[number, place] = row, True
+    return x, real
+
+
+@torch.no_grad()
+def logits_of(network, row):
+    return network(row[None], torch.zeros(1))[0]
+
+
+def test_a_token_reads_its_own_block_and_all_earlier_ones(by_blocks) -> None:
+    """Rows that end behind a block have its logits; and every token of a block changes every logit from there on."""
+    x = ids(14)
+    whole = logits_of(by_blocks, x)
+    for end in (4, 8, 12):
+        torch.testing.assert_close(logits_of(by_blocks, x[:end]), whole[:end], **CLOSE)
+    for place in range(14):
+        other = x.clone()
+        other[place] = x[place] % (V - 1) + 1
+        moved = (logits_of(by_blocks, other) - whole).abs().amax(1) > 0
+        first = place // K * K
+        # A shifted model predicts the first token of a block from the block before.
+        first += first > 0 and by_blocks.shifted
+        assert moved.tolist() == [i >= first for i in range(14)], place
+
+
+def test_one_block_is_attention_both_ways() -> None:
+    x, t = ids(3, 7), torch.zeros(3)
+    assert torch.equal(dit(7)(x, t), dit(None)(x, t))
+    torch.testing.assert_close(llama(7)(x, t), llama(None)(x, t))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=3), st.integers(1, 3), st.sampled_from(["left", "right"]))
+def test_cached_blocks_have_the_logits_of_the_whole_rows(by_blocks, prompt_blocks, num_blocks, side) -> None:
+    """Rows at different places: prompts of whole blocks, noisy blocks behind them, each then committed."""
+    prompts = [ids(K * count, seed=number) for number, count in enumerate(prompt_blocks)]
+    x, real = padded(prompts, side)
+    cache = by_blocks.prefill(x, attention_mask=real)
+    assert cache.lengths.tolist() == [len(prompt) for prompt in prompts]
+    rows = prompts
+    for number in range(num_blocks):
+        noisy, clean = ids(len(rows), K, seed=20 + number), ids(len(rows), K, seed=30 + number)
+        logits = by_blocks.denoise(noisy, torch.zeros(len(rows)), cache)
+        for row, (before, block) in enumerate(zip(rows, noisy, strict=True)):
+            expected = logits_of(by_blocks, torch.cat((before, block)))[len(before) :]
+            torch.testing.assert_close(logits[row], expected, **CLOSE)
+        by_blocks.commit(clean, cache)
+        rows = [torch.cat((before, block)) for before, block in zip(rows, clean, strict=True)]
+        # Rows that are finished drop out.
+        stay = [row for row in range(len(rows)) if len(rows) == 1 or row != number]
+        rows, cache = [rows[row] for row in stay], cache.rows(torch.tensor(stay))
+    assert cache.lengths.tolist() == [len(row) for row in rows]
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(1, 11), min_size=1, max_size=3),
+    st.integers(0, 10),
+    st.integers(1, 6),
+    st.sampled_from(["left", "right"]),
+)
+def test_a_part_read_at_once_has_the_logits_of_the_whole_rows(both_ways, lengths, start, width, side) -> None:
+    """Attention both ways: while no token has changed, the keys of the others are those of the whole pass."""
+    x, real = padded([ids(length, seed=length) for length in lengths], side)
+    cache = both_ways.prefill(x, attention_mask=real)
+    with torch.no_grad():
+        whole = both_ways(x, torch.zeros(len(x)), attention_mask=real)
+    starts = torch.tensor([start % length for length in lengths])
+    first = real.to(torch.uint8).argmax(1)
+    places = first[:, None] + starts[:, None] + torch.arange(width)
+    inside = starts[:, None] + torch.arange(width) < torch.tensor(lengths)[:, None]
+    places = places.clamp(max=x.shape[1] - 1)
+    part = both_ways.denoise(x.gather(1, places), torch.zeros(len(x)), cache, starts=starts, attention_mask=inside)
+    expected = whole.gather(1, places[..., None].expand(-1, -1, V))
+    if both_ways.shifted:  # The first token of padded rows is predicted by nothing, or by padding.
+        inside = inside & ((starts > 0)[:, None] | (torch.arange(width) > 0))
+    torch.testing.assert_close(part[inside], expected[inside], **CLOSE)
+
+
+def test_positions_continue_beyond_the_length_of_training() -> None:
+    short, long = dit(max_length=8), dit(max_length=20)
+    x = ids(2, 20)
+    cache = short.prefill(x[:, :8])
+    for start in (8, 12, 16):
+        block = x[:, start : start + K]
+        expected = long(x[:, : start + K], torch.zeros(2))[:, start:]
+        torch.testing.assert_close(short.denoise(block, torch.zeros(2), cache), expected, **CLOSE)
+        short.commit(block, cache)
+    with pytest.raises(ValueError, match=r"9.*8"):
+        short.prefill(x[:, :9])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_one_pass_over_noisy_and_clean_tokens_is_a_pass_for_each_block(by_blocks, side) -> None:
+    network = by_blocks
+    rows = [ids(13, seed=1), ids(6, seed=2)]
+    x_0, real = padded(rows, side)
+    x_t = torch.where(torch.rand(x_0.shape, generator=torch.Generator().manual_seed(3)) < 0.5, V - 1, x_0)
+    logits = network.project(network.paired_features(x_t, x_0, attention_mask=real))
+    for number, row in enumerate(rows):
+        noisy, got = x_t[number][real[number]], logits[number][real[number]]
+        for start in range(0, len(row), K):
+            seen = torch.cat((row[:start], noisy[start : start + K]))
+            torch.testing.assert_close(got[start : start + K], logits_of(network, seen)[start:], **CLOSE)
+    with pytest.raises(ValueError, match="block_length"):
+        dit(None).paired_features(x_t, x_0)
+
+
+def test_memory_is_counted_and_buffers_are_not_copied_for_each_block() -> None:
+    network = dit(max_length=512)
+    cache = network.prefill(ids(2, 64))
+    token = 2 * 2 * 16 * 4  # keys and values of two layers, 16 wide, fp32
+    assert cache.nbytes >= 2 * 64 * token
+    for _ in range(16):
+        network.commit(ids(2, K), cache)
+    assert 2 * 128 * token <= cache.nbytes <= 2 * 128 * (1.3 * token + 8 + 64)
+
+
+def test_what_does_not_fit_is_refused_before_a_pass() -> None:
+    network, t = dit(), torch.zeros(2)
+    cache = network.prefill(ids(2, 8))
+    with pytest.raises(ValueError, match=r"2 rows.*3"):
+        network.denoise(ids(3, K), torch.zeros(3), cache)
+    with pytest.raises(ValueError, match=r"float32.*bfloat16"):
+        dit().bfloat16().denoise(ids(2, K), t, cache)
+    with pytest.raises(ValueError, match="5"):
+        network.denoise(ids(2, 5), t, cache)
+    with pytest.raises(ValueError, match="block_length"):
+        dit(None).commit(ids(2, K), dit(None).prefill(ids(2, 8)))
+    for settings_of in ({"time_conditioning": True}, {"step_conditioning": True}, {"block_length": 0}):
+        with pytest.raises(ValueError, match="block_length"):
+            dit(**settings_of)
+    with pytest.raises(ValueError, match="block_length"):
+        as_denoiser(TinyDream(), block_length=4)
+    assert cache.size == 8
+
+
+def test_who_offers_a_cache() -> None:
+    assert isinstance(dit(None), BlockDenoiser)
+    assert isinstance(llama(None), BlockDenoiser)
+    dream = as_denoiser(randomised(TinyDream()))
+    assert isinstance(dream, FeatureDenoiser)
+    assert not isinstance(dream, BlockDenoiser)
+    with pytest.raises(TypeError, match="BlockDenoiser"):
+        require(lambda x, t: x, BlockDenoiser, needed_by="a test")
+
+
+def test_short_blocks_are_no_reason_for_a_warning(recwarn) -> None:
+    llama(2)
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
+
+
+def test_a_saved_network_keeps_its_blocks(tmp_path) -> None:
+    dit().save_pretrained(tmp_path)
+    loaded = DiT.from_pretrained(tmp_path)
+    assert loaded.block_length == K
+    x = ids(2, 9)
+    assert torch.equal(loaded(x, torch.zeros(2)), dit()(x, torch.zeros(2)))
+    assert isinstance(loaded.prefill(x), BlockCache)
