@@ -48,10 +48,13 @@ class TextModel:
         TypeError: if a number is no integer.
         ValueError: if a number is below 1, or prefix and suffix leave no room.
 
-    Example:
-        >>> model = TextModel(process, denoiser, sampler, encode=encode, decode=decode, max_length=1024)
-        >>> model.complete(["Two and two are"], max_new_tokens=16, stop=["."])  # doctest: +SKIP
-        >>> model.log_likelihood("Two and two are", " four")  # doctest: +SKIP
+    Examples:
+        >>> digits = {"encode": lambda text: [int(each) for each in text], "decode": lambda ids: "".join(map(str, ids))}
+        >>> model = TextModel(process, teacher, AncestralSampler(process, num_steps=4), **digits, max_length=16)
+        >>> model.log_likelihood("01", "23")[0]  # -2 log(8)
+        -4.158...
+        >>> len(model.complete(["01"], max_new_tokens=6)[0])
+        6
     """
 
     process: MaskedDiffusion

@@ -29,9 +29,12 @@ class DenoiserLM(LM):
         TypeError: if the number is no integer, or the text model of another class.
         ValueError: if the number is below 1.
 
-    Example:
-        >>> model = TextModel(process, denoiser, sampler, encode=encode, decode=decode, max_length=1024)
-        >>> lm_eval.simple_evaluate(model=DenoiserLM(model), tasks=["lambada_openai"])  # doctest: +SKIP
+    Examples:
+        >>> digits = {"encode": lambda text: [int(each) for each in text], "decode": lambda ids: "".join(map(str, ids))}
+        >>> text_model = TextModel(process, teacher, AncestralSampler(process, num_steps=4), **digits, max_length=16)
+        >>> model = DenoiserLM(text_model)  # for lm_eval.simple_evaluate(model=model, tasks=["lambada_openai"])
+        >>> model.max_gen_toks
+        256
     """
 
     def __init__(self, text_model: TextModel, *, max_gen_toks: int = 256) -> None:
