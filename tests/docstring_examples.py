@@ -31,7 +31,7 @@ def shared_objects() -> CodeType:
 
 
 def modules_with_examples() -> list[ModuleType]:
-    """The modules of the package that show an example; those of an extra that is not installed are named and left out."""
+    """The modules of the package that show an example; those of an extra that is absent are named and left out."""
     files = [each for each in sorted((ROOT / "discrete_distill").rglob("*.py")) if ">>> " in each.read_text("utf-8")]
     paths = [file.relative_to(ROOT).with_suffix("").parts for file in files]
     found = []
