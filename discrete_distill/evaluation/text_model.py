@@ -48,10 +48,16 @@ class TextModel:
         TypeError: if a number is no integer.
         ValueError: if a number is below 1, or prefix and suffix leave no room.
 
-    Example:
-        >>> model = TextModel(process, denoiser, sampler, encode=encode, decode=decode, max_length=1024)
-        >>> model.complete(["Two and two are"], max_new_tokens=16, stop=["."])  # doctest: +SKIP
-        >>> model.log_likelihood("Two and two are", " four")  # doctest: +SKIP
+    Examples:
+        >>> sampler = AncestralSampler(process, num_steps=4)
+        >>> encode = lambda text: [int(word) for word in text.split()]
+        >>> decode = lambda ids: " ".join(map(str, ids))
+        >>> model = TextModel(process, teacher, sampler, encode=encode, decode=decode, max_length=16)
+        >>> model.log_likelihood("1 2", " 3 4")  # Two of eight tokens that are equally likely.
+        (-4.158..., False)
+        >>> (text,) = model.complete(["1 2"], max_new_tokens=5)
+        >>> len(text.split())
+        5
     """
 
     process: MaskedDiffusion

@@ -29,9 +29,13 @@ class DenoiserLM(LM):
         TypeError: if the number is no integer, or the text model of another class.
         ValueError: if the number is below 1.
 
-    Example:
-        >>> model = TextModel(process, denoiser, sampler, encode=encode, decode=decode, max_length=1024)
-        >>> lm_eval.simple_evaluate(model=DenoiserLM(model), tasks=["lambada_openai"])  # doctest: +SKIP
+    Examples:
+        >>> from lm_eval.api.instance import Instance
+        >>> from discrete_distill.evaluation import TextModel
+        >>> options = {"encode": lambda text: [int(word) for word in text.split()], "decode": str, "max_length": 16}
+        >>> model = DenoiserLM(TextModel(process, teacher, AncestralSampler(process), **options))
+        >>> model.loglikelihood([Instance("loglikelihood", {}, ("1 2", " 3"), 0)])  # One of eight.
+        [(-2.079..., False)]
     """
 
     def __init__(self, text_model: TextModel, *, max_gen_toks: int = 256) -> None:
