@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from discrete_distill.recipes.compare.budget import FIRST_TRIED, EvaluationCounter
 
 from benchmarks.gpu_run import write_json
 from benchmarks.shared_base import peak_megabytes
@@ -31,7 +32,6 @@ from discrete_distill.recipes.common.assets import asset
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.common.environment import make_accelerator
-from discrete_distill.recipes.compare.budget import FIRST_TRIED, EvaluationCounter
 from discrete_distill.recipes.compare.settings import METHODS, demo
 from discrete_distill.training import step_generator
 
