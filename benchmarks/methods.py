@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from discrete_distill.recipes.compare.budget import FIRST_TRIED, EvaluationCounter
 
 from benchmarks.gpu_run import write_json
 from benchmarks.shared_base import peak_megabytes
 from discrete_distill import MaskedDiffusion
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.assets import asset
+from discrete_distill.recipes.common.budget import FIRST_TRIED, EvaluationCounter
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.common.environment import make_accelerator
