@@ -49,15 +49,12 @@ class TextModel:
         ValueError: if a number is below 1, or prefix and suffix leave no room.
 
     Examples:
-        >>> sampler = AncestralSampler(process, num_steps=4)
-        >>> encode = lambda text: [int(word) for word in text.split()]
-        >>> decode = lambda ids: " ".join(map(str, ids))
-        >>> model = TextModel(process, teacher, sampler, encode=encode, decode=decode, max_length=16)
-        >>> model.log_likelihood("1 2", " 3 4")  # Two of eight tokens that are equally likely.
-        (-4.158..., False)
-        >>> (text,) = model.complete(["1 2"], max_new_tokens=5)
-        >>> len(text.split())
-        5
+        >>> digits = {"encode": lambda text: [int(each) for each in text], "decode": lambda ids: "".join(map(str, ids))}
+        >>> model = TextModel(process, teacher, AncestralSampler(process, num_steps=4), **digits, max_length=16)
+        >>> model.log_likelihood("01", "23")[0]  # -2 log(8)
+        -4.158...
+        >>> len(model.complete(["01"], max_new_tokens=6)[0])
+        6
     """
 
     process: MaskedDiffusion
