@@ -65,6 +65,10 @@ class OnPolicyConfig(MethodConfig):
     Raises:
         TypeError: if a number is of a wrong type.
         ValueError: if a number is out of range, or the order unknown.
+
+    Examples:
+        >>> OnPolicyConfig(num_steps=(4, 8), threshold=0.8).order
+        'confidence'
     """
 
     num_steps: tuple[int, ...] = (8,)
@@ -126,11 +130,10 @@ class OnPolicyDistillation(DataMethod[OnPolicyConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = OnPolicyDistillation(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(x_init=prompts, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = OnPolicyDistillation(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
+        >>> rollout = method.rollout(x_init=x_t, generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = OnPolicyConfig

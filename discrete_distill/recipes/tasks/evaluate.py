@@ -119,9 +119,7 @@ def _shown(run: TaskRun, config: MeasureConfig, network: Any) -> list[dict[str, 
         return []
     forwards = max(1, run.named.symbols_task.length // 4)
     chosen = [
-        each
-        for each in decodings(run.process, config, run.named.symbols_task.length)
-        if each.setting == f"{forwards} steps"
+        each for each in decodings(run.process, config, run.named.symbols_task.length) if each.num_steps == forwards
     ]
     if not chosen:
         return []
