@@ -57,6 +57,7 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
     slowest = [line for line in results["lines"] if line["setting"] == "16 steps"]
     assert all(line["tokens_per_forward"] == 1.0 for line in slowest)
     assert set(results["training"]) == {"didi", "alpha"}
+    assert {answer["how"] for answer in results["shown"]["teacher"]} == {"ancestral, 4 steps"}
     assert all(cost["steps"] >= 1 for cost in results["training"].values())
     assert (tmp_path / "tiny" / "accuracy.png").exists()
     assert (tmp_path / "tiny" / "accuracy-6-clues.png").exists()

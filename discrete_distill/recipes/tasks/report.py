@@ -189,11 +189,11 @@ def cost_table(results: dict[str, Any]) -> str:
 def shown_part(results: dict[str, Any]) -> list[str]:
     """A few answers."""
     blocks = [
-        f"{network}, {'right' if each['right'] else 'wrong'}:\n\n```\n{each['text']}\n```"
+        f"{network}, {each['how']}, {'right' if each['right'] else 'wrong'}:\n\n```\n{each['text']}\n```"
         for network, answers in results["shown"].items()
         for each in answers
     ]
-    return ["## Answers in a quarter as many forwards as tokens\n\n" + "\n\n".join(blocks)] if blocks else []
+    return ["## Some answers\n\n" + "\n\n".join(blocks)] if blocks else []
 
 
 def limitations(results: dict[str, Any]) -> list[str]:
