@@ -205,8 +205,8 @@ def limitations(results: dict[str, Any]) -> list[str]:
     solutions = max((line["coverage"]["num_solutions"] for line in results["lines"] if line["coverage"]), default=0)
     if solutions > results["num_prompts"] ** 2:
         found.append(
-            f"Of {solutions} right answers a uniform sampler repeats none among {results['num_prompts']}: distinct ones "
-            "show gross repetition, and nothing finer."
+            f"Of {solutions} right answers a uniform sampler repeats none among {results['num_prompts']}: distinct "
+            "ones show gross repetition, and nothing finer."
         )
     found += [
         f"COLLAPSE: {line['network']}, {line['decoding']}, {line['setting']}: {coverage['num_distinct']} distinct "
