@@ -30,11 +30,12 @@ class DenoiserLM(LM):
         ValueError: if the number is below 1.
 
     Examples:
-        >>> digits = {"encode": lambda text: [int(each) for each in text], "decode": lambda ids: "".join(map(str, ids))}
-        >>> text_model = TextModel(process, teacher, AncestralSampler(process, num_steps=4), **digits, max_length=16)
-        >>> model = DenoiserLM(text_model)  # for lm_eval.simple_evaluate(model=model, tasks=["lambada_openai"])
-        >>> model.max_gen_toks
-        256
+        >>> from lm_eval.api.instance import Instance
+        >>> from discrete_distill.evaluation import TextModel
+        >>> options = {"encode": lambda text: [int(word) for word in text.split()], "decode": str, "max_length": 16}
+        >>> model = DenoiserLM(TextModel(process, teacher, AncestralSampler(process), **options))
+        >>> model.loglikelihood([Instance("loglikelihood", {}, ("1 2", " 3"), 0)])  # One of eight.
+        [(-2.079..., False)]
     """
 
     def __init__(self, text_model: TextModel, *, max_gen_toks: int = 256) -> None:

@@ -67,8 +67,9 @@ class OnPolicyConfig(MethodConfig):
         ValueError: if a number is out of range, or the order unknown.
 
     Examples:
-        >>> OnPolicyConfig(num_steps=(4, 8), threshold=0.8).order
-        'confidence'
+        >>> config = OnPolicyConfig(num_steps=(4, 8), teacher_steps=16, num_checks=1)
+        >>> config.loss_evaluations(10)  # The teacher decodes twice, and answers once at the state.
+        (330.0, 0.0)
     """
 
     num_steps: tuple[int, ...] = (8,)
@@ -131,8 +132,10 @@ class OnPolicyDistillation(DataMethod[OnPolicyConfig]):
         config: every choice.
 
     Examples:
-        >>> method = OnPolicyDistillation(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
-        >>> rollout = method.rollout(x_init=x_t, generator=generator)
+        >>> method = OnPolicyDistillation(networks, process, OnPolicyConfig(num_steps=(4,), teacher_steps=4))
+        >>> rollout = method.rollout(4, 16, generator=generator)
+        >>> bool((rollout.committed <= rollout.loss_mask).all())
+        True
         >>> method.loss("student", rollout).loss.backward()
     """
 
