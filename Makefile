@@ -53,6 +53,7 @@ lint: $(STAMP)
 
 snippets: $(STAMP)
 	$(VENV)/bin/python tests/readme_snippets.py
+	$(VENV)/bin/python tests/docstring_examples.py
 
 # Silence the theme's notice about its successor.
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1

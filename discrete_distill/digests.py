@@ -1,10 +1,12 @@
-"""SHA-256 of files, in hexadecimal: the identity of weights, tokens and text."""
+"""SHA-256 of files and of weights, in hexadecimal: the identity of networks, tokens and text."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+
+from torch import nn
 
 
 def file_digest(file: Path) -> str:
@@ -20,3 +22,12 @@ def files_digest(files: Iterable[Path]) -> str:
     """Digest of several files: of the one file where there is one, else of the digests of all, in the given order."""
     digests = [file_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Sixteen hexadecimal digits that name the weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Runs the Python of README.md and of all pages in docs/, page by page: what the documentation shows must work.
 
-The blocks of a page run in order and share their names, in a folder of their own that is thrown away. A block
-that only illustrates is fenced as ``python no-run``. A page with a notebook beside it is left to tests/notebook.py,
-unless it is named.
+The blocks of a page run in order and share their names, in a folder of their own that is thrown away. A block that
+cannot run says why in its fence: ``python title="Not run here: 16 GB of weights"``. A page with a notebook beside it
+is left to tests/notebook.py, unless it is named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NOT_RUN = re.compile(r'^```python(?![ \t]*$)(?! title="Not run here: [^"]+"$).*$', re.MULTILINE)
 FENCE = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,15 +28,18 @@ def blocks_of(page: str) -> list[tuple[int, str]]:
 def run_page(file: Path) -> int:
     """Run a page's blocks; returns how many there were. Tracebacks name lines of the page itself."""
     names: dict[str, object] = {"__name__": "__main__"}
-    blocks = blocks_of(file.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder, _inside(Path(folder)):
+    page = file.read_text(encoding="utf-8")
+    if unexplained := NOT_RUN.search(page):
+        raise SystemExit(f'{file}: give {unexplained[0]!r} a title="Not run here: REASON", or let it run')
+    blocks = blocks_of(page)
+    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
         for line, source in blocks:
             exec(compile("\n" * (line - 1) + source, str(file), "exec"), names)
     return len(blocks)
 
 
 @contextlib.contextmanager
-def _inside(folder: Path):  # type: ignore[no-untyped-def]
+def inside(folder: Path):  # type: ignore[no-untyped-def]
     before = Path.cwd()
     os.chdir(folder)
     try:

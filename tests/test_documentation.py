@@ -1,6 +1,7 @@
 """The documentation agrees with the project: versions, public names, figures."""
 
 import ast
+import doctest
 import importlib
 import importlib.util
 import inspect
@@ -8,6 +9,7 @@ import re
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -81,15 +83,33 @@ def test_every_name_of_the_package_is_in_its_list_and_links_to_the_api() -> None
         assert getattr(importlib.import_module(module), attribute) is getattr(discrete_distill, name)
 
 
-def test_every_public_name_has_a_docstring() -> None:
-    missing = []
-    for module_name in sorted(documented_modules()):
+def documented_names() -> dict[str, Any]:
+    """Classes and functions on the pages of the API, by their full names."""
+    found = {}
+    for module_name in documented_modules():
         module = importlib.import_module(module_name)
-        for name in getattr(module, "__all__", ()):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        for name in getattr(module, "__all__", [name for name in own if not name.startswith("_")]):
             value = getattr(module, name)
-            if (inspect.isclass(value) or inspect.isfunction(value)) and not (value.__doc__ or "").strip():
-                missing.append(f"{module_name}.{name}")
-    assert not missing
+            if inspect.isclass(value) or inspect.isfunction(value):
+                found[f"{module_name}.{name}"] = value
+    return found
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    assert not [name for name, value in documented_names().items() if not (value.__doc__ or "").strip()]
+
+
+def test_every_public_class_but_exceptions_has_an_example_and_none_is_skipped_or_shown_as_prose() -> None:
+    wrong = []
+    for name, value in documented_names().items():
+        examples = doctest.DocTestParser().get_examples(value.__doc__ or "")
+        needed = inspect.isclass(value) and not issubclass(value, BaseException)
+        skipped = any(doctest.SKIP in example.options for example in examples)
+        prose = bool(examples) and "Examples:\n" not in value.__doc__  # The section that the site shows as code.
+        if (needed and not examples) or skipped or prose:
+            wrong.append(name)
+    assert not wrong
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 16])

@@ -22,6 +22,7 @@ FLOORS = {
     "checks": 0,
     "draws": 0,
     "digests": 0,
+    "files": 0,
     "streams": 0,
     "kernels": 1,
     "process": 2,

@@ -37,6 +37,11 @@ class SharedBase:
     Raises:
         TypeError: if the rank is no whole number, or alpha no number.
         ValueError: if one of them is not positive.
+
+    Examples:
+        >>> networks = make_networks(teacher, sharing=SharedBase(rank=1))
+        >>> networks.student.embedding_weight().data_ptr() == networks.teacher.embedding_weight().data_ptr()
+        True
     """
 
     rank: int = 16
@@ -83,6 +88,12 @@ class Networks:
         teacher: the denoiser that it is distilled from.
         auxiliary: a denoiser that is fitted to the student, or None.
         discriminator: a `RatioNetwork`, or None.
+
+    Examples:
+        >>> networks = Networks(student, teacher, discriminator=discriminator)  # Or make_networks(teacher).
+        >>> sorted(networks.trained()), networks.auxiliary
+        (['discriminator', 'student'], None)
+        >>> method = DiDiInstruct(networks, process)
     """
 
     student: nn.Module
@@ -110,7 +121,7 @@ class Networks:
 
         It has the teacher's class, and its ``save_pretrained`` writes a plain model (of a model behind `as_denoiser`
         the model's own files, which load without this library). An embedding of the step, where there is one, is
-        written beside it.
+        written to a file of its own.
 
         Args:
             name: "student" or "auxiliary".
@@ -160,10 +171,12 @@ def make_networks(
         ValueError: if a choice is unknown, or the teacher has LoRA weights that were not merged.
         ImportError: if weights are to be shared and peft is not installed.
 
-    Example:
-        >>> networks = make_networks(as_denoiser(bert), sharing=SharedBase(rank=16))  # doctest: +SKIP
-        >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
-        >>> optimizer = torch.optim.AdamW(networks.trainable_parameters()["student"])  # doctest: +SKIP
+    Examples:
+        >>> networks = make_networks(as_denoiser(bert), log_ratio="auxiliary", sharing=SharedBase(rank=4))
+        >>> sorted(networks.trainable_parameters())
+        ['auxiliary', 'student']
+        >>> method = DiDiInstruct(networks, process, DiDiInstructConfig.recommended())
+        >>> optimizer = torch.optim.AdamW(networks.trainable_parameters()["student"])
     """
     kinds = () if log_ratio is None else (log_ratio,) if isinstance(log_ratio, str) else tuple(log_ratio)
     if not set(kinds) <= set(get_args(LogRatioKind)):

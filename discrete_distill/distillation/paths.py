@@ -76,6 +76,12 @@ class IntermediateStateMatcher:
             positive, ``order`` depends on drawn tokens ("confidence": the probability of such a path is a sum over the
             tokens that were drawn and thrown away), or ``branching`` is combined with an order, with
             ``gradient_steps`` or with times of each sample.
+
+    Examples:
+        >>> matcher = IntermediateStateMatcher(process, num_steps=(2, 4))  # Half of the batches take four steps.
+        >>> rollout = matcher(student, (8, 16), group_size=4, generator=generator)
+        >>> rollout.log_prob()[0].item()  # 16 log(1/8)
+        -33.27...
     """
 
     process: MaskedDiffusion
@@ -160,9 +166,9 @@ class IntermediateStateMatcher:
                 ``tokens`` has another shape, or the student's logits leave nothing to draw from: names step, sequence
                 and position.
 
-        Example:
+        Examples:
             >>> matcher = IntermediateStateMatcher(process, num_steps=(4,))
-            >>> rollout = matcher(student, (64, 1024), group_size=4, generator=torch.Generator().manual_seed(0))
+            >>> rollout = matcher(student, (8, 16), group_size=4, generator=torch.Generator().manual_seed(0))
             >>> rollout.log_prob().sum().backward()
         """
         batch = shape[0] if shape is not None else len(x_init) if x_init is not None else 0

@@ -31,6 +31,10 @@ class LogRatioReward:
 
     Raises:
         ValueError: if ``clip`` is not positive.
+
+    Examples:
+        >>> LogRatioReward(clip=8.0)(torch.tensor([-2.0, 20.0]))
+        tensor([ 2., -8.])
     """
 
     clip: float = float("inf")
@@ -44,11 +48,12 @@ class LogRatioReward:
 
 
 class RunningMean:
-    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from: that
-    one knows nothing of it, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams 1992).
+    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from. It
+    does not depend on that batch, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams
+    1992).
 
-    It remembers: hold one for each stream of rewards. The first batch is compared with 0. Rewards that are not finite
-    are left out and counted, and a batch without a finite reward is not taken in.
+    It has a state: use one instance for each stream of rewards. The first batch is compared with 0. Rewards that are
+    not finite are left out and counted, and a batch without a finite reward is not taken in.
 
     Args:
         decay: in ``[0, 1)``; the weight of older batches falls by it with each batch.
@@ -59,6 +64,13 @@ class RunningMean:
 
     Raises:
         ValueError: if ``decay`` is outside.
+
+    Examples:
+        >>> baseline = RunningMean(decay=0.5)
+        >>> for rewards in ([1.0, 3.0], [1.0, 5.0]):  # The mean of the first batch is subtracted from the second.
+        ...     print(group_advantages(rewards, 1, baseline=baseline, scale="none"))
+        tensor([1., 3.])
+        tensor([-1.,  3.])
     """
 
     def __init__(self, decay: float = 0.9) -> None:
@@ -174,7 +186,7 @@ def group_advantages(
             counts is not finite (the sample is named), there is not one weight for each reward, ``eps`` or ``clip`` is
             out of range, a `RunningMean` is to be the baseline of several rewards, or a name is unknown.
 
-    Example:
+    Examples:
         >>> group_advantages([True, False], 2, eps=0.0).tolist()
         [1.0, -1.0]
         >>> rewards = [[1.0, 30.0], [0.0, 10.0]]
@@ -296,7 +308,12 @@ def _baseline(grouped: Tensor, mask: Tensor, baseline: Baseline | RunningMean) -
 
 @dataclass(frozen=True)
 class GroupNormalizer:
-    """``(r - group mean) / (group std + eps)``, clipped: the paper's. See `group_advantages`."""
+    """``(r - group mean) / (group std + eps)``, clipped: the paper's. See `group_advantages`.
+
+    Examples:
+        >>> GroupNormalizer(2, eps=0.0)(torch.tensor([1.0, 5.0, 2.0, 3.0]))
+        tensor([-1.,  1., -1.,  1.])
+    """
 
     group_size: int
     clip: float | None = 3.0
@@ -312,7 +329,12 @@ class GroupNormalizer:
 
 @dataclass(frozen=True)
 class LeaveOneOutNormalizer:
-    """``r - mean of the others in the group``: unbiased (RLOO, arXiv 2402.14740). See `group_advantages`."""
+    """``r - mean of the others in the group``: unbiased (RLOO, arXiv 2402.14740). See `group_advantages`.
+
+    Examples:
+        >>> LeaveOneOutNormalizer(2)(torch.tensor([1.0, 5.0, 2.0, 3.0]))
+        tensor([-4.,  4., -1.,  1.])
+    """
 
     group_size: int
     scale: Scale = "none"
@@ -331,7 +353,12 @@ class LeaveOneOutNormalizer:
 
 @dataclass(frozen=True)
 class BatchNormalizer:
-    """``(r - batch mean) / (batch std + eps)``, over all processes. See `group_advantages`."""
+    """``(r - batch mean) / (batch std + eps)``, over all processes. See `group_advantages`.
+
+    Examples:
+        >>> BatchNormalizer(eps=0.0)(torch.tensor([1.0, 1.0, 3.0, 3.0]))
+        tensor([-1., -1.,  1.,  1.])
+    """
 
     clip: float | None = 3.0
     eps: float = 1e-4

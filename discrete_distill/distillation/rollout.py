@@ -22,7 +22,13 @@ from .step_evaluation import StepEvaluation
 
 
 class DrawnBatch(Protocol):
-    """What a method draws for one training step; `Rollout` is one. Losses are averages over its generated tokens."""
+    """What a method draws for one training step; `Rollout` is one. Losses are averages over its generated tokens.
+
+    Examples:
+        >>> rollout = IntermediateStateMatcher(process)(student, (8, 16), generator=generator)
+        >>> rollout.sequences.shape, bool(rollout.loss_mask.all())
+        (torch.Size([8, 16]), True)
+    """
 
     @property
     def sequences(self) -> Tensor:
@@ -59,6 +65,12 @@ class TrajectoryStep:
         log_prob_R: log-probabilities of the revealed tokens when they were drawn, ``[R]`` in nats, where logits were
             not kept.
         evaluation: how the logits were computed; None of a step that no `IntermediateStateMatcher` made.
+
+    Examples:
+        >>> rollout = IntermediateStateMatcher(process, num_steps=(2,))(student, (8, 16), generator=generator)
+        >>> first, last = rollout.steps
+        >>> bool(process.is_masked(first.x_t).all()), last.s.unique()
+        (True, tensor([0.]))
     """
 
     x_t: Tensor
@@ -163,6 +175,11 @@ class Rollout:
             that it has the density of the distribution of times however many there are. None of paths on a grid.
         end: the end-of-sequence token, where what follows it does not count.
         branching: whether rows of a group share their path up to one step.
+
+    Examples:
+        >>> rollout = IntermediateStateMatcher(process, num_steps=(2,))(student, (8, 16), generator=generator)
+        >>> len(rollout.steps), rollout.sequences.shape, rollout.token_log_probs()[0, 0].item()  # -log(8)
+        (2, torch.Size([8, 16]), -2.079...)
     """
 
     steps: list[TrajectoryStep]
@@ -254,10 +271,13 @@ class Rollout:
         Raises:
             ValueError: if the path was not drawn by an `IntermediateStateMatcher` and a denoiser is given.
 
-        Example:
+        Examples:
+            >>> matcher = IntermediateStateMatcher(process)
             >>> with torch.no_grad():
-            ...     rollout = matcher(student, (8, 1024), generator=generator)
+            ...     rollout = matcher(student, (8, 16), generator=generator)
             >>> ratio = (rollout.token_log_probs(student) - rollout.token_log_probs()).exp()
+            >>> ratio.unique()  # The student has not changed yet.
+            tensor([1.], grad_fn=...)
         """
         return torch.stack([step.token_log_probs(denoiser) for step in self.steps]).sum(0)
 
@@ -311,7 +331,7 @@ class Rollout:
             )
 
     def denoiser_kwargs(self) -> dict[str, Any]:
-        """What a denoiser is called with beside state and time."""
+        """Keyword arguments of the denoisers: ``model_kwargs``, and the attention mask where there is one."""
         mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
         return {**mask, **self.model_kwargs}
 

@@ -21,7 +21,7 @@ from .collectives import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
 CACHES = ("past_key_values", "past_key_value", "layer_past")
-ENTRANCES = ("features", "project", "projection", "hidden_states", "embed", "embedding_weight")
+ENTRANCES = ("features", "paired_features", "project", "projection", "hidden_states", "embed", "embedding_weight")
 
 
 @dataclass(kw_only=True)
@@ -33,6 +33,14 @@ class ParallelConfig:
             optimiser state (FSDP2), and gathers a block's weights when it runs it; not under PyTorch 2.6.
         activation_checkpointing: keep the input of each block alone, and run the block again in the backward pass.
         compile_backend: of ``torch.compile``, which each block goes through ("inductor"); empty for none.
+
+    Examples:
+        >>> from accelerate import Accelerator
+        >>> from discrete_distill.training import ModuleOptimizer, OptimizerConfig, ParallelConfig
+        >>> parallel = ParallelConfig(activation_checkpointing=True)
+        >>> optimizer = ModuleOptimizer(student, OptimizerConfig(), 100, Accelerator(cpu=True), parallel)
+        >>> student.checkpoint_blocks
+        True
     """
 
     strategy: Strategy = "ddp"
@@ -169,6 +177,15 @@ class ReplicatedDenoiser(Replicated):
     def project(self, features: Tensor) -> Tensor:
         """See `FeatureDenoiser`."""
         return self.door("project", features)
+
+    @property
+    def block_length(self) -> int | None:
+        """See `PairedDenoiser`."""
+        return getattr(self.door.module.network, "block_length", None)
+
+    def paired_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """See `PairedDenoiser`."""
+        return self.door("paired_features", *args, **kwargs)
 
 
 def replicate(network: nn.Module, device: torch.device, *, unused_weights: bool = False) -> Replicated:

@@ -40,12 +40,24 @@ def check_all_equal(number: int, what: str, remedy: str, device: torch.device) -
 
 
 def my_share(items: list[T]) -> list[T]:
-    """Every n-th item, from this process's own number on."""
+    """Every n-th item, from this process's own number on.
+
+    Examples:
+        >>> from discrete_distill.training import my_share
+        >>> my_share(["a", "b", "c"])  # This is the only process.
+        ['a', 'b', 'c']
+    """
     return items[process_index() :: num_processes()]
 
 
 def gather_in_order(share: list[T]) -> list[T]:
-    """All items, on every process, in the order that they had before `my_share` dealt them out."""
+    """All items, on every process, in the order that they had before `my_share` dealt them out.
+
+    Examples:
+        >>> from discrete_distill.training import gather_in_order, my_share
+        >>> gather_in_order([2 * item for item in my_share([1, 2, 3])])  # All, however many processes there are.
+        [2, 4, 6]
+    """
     if num_processes() == 1:
         return share
     shares: list[list[T]] = [[] for _ in range(num_processes())]

@@ -1,5 +1,6 @@
 """Evaluation: perplexity under a named judge, diversity, the frontier of both, speed, and their plots."""
 
+from .accuracy_plot import AccuracyCurve, plot_accuracy
 from .between_samples import (
     BetweenSampleDiversity,
     Estimate,
@@ -42,6 +43,7 @@ from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speeds, speed_ratio
 
 __all__ = [
+    "AccuracyCurve",
     "BetweenSampleDiversity",
     "CausalLMJudge",
     "CollapseTolerance",
@@ -85,6 +87,7 @@ __all__ = [
     "ngram_entropy",
     "of_samples_alone",
     "overlap_n",
+    "plot_accuracy",
     "plot_frontier",
     "plot_perplexity_by_steps",
     "repetition_n",

@@ -28,7 +28,13 @@ JACKKNIFE_GROUPS = 8
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error over samples; None where there are too few samples."""
+    """A figure and its standard error over samples; None where there are too few samples.
+
+    Examples:
+        >>> value, standard_error = sample_agreement(torch.tensor([[0, 1], [0, 2], [0, 1]]))
+        >>> round(value, 4)  # Of six pairs of tokens four are equal.
+        0.6667
+    """
 
     value: float
     standard_error: float | None
@@ -43,6 +49,11 @@ class BetweenSampleDiversity:
         nearest_overlap: mean `nearest_overlap` of n-grams.
         entropies: `ngram_entropy` by n, in nats.
         reverse_nats: log of `reverse_perplexity`, in nats per token; None without data.
+
+    Examples:
+        >>> diversity = measure_between_samples(torch.zeros(4, 16, dtype=torch.long))  # Four times the same sample.
+        >>> diversity.agreement.value, diversity.entropies[1].value
+        (1.0, 0.0)
     """
 
     agreement: Estimate
@@ -65,6 +76,10 @@ def mean_figures(sets: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
     Returns:
         Figures by name; the standard error is that of the mean, None where a set has none.
+
+    Examples:
+        >>> mean_figures([{"agreement": Estimate(0.2, 0.03)}, {"agreement": Estimate(0.4, 0.04)}])
+        {'agreement': Estimate(value=0.3..., standard_error=0.025)}
     """
     found: dict[str, Estimate] = {}
     for name in sets[0] if sets else ():
@@ -94,6 +109,11 @@ def measure_between_samples(
 
     Raises:
         ValueError: for fewer than two samples, or shapes that do not agree.
+
+    Examples:
+        >>> samples = AncestralSampler(process, num_steps=8)(student, shape=(8, 16), generator=generator).sequences
+        >>> sorted(measure_between_samples(samples, data).figures())
+        ['agreement', 'entropy_1', ..., 'nearest_overlap', 'reverse_nats']
     """
     check_token_ids(sequences_NL)
     length = sequences_NL.shape[1]
@@ -126,7 +146,7 @@ def sample_agreement(
     Raises:
         ValueError: if no two samples of a group share a generated position, or shapes do not agree.
 
-    Example:
+    Examples:
         >>> sample_agreement(torch.tensor([[0, 1], [0, 2], [0, 1]])).value
         0.6666666666666666
     """
@@ -168,6 +188,10 @@ def nearest_overlap(sequences_NL: Tensor, n: int = 4) -> Estimate:
 
     Raises:
         ValueError: for fewer than two samples, or an ``n`` that does not fit.
+
+    Examples:
+        >>> nearest_overlap(torch.tensor([[0, 1, 2], [0, 1, 3], [4, 5, 6]]), n=2).value  # 1/2, 1/2 and 0
+        0.333...
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples = len(grams_NG)
@@ -204,6 +228,10 @@ def ngram_entropy(sequences_NL: Tensor, n: int) -> Estimate:
 
     Raises:
         ValueError: if ``n`` does not fit.
+
+    Examples:
+        >>> round(ngram_entropy(torch.tensor([[0, 1], [2, 3]]), n=2).value, 4)  # Two different bigrams: log(2).
+        0.6931
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples, per_sample = grams_NG.shape
@@ -222,7 +250,7 @@ def ngram_entropy(sequences_NL: Tensor, n: int) -> Estimate:
 def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3) -> Estimate:
     """Log-perplexity of held-out data under an n-gram model of the samples (Zhao et al. 2018, arXiv 1706.04223).
 
-    High where the samples leave out what data say. The model is the interpolated one of `NGramJudge` instead of the
+    High where the samples lack parts of the data. The model is the interpolated one of `NGramJudge` instead of the
     recurrent network of the paper. The floor is the same figure for as many sequences of other data.
 
     Args:
@@ -236,6 +264,11 @@ def reverse_perplexity(samples_NL: Tensor, data_ML: Tensor, *, order: int = 3) -
 
     Raises:
         ValueError: for shapes without a token, or an order below 1.
+
+    Examples:
+        >>> collapsed = data[:1].repeat(8, 1)
+        >>> reverse_perplexity(collapsed, data).value > reverse_perplexity(data, data).value
+        True
     """
     check_token_ids(samples_NL)
     check_token_ids(data_ML)

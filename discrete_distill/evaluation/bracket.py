@@ -38,6 +38,14 @@ def measure_frontier_around(
     Raises:
         ValueError: if ``spacing`` is not positive, ``entropy`` not finite, ``limits`` are no range, or as in
             `measure_frontier`.
+
+    Examples:
+        >>> def sample(temperature, seed):
+        ...     sampler = AncestralSampler(process, num_steps=4, temperature=temperature)
+        ...     return sampler(student, shape=(8, 16), generator=torch.Generator().manual_seed(seed)).sequences
+        >>> frontier = measure_frontier_around(1.8, sample, judge, method="4 steps", seeds=(0, 1), limits=(0.8, 1.2))
+        >>> {point.temperature for point in frontier.points} >= {0.9, 1.0}
+        True
     """
     if not 0.0 < spacing < math.inf:
         raise ValueError(f"spacing must be positive and finite, got {spacing}")

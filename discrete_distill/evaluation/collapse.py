@@ -26,6 +26,13 @@ class CollapseTolerance:
 
     Raises:
         ValueError: for a factor below 1, or another figure that is negative or not finite.
+
+    Examples:
+        >>> figures, reference = {"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)}
+        >>> lost_diversity(figures, reference, CollapseTolerance(agreement_factor=3.0))
+        ()
+        >>> [lost.name for lost in lost_diversity(figures, reference, CollapseTolerance(agreement_factor=2.0))]
+        ['agreement']
     """
 
     agreement_factor: float = 2.0
@@ -58,6 +65,11 @@ class LostDiversity:
         name: of the figure, as in `BetweenSampleDiversity.figures`.
         value: of the samples.
         reference: of the reference.
+
+    Examples:
+        >>> lost = lost_diversity({"agreement": Estimate(0.5, 0.01)}, {"agreement": Estimate(0.2, 0.01)})
+        >>> print(lost[0])
+        agreement of two samples 50% (reference 20%)
     """
 
     name: str
@@ -88,8 +100,11 @@ def lost_diversity(
         reference: the same of data, or of a teacher at many steps, for as many samples of the same length.
         tolerance: `CollapseTolerance` by default.
 
-    Example:
-        >>> lost_diversity(measure_between_samples(student_NL).figures(), measure_between_samples(data_NL).figures())
+    Examples:
+        >>> alike = data[:1].repeat(8, 1)
+        >>> lost = lost_diversity(measure_between_samples(alike).figures(), measure_between_samples(data).figures())
+        >>> [each.name for each in lost]
+        ['agreement', 'nearest_overlap']
     """
     tolerance = CollapseTolerance() if tolerance is None else tolerance
     found = []
@@ -105,10 +120,15 @@ def lost_diversity(
 
 
 def of_samples_alone(figures: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """The figures that samples are held against data by: all but the reverse perplexity, which bad text raises too.
+    """Select the figures that samples and data are compared by: all but the reverse perplexity, which bad text raises.
 
     Args:
         figures: `BetweenSampleDiversity.figures`, of data or of samples.
+
+    Examples:
+        >>> figures = measure_between_samples(data, data).figures()
+        >>> sorted(set(figures) - set(of_samples_alone(figures)))
+        ['reverse_nats']
     """
     return {name: figure for name, figure in figures.items() if name != "reverse_nats"}
 

@@ -23,6 +23,12 @@ class FrontierComparison:
         standard_error: of the log-ratio, over seeds taken as independent; None for one seed or out of range.
         lost: figures of between-sample diversity by which the method has collapsed; empty where it has not.
         note: empty, or why there is no ratio.
+
+    Examples:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(1.0,), seeds=(0,))
+        >>> comparison = compare_at_entropy(frontier, frontier, entropy=frontier.points[0].entropy)
+        >>> comparison.ratio, comparison.collapsed
+        (1.0, False)
     """
 
     method: str
@@ -74,6 +80,11 @@ def compare_at_entropy(
 
     Raises:
         ValueError: if judges, numbers or lengths of samples differ, or the entropy is not finite.
+
+    Examples:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(1.0,), seeds=(0,))
+        >>> print(compare_at_entropy(frontier, frontier, entropy=5.0))
+        data: entropy 5.000 is outside of what all seeds reach (...); add higher temperatures; data: ...
     """
     for what, ours, theirs in (
         ("judges", method.judge, baseline.judge),

@@ -29,6 +29,11 @@ class Diversity:
         distinct: `distinct_n` by n.
         repetition: mean of `repetition_n` by n.
         overlap: mean of `overlap_n` by n.
+
+    Examples:
+        >>> diversity = measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]]))
+        >>> round(diversity.entropy, 4), diversity.distinct[1]  # Mean of log(4) and 0; 4 words of 8 tokens.
+        (0.6931, 0.5)
     """
 
     num_samples: int
@@ -41,7 +46,7 @@ class Diversity:
 
 
 def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3, 4)) -> Diversity:
-    """All figures of this module.
+    """Measure all figures of this module.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.
@@ -49,6 +54,10 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
 
     Raises:
         ValueError: for samples of another shape, none at all, or an order below 1.
+
+    Examples:
+        >>> measure_diversity(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), orders=(1, 2)).overlap
+        {1: 1.0, 2: 1.0}
     """
     check_token_ids(sequences_NL)
     num_samples, length = sequences_NL.shape
@@ -65,16 +74,20 @@ def measure_diversity(sequences_NL: Tensor, *, orders: Sequence[int] = (1, 2, 3,
 
 
 def sample_entropy(sequences_NL: Tensor) -> Tensor:
-    """Of each sample, ``H_i = -sum_v c_iv / L * log(c_iv / L)`` with ``c_iv`` the count of token v in it.
+    """Compute the entropy of each sample: ``H_i = -sum_v c_iv / L * log(c_iv / L)``, ``c_iv`` the count of token v.
 
-    The definition of DiDi-Instruct (arXiv 2509.25035) and of its predecessors; at most ``log L``. Its mean
-    over samples is blind to samples that equal one another: see `corpus_entropy`.
+    The definition of DiDi-Instruct (arXiv 2509.25035) and of its predecessors; at most ``log L``. Its mean over samples
+    does not show samples that equal one another: see `corpus_entropy`.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.
 
     Returns:
         Nats, fp64 ``[N]``.
+
+    Examples:
+        >>> sample_entropy(torch.tensor([[0, 0, 1, 1], [0, 1, 2, 3]]))  # log(2) and log(4)
+        tensor([0.6931, 1.3863], dtype=torch.float64)
     """
     check_token_ids(sequences_NL)
     counts_NL = _counts_in_rows(sequences_NL).double()
@@ -83,7 +96,12 @@ def sample_entropy(sequences_NL: Tensor) -> Tensor:
 
 
 def corpus_entropy(sequences_NL: Tensor) -> float:
-    """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike."""
+    """Unigram entropy, in nats, of all tokens of all samples together; falls when samples grow alike.
+
+    Examples:
+        >>> round(corpus_entropy(torch.tensor([[0, 0], [1, 1]])), 4)  # log(2), though each sample has an entropy of 0.
+        0.6931
+    """
     check_token_ids(sequences_NL)
     _, counts = torch.unique(sequences_NL, return_counts=True)
     probs = counts.double() / sequences_NL.numel()
@@ -91,23 +109,31 @@ def corpus_entropy(sequences_NL: Tensor) -> float:
 
 
 def distinct_n(sequences_NL: Tensor, n: int) -> float:
-    """Different n-grams of the whole set, as a fraction of all its n-grams. Li et al., arXiv 1510.03055.
+    """Count the different n-grams of the whole set, as a fraction of all its n-grams. Li et al., arXiv 1510.03055.
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Examples:
+        >>> distinct_n(torch.tensor([[0, 1, 0, 1]]), 2)  # Two different ones among (0, 1), (1, 0), (0, 1).
+        0.666...
     """
     grams_NG = ngram_ids(sequences_NL, n)
     return torch.unique(grams_NG).numel() / grams_NG.numel()
 
 
 def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
-    """Of each sample, ``1 - different n-grams / n-grams``: "seq-rep-n" of arXiv 1908.04319.
+    """Compute ``1 - different n-grams / n-grams`` of each sample, "seq-rep-n" of arXiv 1908.04319.
 
     Returns:
         fp64 ``[N]``.
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Examples:
+        >>> repetition_n(torch.tensor([[0, 1, 0, 1, 0]]), 2).tolist()  # Four bigrams, two different ones.
+        [0.5]
     """
     grams_NG = ngram_ids(sequences_NL, n)
     different = (_counts_in_rows(grams_NG) > 0).sum(dim=1)
@@ -115,7 +141,7 @@ def repetition_n(sequences_NL: Tensor, n: int) -> Tensor:
 
 
 def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
-    """Of each sample, the fraction of its n-grams that occur in some *other* sample of the set.
+    """Compute the fraction of the n-grams of each sample that occur in some *other* sample of the set.
 
     Self-BLEU (arXiv 1802.01886) for one n, without its clipping and its quadratic cost: 1 when samples are
     copies of one another. Grows with N.
@@ -125,6 +151,10 @@ def overlap_n(sequences_NL: Tensor, n: int) -> Tensor:
 
     Raises:
         ValueError: if ``n`` is below 1 or above the length.
+
+    Examples:
+        >>> overlap_n(torch.tensor([[0, 1, 2], [0, 1, 3]]), 2).tolist()  # Of two bigrams each, (0, 1) is in both.
+        [0.5, 0.5]
     """
     grams_NG = ngram_ids(sequences_NL, n)
     num_samples, num_grams = grams_NG.shape

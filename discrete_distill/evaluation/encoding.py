@@ -25,6 +25,13 @@ def encode_with_judge(judge: CausalLMJudge | TextJudge, sequences_NL: Tensor, *,
     Raises:
         TypeError: if the samples are no integers.
         ValueError: for no samples, or a batch size below 1.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
+        >>> features = encode_with_judge(CausalLMJudge(model, name="tiny Llama", eos_token_id=None), data)
+        >>> mauve(features[:4], features[4:], num_clusters=2, generator=generator).num_samples
+        4
     """
     check_token_ids(sequences_NL)
     if batch_size < 1:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
-    """Which tokens belong to the text: all up to the first end-of-text token, that token included.
+    """Find the tokens that belong to the text: all up to the first end-of-text token, that token included.
 
     An end-of-text token in the first position starts a text (packed GPT-2 data begins so) and does not end
     it.
@@ -21,6 +21,10 @@ def before_end(sequences_BL: Tensor, eos_token_id: int | None) -> Tensor:
 
     Raises:
         ValueError: for another shape.
+
+    Examples:
+        >>> before_end(torch.tensor([[5, 3, 0, 7, 0]]), eos_token_id=0).tolist()
+        [[True, True, True, False, False]]
     """
     if sequences_BL.dim() != 2:
         raise ValueError(f"sequences must be token ids [B, L], got shape {list(sequences_BL.shape)}")

@@ -36,6 +36,11 @@ class FrontierPoint:
         nats_per_token: log of the generative perplexity.
         standard_error: of ``nats_per_token`` over the samples of this point; None for a single sample.
         diversity: `BetweenSampleDiversity.figures`, by name; empty for a single sample.
+
+    Examples:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))
+        >>> [(point.temperature, point.seed) for point in frontier.points]
+        [(0.9, 0), (0.9, 1), (1.0, 0), (1.0, 1)]
     """
 
     temperature: float
@@ -55,7 +60,13 @@ class FrontierPoint:
 @dataclass(frozen=True, kw_only=True)
 class FrontierMean:
     """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats; figures of
-    `FrontierPoint.diversity` with errors over samples."""
+    `FrontierPoint.diversity` with errors over samples.
+
+    Examples:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))
+        >>> [(mean.temperature, mean.nats_error) for mean in frontier.means()]  # The same samples for both seeds.
+        [(0.9, 0.0), (1.0, 0.0)]
+    """
 
     temperature: float
     entropy: float
@@ -77,6 +88,11 @@ class FrontierReading:
         nats_by_seed: log-perplexity read from the curve of each seed; None where that curve does not reach.
         diversity: figures of `FrontierPoint.diversity` read at the same entropy, means over seeds; empty out of range.
         note: empty, or why there is no reading and what to do.
+
+    Examples:
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(1.0,), seeds=(0,))
+        >>> frontier.read(5.0).within_range, frontier.read(5.0).note
+        (False, 'data: entropy 5.000 is outside of what all seeds reach (...); add higher temperatures')
     """
 
     method: str
@@ -127,6 +143,14 @@ class Frontier:
         num_samples: samples of each point, N.
         length: tokens of each sample, L; entropies of different lengths are not comparable.
         points: in the order of measurement.
+
+    Examples:
+        >>> point = {"seed": 0, "corpus_entropy": 6.0, "standard_error": 0.1}
+        >>> cold = FrontierPoint(temperature=0.9, entropy=5.0, nats_per_token=3.0, **point)
+        >>> hot = FrontierPoint(temperature=1.1, entropy=5.5, nats_per_token=4.0, **point)
+        >>> measured = {"judge": "GPT-2", "precision": "fp32", "num_samples": 64, "length": 1024}
+        >>> Frontier(method="student", points=(cold, hot), **measured).read(5.25).nats_per_token  # Half-way.
+        3.5
     """
 
     method: str
@@ -217,7 +241,7 @@ def measure_frontier(
         judge: who prices them.
         method: name for the curve.
         temperatures: of sampling, all different.
-        seeds: of sampling, all different; at least three for an error bar worth the name.
+        seeds: of sampling, all different; three or more for a usable standard error.
         precision: arithmetic in which samples are drawn; recorded.
         mask_token_id: with it, samples that still hold masks are refused.
         batch_size: samples the judge sees at once.
@@ -230,6 +254,14 @@ def measure_frontier(
         TypeError: if samples are no integers.
         ValueError: without temperatures or seeds, with one given twice, with a temperature that is not positive, or if
             N or L varies.
+
+    Examples:
+        >>> def sample(temperature, seed):
+        ...     sampler = AncestralSampler(process, num_steps=4, temperature=temperature)
+        ...     return sampler(student, shape=(8, 16), generator=torch.Generator().manual_seed(seed)).sequences
+        >>> frontier = measure_frontier(sample, judge, method="4 steps", temperatures=(0.9, 1.0), seeds=(0, 1, 2))
+        >>> frontier.read(float(sample_entropy(data).mean())).method
+        '4 steps'
     """
     for name, values in (("temperatures", temperatures), ("seeds", seeds)):
         if not values or len(set(values)) != len(values):

@@ -23,6 +23,11 @@ class TokenNats(NamedTuple):
     Attributes:
         nats: ``-log p(token | tokens before it)``, in nats, ``[B, L]``; only counted entries have a meaning.
         loss_mask: bool ``[B, L]``, the tokens that were predicted and belong to the text.
+
+    Examples:
+        >>> prices = judge.token_nats(data)
+        >>> prices.loss_mask[0].long()  # The first token is context.
+        tensor([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
     """
 
     nats: Tensor
@@ -30,7 +35,16 @@ class TokenNats(NamedTuple):
 
 
 class Judge(Protocol):
-    """Anything that prices tokens under a name that goes into every report."""
+    """Anything that prices tokens under a name that goes into every report.
+
+    Examples:
+        >>> class UniformJudge:
+        ...     name = "uniform over 8 tokens"
+        ...     def token_nats(self, sequences):
+        ...         return TokenNats(torch.full(sequences.shape, 8.0).log(), loss_mask=sequences >= 0)
+        >>> round(generative_perplexity(data, UniformJudge()).perplexity, 4)
+        8.0
+    """
 
     @property
     def name(self) -> str: ...
@@ -61,6 +75,14 @@ class CausalLMJudge:
 
     Raises:
         ValueError: if the context is unknown or below 2, or the stride is not in ``[1, context)``.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
+        >>> judge = CausalLMJudge(model, name="tiny Llama", eos_token_id=None)
+        >>> figures = generative_perplexity(data, judge)
+        >>> figures.judge, figures.num_tokens  # 8 * 15
+        ('tiny Llama', 120)
     """
 
     def __init__(
@@ -149,6 +171,15 @@ class TextJudge:
         judge_eos_token_id: the judge's end-of-text id.
         context: see `CausalLMJudge`.
         stride: see `CausalLMJudge`.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=16, **sizes))
+        >>> decode, encode = lambda ids: "".join(map(str, ids)), lambda text: [int(each) for each in text]
+        >>> texts = {"decode": decode, "encode": encode, "eos_token_id": None, "judge_eos_token_id": 8}
+        >>> judge = TextJudge(model, name="tiny Llama", **texts)
+        >>> generative_perplexity(data, judge).num_tokens
+        120
     """
 
     def __init__(

@@ -56,9 +56,10 @@ class NGramJudge:
         ValueError: if there is no text, an id is outside the vocabulary or excluded, all ids are excluded, or the order
             is below 1.
 
-    Example:
-        >>> judge = NGramJudge(text_NL, vocab_size=2048, order=3)
-        >>> generative_perplexity(samples_NL, judge).perplexity
+    Examples:
+        >>> judge = NGramJudge(torch.tensor([[0, 0, 0, 1]]), vocab_size=2, order=1)
+        >>> (-judge.token_nats(torch.tensor([[1, 0]])).nats).exp()[0, 1].item()  # (3 + 2 * 1/2) / (4 + 2)
+        0.666...
     """
 
     def __init__(

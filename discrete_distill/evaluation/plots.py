@@ -38,6 +38,12 @@ class StepCurve:
 
     Raises:
         ValueError: if they are not equally many.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> curve = StepCurve(label="student", steps=(8, 16), nats_per_token=(3.4, 3.1), standard_errors=(0.1, None))
+        >>> plot_perplexity_by_steps([curve], Path("steps.png"), judge="GPT-2").exists()
+        True
     """
 
     label: str
@@ -86,6 +92,12 @@ def plot_frontier(
 
     Raises:
         ValueError: without frontiers, or if their judges differ.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))
+        >>> plot_frontier([frontier], Path("frontier.png")).exists()
+        True
     """
     judges = sorted({frontier.judge for frontier in frontiers})
     if len(judges) != 1:
@@ -134,6 +146,12 @@ def plot_perplexity_by_steps(
 
     Raises:
         ValueError: without curves.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> curve = StepCurve(label="student", steps=(8, 16), nats_per_token=(3.4, 3.1), standard_errors=(0.1, None))
+        >>> plot_perplexity_by_steps([curve], Path("steps.png"), judge="GPT-2", note="3 seeds").name
+        'steps.png'
     """
     if not curves:
         raise ValueError("a plot of perplexity by steps needs at least one curve")

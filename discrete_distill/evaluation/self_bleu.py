@@ -16,9 +16,9 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
     """Mean over samples of BLEU against all others: the geometric mean over ``n = 1 .. order`` of clipped precisions.
 
     A count is clipped to the maximum in any *one* other sample. All samples have one length, so there is no brevity
-    penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, or one sample without a common
-    4-gram would be worth nothing at all. Cost is linear in the number of samples: for each n-gram the two samples that
-    hold it most often are known.
+    penalty. A precision of zero is smoothed to half a match, ``1 / (2 (L - n + 1))``, since the score of a sample
+    without a common 4-gram would be 0 otherwise. The cost is linear in the number of samples: for each n-gram the two
+    samples that hold it most often are kept.
 
     Args:
         sequences_NL: token ids, int64 ``[N, L]``.
@@ -29,6 +29,12 @@ def self_bleu(sequences_NL: Tensor, *, order: int = 4) -> float:
 
     Raises:
         ValueError: for fewer than two samples, or an order that is not in ``[1, L]``.
+
+    Examples:
+        >>> self_bleu(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]))  # Two copies of one sample.
+        1.0
+        >>> self_bleu(torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])) < 0.3
+        True
     """
     check_token_ids(sequences_NL)
     count, length = sequences_NL.shape

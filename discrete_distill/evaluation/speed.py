@@ -19,6 +19,11 @@ class Speed:
         name: of what was timed.
         tokens: made by each call.
         seconds: of each call, in order.
+
+    Examples:
+        >>> speed = Speed(name="student", tokens=1024, seconds=(0.5, 0.25, 1.0))
+        >>> speed.latency, speed.tokens_per_second
+        (0.5, 2048.0)
     """
 
     name: str
@@ -44,7 +49,14 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRatio:
-    """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles."""
+    """How many times faster one call is: median over rounds of the ratio in a round, and its quartiles.
+
+    Examples:
+        >>> student = Speed(name="student", tokens=1024, seconds=(0.5, 0.5))
+        >>> teacher = Speed(name="teacher", tokens=1024, seconds=(1.0, 2.0))
+        >>> speed_ratio(student, teacher).ratio  # Median of 2 and 4.
+        3.0
+    """
 
     name: str
     baseline: str
@@ -60,7 +72,7 @@ def measure_speeds(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
-    """Time calls in rounds, each once a round, so that what else the machine does falls on all of them alike.
+    """Time calls in rounds, each once a round, so that other load on the machine affects all of them alike.
 
     Args:
         calls: by name; each returns the token ids that it made, any shape.
@@ -72,6 +84,16 @@ def measure_speeds(
     Raises:
         ValueError: without calls, if ``repeats`` is below 1 or ``warmup`` below 0, or a call makes no tokens or takes
             no time that the clock resolves.
+
+    Examples:
+        >>> samplers = {steps: AncestralSampler(process, num_steps=steps) for steps in (2, 16)}
+        >>> calls = {
+        ...     f"{steps} steps": lambda each=each: each(student, shape=(8, 16), generator=generator).sequences
+        ...     for steps, each in samplers.items()
+        ... }
+        >>> speeds = measure_speeds(calls, repeats=3)
+        >>> speeds["2 steps"].tokens, len(speeds["2 steps"].seconds)
+        (128, 3)
     """
     if not calls or repeats < 1 or warmup < 0:
         raise ValueError(f"nothing to time: {len(calls)} calls, repeats = {repeats}, warmup = {warmup}")
@@ -94,6 +116,12 @@ def speed_ratio(speed: Speed, baseline: Speed) -> SpeedRatio:
 
     Raises:
         ValueError: if the two were timed in different numbers of rounds, or one has no tokens or no time.
+
+    Examples:
+        >>> student = Speed(name="4 steps", tokens=1024, seconds=(0.5, 0.4))
+        >>> teacher = Speed(name="32 steps", tokens=1024, seconds=(4.0, 4.0))
+        >>> speed_ratio(student, teacher).ratio  # Median of 8 and 10.
+        9.0
     """
     if len(speed.seconds) != len(baseline.seconds):
         raise ValueError(

@@ -26,11 +26,17 @@ class ChainDenoiser:
         transition: ``[K, K]``, row ``a`` is the distribution of the word after ``a``.
         mask_token_id: in ``0 .. K``; the words keep their order around it.
         impossible: what to do with rows whose visible tokens have probability zero, for which no conditional
-            exists: "raise", or answer with the "uniform" distribution at masked positions.
+            exists: "raise", or return the "uniform" distribution at masked positions.
 
     Raises:
         ValueError: if the mask lies outside the vocabulary, or ``impossible`` is unknown; on a call, for rows
             of probability zero under "raise".
+
+    Examples:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> denoiser = chain.denoiser(mask_token_id=2)
+        >>> denoiser(torch.tensor([[0, 2, 0]]))[0, 1].exp()  # 0.81 and 0.01, of 0.82
+        tensor([0.9878, 0.0122, 0.0000], dtype=torch.float64)
     """
 
     def __init__(

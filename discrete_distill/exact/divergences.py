@@ -39,6 +39,10 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the shapes differ.
+
+    Examples:
+        >>> kl(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))  # log(2)
+        tensor(0.6931)
     """
     check_same_sequences(p, q)
     return kl_terms(p, q).sum()
@@ -49,6 +53,10 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the shapes differ.
+
+    Examples:
+        >>> total_variation(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]))
+        tensor(0.2500)
     """
     check_same_sequences(p, q)
     return 0.5 * (p - q).abs().sum()
@@ -60,28 +68,53 @@ def entropy(p: Tensor) -> Tensor:
     Raises:
         TypeError: if ``p`` does not hold floating-point numbers.
         ValueError: if an entry is no probability.
+
+    Examples:
+        >>> entropy(torch.tensor([0.5, 0.5, 0.0]))  # log(2)
+        tensor(0.6931)
     """
     check_probabilities("p", p)
     return torch.special.entr(p).sum()
 
 
 def position_marginals(distribution: Tensor) -> Tensor:
-    """Distribution of each position alone, ``[L, K]``."""
+    """Distribution of each position alone, ``[L, K]``.
+
+    Examples:
+        >>> position_marginals(torch.tensor([[0.4, 0.1], [0.2, 0.3]]))
+        tensor([[0.5000, 0.5000],
+                [0.6000, 0.4000]])
+    """
     length, _ = check_distribution(distribution)
     others = [[j for j in range(length) if j != i] for i in range(length)]
     return torch.stack([distribution.sum(axes) if axes else distribution for axes in others])
 
 
 def agreement(distribution: Tensor) -> Tensor:
-    """Probability that two samples have the same word at a position, mean over positions: ``mean_l sum_v p_l(v)^2``."""
+    """Probability that two samples have the same word at a position, mean over positions: ``mean_l sum_v p_l(v)^2``.
+
+    Examples:
+        >>> agreement(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Each position is 0 or 1, equally often.
+        tensor(0.5000)
+    """
     return position_marginals(distribution).square().sum(1).mean()
 
 
 def collision(distribution: Tensor) -> Tensor:
-    """Probability that two samples are one sequence: ``sum_x p(x)^2``."""
+    """Probability that two samples are one sequence: ``sum_x p(x)^2``.
+
+    Examples:
+        >>> collision(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Of two sequences, "0 0" or "1 1".
+        tensor(0.5000)
+    """
     return distribution.square().sum()
 
 
 def total_correlation(distribution: Tensor) -> Tensor:
-    """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL."""
+    """``sum_i H(x_i) - H(x)`` in nats: what one parallel step must lose in forward KL.
+
+    Examples:
+        >>> total_correlation(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))  # Two copies of one bit: 2 log(2) - log(2).
+        tensor(0.6931)
+    """
     return entropy(position_marginals(distribution)) - entropy(distribution)

@@ -41,6 +41,10 @@ def enumerate_sequences(vocab_size: int, length: int) -> Tensor:
 
     Raises:
         ValueError: if there are more than `MAX_ENTRIES` of them.
+
+    Examples:
+        >>> enumerate_sequences(vocab_size=2, length=2).tolist()
+        [[0, 0], [0, 1], [1, 0], [1, 1]]
     """
     check_count("vocab_size", vocab_size)
     if vocab_size == 1 and check_count("length", length):
@@ -68,6 +72,10 @@ def look_up(table: Tensor, x_t: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the length or an id does not fit the table.
+
+    Examples:
+        >>> look_up(torch.tensor([[0.4, 0.1], [0.2, 0.3]]), torch.tensor([[0, 1], [1, 1]]))
+        tensor([0.1000, 0.3000])
     """
     length, size = check_table(table)
     if x_t.dim() != 2 or x_t.shape[1] != length:

@@ -27,6 +27,11 @@ def forward_distribution(distribution: Tensor, process: MaskedDiffusion, t: floa
 
     Raises:
         ValueError: if ``t`` lies outside ``[0, 1]``, or there are too many states to enumerate.
+
+    Examples:
+        >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
+        >>> forward_distribution(torch.tensor([0.8, 0.2]), process, 0.5)  # One word, hidden half of the time.
+        tensor([0.4000, 0.1000, 0.5000])
     """
     time = torch.as_tensor(t, dtype=torch.float64, device=distribution.device)
     if time.dim() != 0 or not 0.0 <= float(time) <= 1.0:
@@ -39,6 +44,10 @@ def visible_marginals(distribution: Tensor, mask_token_id: int) -> Tensor:
     """``P(x_i = z_i wherever x_t is visible)`` for all states ``x_t``: ``[K + 1] * L``, indexed by token ids.
 
     ``q(x_t, t) = alpha^visible (1 - alpha)^masked`` times this.
+
+    Examples:
+        >>> visible_marginals(torch.tensor([[0.4, 0.1], [0.2, 0.3]]), mask_token_id=2)[0]  # 00, 01 and 0_
+        tensor([0.4000, 0.1000, 0.5000])
     """
     one = torch.ones((), dtype=distribution.dtype, device=distribution.device)
     return _corrupt_axes(distribution, one, one, mask_token_id)
@@ -65,6 +74,11 @@ class DistributionDenoiser:
 
     Raises:
         ValueError: on a call, if the tokens do not fit the distribution or have probability zero under it.
+
+    Examples:
+        >>> joint = torch.tensor([[0.4, 0.1], [0.1, 0.4]], dtype=torch.float64)  # P(x_1, x_2)
+        >>> DistributionDenoiser(joint, mask_token_id=2)(torch.tensor([[0, 2]]))[0, 1].exp()
+        tensor([0.8000, 0.2000, 0.0000], dtype=torch.float64)
     """
 
     def __init__(self, distribution: Tensor, mask_token_id: int) -> None:

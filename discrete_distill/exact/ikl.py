@@ -32,6 +32,11 @@ def subset_kl(student_distribution: Tensor, teacher_distribution: Tensor) -> Ten
 
     Raises:
         ValueError: if the distributions are over different sequences, or too large to enumerate.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[0.5, 0.0], [0.0, 0.5]]), torch.full((2, 2), 0.25)
+        >>> subset_kl(student, teacher)  # Single positions have equal distributions.
+        tensor([0.0000, 0.0000, 0.6931], dtype=torch.float64)
     """
     check_same_sequences(student_distribution, teacher_distribution)
     length, vocab_size = check_distribution(student_distribution)
@@ -59,6 +64,12 @@ def kl_at_time(
 
     Raises:
         ValueError: if a time lies outside ``[0, 1]`` or the distributions do not fit.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
+        >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
+        >>> kl_at_time(student, teacher, process, torch.tensor([0.0, 0.75, 1.0])) / kl(student, teacher)  # 1 - t
+        tensor([1.0000, 0.2500, 0.0000], dtype=torch.float64)
     """
     times = torch.as_tensor(t, dtype=torch.float64, device=student_distribution.device)
     if not bool(((times >= 0) & (times <= 1)).all()):
@@ -101,6 +112,12 @@ def integral_kl(
     Raises:
         ValueError: unless ``0 <= low < high <= 1`` and ``nodes >= 1``; if the distributions do not fit; if the
             integral has not converged, which is tested by doubling the number of nodes.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
+        >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
+        >>> integral_kl(student, teacher, process, lambda t: 1.0 + 0.0 * t) / kl(student, teacher)  # Integral of 1 - t.
+        tensor(0.5000, dtype=torch.float64)
     """
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"0 <= low < high <= 1 is needed, got low = {low}, high = {high}")
@@ -168,6 +185,11 @@ def log_ratio(student_distribution: Tensor, teacher_distribution: Tensor, proces
 
     Raises:
         ValueError: if the distributions are over different sequences, or too large to enumerate.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
+        >>> log_ratio(student, teacher, MaskedDiffusion(mask_token_id=2)).exp()  # 8/5, 2/5, and 1 for the mask.
+        tensor([1.6000, 0.4000, 1.0000])
     """
     check_same_sequences(student_distribution, teacher_distribution)
     mask = process.mask_token_id
@@ -196,6 +218,13 @@ def discriminator_logits(
 
     Raises:
         ValueError: if distributions or tokens do not fit.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])  # Sequences of one word.
+        >>> process = MaskedDiffusion(mask_token_id=2)
+        >>> discriminator_logits(student, teacher, process, torch.tensor([[0], [2]]))  # log(8/5); 0 of the mask.
+        tensor([[0.4700],
+                [0.0000]])
     """
     ratio_B = look_up(log_ratio(student_distribution, teacher_distribution, process), x_t)
     return torch.where(process.judged_positions(x_t), ratio_B[:, None], 0.0)
@@ -212,6 +241,11 @@ def token_log_ratio(
 
     Raises:
         ValueError: if distributions or tokens do not fit, or ``x_t`` is impossible under one of the distributions.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
+        >>> token_log_ratio(student, teacher, MaskedDiffusion(mask_token_id=2), torch.tensor([[2]])).exp()
+        tensor([[[1.6000, 0.4000, 1.0000]]])
     """
     mask = process.mask_token_id
     student, teacher = (

@@ -26,6 +26,13 @@ class MarkovMixture:
 
     Raises:
         ValueError: if the weights are not a distribution, or the chains differ in number or vocabulary.
+
+    Examples:
+        >>> stay = torch.eye(2)
+        >>> chains = [MarkovChain(torch.tensor([0.9, 0.1]), stay), MarkovChain(torch.tensor([0.1, 0.9]), stay)]
+        >>> mixture = MarkovMixture(torch.tensor([0.5, 0.5]), chains)
+        >>> mixture.responsibilities(torch.tensor([[0, 2]]), mask_token_id=2)
+        tensor([[0.9000, 0.1000]], dtype=torch.float64)
     """
 
     def __init__(self, weights: Tensor, chains: Sequence[MarkovChain]) -> None:
@@ -110,6 +117,14 @@ class MixtureDenoiser:
 
     Raises:
         ValueError: on a call, for rows of probability zero under "raise".
+
+    Examples:
+        >>> stay = torch.eye(2)
+        >>> chains = [MarkovChain(torch.tensor([0.9, 0.1]), stay), MarkovChain(torch.tensor([0.1, 0.9]), stay)]
+        >>> denoiser = MarkovMixture(torch.tensor([0.5, 0.5]), chains).denoiser(mask_token_id=2)
+        >>> denoiser(torch.tensor([[0, 2], [2, 2]]))[:, 1].exp()
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000]], dtype=torch.float64)
     """
 
     def __init__(
@@ -150,6 +165,11 @@ def modal_mixture(
         vocab_size: K.
         seed: of chains.
         concentration: of the Dirichlet that the chains are drawn from; small gives peaked chains.
+
+    Examples:
+        >>> mixture = modal_mixture(num_modes=3, vocab_size=4)
+        >>> mixture.sample(2, 6, generator=generator).shape
+        torch.Size([2, 6])
     """
     check_count("num_modes", num_modes)
     generator = Generator().manual_seed(check_count("seed", seed, minimum=-(2**63)))

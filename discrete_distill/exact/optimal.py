@@ -26,6 +26,12 @@ class OptimalStudent(NamedTuple):
         times: the grid it was fitted for.
         reverse_kl: ``KL(student || chain)``.
         forward_kl: ``KL(chain || student)``.
+
+    Examples:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> best = optimal_student(chain, num_steps=1, length=2, objective="forward", iterations=100)
+        >>> round(best.forward_kl, 3), round(chain.total_correlation(2), 3)
+        (0.368, 0.368)
     """
 
     denoiser: TabularDenoiser
@@ -73,6 +79,12 @@ def optimal_student(
     Raises:
         ValueError: if the grid does not fit ``num_steps``, the objective is unknown, there is too much to
             enumerate, or the reverse objective is chosen for a chain with impossible sequences.
+
+    Examples:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> best = optimal_student(chain, num_steps=2, length=2, times=[1.0, 0.5, 0.0], iterations=100)
+        >>> best.reverse_kl < chain.total_correlation(2)
+        True
     """
     if objective not in ("reverse", "forward"):
         raise ValueError(f'objective must be "reverse" or "forward", got {objective!r}')

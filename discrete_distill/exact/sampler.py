@@ -64,6 +64,12 @@ def sampler_distribution(
     Raises:
         ValueError: if ``times`` do not descend from 1 to 0, the logits have the wrong shape, the mask lies
             outside the vocabulary, or there is too much to enumerate.
+
+    Examples:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> sampler_distribution(chain.denoiser(2), MaskedDiffusion(mask_token_id=2), uniform_times(1), 2, 2)
+        tensor([[0.2500, 0.2500],
+                [0.2500, 0.2500]], dtype=torch.float64)
     """
     times = checked_times(times)
     if float(times[-1]) != 0.0:
@@ -88,6 +94,13 @@ def sampler_path_distributions(
     ids.
 
     As `sampler_distribution`, but ``times`` may end anywhere. The first distribution is the point mass on all masks.
+
+    Examples:
+        >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+        >>> process = MaskedDiffusion(mask_token_id=2, schedule=LinearSchedule())
+        >>> start, middle, end = sampler_path_distributions(chain.denoiser(2), process, [1.0, 0.5, 0.0], 2, 2)
+        >>> start[2, 2].item(), middle[2, 2].item()  # All masked at first; half of the tokens are after one step.
+        (1.0, 0.25)
     """
     times = checked_times(times)
     rows = DenoiserRows(denoiser, process, length, vocab_size, time_dependent, batch_size, device)
@@ -100,6 +113,10 @@ def uniform_times(num_steps: int) -> Tensor:
 
     Raises:
         ValueError: if ``num_steps`` is less than 1.
+
+    Examples:
+        >>> uniform_times(4).tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     check_count("num_steps", num_steps)
     return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)

@@ -36,6 +36,14 @@ class TabularDenoiser(nn.Module):
 
     Raises:
         ValueError: if there are too many states; on a call, if ``t`` is no start of a step.
+
+    Examples:
+        >>> table = TabularDenoiser(length=2, vocab_size=2, mask_token_id=2)
+        >>> table.logits.shape  # Rows: either position is masked, the other one is 0, 1 or masked.
+        torch.Size([1, 6, 2])
+        >>> sampler_distribution(table, MaskedDiffusion(mask_token_id=2), uniform_times(2), 2, 2)
+        tensor([[0.2500, 0.2500],
+                [0.2500, 0.2500]], dtype=torch.float64, grad_fn=...)
     """
 
     accepts_step = False

@@ -34,7 +34,12 @@ def check_ids(ids: Tensor, size: int, what: str) -> None:
 
 
 def tokens_of_words(words: Tensor, mask_token_id: int) -> Tensor:
-    """Token ids of words: those at or above the mask move up by one. Any shape, int64."""
+    """Token ids of words: those at or above the mask move up by one. Any shape, int64.
+
+    Examples:
+        >>> tokens_of_words(torch.tensor([0, 1, 2]), mask_token_id=1).tolist()  # The mask has the id 1.
+        [0, 2, 3]
+    """
     check_integers("words", words)
     return words + (words >= mask_token_id).to(words.dtype)
 
@@ -44,6 +49,10 @@ def words_of_tokens(tokens: Tensor, mask_token_id: int) -> Tensor:
 
     Raises:
         ValueError: if a mask is among the tokens, which is no word.
+
+    Examples:
+        >>> words_of_tokens(torch.tensor([0, 2, 3]), mask_token_id=1).tolist()
+        [0, 1, 2]
     """
     check_integers("tokens", tokens)
     if bool((tokens == mask_token_id).any()):

@@ -1,7 +1,7 @@
-"""Distillation methods in transformers' `Trainer`: ``train()``, logging, saving and resuming as its users know them.
+"""Distillation methods in the `Trainer` of transformers: ``train()``, logging, saving and resuming as in any `Trainer`.
 
 The Trainer owns the student's optimiser and schedule. Those of the ratio networks (discriminator, auxiliary denoiser)
-are kept here; their state lies beside the Trainer's in every ``checkpoint-N/``.
+are kept here; their state is saved with the Trainer's in every ``checkpoint-N/``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..checks import check_count, check_number
 from ..distillation.methods import DiDiInstructConfig, DistillationMethod, MethodConfig
 from ..distillation.networks import Networks
 from ..distillation.rollout import DrawnBatch
+from ..distillation.trajectories import Trajectories
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
 from ..models import DiT, TrunkDiscriminator
@@ -53,7 +54,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
     ``per_device_train_batch_size`` counts sequences. A data set is needed where the method reads data, as SDTT and a
     discriminator do, or to distil a conditional model: its rows have ``input_ids`` ``[L]``, and optionally
     ``prompt_mask`` (true where a token is given) and ``attention_mask`` (false at padding, which is neither generated
-    nor learnt from). With a prompt or padding, the first row of each group stands for the whole group.
+    nor learnt from); a `TrajectoryStore` is such a data set. With a prompt or padding, the first row of each group
+    stands for the whole group.
 
     Under ``gradient_accumulation_steps`` the gradient is that of all micro-batches of a step together: advantages are
     scaled over all of them, losses are divided by the tokens generated in all of them, and ratio networks have one
@@ -78,6 +80,15 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         ValueError: if the group size does not divide the batch, or a discriminator has no data to compare with;
             or FSDP, DeepSpeed or evaluation is configured.
         TypeError: if the student is a model of transformers itself, not a denoiser made of one.
+
+    Examples:
+        >>> from discrete_distill.integrations.transformers import DiDiInstructTrainingArguments
+        >>> args = DiDiInstructTrainingArguments("run", max_steps=1, per_device_train_batch_size=8, report_to="none")
+        >>> networks = {"teacher": teacher, "discriminator": discriminator}
+        >>> rows = [{"input_ids": each} for each in data]
+        >>> DiDiInstructTrainer(student, args, process=process, train_dataset=rows, **networks).train().global_step
+        {'train_runtime': ...}
+        1
     """
 
     def __init__(
@@ -242,7 +253,11 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     def _part(self, number: int, inputs: dict[str, Any]) -> BatchPart:
         paths, reference = self._paths(inputs)
-        data = reference if self.method.update_plan.rollout_reads_reference else None
+        data: Any = reference if self.method.update_plan.rollout_reads_reference else None
+        if (
+            data is not None and "reveal_step" in inputs
+        ):  # A row of a TrajectoryStore says what was given or is padding.
+            data, paths = Trajectories(inputs["input_ids"], inputs["reveal_step"]), {}
 
         def draw(generator: Generator, tokens: Tensor | None) -> DrawnBatch:
             given = {"reference": data, "generator": generator, "tokens": tokens, **paths}

@@ -185,6 +185,11 @@ def linear_token_losses(
         ValueError: shapes or devices that do not fit, `chunk_rows < 1`, half of a teacher, or as in
             `token_losses`.
         TypeError: a dtype that does not fit.
+
+    Examples:
+        >>> features, head = torch.randn(4, 16, generator=generator), torch.zeros(9, 16)
+        >>> linear_token_losses(features, head, torch.arange(4), mask_token_id=8).entropy  # log(8)
+        tensor([2.0794, 2.0794, 2.0794, 2.0794])
     """
     _check_head("", features_RD, weight_VD, bias_V)
     check_token_rows(features_RD.shape, features_RD.device, tokens_R, weight_R, "features_RD")
@@ -258,6 +263,11 @@ def linear_cross_entropy(
     Raises:
         ValueError: as in `linear_token_losses`, or a provider that is unknown or cannot run.
         TypeError: a dtype that does not fit.
+
+    Examples:
+        >>> features, head = torch.randn(4, 16, generator=generator), torch.zeros(9, 16)
+        >>> linear_cross_entropy(features, head, torch.arange(4), mask_token_id=8)  # log(8)
+        tensor([2.0794, 2.0794, 2.0794, 2.0794])
     """
     if provider not in ("auto", "chunked", "cut_cross_entropy"):
         raise ValueError(f"provider is {provider!r}; pass 'auto', 'chunked' or 'cut_cross_entropy'")
@@ -322,6 +332,14 @@ def sample_features(
     Raises:
         ValueError: `chunk_rows < 1`, no rows, or as in `sample_rows`.
         TypeError: as in `sample_rows`.
+
+    Examples:
+        >>> features = student.features(x_t, t).flatten(0, 1)  # [128, 16]
+        >>> drawn = sample_features(
+        ...     features, student.project, seed=0, positions_R=torch.arange(128), step=0, mask_token_id=8
+        ... )
+        >>> drawn.tokens.shape, bool((drawn.tokens < 8).all())
+        (torch.Size([128, 1]), True)
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; pass at least 1 ({DEFAULT_CHUNK_ROWS} is a good start)")

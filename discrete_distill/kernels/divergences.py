@@ -61,7 +61,7 @@ def token_divergence(
             outside the vocabulary, or shapes that differ.
         TypeError: for logits that are no floating-point numbers.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.randn(2, 8, 50), torch.randn(2, 8, 50)
         >>> token_divergence(student, teacher, kind="jeffreys", mask_token_id=49).shape
         torch.Size([2, 8])

@@ -21,7 +21,14 @@ _LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class TokenLosses(NamedTuple):
-    """What `token_losses` returns: one number a row, in nats, float32 (float64 for float64 logits)."""
+    """What `token_losses` returns: one number a row, in nats, float32 (float64 for float64 logits).
+
+    Examples:
+        >>> student_logits, teacher_logits = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -1e9]])
+        >>> losses = token_losses(student_logits, teacher_logits, torch.tensor([0]))
+        >>> losses.log_prob, losses.entropy, losses.forward_kl  # -log(3), log(3) and log(3/2)
+        (tensor([-1.0986]), tensor([1.0986]), tensor([0.4055]))
+    """
 
     log_prob: Tensor
     """`[R]` log p(token)."""
@@ -214,6 +221,12 @@ def token_losses(
         ValueError: shapes or devices that do not fit, a mask token or `num_classes` outside the vocabulary,
             or Triton chosen where it cannot run.
         TypeError: a dtype that does not fit.
+
+    Examples:
+        >>> logits = torch.tensor([[1.0, 0.0]]).log().requires_grad_()  # Probabilities 1 and 0.
+        >>> losses = token_losses(logits, torch.zeros(1, 2), torch.tensor([0]))
+        >>> losses.log_prob.item(), losses.reverse_kl.item()  # log(1) and log(2)
+        (0.0, 0.693...)
     """
     _check_logits(student_logits_RV, teacher_logits_RV)
     check_token_rows(student_logits_RV.shape, student_logits_RV.device, tokens_R, weight_R)

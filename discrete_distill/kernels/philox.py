@@ -140,6 +140,12 @@ def philox_4x32(
     Raises:
         TypeError: a counter or the seed is not an integer.
         ValueError: the seed has more than one element.
+
+    Examples:
+        >>> words = philox_4x32(0, candidate=0, row=torch.arange(2), step=0, stream=STREAM_USER)
+        >>> again = philox_4x32(0, candidate=0, row=torch.tensor([1]), step=0, stream=STREAM_USER)
+        >>> len(words), bool(words[0][1] == again[0][0])  # A row has its words wherever it stands.
+        (4, True)
     """
     device = _device(candidate, row, step, stream, seed)
     if device is None or device.type != "cuda" or torch.compiler.is_compiling():
@@ -206,6 +212,11 @@ def uniform(
         TypeError: a counter or the seed is not an integer.
         ValueError: `word` is not in 0..3, or `dtype` is neither float64 nor float32, or the seed is not one
             number.
+
+    Examples:
+        >>> drawn = uniform(0, row=torch.arange(1000), step=3)
+        >>> abs(float(drawn.mean()) - 0.5) < 5 * (1 / 12 / 1000) ** 0.5  # Five standard errors.
+        True
     """
     if word not in (0, 1, 2, 3):
         raise ValueError(f"word is {word!r}; a counter has four words, pass 0, 1, 2 or 3")

@@ -17,7 +17,14 @@ MAX_CANDIDATES_TRITON = 64
 
 
 class SampledRows(NamedTuple):
-    """What `sample_rows` returns, for `R` rows and `M` candidates."""
+    """What `sample_rows` returns, for `R` rows and `M` candidates.
+
+    Examples:
+        >>> logits, positions = torch.tensor([[0.0, 0.0, -torch.inf]]), torch.arange(1)
+        >>> drawn = sample_rows(logits, seed=0, positions_R=positions, step=0, num_candidates=2, return_entropy=True)
+        >>> drawn.log_probs, drawn.entropy
+        (tensor([[-0.6931, -0.6931]]), tensor([0.6931]))
+    """
 
     tokens: Tensor
     """`[R, M]` int64. -1 in inactive rows and where no finite logit is the largest (NaN, all -inf)."""
@@ -180,6 +187,12 @@ def sample_rows(
             token outside the vocabulary, `num_candidates < 1`, a tilt without its scale, or Triton chosen
             where it cannot run.
         TypeError: a dtype that does not fit.
+
+    Examples:
+        >>> logits = torch.zeros(3, 9)
+        >>> drawn = sample_rows(logits, seed=0, positions_R=torch.arange(3), step=0, mask_token_id=8)
+        >>> drawn.tokens.shape, drawn.log_probs[:, 0]  # log(1/8)
+        (torch.Size([3, 1]), tensor([-2.0794, -2.0794, -2.0794]))
     """
     _check_rows(logits_RV, positions_R, active_R)
     check_backend(backend)

@@ -76,10 +76,16 @@ def as_denoiser(
         ValueError: if it is causal and not stated to attend both ways, there is no module of that name, it is
             a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
 
-    Example:
-        >>> teacher = as_denoiser(AutoModelForMaskedLM.from_pretrained(name).eval())  # doctest: +SKIP
-        >>> teacher = as_denoiser(llama, attention="full", shifted=True)  # doctest: +SKIP
-        >>> teacher = as_denoiser(sdar, attention="full", block_length=4)  # doctest: +SKIP
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> AncestralSampler(process, num_steps=4)(denoiser, shape=(2, 16), generator=generator).nfe
+        4
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))
+        >>> as_denoiser(llama, attention="full", shifted=True).call_signature.shifted
+        True
+        >>> as_denoiser(llama, attention="full", shifted=False, block_length=4).block_length
+        4
     """
     given: dict[str, Any] = {
         "attention": attention,

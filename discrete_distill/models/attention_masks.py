@@ -1,6 +1,7 @@
 """Which tokens read which: padding and blocks, as networks take them.
 
-Shape suffixes: B batch, L length, Q tokens that read, C tokens that are read.
+Shape suffixes: B batch, L length, Q tokens that read, C tokens that are read, H heads, d width of a head, M longest
+length.
 """
 
 from __future__ import annotations
@@ -72,3 +73,17 @@ def additive(readable: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a token is read, the lowest number where it is not."""
     zeros = torch.zeros(readable.shape, dtype=dtype, device=readable.device)
     return zeros.masked_fill(~readable, torch.finfo(dtype).min)
+
+
+def biased(bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """What is added to attention scores: a bias for each pair of positions, ``[1, H, L, L]``, and where there is a mask
+    -inf at the keys that it hides, ``[B, H, L, L]``.
+
+    Args:
+        bias_HMM: for sequences of up to ``M`` positions.
+        q_BHLd: the queries, whose precision is taken.
+        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, L]``.
+    """
+    length = q_BHLd.shape[2]
+    bias = bias_HMM[None, :, :length, :length].to(q_BHLd.dtype)
+    return bias if attention_mask is None else bias.masked_fill(~attention_mask, float("-inf"))

@@ -52,6 +52,13 @@ class CallSignature:
         ValueError: if there is no such kind of attention, the true sigma is to be passed and no keyword is given, or
             blocks are stated for another attention than "full".
         TypeError: if a field is of another type.
+
+    Examples:
+        >>> def model(tokens, sigma):
+        ...     return torch.zeros(*tokens.shape, 9)
+        >>> signature = CallSignature(ids="positional", time="positional", attention="none")
+        >>> WrappedDenoiser(model, signature)(x_t, t).shape
+        torch.Size([8, 16, 9])
     """
 
     ids: str = "input_ids"

@@ -27,6 +27,12 @@ class EmbeddingDenoiser(Protocol):
     Its call, and those of its methods that read tokens (``features``, ``hidden_states``), take ``inputs_embeds``,
     floating ``[B, L, D]``, in the place of ``embed(x_t)``. The tokens ``x_t`` are passed as well, since a model may
     compute positions from them.
+
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> embedded = denoiser.embed(x_t)  # [8, 16, 16]
+        >>> torch.allclose(denoiser(x_t, t, inputs_embeds=embedded), denoiser(x_t, t), atol=1e-5)
+        True
     """
 
     def embed(self, x_t: Tensor, /) -> Tensor:
@@ -46,6 +52,11 @@ class HiddenStatesDenoiser(Protocol):
 
     Attributes:
         blocks: the blocks in order.
+
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> len(denoiser.blocks), denoiser.hidden_states(x_t, t, 1).shape  # Behind the second block.
+        (2, torch.Size([8, 16, 16]))
     """
 
     if TYPE_CHECKING:  # not a member that isinstance looks up: from Python 3.12 on it does not see a module's modules
@@ -71,6 +82,14 @@ class BlockDenoiser(Protocol):
     Attributes:
         block_length: positions in a block; None for attention both ways.
         shifted: features at a position predict the token behind it.
+
+    Examples:
+        >>> isinstance(teacher, BlockDenoiser)
+        True
+        >>> cache = teacher.prefill(data[:, :8])
+        >>> block = torch.full((8, 4), 8)  # The next four positions, masked.
+        >>> teacher.denoise(block, t, cache).shape
+        torch.Size([8, 4, 9])
     """
 
     if TYPE_CHECKING:

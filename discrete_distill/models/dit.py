@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
-from .attention_masks import readable, real_tokens, row_positions
+from .attention_masks import biased, readable, real_tokens, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
@@ -64,12 +64,17 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Linear(config.cond_size, 6 * size)
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
+        if config.position_bias:
+            self.position_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_length, config.max_length))
 
     def attend(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None, cached: Cached | None
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None, cached: Cached | None
     ) -> Tensor:
-        qkv = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        q, k, v = rotate(qkv[0], *rotary), rotate(qkv[1], *rotary), qkv[2]
+        q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        if rotary is None:
+            attention_mask = biased(self.position_bias, q, attention_mask)
+        else:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cached is not None:
             k, v = cached(k, v)
         out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
@@ -79,7 +84,7 @@ class Block(nn.Module):
         self,
         x_BLD: Tensor,
         cond_BC: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         attention_mask: Tensor | None,
         cached: Cached | None = None,
     ) -> Tensor:
@@ -125,6 +130,15 @@ class DiT(BlockReading, HubNetwork):
 
     Args:
         config: its shape, or a dictionary of the same fields (as read back from ``config.json``).
+
+    Examples:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        >>> network = DiT(DiTConfig(vocab_size=9, max_length=16, **size))
+        >>> network(x_t, t).abs().max().item()  # At first all ids are equally likely.
+        0.0
+        >>> network.save_pretrained("teacher")
+        >>> DiT.from_pretrained("teacher").config.vocab_size
+        9
     """
 
     def __init__(self, config: DiTConfig | dict[str, Any]) -> None:
@@ -234,7 +248,8 @@ class DiT(BlockReading, HubNetwork):
             TypeError: if it is of floating point, as additive masks are.
         """
         check_per_row("t", t, len(h_BLD))
-        rotary, mask = self.rotary_emb(h_BLD.shape[1]), self._mask(h_BLD, attention_mask)
+        rotary = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
+        mask = self._mask(h_BLD, attention_mask)
         return self._run(h_BLD, self.condition(t, s), rotary, mask, layer)
 
     def _mask(self, h_BLD: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -254,7 +269,7 @@ class DiT(BlockReading, HubNetwork):
         self,
         h_BLD: Tensor,
         cond: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         layer: int = -1,
         cache: BlockCache | None = None,
@@ -323,6 +338,8 @@ class DiT(BlockReading, HubNetwork):
     ) -> Tensor:
         """See `BlockReading`."""
         cond = self.condition(t, model_kwargs.get("s"))
+        if self.config.position_bias:
+            raise ValueError("a DiT with position_bias reads whole sequences alone: sample it without a cache")
         h_BLD, cond = self._run(self._look_up(x), cond, self.rotary_emb.at(positions[:, None]), mask, cache=cache)
         with self.precision(h_BLD.device):
             return self.output_layer.features(h_BLD, cond)

@@ -46,6 +46,9 @@ class DiTConfig:
         block_length: positions in a block of a block-diffusion network (BD3-LM, arXiv 2503.09573), in which a token
             reads its own block and all earlier ones; blocks are counted from the first real token of a row. None:
             every token reads every other.
+        position_bias: in the place of rotary positions, add a learned bias ``[num_heads, max_length, max_length]`` to
+            the attention scores of each block, one for each pair of positions; it starts at zero. For sequences whose
+            positions are no line, such as the cells of a grid.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
@@ -53,6 +56,12 @@ class DiTConfig:
         ValueError: if the width is not a multiple of twice the number of heads, a size is not positive, the dropout is
             no probability below 1, the schedule is unknown, or a network with blocks is to be passed its time.
         TypeError: if a size is no whole number, or a switch is neither true nor false.
+
+    Examples:
+        >>> size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        >>> config = DiTConfig(vocab_size=9, max_length=16, step_conditioning=True, **size)
+        >>> DiT(config).accepts_step
+        True
     """
 
     vocab_size: int
@@ -66,6 +75,7 @@ class DiTConfig:
     schedule: str = "log_linear"
     step_conditioning: bool = False
     block_length: int | None = None
+    position_bias: bool = False
     bf16_blocks: bool = False
 
     def __post_init__(self) -> None:
@@ -73,7 +83,12 @@ class DiTConfig:
             check_count(name, getattr(self, name))
         if self.block_length is not None:
             check_count("block_length", self.block_length)
-        for name in ("time_conditioning", "step_conditioning", "bf16_blocks"):
+            if self.position_bias:
+                raise ValueError(
+                    f"block_length = {self.block_length} goes on past max_length, and position_bias has no numbers "
+                    "there: leave one of them out"
+                )
+        for name in ("time_conditioning", "step_conditioning", "position_bias", "bf16_blocks"):
             check_flag(name, getattr(self, name))
         check_number("dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
         if self.block_length is not None and (self.time_conditioning or self.step_conditioning):

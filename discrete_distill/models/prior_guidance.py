@@ -20,7 +20,7 @@ SMALLEST = 1e-9
 
 @torch.no_grad()
 def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | None = None) -> Tensor:
-    """``log p(x)`` of a token of which nothing is known, ``[V]``: the denoiser's answer to a sequence of masks,
+    """``log p(x)`` of a token of which nothing is known, ``[V]``: the denoiser's prediction for a sequence of masks,
     averaged over positions. Entries below ``1e-9``, that of the mask among them, are raised to it.
 
     Args:
@@ -31,6 +31,10 @@ def prior_log_probs(denoiser: Denoiser, mask_token_id: int, *, length: int | Non
     Raises:
         ValueError: if the mask lies outside the vocabulary, or no length is given and the denoiser has none.
         TypeError: if it is not callable.
+
+    Examples:
+        >>> prior_log_probs(teacher, mask_token_id=8)[:8]  # log(1/8)
+        tensor([-2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794, -2.0794])
     """
     if not callable(denoiser):
         raise TypeError(f"guidance by the prior calls a denoiser, and a {type(denoiser).__name__} is not callable")
@@ -57,6 +61,11 @@ class PriorGuided(DenoiserView):
         denoiser: any.
         weight: ``w``.
         prior: ``log p(x)``, ``[V]``.
+
+    Examples:
+        >>> prior = -torch.arange(9.0)  # Token 8 is the rarest.
+        >>> PriorGuided(teacher, 0.5, prior)(x_t, t)[0, 0]  # 1.5 * 0 - 0.5 log p(x)
+        tensor([0.0000, 0.5000, 1.0000, 1.5000, 2.0000, 2.5000, 3.0000, 3.5000, 4.0000], grad_fn=...)
     """
 
     prior: Tensor
@@ -80,9 +89,9 @@ class PriorGuided(DenoiserView):
 
 @torch.no_grad()
 def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: int | None = None) -> Any:
-    """A denoiser that answers, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
-    classifier-free guidance (arXiv 2410.18514), which raises what the visible tokens speak for and lowers what is
-    merely frequent.
+    """A denoiser that returns, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
+    classifier-free guidance (arXiv 2410.18514), which raises tokens that the visible ones make likely and lowers
+    tokens that are frequent anyway.
 
     ``p(x)`` is `prior_log_probs`, the same for all positions, so that it costs no further evaluation. As the teacher of
     a distillation it is a distribution that no temperature of the teacher reaches.
@@ -99,6 +108,11 @@ def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: 
     Raises:
         ValueError: if the weight is negative or not finite, or as `prior_log_probs`.
         TypeError: if it is not callable.
+
+    Examples:
+        >>> guided = guide_by_prior(as_denoiser(bert), weight=0.5, mask_token_id=8, length=16)
+        >>> guided(x_t, t).shape
+        torch.Size([8, 16, 9])
     """
     if not 0.0 <= weight < math.inf:
         raise ValueError(f"the weight of guidance must be finite and not negative, got {weight}")

@@ -35,9 +35,11 @@ class StepConditioned(DenoiserView):
     Raises:
         TypeError: if the denoiser is no `EmbeddingDenoiser`.
 
-    Example:
-        >>> student = StepConditioned(as_denoiser(copy.deepcopy(bert)))  # doctest: +SKIP
-        >>> student(x_t, t, s=s)  # doctest: +SKIP
+    Examples:
+        >>> denoiser = as_denoiser(bert)
+        >>> conditioned = StepConditioned(denoiser)
+        >>> torch.allclose(conditioned(x_t, t, s=t - 0.25), denoiser(x_t, t), atol=1e-5)  # Until it is trained.
+        True
     """
 
     scale: Tensor
@@ -55,7 +57,7 @@ class StepConditioned(DenoiserView):
 
     @property
     def time_conditioned(self) -> bool:
-        """True: its answer depends on ``t`` and ``s``."""
+        """True: its logits depend on ``t`` and ``s``."""
         return True
 
     def inputs(self, x_t: Tensor, t: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:

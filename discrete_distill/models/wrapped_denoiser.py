@@ -49,6 +49,13 @@ class WrappedDenoiser(BlockReading, nn.Module):
 
     Raises:
         ValueError: if the model has no module at one of the paths.
+
+    Examples:
+        >>> denoiser = WrappedDenoiser(bert, CallSignature(head="cls"))
+        >>> torch.equal(denoiser(x_t, t), bert(input_ids=x_t).logits)
+        True
+        >>> denoiser.num_classes, denoiser.features(x_t, t).shape
+        (9, torch.Size([8, 16, 16]))
     """
 
     def __init__(
@@ -117,7 +124,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
 
     @property
     def time_conditioned(self) -> bool:
-        """Whether its answer depends on ``t``; if not, samplers share more of its answers."""
+        """Whether its logits depend on ``t``; if not, samplers evaluate equal states once."""
         return self.call_signature.time is not None and self.call_signature.time_conditioning
 
     @property

@@ -28,6 +28,11 @@ class PairedDenoiser(Protocol):
 
     Attributes:
         block_length: positions in a block; None for a network that attends both ways, which has no such pass.
+
+    Examples:
+        >>> network = DiT(DiTConfig(**{**vars(shape), "block_length": 4}))
+        >>> isinstance(network, PairedDenoiser), network.paired_features(x_t, data).shape
+        (True, torch.Size([8, 16, 16]))
     """
 
     if TYPE_CHECKING:
@@ -85,8 +90,10 @@ def block_nelbo(
         ValueError: if shapes do not fit, or the denoiser was trained with other blocks.
         TypeError: if an argument has a wrong type.
 
-    Example:
-        >>> loss = block_nelbo(process, network, x_0, block_length=16, by="count", generator=generator).loss
+    Examples:
+        >>> loss = block_nelbo(process, teacher, data, block_length=4, by="count", generator=generator).loss
+        >>> loss.item()  # log(8)
+        2.079...
     """
     check_count("block_length", block_length)
     check_sequences(x_0, generation_mask)

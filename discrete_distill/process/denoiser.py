@@ -19,12 +19,18 @@ class Denoiser(Protocol):
     """Any callable from noisy tokens to raw logits.
 
     ``denoiser(x_t, t, **model_kwargs) -> logits`` with ``x_t`` int64 ``[B, L]``, ``t`` fp32 ``[B]`` in ``[0, 1]`` and
-    logits ``[B, L, V]``. The logits are raw: that the mask is never predicted and that visible tokens stay is
-    the process's business (`MaskedDiffusion.log_probs`). Nobody writes into them.
+    logits ``[B, L, V]``. The logits are raw: the process removes the mask from them and keeps visible tokens
+    (`MaskedDiffusion.log_probs`). They are never written into.
 
     A denoiser with a true attribute ``accepts_step`` is also passed ``s`` ``[B]``, the time at which its step
     ends. One with a false attribute ``time_conditioned`` has logits that depend on ``x_t`` alone. An integer
     attribute ``num_classes`` states ``V``, so that token ids outside of it are refused before the network is called.
+
+    Examples:
+        >>> def uniform(x_t, t, **model_kwargs):
+        ...     return torch.zeros(*x_t.shape, 9)  # Raw logits [B, L, V].
+        >>> AncestralSampler(process, num_steps=4)(uniform, shape=(2, 16), generator=generator).nfe
+        4
     """
 
     def __call__(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
@@ -35,6 +41,13 @@ class FeatureDenoiser(Protocol):
     """A denoiser whose head can be run alone: ``logits = project(features(x_t, t, **model_kwargs))``.
 
     ``features`` returns ``[B, L, D]``; ``project`` maps ``[..., D]`` to ``[..., V]``.
+
+    Examples:
+        >>> [isinstance(each, FeatureDenoiser) for each in (teacher, bert, as_denoiser(bert))]
+        [True, False, True]
+        >>> features = teacher.features(x_t, t)  # [8, 16, 16]
+        >>> bool((teacher.project(features[:, :2]) == teacher(x_t, t)[:, :2]).all())
+        True
     """
 
     def features(self, x_t: Tensor, t: Tensor, /, **model_kwargs: Any) -> Tensor: ...
@@ -84,12 +97,22 @@ def prepared_projection(denoiser: Denoiser, parts: FeatureParts) -> Callable[[Te
 
 
 def step_kwargs(denoiser: Denoiser, s: Tensor | None) -> dict[str, Tensor]:
-    """``{"s": s}`` for a denoiser that is passed the end of its step, else nothing."""
+    """``{"s": s}`` for a denoiser that is passed the end of its step, else nothing.
+
+    Examples:
+        >>> step_kwargs(teacher, s=t - 0.25)  # It was made without conditioning on the step.
+        {}
+    """
     return {"s": s} if s is not None and getattr(denoiser, "accepts_step", False) else {}
 
 
 def ignores_time(denoiser: Denoiser) -> bool:
-    """Whether the denoiser states that its logits depend on the tokens alone."""
+    """Whether the denoiser states that its logits depend on the tokens alone.
+
+    Examples:
+        >>> ignores_time(teacher), ignores_time(DiT(DiTConfig(**{**vars(shape), "time_conditioning": True})))
+        (True, False)
+    """
     return getattr(denoiser, "time_conditioned", True) is False
 
 
@@ -134,6 +157,12 @@ def logits_at(
             or ``positions`` is of another type.
         ValueError: if its logits are not ``[B, L, V]``, ``t`` is not ``[B]``, or a position is outside ``[0, B * L)``
             (checked on a CPU only).
+
+    Examples:
+        >>> denoiser, masked = as_denoiser(bert), process.is_masked(x_t)
+        >>> logits = logits_at(denoiser, x_t, t, masked.flatten().nonzero()[:, 0])  # [N, 9]
+        >>> torch.allclose(logits, denoiser(x_t, t)[masked], atol=1e-5)
+        True
     """
     _check_positions(positions)
     if positions.device.type == "cpu" and not torch.compiler.is_compiling() and len(positions):
@@ -171,6 +200,12 @@ def logits_in_parts(
         TypeError: as `logits_at`.
         ValueError: as `logits_at`, but the values of ``positions`` are not checked; or if the vocabulary does not hold
             ``largest_id``.
+
+    Examples:
+        >>> positions = process.is_masked(x_t).flatten().nonzero()[:, 0]
+        >>> part = logits_in_parts(teacher, x_t, t, positions)
+        >>> part(slice(0, 4)).shape
+        torch.Size([4, 9])
     """
     check_ids(denoiser, largest_id)
     check_per_row("t", t, len(x_t))

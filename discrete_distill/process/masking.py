@@ -48,6 +48,15 @@ class MaskedDiffusion:
     Raises:
         TypeError: if an id is not an integer.
         ValueError: if an id is negative, or the mask is among the forbidden ones.
+
+    Examples:
+        >>> process = MaskedDiffusion(mask_token_id=8, schedule=LinearSchedule())
+        >>> process.corrupt(torch.tensor([[1, 2, 3, 4]]), torch.tensor([1.0])).tolist()  # t = 1 is all mask.
+        [[8, 8, 8, 8]]
+        >>> process.unmask_probability(torch.tensor(0.8), torch.tensor(0.6))  # (0.4 - 0.2) / (1 - 0.2)
+        tensor(0.2500)
+        >>> process.nelbo(teacher, data, by="count", generator=generator).loss.item()  # log(8): all tokens alike.
+        2.079...
     """
 
     mask_token_id: int

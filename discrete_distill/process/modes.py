@@ -20,6 +20,15 @@ def evaluation_mode(*networks: Any, parametrizations: bool = True) -> Iterator[N
         networks: modules; whatever else is given (functions, None) has no mode and is passed over.
         parametrizations: also those of ``torch.nn.utils.parametrize``. False leaves them as they are, so that a
             spectral norm goes on following its weights while a network is trained without dropout.
+
+    Examples:
+        >>> student.train()
+        DiT(...)
+        >>> with evaluation_mode(student):
+        ...     print(student.training)
+        False
+        >>> student.training
+        True
     """
     switched = [
         module

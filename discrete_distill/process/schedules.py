@@ -1,7 +1,7 @@
 """Masking schedules: the probability ``alpha(t)`` that a token is still visible at time ``t``.
 
-Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule knows its derivative
-and its inverse, so losses, weights and samplers never differentiate or search for themselves.
+Time runs from 0 (data, ``alpha`` near 1) to 1 (all mask, ``alpha`` near 0). A schedule has its derivative
+and its inverse in closed form, for losses, weights and samplers.
 
 Sources: log-linear, MDLM (arXiv 2406.07524); linear, LLaDA (arXiv 2502.09992); cosine, MaskGIT (arXiv
 2202.04200); polynomial, MD4 (arXiv 2406.04329); geometric, SEDD (arXiv 2310.16834).
@@ -18,7 +18,16 @@ from torch import Tensor
 
 
 class MaskingSchedule(ABC):
-    """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse, all elementwise."""
+    """``alpha: [0, 1] -> [0, 1]``, strictly decreasing, with derivative and inverse, all elementwise.
+
+    Examples:
+        >>> class QuadraticSchedule(MaskingSchedule):
+        ...     def alpha(self, t): return (1 - t) ** 2
+        ...     def dalpha(self, t): return -2 * (1 - t)
+        ...     def inverse(self, alpha): return 1 - alpha.sqrt()
+        >>> MaskedDiffusion(mask_token_id=8, schedule=QuadraticSchedule()).visible_probability(torch.tensor(0.5))
+        tensor(0.2500)
+    """
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -50,6 +59,11 @@ class LogLinearSchedule(MaskingSchedule):
 
     Raises:
         ValueError: if ``eps`` is outside ``[0, 1)``.
+
+    Examples:
+        >>> schedule = LogLinearSchedule(eps=0.0)
+        >>> schedule.alpha(torch.tensor(0.25)), schedule.sigma(torch.tensor(0.5))  # 3/4 and log 2
+        (tensor(0.7500), tensor(0.6931))
     """
 
     eps: float = 1e-3
@@ -74,7 +88,13 @@ class LogLinearSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class LinearSchedule(MaskingSchedule):
-    """``alpha(t) = 1 - t``: a fraction ``t`` is masked. LLaDA, arXiv 2502.09992."""
+    """``alpha(t) = 1 - t``: a fraction ``t`` is masked. LLaDA, arXiv 2502.09992.
+
+    Examples:
+        >>> schedule, t = LinearSchedule(), torch.tensor(0.25)
+        >>> schedule.alpha(t), schedule.elbo_weight(t)  # 1 - t and 1 / t
+        (tensor(0.7500), tensor(4.))
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t
@@ -88,7 +108,12 @@ class LinearSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(MaskingSchedule):
-    """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first. MaskGIT, arXiv 2202.04200."""
+    """``alpha(t) = 1 - cos(pi/2 (1 - t))``: few tokens are revealed first. MaskGIT, arXiv 2202.04200.
+
+    Examples:
+        >>> CosineSchedule().alpha(torch.tensor([1.0, 2 / 3, 1 / 3, 0.0]))  # After a third of the time 13% is visible.
+        tensor([0.0000, 0.1340, 0.5000, 1.0000])
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - torch.cos(0.5 * math.pi * (1.0 - t))
@@ -109,6 +134,10 @@ class PolynomialSchedule(MaskingSchedule):
 
     Raises:
         ValueError: if ``exponent`` is not positive.
+
+    Examples:
+        >>> PolynomialSchedule(exponent=3.0).alpha(torch.tensor(0.5))  # 1 - 1/8
+        tensor(0.8750)
     """
 
     exponent: float = 2.0
@@ -137,6 +166,10 @@ class GeometricSchedule(MaskingSchedule):
 
     Raises:
         ValueError: unless ``0 < sigma_min < sigma_max``.
+
+    Examples:
+        >>> GeometricSchedule(sigma_min=0.01, sigma_max=25.0).sigma(torch.tensor(0.5))  # The geometric mean.
+        tensor(0.5000)
     """
 
     sigma_min: float = 1e-3

@@ -19,7 +19,13 @@ from ..checks import check_count, check_floats, check_generator, check_number
 
 
 class TimeSample(NamedTuple):
-    """Times ``[n]`` in ``[0, 1]`` and their density ``pi(t)`` ``[n]``, per unit of time."""
+    """Times ``[n]`` in ``[0, 1]`` and their density ``pi(t)`` ``[n]``, per unit of time.
+
+    Examples:
+        >>> t, density = UniformTime(low=0.5).sample(3, generator=generator)
+        >>> density.tolist(), bool((t >= 0.5).all())
+        ([2.0, 2.0, 2.0], True)
+    """
 
     t: Tensor
     density: Tensor
@@ -35,6 +41,11 @@ class TimeDistribution(ABC):
 
     Raises:
         ValueError: unless ``0 <= low < high <= 1``.
+
+    Examples:
+        >>> grid = torch.linspace(0.0, 1.0, 1001)
+        >>> [round(float(torch.trapezoid(pi.density(grid), grid)), 2) for pi in (UniformTime(), BetaTime())]
+        [1.0, 1.0]
     """
 
     low: float = 0.0
@@ -76,7 +87,14 @@ class TimeDistribution(ABC):
 
 @dataclass(frozen=True)
 class UniformTime(TimeDistribution):
-    """Independent uniform times."""
+    """Independent uniform times.
+
+    Examples:
+        >>> times = UniformTime(low=0.1, high=0.3)
+        >>> times.density(torch.tensor([0.05, 0.2]))
+        tensor([0., 5.])
+        >>> out = process.nelbo(teacher, data, time_distribution=times, generator=generator)
+    """
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         return draws.rand((n,), device=device, generator=generator)
@@ -89,7 +107,13 @@ class UniformTime(TimeDistribution):
 class StratifiedTime(UniformTime):
     """One uniform time in each of ``n`` equal cells, in random order: the low-discrepancy sampler of VDM,
     arXiv 2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean
-    varies far less."""
+    varies far less.
+
+    Examples:
+        >>> t = StratifiedTime().sample(4, generator=generator).t
+        >>> (4 * t).long().sort().values.tolist()  # One time in each quarter.
+        [0, 1, 2, 3]
+    """
 
     def _unit_sample(self, n: int, device: torch.device, generator: Generator | None) -> Tensor:
         cell = draws.randperm(n, device=device, generator=generator)
@@ -106,6 +130,10 @@ class BetaTime(TimeDistribution):
 
     Raises:
         ValueError: if a shape is not positive.
+
+    Examples:
+        >>> BetaTime(a=2.0, b=2.0).density(torch.tensor([0.0, 0.5]))  # 6 t (1 - t)
+        tensor([0.0000, 1.5000])
     """
 
     a: float = 2.0

@@ -14,7 +14,16 @@ from .schedules import LogLinearSchedule, MaskingSchedule
 
 
 class TimeWeight(ABC):
-    """A positive weight ``omega(t)``, elementwise in ``t`` of any shape."""
+    """A positive weight ``omega(t)``, elementwise in ``t`` of any shape.
+
+    Examples:
+        >>> class LateWeight(TimeWeight):
+        ...     def __call__(self, t): return 1.0 + t
+        >>> log_ratio = DiscriminatorLogRatio(process, discriminator)
+        >>> estimator = ScoreFunctionIntegralKL(process, log_ratio, weight=LateWeight())
+        >>> estimator.weight(torch.tensor([0.0, 0.5]))
+        tensor([1.0000, 1.5000])
+    """
 
     @abstractmethod
     def __call__(self, t: Tensor) -> Tensor: ...
@@ -26,6 +35,10 @@ class ConstantWeight(TimeWeight):
 
     Raises:
         ValueError: if ``value`` is not positive.
+
+    Examples:
+        >>> ConstantWeight(2.0)(torch.tensor([0.1, 0.9]))
+        tensor([2., 2.])
     """
 
     value: float = 1.0
@@ -50,6 +63,11 @@ class ElboWeight(TimeWeight):
 
     Raises:
         ValueError: unless ``0 <= low <= high``.
+
+    Examples:
+        >>> weight = ElboWeight(LinearSchedule(), low=0.1, high=10.0)
+        >>> weight(torch.tensor([0.01, 0.5, 1.0]))  # 1 / t, clipped
+        tensor([10.,  2.,  1.])
     """
 
     schedule: MaskingSchedule = field(default_factory=LogLinearSchedule)

@@ -40,6 +40,13 @@ class AnalyticSampler(GridOptions):
 
     Raises:
         ValueError: if ``outputs`` is unknown, or scores are to be guided or belong to no finite noise.
+
+    Examples:
+        >>> seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        >>> out = AnalyticSampler(process, num_steps=4)(teacher, (2, 16), generator=seeds[0])
+        >>> ancestral = AncestralSampler(process, num_steps=4)(teacher, (2, 16), generator=seeds[1])
+        >>> torch.equal(out.sequences, ancestral.sequences)
+        True
     """
 
     outputs: Literal["logits", "log_scores"] = "logits"

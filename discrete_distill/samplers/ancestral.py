@@ -22,6 +22,12 @@ class AncestralSampler(GridOptions):
     ends at 0 reveals all that is left, so there is no extra pass.
 
     The options are those of `GridOptions` and `SamplerOptions`.
+
+    Examples:
+        >>> sampler = AncestralSampler(process, num_steps=4, temperature=0.9)
+        >>> out = sampler(teacher, shape=(2, 16), generator=generator)
+        >>> out.sequences.shape, out.nfe, bool((out.sequences == 8).any())
+        (torch.Size([2, 16]), 4, False)
     """
 
     def fill(self, state: SamplerState, recorder: Recorder) -> None:

@@ -32,6 +32,11 @@ class FinishedBlock(NamedTuple):
         positions: int64 ``[b, K]``, where the tokens lie in the batch.
         tokens: int64 ``[b, K]``.
         real: bool ``[b, K]``, false behind the end of a sequence, and at padding.
+
+    Examples:
+        >>> blocks = BlockwiseSampler(FirstHittingSampler(process), block_length=4).stream(teacher, (1, 8))
+        >>> [block.positions[0].tolist() for block in blocks]
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
     """
 
     rows: Tensor
@@ -71,9 +76,13 @@ class BlockwiseSampler(Sampler):
             or a cache does not go with the alignment or the sampler; on a call, if the denoiser was trained for other
             blocks or for another cache.
 
-    Example:
-        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, threshold=0.9), block_length=32, cache="dual")
-        >>> sampler(network, x_init=prompt).tokens_per_forward
+    Examples:
+        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, num_steps=2, greedy=True), block_length=4)
+        >>> sampler(teacher, (2, 16), generator=generator).nfe  # Four blocks of two steps each.
+        8
+        >>> sampler = BlockwiseSampler(ConfidenceSampler(process, threshold=0.9), block_length=4, cache="dual")
+        >>> sampler(teacher, (2, 16), generator=generator).tokens_per_forward  # No token is as certain as that.
+        1.0
     """
 
     sampler: SamplerOptions
@@ -144,9 +153,10 @@ class BlockwiseSampler(Sampler):
 
         The arguments are those of a call.
 
-        Example:
-            >>> for block in sampler.stream(network, x_init=prompts):
-            ...     print(tokenizer.batch_decode(block.tokens))
+        Examples:
+            >>> sampler = BlockwiseSampler(FirstHittingSampler(process), block_length=8)
+            >>> [block.real[0].sum().item() for block in sampler.stream(teacher, (1, 12), generator=generator)]
+            [8, 4]
         """
         inputs = {
             "shape": shape, "x_init": x_init, "attention_mask": attention_mask, "generation_mask": generation_mask,

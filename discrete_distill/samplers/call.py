@@ -34,7 +34,13 @@ class SamplerCall:
 
 
 class Sampler:
-    """Base of all samplers: one call signature."""
+    """Base of all samplers: one call signature.
+
+    Examples:
+        >>> samplers = [AncestralSampler(process, num_steps=2), FirstHittingSampler(process)]
+        >>> [sampler(teacher, shape=(2, 8), generator=generator).nfe for sampler in samplers]
+        [2, 8]
+    """
 
     @torch.no_grad()
     def __call__(
@@ -78,9 +84,11 @@ class Sampler:
             ValueError: if shapes do not fit, logits were NaN or all -inf somewhere (the position is named), or the
                 sampler does not honour an argument that was given.
 
-        Example:
-            >>> sampler = AncestralSampler(process, num_steps=16)
-            >>> sampler(denoiser, (8, 1024), generator=torch.Generator().manual_seed(0)).sequences
+        Examples:
+            >>> sampler = AncestralSampler(process, num_steps=4)
+            >>> prompt = torch.tensor([[1, 2, 8, 8, 8, 3]])  # The masks are filled.
+            >>> sampler(teacher, x_init=prompt, generator=generator).sequences[0, [0, 1, 5]].tolist()
+            [1, 2, 3]
         """
         inputs = {
             "shape": shape, "x_init": x_init, "attention_mask": attention_mask, "generation_mask": generation_mask,

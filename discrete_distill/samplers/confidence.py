@@ -48,6 +48,12 @@ class ConfidenceSampler(GridOptions):
     Raises:
         ValueError: if the order is unknown, a number is out of range, threshold and factor are both given, or one of
             them together with options of a grid or with an order that is no probability.
+
+    Examples:
+        >>> sampler = ConfidenceSampler(process, num_steps=4, order="margin", greedy=True)
+        >>> out = sampler(teacher, (1, 16), generator=generator, return_history=True)
+        >>> [int((x_t == 8).sum()) for x_t in out.history]  # Masks left.
+        [16, 12, 8, 4, 0]
     """
 
     order: Order = "confidence"

@@ -55,9 +55,12 @@ class CudaGraphSampler(Sampler):
             that depend on data, or for guidance; when called, if a graph is to be captured without CUDA, or an argument
             is not honoured.
 
-    Example:
-        >>> fast = CudaGraphSampler(AncestralSampler(process, num_steps=16))
-        >>> fast(denoiser, (64, 1024), device="cuda", generator=generator).sequences
+    Examples:
+        >>> sampler = AncestralSampler(process, num_steps=4)
+        >>> seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        >>> fast = CudaGraphSampler(sampler)(teacher, (2, 16), generator=seeds[0])
+        >>> torch.equal(fast.sequences, sampler(teacher, (2, 16), generator=seeds[1]).sequences)
+        True
     """
 
     sampler: AncestralSampler

@@ -39,6 +39,11 @@ class EntropyBoundedSampler(SamplerOptions):
 
     Raises:
         ValueError: if ``gamma`` is negative or the order unknown.
+
+    Examples:
+        >>> samplers = [EntropyBoundedSampler(process, gamma=gamma) for gamma in (0.0, 2.1, 4.2)]
+        >>> [sampler(teacher, (1, 12), generator=generator).nfe for sampler in samplers]  # log(8) = 2.08 nats a token
+        [12, 6, 4]
     """
 
     gamma: float = 0.1

@@ -25,6 +25,11 @@ class FirstHittingSampler(SamplerOptions):
     For a denoiser that ignores time this is autoregression in a uniformly random order.
 
     The options are those of `SamplerOptions`; there is no grid and no number of steps.
+
+    Examples:
+        >>> out = FirstHittingSampler(process)(teacher, x_init=torch.tensor([[1, 8, 8, 8]]), generator=generator)
+        >>> out.nfe, out.sequences[0, 0].item()
+        (3, 1)
     """
 
     def fill(self, state: SamplerState, recorder: Recorder) -> None:

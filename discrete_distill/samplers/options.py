@@ -34,7 +34,8 @@ class SamplerOptions(Sampler):
         top_k: draw among the ``k`` most likely tokens only, renormalised.
         top_p: draw among the fewest tokens that hold at least this probability, renormalised (arXiv 1904.09751); of the
             distribution after temperature and ``top_k``.
-        forbidden_token_ids: ids that are never drawn beside those of the process; the distribution is renormalised.
+        forbidden_token_ids: ids that are never drawn, in addition to those of the process; the distribution is
+            renormalised.
         precision: of the draw: ``torch.float32``, whose tails are summed in fp64, or ``torch.float64`` throughout.
         cfg_scale: ``w`` of classifier-free guidance, ``log p = w log p(x | c) + (1 - w) log p(x)``, renormalised; 1 is
             the conditional distribution and one call, everything else two calls a step, both counted.
@@ -48,6 +49,11 @@ class SamplerOptions(Sampler):
     Raises:
         TypeError: if an option has a wrong type.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> sampler = FirstHittingSampler(process, temperature=0.8, forbidden_token_ids=(1, 2, 3, 4, 5, 6, 7))
+        >>> sampler(teacher, (1, 4), generator=generator).sequences.tolist()
+        [[0, 0, 0, 0]]
     """
 
     process: MaskedDiffusion
@@ -147,6 +153,12 @@ class GridOptions(SamplerOptions):
     Raises:
         ValueError: if a number is out of range, times do not descend, or noise removal is chosen where a grid ends
             at 0 and leaves nothing.
+
+    Examples:
+        >>> AncestralSampler(process, num_steps=4).times
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        >>> AncestralSampler(process, num_steps=2, grid="cosine", end=0.1).times
+        [1.0, 0.73..., 0.1]
     """
 
     num_steps: int = 16

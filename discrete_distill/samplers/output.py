@@ -20,6 +20,11 @@ class SamplerOutput:
         num_tokens: int64 ``[B]``, generated tokens of each sequence, up to its end token where a sampler knows one.
         history: the state before each step and at the end, int64 ``[B, L]`` each, with ``return_history``.
         commits: passes that kept the keys and values of a finished block.
+
+    Examples:
+        >>> out = FirstHittingSampler(process)(teacher, shape=(1, 4), generator=generator)
+        >>> out.nfe, out.log_probs  # -log(8) for each token
+        (4, tensor([[-2.0794, -2.0794, -2.0794, -2.0794]]))
     """
 
     sequences: Tensor

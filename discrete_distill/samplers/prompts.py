@@ -28,7 +28,7 @@ class Frame:
         TypeError: if a length or an id is no integer.
         ValueError: if the length is below 1, or an id negative.
 
-    Example:
+    Examples:
         >>> Frame(2, prefix=[0], suffix=[1]).x_init(1, mask_token_id=7).tolist()
         [[0, 7, 7, 1]]
     """
@@ -60,6 +60,11 @@ class Frame:
             raise ValueError(f"the tokenizer encodes its mask token {mask!r} as {ids}; give prefix and suffix as ids")
         place = ids.index(mask_id)
         return cls(length, tuple(ids[:place]), tuple(ids[place + 1 :]))
+
+    def around(self, x: Tensor) -> Tensor:
+        """Put the frame around sequences, int64 ``[B, length]`` to ``[B, L]``."""
+        ends = [torch.tensor(each, dtype=x.dtype, device=x.device) for each in (self.prefix, self.suffix)]
+        return torch.cat([ends[0].expand(len(x), -1), x, ends[1].expand(len(x), -1)], dim=1)
 
     def x_init(self, batch_size: int, *, mask_token_id: int, device: torch.device | str | None = None) -> Tensor:
         """Make the start of a sampler: masks in the frame, int64 ``[B, L]`` with ``L`` the length with its frame.
@@ -97,6 +102,14 @@ def prompted(
         TypeError: if an id or a length is no integer.
         ValueError: if there is no prompt, an id is negative, a length is less than 1, numbers of prompts, lengths and
             suffixes differ, or prompt and suffix do not fit; the sequence is named.
+
+    Examples:
+        >>> x_init, attention_mask = prompted([[1, 2], [3]], length=[5, 4], mask_token_id=8, suffixes=[[7], [7]])
+        >>> x_init
+        tensor([[1, 2, 8, 8, 7],
+                [3, 8, 8, 7, 8]])
+        >>> attention_mask[1].tolist()
+        [True, True, True, True, False]
     """
     check_count("mask_token_id", mask_token_id, minimum=0)
     prompts = [_ids(prompt) for prompt in prompts]

@@ -26,6 +26,12 @@ class Candidate:
         generation_mask: bool ``[B, L]``, what the sampler may write.
         uniform: fp32 ``[B, L]`` in (0, 1), the same for all candidates of a step: randomness for scores.
         model_kwargs: what the denoiser is passed, attention mask included.
+
+    Examples:
+        >>> revealed, drawn = torch.tensor([3, 18]), torch.rand(data.shape, generator=generator)
+        >>> candidate = Candidate(data, 0.0 * t, revealed, generation_mask=data >= 0, uniform=drawn)
+        >>> TeacherRatio(teacher, student, process).score_candidate(candidate)  # The student is a copy of the teacher.
+        tensor([0., 0., 0., 0., 0., 0., 0., 0.])
     """
 
     x_t: Tensor
@@ -38,7 +44,17 @@ class Candidate:
 
 @runtime_checkable
 class CandidateScorer(Protocol):
-    """Scores candidates by more than their tokens."""
+    """Scores candidates by more than their tokens.
+
+    Examples:
+        >>> class FewerThrees:
+        ...     evaluations = 0  # It calls no network.
+        ...     def score_candidate(self, candidate):
+        ...         return -(candidate.x_t == 3).sum(1).float()
+        >>> sampler = RGASampler(process, reward=FewerThrees(), num_steps=4, num_candidates=8, rerank_scale=100.0)
+        >>> int((sampler(teacher, (2, 16), generator=generator).sequences == 3).sum())
+        0
+    """
 
     @property
     def evaluations(self) -> int:
@@ -59,9 +75,9 @@ class TeacherRatio:
 
     .. math:: \mathrm{score} = \sum_{i \in H} \log p_{teacher}(x_i \mid z_{-H}) - \log p_{student}(x_i \mid z_{-H})
 
-    Tokens of one step are drawn independently of each other; the teacher, shown half of them, knows how well the other
-    half goes with it. The student's term takes away what the student would have drawn anyway. Passes are counted: two a
-    candidate.
+    Tokens of one step are drawn independently of each other; the teacher's probability of one part, given the other,
+    measures how well they fit. The student's term is subtracted, so that the score is 0 where both networks agree. Each
+    candidate costs two passes.
 
     Args:
         teacher: any `Denoiser`.
@@ -71,6 +87,12 @@ class TeacherRatio:
 
     Raises:
         ValueError: if ``mask_ratio`` is outside ``(0, 1]``.
+
+    Examples:
+        >>> scorer = TeacherRatio(teacher, student, process)
+        >>> sampler = RGASampler(process, reward=scorer, num_steps=4, num_candidates=2)
+        >>> sampler(student, (2, 16), generator=generator).network_evaluations  # Four steps of 1 + 2 * 2.
+        20
     """
 
     teacher: Denoiser

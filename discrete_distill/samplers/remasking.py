@@ -50,6 +50,11 @@ class ReMaskingSampler(GridOptions):
 
     Raises:
         ValueError: if the strategy is unknown or ``eta`` out of range.
+
+    Examples:
+        >>> sampler = ReMaskingSampler(MaskedDiffusion(8, LinearSchedule()), num_steps=4, strategy="rescale", eta=0.5)
+        >>> sampler.sigma(torch.tensor(0.5), torch.tensor(0.25))  # Half of (1 - 0.75) / 0.5
+        tensor(0.2500)
     """
 
     strategy: Literal["cap", "rescale", "conf"] = "cap"

@@ -60,9 +60,11 @@ class RGASampler(GridOptions):
         TypeError: if an option has a wrong type, or steps are to be tilted and the reward cannot read embeddings.
         ValueError: if a number is out of range; when called, if the reward is neither ``[B, L]`` nor ``[B]``.
 
-    Example:
-        >>> sampler = RGASampler(process, reward=discriminator, num_steps=16, num_candidates=4)
-        >>> sampler(denoiser, x_init=prompt, attention_mask=mask).sequences
+    Examples:
+        >>> sampler = RGASampler(process, reward=discriminator, num_steps=4, num_candidates=4)
+        >>> out = sampler(student, x_init=x_t, generator=generator)
+        >>> out.nfe, out.network_evaluations  # Four steps, in each of which four candidates are scored.
+        (4, 20)
     """
 
     reward: RatioNetwork | Reward | CandidateScorer

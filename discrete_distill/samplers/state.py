@@ -68,10 +68,11 @@ class SamplerState:
             shapes or devices do not agree, ids are negative or unknown to the denoiser, ``first_row`` is out of range,
             or guidance has nothing to guide by.
 
-    Example:
-        >>> state = SamplerState(process, denoiser, (8, 1024), generator=generator)
+    Examples:
+        >>> state = SamplerState(process, teacher, (8, 16), generator=generator)
         >>> state.reveal(state.select(state.masked()), torch.ones(8), torch.zeros(8), step=0)
-        >>> state.finish(None).sequences
+        >>> int(state.masked().sum()), state.finish(None).nfe
+        (0, 1)
     """
 
     def __init__(

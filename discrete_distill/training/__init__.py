@@ -12,6 +12,7 @@ from .mode_collapse import CollapseRule, CollapseWatch, ModeCollapse, TrainingCo
 from .optimization import ModuleOptimizer, OptimizerConfig
 from .seeding import fold_seed, step_generator
 from .stored_settings import flat_settings, refuse_changes
+from .trajectory_store import TrajectoryStore
 
 __all__ = [
     "BatchPart",
@@ -28,6 +29,7 @@ __all__ = [
     "TrainingCollapsed",
     "TrainingDiverged",
     "TrainingLoop",
+    "TrajectoryStore",
     "explain",
     "flat_settings",
     "fold_seed",

@@ -33,6 +33,14 @@ class CheckpointStore:
     Raises:
         ValueError: if ``keep`` is below 1.
         TypeError: if it is not an integer.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> store = CheckpointStore(Path("checkpoints"), keep=1)
+        >>> store.save(100, {"loss": 0.5}).name, store.save(200, {"loss": 0.25}).name
+        ('step-00000100', 'step-00000200')
+        >>> store.load_latest()
+        (200, {'loss': 0.25})
     """
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:

@@ -26,6 +26,15 @@ class BatchPart:
         draw: draws its rollout: ``draw(generator, tokens)``, along given tokens if there are any.
         reference: called for clean tokens, int64 ``[B, L]``, each time that a loss reads some.
         generator: source of randomness of the part; parts may share one.
+
+    Examples:
+        >>> from discrete_distill.distillation.methods import DiDiInstruct
+        >>> method = DiDiInstruct(networks, process)
+        >>> def draw(generator, tokens):
+        ...     return method.rollout(8, 16, generator=generator, tokens=tokens)
+        >>> part = BatchPart(draw=draw, reference=lambda: data, generator=generator)
+        >>> part.draw(part.generator, None).sequences.shape
+        torch.Size([8, 16])
     """
 
     draw: Draw
@@ -54,11 +63,19 @@ class DistillationStep:
         parts: of the batch.
         losses: of the student, for a caller of `student_loss` to fill.
 
-    Example:
-        >>> step = DistillationStep(
-        ...     method, module_optimizers, accelerator, parts, index, num_steps=10_000
-        ... )  # doctest: +SKIP
-        >>> metrics = step.run()  # doctest: +SKIP
+    Examples:
+        >>> from accelerate import Accelerator
+        >>> method, accelerator = DiDiInstruct(networks, process), Accelerator(cpu=True)
+        >>> trained = {"student": student, "discriminator": discriminator}
+        >>> optimizers = {
+        ...     name: ModuleOptimizer(each, OptimizerConfig(), 100, accelerator) for name, each in trained.items()
+        ... }
+        >>> def draw(generator, tokens):
+        ...     return method.rollout(8, 16, generator=generator, tokens=tokens)
+        >>> part = BatchPart(draw=draw, reference=lambda: data, generator=generator)
+        >>> metrics = DistillationStep(method, optimizers, accelerator, [part, part], 0, num_steps=100).run()
+        >>> metrics["student_skipped_updates"]
+        0.0
     """
 
     def __init__(

@@ -13,15 +13,25 @@ History = list[dict[str, float]]
 
 
 def explain(history: History) -> dict[str, str]:
-    """Sentences by name of the sign; empty where nothing is wrong.
+    """Describe signs of trouble in the metrics of a run, by name; empty where nothing is wrong.
 
     Args:
         history: lines of ``metrics.jsonl``, oldest first.
+
+    Examples:
+        >>> list(explain([{"step": 10.0, "discriminator_accuracy": 0.5, "clipped_rewards": 0.9}]))
+        ['discriminator', 'clipped_rewards']
     """
     if not history:
         return {}
     last = history[-1]
-    return {**_skipped(last), **_collapse(history), **_entropy(history), **_discriminator(last), **_rewards(last)}
+    return {
+        **_skipped(last),
+        **_collapse(history),
+        **_entropy(history),
+        **_discriminator(last),
+        **_rewards(last),
+    }
 
 
 def _skipped(last: dict[str, float]) -> dict[str, str]:

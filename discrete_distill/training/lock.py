@@ -26,10 +26,16 @@ class FolderInUse(OSError):
 def folder_lock(directory: Path) -> Iterator[None]:
     """Hold a folder for this process; it may be entered again inside.
 
-    The file ``.lock`` in it names process and machine. It stays behind, and means nothing without its holder.
+    The file ``.lock`` in it names process and machine. It stays behind, and has no effect once that process has ended.
 
     Raises:
         FolderInUse: if another process holds it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> with folder_lock(Path("run")):
+        ...     print(Path("run/.lock").exists())
+        True
     """
     name = str(Path(directory).resolve())
     if fcntl is None or name in _held:

@@ -51,7 +51,16 @@ class LoopConfig:
             stops; at most a quarter of the run, or 5; 0 for a run that goes on.
         skip_limit: updates in a row with a non-finite loss or gradient after which the run stops; at most a quarter of
             the run, or 5.
-        track: where metrics go beside ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
+        track: where metrics go in addition to ``metrics.jsonl``: "tensorboard", "trackio", "wandb", or "none".
+
+    Examples:
+        >>> from pathlib import Path
+        >>> config = LoopConfig(num_steps=4, log_every=2, checkpoint_every=2)
+        >>> def step(index, generator):
+        ...     return {"loss": 4.0 - index}
+        >>> loop = TrainingLoop(config, Path("run"), {}, step, label="demo", quiet=True)
+        >>> [(line["step"], line["loss"]) for line in loop.run()]  # Means of two steps.
+        [(2.0, 3.5), (4.0, 1.5)]
     """
 
     num_steps: int
@@ -87,8 +96,23 @@ class TrainingLoop:
         rank: of this process; only rank 0 writes.
         device: of the generators.
         quiet: no progress bar.
+        make_bar: makes the progress bar; takes tqdm's arguments.
         settings: what the result depends on, by name; see `flat_settings`. They are kept in every checkpoint, and a run
             that is resumed with others is refused. The seed of ``config`` is always among them.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> optimizer = torch.optim.AdamW(student.parameters())
+        >>> def step(index, generator):
+        ...     loss = process.nelbo(student, data, generator=generator).loss
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        ...     return {"loss": float(loss.detach())}
+        >>> parts = {"student": student, "optimizer": optimizer}
+        >>> loop = TrainingLoop(LoopConfig(num_steps=2), Path("run"), parts, step, label="training", quiet=True)
+        >>> loop.run()[-1]["step"]
+        2.0
     """
 
     def __init__(
@@ -103,6 +127,7 @@ class TrainingLoop:
         rank: int = 0,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        make_bar: Callable[..., tqdm] = tqdm,
         settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.config = config
@@ -115,6 +140,7 @@ class TrainingLoop:
         self.rank = rank
         self.device = torch.device(device)
         self.quiet = quiet
+        self.make_bar = make_bar
         self.store = CheckpointStore(self.directory / "checkpoints", keep=config.keep_checkpoints)
         self.history: list[dict[str, float]] = []
         self.window = MetricWindow()
@@ -141,7 +167,7 @@ class TrainingLoop:
         first = self._resume()
         started = time.perf_counter()
         quiet = self.quiet or self.rank > 0
-        bar = tqdm(
+        bar = self.make_bar(
             total=self.config.num_steps, initial=first, desc=self.label, disable=quiet, file=LastingStream(sys.stderr)
         )
         self.tracker = self._make_tracker(first)

@@ -85,7 +85,14 @@ def on_the_host(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
     """Entries of ``metrics.jsonl``. Lines that cannot be read are left out: the last one may be cut short by a kill,
-    and others are named in a warning."""
+    and others are named in a warning.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> written = Path("metrics.jsonl").write_text('{"step": 10, "loss": 2.5}')
+        >>> read_metrics(Path("."))
+        [{'step': 10, 'loss': 2.5}]
+    """
     file = Path(directory) / METRICS_FILE
     lines = file.read_bytes().splitlines() if file.exists() else []
     entries = [_entry(line) for line in lines]

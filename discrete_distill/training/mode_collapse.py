@@ -48,6 +48,11 @@ class CollapseRule:
     Raises:
         ValueError: for a factor of 1 or below, a share outside ``(0, 1)``, a negative number of errors, or fewer than
             one update.
+
+    Examples:
+        >>> rule = CollapseRule(agreement_factor=3.0)  # Odds of 1 to 4 become 1 to 1.
+        >>> rule.is_met("sample_agreement", first=0.2, last=0.5, error=0.01)
+        True
     """
 
     agreement_factor: float = 3.0
@@ -76,6 +81,13 @@ class ModeCollapse:
         since: step of the first line from which on the sign has stood.
         step: of the last line.
         changes: first and last mean of each figure that shows it, by name.
+
+    Examples:
+        >>> agreements = [0.10, 0.11, 0.10, 0.12, 0.50, 0.51, 0.50]
+        >>> history = [{"step": 10.0 * index, "sample_agreement": each} for index, each in enumerate(agreements)]
+        >>> sign = mode_collapse(history, CollapseRule(errors=0.0))
+        >>> sign.since, sign.step
+        (40.0, 60.0)
     """
 
     since: float
@@ -120,8 +132,13 @@ def mode_collapse(history: Sequence[Line], rule: CollapseRule | None = None) -> 
     Returns:
         The sign, or None where there is none, or too few lines.
 
-    Example:
-        >>> mode_collapse(read_metrics("runs/demo"))
+    Examples:
+        >>> history = [{"step": 10.0 * index, "sample_agreement": 0.1} for index in range(20)]
+        >>> mode_collapse(history) is None
+        True
+        >>> history += [{"step": 200.0 + 10.0 * index, "sample_agreement": 0.6} for index in range(20)]
+        >>> mode_collapse(history).updates > 100
+        True
     """
     rule = CollapseRule() if rule is None else rule
     name = next((each for each in (AGREEMENT, FIRST_ENTROPY) if history and each in history[-1]), None)
@@ -159,11 +176,12 @@ class CollapseWatch:
     Raises:
         ValueError: for fewer than one update between looks, or a negative ``stop_after``.
 
-    Example:
-        >>> watch = CollapseWatch(every=10)
-        >>> sign = watch.add(step, method.student_loss(rollout).metrics)
-        >>> if sign is not None and sign.is_new:
-        ...     print(sign)
+    Examples:
+        >>> watch = CollapseWatch(every=2)
+        >>> for step in range(4):
+        ...     sign = watch.add(step, {"sample_agreement": torch.tensor(0.1)})  # StepOutput.metrics of the student
+        ...     if sign is not None and sign.is_new:
+        ...         print(sign)
     """
 
     def __init__(self, *, every: int = 10, stop_after: int = 100, rule: CollapseRule | None = None) -> None:

@@ -40,6 +40,13 @@ class OptimizerConfig:
     Raises:
         ValueError: if a number is out of range or not finite.
         TypeError: if it is not a number.
+
+    Examples:
+        >>> from accelerate import Accelerator
+        >>> config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)
+        >>> optimizer = ModuleOptimizer(student, config, 100, Accelerator(cpu=True))
+        >>> [optimizer.step(process.nelbo(student, data).loss)["learning_rate"] for _ in range(3)]
+        [0.0, 0.0005, 0.001]
     """
 
     learning_rate: float = 3e-4
@@ -80,6 +87,14 @@ class ModuleOptimizer:
     Raises:
         ValueError: if the accelerator's precision is fp16, whose scaled losses are not unscaled here, or if a
             parameter of the network is not finite.
+
+    Examples:
+        >>> from accelerate import Accelerator
+        >>> config = OptimizerConfig(ema_decay=0.999, warmup_steps=0)
+        >>> optimizer = ModuleOptimizer(student, config, num_steps=100, accelerator=Accelerator(cpu=True))
+        >>> optimizer.step(process.nelbo(student, data, generator=generator).loss)
+        {'gradient_norm': ..., 'learning_rate': 0.0003, 'skipped_updates': 0.0}
+        >>> samples = AncestralSampler(process, num_steps=4)(optimizer.averaged, shape=(2, 16), generator=generator)
     """
 
     def __init__(

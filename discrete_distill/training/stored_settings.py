@@ -7,19 +7,23 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ..digests import weights_digest
+
 Setting = str | int | float | bool | None
 
 
 def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = ()) -> dict[str, Setting]:
     """Every field of a nested configuration under its dotted name, as a plain value. A part that stands where several
-    classes may stand is named too: the value of its field is the name of its class.
+    classes may stand is named too: the value of its field is the name of its class. A network is its `weights_digest`.
 
     Args:
         value: dataclass, mapping, or a value.
         prefix: of the names.
         leave_out: dotted names, with the prefix, of fields or groups that are not settings of the result.
 
-    Example:
+    Examples:
         >>> flat_settings({"student": {"rate": 0.1}, "seed": 0})
         {'student.rate': 0.1, 'seed': 0}
     """
@@ -35,6 +39,8 @@ def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = 
         kinds = {name: kind for name, kind in found.items() if kind != stated[name]}
     elif isinstance(value, Path):
         return {prefix: str(value)}
+    elif isinstance(value, nn.Module):
+        return {prefix: weights_digest(value)}
     else:
         return {prefix: value if isinstance(value, Setting) else repr(value)}
     settings: dict[str, Setting] = {}
@@ -53,6 +59,11 @@ def refuse_changes(
 
     Raises:
         ValueError: naming the settings that differ, with both values.
+
+    Examples:
+        >>> refuse_changes({"seed": 0}, {"seed": 1}, where="run")
+        Traceback (most recent call last):
+        ValueError: ...
     """
     missing = object()
     names = sorted({*saved, *now})

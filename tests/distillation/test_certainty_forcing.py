@@ -1,13 +1,23 @@
 """Certainty forcing: which states it makes, its loss by its definition, and the bias that it has by design."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from discrete_distill import MaskedDiffusion
-from discrete_distill.distillation.methods import CertaintyForcing, CertaintyForcingConfig
+from discrete_distill import AncestralSampler, BlockwiseSampler, ConfidenceSampler, MaskedDiffusion
+from discrete_distill.distillation.methods import (
+    BlockHalves,
+    CertaintyForcing,
+    CertaintyForcingConfig,
+    TrajectoryStates,
+)
 from discrete_distill.distillation.networks import Networks
+from discrete_distill.distillation.trajectories import GIVEN, PADDING, Trajectories, draw_trajectories
+from discrete_distill.samplers import Sampler
 
 V, MASK, LENGTH = 5, 4, 11
 PROCESS = MaskedDiffusion(MASK)
@@ -24,9 +34,9 @@ class Table(nn.Module):
         return self.weight[x_t, torch.arange(LENGTH)]
 
 
-def make(**options: float) -> CertaintyForcing:
+def make(corruption: Any = None, **options: float) -> CertaintyForcing:
     student = Table()
-    config = CertaintyForcingConfig(**{"block_length": 3, **options})  # type: ignore[arg-type]
+    config = CertaintyForcingConfig(corruption=corruption or BlockHalves(block_length=3), **options)
     return CertaintyForcing(Networks(student, student), PROCESS, config)
 
 
@@ -83,7 +93,7 @@ def test_the_loss_is_that_of_the_paper() -> None:
 
 def optimum(labels: Tensor, entropy_weight: float) -> Tensor:
     """Where the loss leads a free answer to two masked positions whose teacher says each of its words half the time."""
-    method = make(entropy_weight=entropy_weight, block_length=2)
+    method = make(BlockHalves(block_length=2), entropy_weight=entropy_weight)
     x_0 = labels.repeat(64, 1)
     optimizer = torch.optim.Adam(method.student.parameters(), lr=0.05)
     with torch.no_grad():
@@ -108,16 +118,116 @@ def test_its_bias_is_certainty_that_the_teacher_does_not_have() -> None:
     assert float(forced[1]) < 0.15
 
 
+SAMPLERS: dict[str, Callable[[], Sampler]] = {
+    "ancestral": lambda: AncestralSampler(PROCESS, num_steps=6),
+    "confidence": lambda: ConfidenceSampler(PROCESS, num_steps=4),
+    "blockwise": lambda: BlockwiseSampler(ConfidenceSampler(PROCESS, num_steps=2), block_length=3),
+}
+
+
+def ragged_prompts(batch: int) -> tuple[Tensor, Tensor]:
+    """Prompts of 0 to 3 tokens, and up to two padded positions at the end."""
+    place, row = torch.arange(LENGTH), torch.arange(batch)[:, None]
+    real = place < LENGTH - row % 3
+    return torch.where((place < row % 4) | ~real, 0, MASK), real
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_trajectories_rebuild_every_state_of_the_sampler(name: str) -> None:
+    teacher, sampler = Table(), SAMPLERS[name]()
+    x_init, real = ragged_prompts(12)
+    teacher_of_any_padding = lambda x_t, t, attention_mask: teacher(x_t, t)  # noqa: E731
+    given: dict[str, Any] = {"x_init": x_init, "attention_mask": real}
+    drawn = draw_trajectories(sampler, teacher_of_any_padding, generator=torch.Generator().manual_seed(0), **given)
+    out = sampler(teacher_of_any_padding, generator=torch.Generator().manual_seed(0), return_history=True, **given)
+    assert torch.equal(drawn.x_0, out.sequences)
+    assert torch.equal(drawn.generation_mask, x_init == MASK)
+    assert torch.equal(drawn.attention_mask, real)  # type: ignore[arg-type]
+    assert torch.equal(drawn.reveal_step == GIVEN, (x_init != MASK) & real)
+    assert torch.equal(drawn.reveal_step == PADDING, ~real)
+    assert out.history is not None
+    assert len(out.history) > 3
+    for step, state in enumerate(out.history):
+        assert torch.equal(torch.where(drawn.reveal_step >= step, MASK, drawn.x_0), state)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_states_are_those_of_the_recorded_trajectory_within_a_block(ratio: float) -> None:
+    """Of 4 rows of each prompt the masks of a block are what the teacher had masked before one of its steps, the fewest
+    that are the stated share or more."""
+    x_init, real = ragged_prompts(240)
+    g = torch.Generator().manual_seed(0)
+    reveal_step = torch.randint(4, x_init.shape, generator=g)
+    reveal_step = reveal_step.masked_fill(x_init != MASK, GIVEN).masked_fill(~real, PADDING)
+    trajectories = Trajectories(references(240), reveal_step)
+    method = make(TrajectoryStates(block_length=(4, 4), mask_ratio=(ratio, ratio)))
+    rollout = method.rollout(reference=trajectories, generator=g)
+    assert torch.equal(rollout.x_0, trajectories.x_0)
+    assert torch.equal(rollout.attention_mask, real)  # type: ignore[arg-type]
+    blocks = set()
+    for row in range(240):
+        prompt, end = row % 4, LENGTH - row % 3
+        masked = rollout.loss_mask[row].nonzero().squeeze(1)
+        number = (int(masked[0]) - prompt) // 4
+        start, stop = prompt + 4 * number, min(prompt + 4 * number + 4, end)
+        blocks.add((prompt, number))
+        steps = reveal_step[row, start:stop]
+        wanted = max(1, round(ratio * (stop - start)))
+        shown = [k for k in range(5) if int((steps >= k).sum()) >= wanted]  # states before a step, with masks enough
+        expected = steps >= max(shown)
+        assert torch.equal(rollout.loss_mask[row, start:stop], expected)
+        assert int(rollout.loss_mask[row].sum()) == int(expected.sum())
+        hidden = rollout.x_t[row] == MASK
+        assert torch.equal(hidden[start:stop], expected)
+        assert bool(hidden[stop:end].all())
+        assert not bool(hidden[:start].any())
+        assert not bool(hidden[end:].any())
+    assert blocks >= {(p, n) for p in range(4) for n in range(2)}
+
+
+def test_blocks_and_masks_grow_with_the_training() -> None:
+    order = torch.arange(LENGTH)[:, None].repeat(1, LENGTH).T.repeat(60, 1)[:60]
+    method = make(TrajectoryStates(block_length=(2, 10), mask_ratio=(0.0, 1.0)))
+    most = []
+    for step in (0, 5, 10):
+        method.begin_step(step, 11)
+        rollout = method.rollout(reference=Trajectories(references(60), order), generator=torch.Generator())
+        most.append(int(rollout.num_masked.max()))
+    assert most == [1, 3, 10]
+
+
+def test_a_pseudo_trajectory_has_tokens_of_data_in_the_order_of_the_teacher() -> None:
+    data = references(8)
+    order = torch.arange(LENGTH).expand(8, -1).flip(1)
+    method = make(TrajectoryStates(block_length=(LENGTH, LENGTH), mask_ratio=(0.5, 0.5)))
+    rollout = method.rollout(reference=Trajectories(data, order))
+    assert torch.equal(rollout.loss_mask, order >= LENGTH - round(0.5 * LENGTH))
+    assert torch.equal(rollout.x_t.masked_fill(rollout.loss_mask, 0), data.masked_fill(rollout.loss_mask, 0))
+
+
+def test_tokens_without_an_order_are_refused_where_it_is_followed() -> None:
+    with pytest.raises(ValueError, match="TrajectoryStates"):
+        make(TrajectoryStates()).rollout(reference=references(2))
+    with pytest.raises(TypeError, match="corruption"):
+        CertaintyForcingConfig(corruption="trajectory")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\[2, 3\]"):
+        Trajectories(references(2), torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(TypeError, match="reveal_step"):
+        Trajectories(references(2), torch.zeros(2, LENGTH))
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {"block_length": 0},
-        {"mask_ratio": 0.0},
-        {"mask_ratio": 1.0},
-        {"entropy_weight": -1.0},
-        {"entropy_temperature": 0},
+        (BlockHalves, {"block_length": 0}),
+        (BlockHalves, {"mask_ratio": 0.0}),
+        (BlockHalves, {"mask_ratio": 1.0}),
+        (TrajectoryStates, {"block_length": (0, 2)}),
+        (TrajectoryStates, {"mask_ratio": (0.0, 1.1)}),
+        (CertaintyForcingConfig, {"entropy_weight": -1.0}),
+        (CertaintyForcingConfig, {"entropy_temperature": 0}),
     ],
 )
-def test_numbers_out_of_range_are_refused(options: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_refused(kind: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        CertaintyForcingConfig(**options)  # type: ignore[arg-type]
+        kind(**options)

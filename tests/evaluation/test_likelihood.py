@@ -27,6 +27,18 @@ def test_for_a_perfect_denoiser_the_bound_is_the_likelihood(seeded) -> None:
     assert uniform.nats_per_token > bound.nats_per_token + 0.5
 
 
+def test_given_tokens_are_read_and_not_priced(seeded) -> None:
+    chain, length = exact.small_chain()
+    x = chain.sample(400, length, generator=seeded(0))
+    behind = torch.arange(length) >= 2
+    bound = likelihood_bound(PROCESS, chain.denoiser(5), x, generation_mask=behind, repeats=16, generator=seeded(1))
+    conditional = -float((chain.log_prob(x) - chain.log_prob(x[:, :2])).mean()) / (length - 2)
+    assert bound.nats_per_token == pytest.approx(conditional, abs=0.03)
+    assert bound.num_tokens == 400 * (length - 2)
+    with pytest.raises(ValueError, match="generation_mask"):
+        likelihood_bound(PROCESS, chain.denoiser(5), x, generation_mask=torch.zeros(length, dtype=torch.bool))
+
+
 def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:
     chain, length = exact.small_chain()
     x = chain.sample(100, length, generator=seeded(0))

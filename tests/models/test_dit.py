@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from discrete_distill.models import CheckpointError, DiT, DiTConfig
+from discrete_distill.models import CheckpointError, DiT, DiTConfig, load_denoiser
 from discrete_distill.models.layers import Rotary
 from discrete_distill.models.step_conditioning import trainable_copy
 from discrete_distill.process import (
@@ -91,12 +91,14 @@ def plain_network(
     for block in (f"blocks.{i}" for i in range(SHAPE["num_layers"])):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = np.split(linear(f"{block}.adaLN_modulation", cond), 6)
         q, k, v = np.split(linear(f"{block}.attn_qkv", norm(f"{block}.norm1", h) * r(1 + scale_a) + shift_a), 3, -1)
-        attended = []
+        attended, bias = [], weights.get(f"{block}.position_bias")
         for head in range(heads):
             part = slice(2 * half * head, 2 * half * (head + 1))
             as_complex = [u[:, part][:, :half] + 1j * u[:, part][:, half:] for u in (q, k)]
             turned_q, turned_k = (r((u * turn).real) + 1j * r((u * turn).imag) for u in as_complex)
             scores = (turned_q @ turned_k.conj().T).real / math.sqrt(2 * half)
+            if bias is not None:
+                scores = q[:, part] @ k[:, part].T / math.sqrt(2 * half) + bias[head, :length, :length]
             attention = np.exp(scores - scores.max(-1, keepdims=True))
             attended.append(r(r(attention) @ v[:, part] / attention.sum(-1, keepdims=True)))
         h = h + r(gate_a * linear(f"{block}.attn_out", np.concatenate(attended, -1)))
@@ -106,9 +108,10 @@ def plain_network(
     return linear("output_layer.linear", norm("output_layer.norm_final", h) * r(1 + scale) + shift)
 
 
+@pytest.mark.parametrize("position_bias", [False, True])
 @pytest.mark.parametrize("time_conditioning", [False, True])
-def test_it_computes_what_a_plain_implementation_does(time_conditioning: bool) -> None:
-    model = randomised(time_conditioning=time_conditioning)
+def test_it_computes_what_a_plain_implementation_does(time_conditioning: bool, position_bias: bool) -> None:
+    model = randomised(time_conditioning=time_conditioning, position_bias=position_bias)
     x, t = example()
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     with torch.no_grad():
@@ -146,6 +149,24 @@ def test_blocks_in_bf16_round_where_mdlm_does(time_conditioning: bool) -> None:
     assert 1e-4 < distance[exactly] < 0.02 * logits.float().std()
 
 
+def test_a_position_bias_takes_the_place_of_the_order_of_positions(tmp_path: Path) -> None:
+    model = randomised(position_bias=True)
+    x, t = example()
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in moved.blocks:
+            length = len(order)
+            block.position_bias[:, :length, :length] = block.position_bias[:, order][:, :, order]
+        torch.testing.assert_close(moved(x[:, order], t), model(x, t)[:, order])
+        assert (model(x[:, order], t) - model(x, t)[:, order]).abs().max() > 0.01
+        assert torch.isfinite(model.to(torch.bfloat16)(x, t.bfloat16())).all()
+    moved.save_pretrained(tmp_path)
+    loaded = load_denoiser(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t), moved(x, t))
+
+
 def test_bf16_blocks_train_weights_of_full_precision() -> None:
     model, (x, t) = randomised(bf16_blocks=True), example()
     model(x, t).float().square().sum().backward()
@@ -171,8 +192,9 @@ def test_logits_are_the_projected_features() -> None:
     assert torch.equal(model.features(x, t), model.features(x, t, inputs_embeds=model.embed(x)))
 
 
-def test_padding_does_not_leak_into_real_tokens() -> None:
-    model = randomised()
+@pytest.mark.parametrize("position_bias", [False, True])
+def test_padding_does_not_leak_into_real_tokens(position_bias: bool) -> None:
+    model = randomised(position_bias=position_bias)
     x, t = example()
     real = torch.arange(7) < torch.tensor([7, 4, 2])[:, None]
     other = torch.where(real, x, (x + 1) % SHAPE["vocab_size"])

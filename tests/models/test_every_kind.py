@@ -24,10 +24,14 @@ from discrete_distill import (
 )
 from discrete_distill.distillation.methods import (
     AlphaLossConfig,
+    BlockHalves,
     CertaintyForcingConfig,
     FeatureMMDConfig,
     FrozenFeatures,
+    OnPolicyConfig,
+    OnPolicyDistillation,
     Regularization,
+    TrajectoryStates,
 )
 from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import (
@@ -40,6 +44,7 @@ from discrete_distill.models import (
 )
 from discrete_distill.process import FeatureDenoiser
 from discrete_distill.samplers.state import SamplerState
+from discrete_distill.training import TrajectoryStore
 
 PROCESS = MaskedDiffusion(mask_token_id=MASK)
 CONFIG = DiDiInstructConfig.recommended(advantages={"group_size": 2}, regularization=Regularization())
@@ -136,7 +141,10 @@ def test_a_denoiser_is_told_its_step_without_a_change_of_its_first_outputs(kind:
     assert torch.equal(told(x, t), plain(x, t))
 
 
-@pytest.mark.parametrize("config", [AlphaLossConfig(k=0.1), FeatureMMDConfig(), CertaintyForcingConfig(block_length=3)])
+@pytest.mark.parametrize(
+    "config",
+    [AlphaLossConfig(k=0.1), FeatureMMDConfig(), CertaintyForcingConfig(corruption=BlockHalves(block_length=3))],
+)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_step_on_corrupted_data(kind: str, config: Any) -> None:
     networks = make_networks(teacher(kind), log_ratio=None, step_conditioning=False)
@@ -151,6 +159,44 @@ def test_a_step_on_corrupted_data(kind: str, config: Any) -> None:
     assert all(bool(each.isfinite().all()) for each in [out.loss, *gradients])
     assert any(bool((each != 0).any()) for each in gradients)
     assert all(parameter.grad is None for parameter in teacher(kind).parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trajectories_are_recorded_once_and_read_by_a_method(kind: str, tmp_path: Any) -> None:
+    x_init = torch.tensor([[1, 5] + [MASK] * 5, [1] + [MASK] * 6, [MASK] * 7])
+    given: dict[str, Any] = (
+        {"x_init": x_init} if kind in ("dream", "function") else {"x_init": x_init, "attention_mask": REAL}
+    )
+    stored = {**given, "teacher_id": "bare" if kind == "function" else None, "batch_size": 2}
+    sampler = ConfidenceSampler(PROCESS, num_steps=3)
+    store = TrajectoryStore.record(tmp_path, sampler, teacher(kind), **stored)
+    drawn = store.rows(torch.arange(3))
+    assert not bool((drawn.x_0[drawn.generation_mask] == MASK).any())
+    assert torch.equal(drawn.generation_mask, (x_init == MASK) & given.get("attention_mask", torch.tensor(True)))
+    student = teacher("dit" if kind == "function" else kind)
+    config = CertaintyForcingConfig(corruption=TrajectoryStates(block_length=(3, 3), mask_ratio=(0.8, 0.8)))
+    networks = make_networks(student, log_ratio=None, step_conditioning=False)
+    method = config.method_class(networks, PROCESS, config)
+    method.loss("student", method.rollout(reference=drawn, generator=seeded(0))).loss.backward()
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in networks.student.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_on_policy(kind: str) -> None:
+    student = make_networks(
+        teacher("dit" if kind == "function" else kind), log_ratio=None, step_conditioning=False
+    ).student
+    config = OnPolicyConfig(num_steps=(3,), teacher_steps=3, temperature=1.0)
+    method = OnPolicyDistillation(Networks(student, teacher(kind)), PROCESS, config)
+    prompts = torch.tensor([[1, 5] + [MASK] * 5, [1] + [MASK] * 6, [MASK] * 7])
+    given = {} if kind in ("dream", "function") else {"attention_mask": REAL}
+    rollout = method.rollout(x_init=prompts, generator=seeded(0), **given)
+    assert not bool((rollout.loss_mask & (prompts != MASK)).any())
+    assert not given or not bool((rollout.loss_mask & ~REAL).any())
+    method.loss("student", rollout).loss.backward()
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    assert any(bool((each != 0).any()) for each in gradients)
+    assert all(bool(each.isfinite().all()) for each in gradients)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -125,7 +125,7 @@ def test_merged_weights_are_a_plain_model(tmp_path: Path) -> None:
     (x, t), given = example(), teacher("bert")
     networks = disturbed(make_networks(given, sharing=SHARED, step_conditioning=False))
     merged: Any = networks.merge("student")
-    assert type(merged) is WrappedDenoiser
+    assert isinstance(merged, WrappedDenoiser)
     torch.testing.assert_close(merged(x, t), networks.student(x, t), atol=1e-4, rtol=1e-4)
     merged.save_pretrained(tmp_path)
     plain = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)

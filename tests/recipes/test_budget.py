@@ -8,7 +8,7 @@ from torch import Generator, nn
 from discrete_distill import SDTT, Discriminator, MaskedDiffusion, SDTTConfig
 from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.compare.budget import (
+from discrete_distill.recipes.common.budget import (
     EvaluationCounter,
     counted_step,
     list_of_blocks,

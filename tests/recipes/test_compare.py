@@ -21,7 +21,7 @@ from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
 from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
 SIZE = 300
-COMPARED = ("sdtt", "didi", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "ar")
+COMPARED = ("sdtt", "didi", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "on-policy", "ar")
 TINY = [
     "--data.length=16",
     f"--data.vocab-size={SIZE}",
@@ -37,6 +37,7 @@ TINY = [
     "--mmd.batch-size=4", "--mmd.method.advantages.group-size=2",
     "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=2",
     "--feature-mmd.batch-size=4", "--alpha.batch-size=4", "--certainty.batch-size=4", "--certainty.teacher-steps=2",
+    "--on-policy.batch-size=4", "--on-policy.method.teacher-steps=2", "--on-policy.method.num-steps", "2",
     "--autoregressive.batch-size=4",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "2",
     "--evaluate.steps", "4", "8", "--evaluate.guided-steps", "8",

@@ -17,6 +17,7 @@ from discrete_distill.distillation.methods import (
     with_changes,
 )
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.common.budget import EvaluationCounter
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
 from discrete_distill.recipes.common.dry_run import (
@@ -26,7 +27,6 @@ from discrete_distill.recipes.common.dry_run import (
     step_cost,
 )
 from discrete_distill.recipes.common.network_shape import network_shape
-from discrete_distill.recipes.compare.budget import EvaluationCounter
 from discrete_distill.recipes.owt import main
 from discrete_distill.recipes.text.settings import PRESETS
 

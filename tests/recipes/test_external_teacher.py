@@ -12,6 +12,7 @@ from external_teacher import CLASSES, SPECIAL, save_teacher, text, transformers
 
 from discrete_distill.models import StepConditioned, load_denoiser
 from discrete_distill.recipes.common.model_tokenizer import load_model_tokenizer
+from discrete_distill.recipes.compare.__main__ import main as compare
 from discrete_distill.recipes.owt import main
 from discrete_distill.samplers import Frame
 
@@ -105,6 +106,28 @@ def test_all_stages_run_with_a_hugging_face_teacher(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main(["sample", *flags, "--sample.prompt=the state", "--sample.guided", "--sample.steps=2"]) == 0
     assert capsys.readouterr().out.count("the state") >= 4
+
+
+def test_methods_are_compared_from_a_hugging_face_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = flags_of(tmp_path, "bert")
+    assert main(["judge", *flags, "--name=made"]) == 0
+    compared = [
+        *flags[:4],
+        f"--judge.path={tmp_path}/runs/made/judge", "--name=compared", "--precision=fp32",
+        "--budget=network_evaluations", "--amount=150", "--methods", "sdtt", "didi", "alpha", "ar",
+        "--distill.batch-size=4", "--distill.accumulate=1", "--distill.method.advantages.group-size=2",
+        "--distill.method.log-ratio.warmup=0", "--discriminator.updates=0",
+        "--sdtt.batch-size=4", "--sdtt.method.teacher-steps=8", "--sdtt.method.rounds=1", "--alpha.batch-size=4",
+        "--autoregressive.batch-size=4", "--evaluate.num-samples=2", "--evaluate.seeds", "0", "--evaluate.steps", "2",
+        "--evaluate.frontier-steps=2", "--bound-sequences=2", "--temperature-limits", "0.88", "1.0",
+    ]  # fmt: skip
+    assert compare(compared) == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "runs" / "compared" / "comparison.json").read_text())
+    assert {line["method"] for line in results["lines"]} == {"teacher", "sdtt", "didi", "alpha", "ar"}
+    for line in results["lines"]:  # in its frame, and of words alone between
+        for row in line["samples"]:
+            assert (row[0], row[-1], len(row)) == (CLS, SEP, 10), line["method"]
+            assert not {PAD, UNK, CLS, MASK} & set(row[1:-1]), line["method"]
 
 
 def test_memory_is_told_for_copies_and_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

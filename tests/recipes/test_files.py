@@ -11,10 +11,11 @@ from types import ModuleType
 
 import pytest
 
+from discrete_distill.files import read_json_object, write_text
 from discrete_distill.recipes.common.corpus import split_documents
 from discrete_distill.recipes.common.documents import read_documents
 from discrete_distill.recipes.common.fasta import read_fasta
-from discrete_distill.recipes.common.files import read_json_object, read_text, write_text
+from discrete_distill.recipes.common.files import read_text
 
 PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, "": bytes}
 

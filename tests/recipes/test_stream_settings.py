@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from discrete_distill import MaskedDiffusion
 from discrete_distill.distillation.methods import DiDiInstructConfig, Regularization
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.recipes.common import token_cache
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.discriminator import DiscriminatorConfig, DiscriminatorTrainer
 from discrete_distill.recipes.common.distill import DistillConfig, distil
 from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
-from discrete_distill.recipes.common.token_cache import cached_arrays
-from discrete_distill.training import LoopConfig
+from discrete_distill.training import LoopConfig, token_cache
+from discrete_distill.training.token_cache import cached_arrays
 
 SHAPE = DiTConfig(vocab_size=6, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)
 PROCESS = MaskedDiffusion(5)

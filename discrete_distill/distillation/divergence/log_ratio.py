@@ -19,7 +19,14 @@ from ...process.sequences import check_sequences
 
 
 class LogRatio(NamedTuple):
-    """Values ``[B, L]`` at the positions that count (0 elsewhere) and one value ``[B]`` for each sequence, nats."""
+    """Values ``[B, L]`` at the positions that count (0 elsewhere) and one value ``[B]`` for each sequence, nats.
+
+    Examples:
+        >>> estimator = DiscriminatorLogRatio(process, lambda x_t, t: torch.full(x_t.shape, 0.5))
+        >>> log_ratio = estimator(torch.tensor([[3, 8, 8]]), torch.tensor([0.7]))
+        >>> log_ratio.per_position, log_ratio.per_sequence
+        (tensor([[0.0000, 0.5000, 0.5000]]), tensor([0.5000]))
+    """
 
     per_position: Tensor
     per_sequence: Tensor
@@ -28,7 +35,15 @@ class LogRatio(NamedTuple):
 class LogRatioEstimator(Protocol):
     """``estimator(x_t, t, x_0=x_0, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``. ``x_0`` are the clean
     tokens, for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that distinguish the students
-    of different steps; ``model_kwargs`` are passed to the networks by keyword."""
+    of different steps; ``model_kwargs`` are passed to the networks by keyword.
+
+    Examples:
+        >>> def excess_of_threes(x_t, t, *, x_0=None, generation_mask=None, s=None, model_kwargs=None):
+        ...     ratio = (x_0 == 3).float()
+        ...     return LogRatio(ratio, ratio.sum(1))
+        >>> ScoreFunctionIntegralKL(process, excess_of_threes).score(torch.tensor([[3, 3, 1]])).per_sequence
+        tensor([2.])
+    """
 
     def __call__(
         self,
@@ -55,6 +70,12 @@ class DiscriminatorLogRatio:
     Args:
         process: names the mask.
         network: ``network(x_t, t) -> logits [B, L]``.
+
+    Examples:
+        >>> log_ratio = DiscriminatorLogRatio(process, discriminator)
+        >>> reward = LogRatioReward(clip=8.0)(log_ratio(x_t, t).per_sequence)
+        >>> reward.shape
+        torch.Size([8])
     """
 
     process: MaskedDiffusion
@@ -98,6 +119,13 @@ class AuxiliaryDenoiserLogRatio:
         process: names the mask.
         auxiliary: denoiser fitted to student samples.
         teacher: the frozen teacher.
+
+    Examples:
+        >>> def knowing(x_t, t):  # A denoiser that is certain of every token.
+        ...     return 100.0 * torch.nn.functional.one_hot(data, 9)
+        >>> log_ratio = AuxiliaryDenoiserLogRatio(process, auxiliary=knowing, teacher=teacher)(x_t, t, x_0=data)
+        >>> log_ratio.per_position[process.is_masked(x_t)].mean().item()  # log 1 - log 1/8
+        2.079...
     """
 
     process: MaskedDiffusion
@@ -139,11 +167,17 @@ class AuxiliaryDenoiserLogRatio:
 
 @dataclass(frozen=True)
 class ExactLogRatio:
-    """The true log-ratio, from a function that knows it (see ``discrete_distill.exact``). Unbiased.
+    """The true log-ratio, computed by a given function (see ``discrete_distill.exact``). Unbiased.
 
     Args:
         process: names the mask.
         function: ``function(x_t, t) -> [B]``, ``log q_student(x_t) - log q_teacher(x_t)`` in nats.
+
+    Examples:
+        >>> def log_ratio_of(x_t, t):  # A student that writes token 3 half as often.
+        ...     return (x_t == 3).sum(1) * torch.tensor(0.5).log()
+        >>> ExactLogRatio(process, log_ratio_of)(torch.tensor([[3, 3, 8]]), torch.tensor([0.3])).per_sequence
+        tensor([-1.3863])
     """
 
     process: MaskedDiffusion
@@ -170,6 +204,11 @@ def difference_of_logs(log_q: Tensor, log_p: Tensor) -> Tensor:
     Raises:
         TypeError: if they are no floating-point numbers.
         ValueError: if their shapes differ.
+
+    Examples:
+        >>> impossible = -torch.inf
+        >>> difference_of_logs(torch.tensor([-1.0, impossible]), torch.tensor([-3.0, impossible]))
+        tensor([2., 0.])
     """
     check_same_shape(log_q=log_q, log_p=log_p)
     return torch.where(torch.isneginf(log_q) & torch.isneginf(log_p), 0.0, log_q - log_p)

@@ -32,6 +32,11 @@ def rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tensor
         ValueError: if the bandwidth is not positive, looked at on a CPU alone, or the features are not ``[N, D]`` and
             ``[M, D]`` with a ``D`` of 1 or more.
         TypeError: if the features are no floating-point numbers.
+
+    Examples:
+        >>> rbf_kernel(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0]]), torch.tensor(1.0))  # 1 and exp(-2)
+        tensor([[1.0000],
+                [0.1353]])
     """
     check_floats("first_ND", first_ND)
     check_floats("second_MD", second_MD)
@@ -65,11 +70,15 @@ def _rbf_kernel(first_ND: Tensor, second_MD: Tensor, bandwidth: Tensor) -> Tenso
 def median_bandwidth(features_ND: Tensor) -> Tensor:
     """Median distance between different tokens, of at most 512 of them, evenly spaced; a scalar above 0.
 
-    Taken of the reference alone: a bandwidth that looked at the student would tie its samples together.
+    Taken of the reference alone: a bandwidth of student samples would make their rewards dependent.
 
     Raises:
         TypeError: if the features are no floating-point numbers.
         ValueError: if they are not ``[N, D]`` with a ``D`` of 1 or more, or there are none.
+
+    Examples:
+        >>> median_bandwidth(torch.tensor([[0.0], [1.0], [2.0]]))  # Distances are 1, 1 and 2.
+        tensor(1.)
     """
     check_floats("features_ND", features_ND)
     if features_ND.dim() != 2 or not features_ND.numel():
@@ -106,6 +115,11 @@ def token_witness(
 
     Raises:
         ValueError: if shapes do not fit, or there are no two groups.
+
+    Examples:
+        >>> student, reference = torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0)
+        >>> token_witness(student, reference, bandwidth=1.0)[0]  # Only student tokens are near.
+        tensor([1., 1.])
     """
     _check(student_BLD, reference_MLD, group_size)
     batch, length, width = student_BLD.shape
@@ -149,6 +163,11 @@ def mmd_squared(student_BLD: Tensor, reference_MLD: Tensor, *, bandwidth: float 
 
     Raises:
         ValueError: if shapes do not fit, or either side has fewer than two sequences.
+
+    Examples:
+        >>> student, reference = torch.zeros(4, 2, 1), torch.full((4, 2, 1), 100.0)
+        >>> mmd_squared(student, reference, bandwidth=1.0)  # Alike within a set, and nothing in common: 1 + 1 - 0.
+        tensor(2.)
     """
     _check(student_BLD, reference_MLD, 1)
     if len(reference_MLD) < 2:

@@ -30,6 +30,12 @@ class SampleScores(NamedTuple):
         weight: of each sequence's times, ``[B]``.
         generation_mask: bool ``[B, L]``, the positions that the student wrote.
         group_size: consecutive rows in a group.
+
+    Examples:
+        >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator), corruptions=4)
+        >>> scores = estimator.score(data, group_size=4, generator=generator)
+        >>> scores.per_sequence.shape, scores.per_position.shape
+        (torch.Size([8]), torch.Size([8, 16]))
     """
 
     per_sequence: Tensor

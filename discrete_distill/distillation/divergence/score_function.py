@@ -70,6 +70,12 @@ class ScoreFunctionIntegralKL:
     Raises:
         ValueError: if there is no corruption, the window is negative, the clip of advantages is not positive, or a
             name is unknown.
+
+    Examples:
+        >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator))
+        >>> rollout = IntermediateStateMatcher(process)(student, (8, 16), group_size=4, generator=generator)
+        >>> out = estimator(rollout.sequences, rollout.token_log_probs(), group_size=4, generator=generator)
+        >>> out.loss.backward()
     """
 
     process: MaskedDiffusion

@@ -24,6 +24,12 @@ class SurrogateOutput(NamedTuple):
         log_ratio: ``[B]`` (or ``[B, L]``, as given to `integral_kl`), nats, before clipping.
         advantages: of rewards, ``[B]``, or ``[B, L]`` with token credit: positive where the drawn token should become
             more probable, 0 where nothing was drawn.
+
+    Examples:
+        >>> log_probs = torch.full((2, 3), -1.0, requires_grad=True)  # Of two sequences of three tokens.
+        >>> out = integral_kl(log_probs, torch.tensor([1.0, -1.0]), group_size=2, baseline="leave_one_out")
+        >>> out.advantages  # Rewards are -1 and 1.
+        tensor([-2.,  2.])
     """
 
     loss: Tensor
@@ -73,7 +79,7 @@ def integral_kl(
         ValueError: if the batch is empty, shapes do not fit, the group size does not divide the batch, or a reward is
             not finite.
 
-    Example:
+    Examples:
         >>> log_probs = torch.full((4, 3), -1.0, requires_grad=True)
         >>> log_ratio = torch.tensor([1.0, -1.0, 0.5, 0.0])
         >>> integral_kl(log_probs, log_ratio, group_size=2, baseline="leave_one_out").loss.backward()

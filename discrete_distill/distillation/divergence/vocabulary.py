@@ -28,6 +28,11 @@ def vocabulary_cost(log_probs_NV: Tensor, log_ratio_NV: Tensor) -> Tensor:
     Raises:
         TypeError: if an argument is no tensor of floating-point numbers.
         ValueError: if shapes do not fit.
+
+    Examples:
+        >>> log_probs = torch.tensor([[0.75, 0.25]]).log()
+        >>> vocabulary_cost(log_probs, torch.tensor([[2.0, -2.0]]))  # 0.75 * 2 - 0.25 * 2
+        tensor([1.])
     """
     check_same_shape(log_probs_NV=log_probs_NV, log_ratio_NV=log_ratio_NV)
     probs_NV = log_probs_NV.exp()

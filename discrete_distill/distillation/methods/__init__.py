@@ -2,6 +2,7 @@
 
 from .alpha_loss import AlphaLoss, AlphaLossConfig
 from .base import BaseMethod
+from .block_states import BlockHalves, TrajectoryStates
 from .certainty_forcing import CertaintyForcing, CertaintyForcingConfig
 from .config import DiDiInstructConfig
 from .didi_instruct import DiDiInstruct
@@ -9,6 +10,7 @@ from .feature_mmd import FeatureMMD, FeatureMMDConfig
 from .idlm import IDLM, IDLMConfig
 from .method_config import MethodConfig
 from .mmd import FrozenFeatures, MMDLogRatio
+from .on_policy import OnPolicyConfig, OnPolicyDistillation
 from .options import (
     Advantages,
     AuxiliaryRatio,
@@ -44,6 +46,7 @@ __all__ = [
     "AlphaLossConfig",
     "AuxiliaryRatio",
     "BaseMethod",
+    "BlockHalves",
     "CertaintyForcing",
     "CertaintyForcingConfig",
     "CorruptionByCount",
@@ -63,6 +66,8 @@ __all__ = [
     "LogRatioOutput",
     "MMDLogRatio",
     "MethodConfig",
+    "OnPolicyConfig",
+    "OnPolicyDistillation",
     "PathConfig",
     "PathKL",
     "PathMethod",
@@ -76,6 +81,7 @@ __all__ = [
     "StepOutput",
     "TeacherTargets",
     "TokenCredit",
+    "TrajectoryStates",
     "UpdatePlan",
     "VocabularyCredit",
     "agreement_metrics",

@@ -1,12 +1,12 @@
 r"""The alpha loss (arXiv 2609.38066): a likelihood that prefers sequences which are likely as a whole.
 
-Of data with masked positions ``S``, with ``p`` the student's answer in one pass,
+Of data with masked positions ``S``, with ``p`` the student's prediction in one pass,
 
 .. math:: s = \frac{1}{|S|} \sum_{i \in S} \log p_i(x_i), \qquad L = \frac{1 - \exp(k s)}{k}.
 
 As ``k`` goes to 0, ``L`` is ``-s``, the negative log-likelihood; the larger ``k`` is, the more a sequence counts that
 the student can already give in one pass. Where the data at ``S`` have the distribution ``q``, the best factorised
-answer is the fixed point
+prediction is the fixed point
 
 .. math:: p_i(v) \propto E_q\big[ 1[x_i = v] \textstyle\prod_j p_j(x_j)^{k / |S|} \big],
 
@@ -39,6 +39,12 @@ class AlphaLossConfig(DataMethodConfig):
 
     Raises:
         ValueError: if it is not positive.
+
+    Examples:
+        >>> method = AlphaLoss(networks, process, AlphaLossConfig(k=1.0))
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout).loss.item()  # (1 - exp(-k log(8))) / k
+        0.875...
     """
 
     k: float = 8.0
@@ -48,7 +54,7 @@ class AlphaLossConfig(DataMethodConfig):
 
 
 class AlphaLoss(DataMethod[AlphaLossConfig]):
-    """Train a trained model further by the alpha loss, so that it answers in few passes. The teacher is not read.
+    """Train a trained model further by the alpha loss, for sampling in few passes. The teacher is not read.
 
     Every sequence counts equally, however many positions of it are masked; there is no weight ``1 / t``.
 
@@ -57,11 +63,10 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = AlphaLoss(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = AlphaLoss(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = AlphaLossConfig

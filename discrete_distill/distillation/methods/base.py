@@ -35,6 +35,19 @@ class BaseMethod(Generic[ConfigT]):
 
     Attributes:
         config_class: configuration of a class; its ``method_class`` is then that class.
+
+    Examples:
+        >>> class NelboConfig(MethodConfig):
+        ...     def update_plan(self, *, discriminator=False):
+        ...         return UpdatePlan(order=("student",), reads_reference=("student",))
+        >>> class Nelbo(BaseMethod[NelboConfig]):  # Training on data; its rollout is left out here.
+        ...     config_class = NelboConfig
+        ...     def student_loss(self, rollout, *, reference=None, generator=None, **given):
+        ...         out = self.process.nelbo(self.student, reference, by="count", generator=generator)
+        ...         return StepOutput(out.loss, {"nats": out.loss.detach()})
+        >>> method = Nelbo(networks, process, NelboConfig())
+        >>> method.loss("student", None, reference=data, generator=generator).metrics["nats"]  # log(8)
+        tensor(2.0794)
     """
 
     config_class: ClassVar[type[MethodConfig]]

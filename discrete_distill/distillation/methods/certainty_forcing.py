@@ -1,9 +1,8 @@
 r"""Certainty-forcing distillation (dParallel, arXiv 2509.26488): a student that is sure of what its teacher decodes.
 
 Of a sequence that the teacher decoded, one block is active: the blocks before it are given, those behind it are masked,
-and of its own positions a random half ``S`` is masked. Complementary halves make two states, so that each position of
-the block is learned once. At the masked positions of the block, with ``p`` the student's answer and ``x`` the teacher's
-token,
+and of its own positions a part ``S`` is masked, at random or along the teacher's own order. At ``S``, with ``p`` the
+student's answer and ``x`` the teacher's token,
 
 .. math:: L = \frac{1}{|S|} \sum_{i \in S} -\log p_i(x_i)
           + \beta \frac{1}{|C|} \sum_{i \in C} H\big(p_i^{1 / T}\big), \qquad C = \{i \in S: \arg\max p_i = x_i\}:
@@ -12,26 +11,27 @@ where the student is already right, its entropy (at temperature ``T``) goes down
 certain commits more at once. This is a bias by design: where the teacher is not deterministic, the less frequent of its
 tokens are lost.
 
-Shape suffixes: B batch, L length, V vocabulary, N masked positions.
+Shape suffixes: B batch, L length, V vocabulary, N masked positions, C states of a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ... import draws
-from ...checks import check_count, check_number
+from ...checks import check_number
 from ...process import MaskedDiffusion
 from ...samplers.inputs import take_rows
 from ..networks import Networks
+from .block_states import BlockHalves, TrajectoryStates
 from .corrupted_data import CorruptedData, chunks_of
 from .data_method import DataMethod, DataMethodConfig
+from .options.fields import check_fields
 from .output import StepOutput
 
 
@@ -40,52 +40,55 @@ class CertaintyForcingConfig(DataMethodConfig):
     """Configuration of `CertaintyForcing`.
 
     Args:
-        block_length: positions of a block, counted from the end of the prompt (paper: 32).
-        mask_ratio: share of the active block that is masked, in ``(0, 1)``; the complement makes the other state
-            (paper: 0.5).
+        corruption: what is masked: complementary random halves of a block (`BlockHalves`, dParallel), or what the
+            teacher revealed last (`TrajectoryStates`, d3LLM), which needs rows of a `TrajectoryStore`.
         entropy_weight: ``beta`` (paper: 2).
         entropy_temperature: ``T`` (paper: 0.5).
         reference: what is learned: the "teacher"'s own samples (paper), or "data".
 
     Raises:
+        TypeError: if the corruption is of another class.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8, mask_ratio=0.25))
+        >>> config.reference, config.path_evaluations(8)  # Two states of each sequence.
+        ('teacher', (1.0, 16.0, 16.0))
     """
 
-    block_length: int = 32
-    mask_ratio: float = 0.5
+    corruption: BlockHalves | TrajectoryStates = field(default_factory=BlockHalves)
     entropy_weight: float = 2.0
     entropy_temperature: float = 0.5
     reference: Literal["data", "teacher"] = "teacher"
 
     def __post_init__(self) -> None:
-        check_count("block_length", self.block_length)
-        check_number("mask_ratio", self.mask_ratio, exclusive_minimum=0.0, exclusive_maximum=1.0)
+        check_fields(self)
         check_number("entropy_weight", self.entropy_weight, minimum=0.0)
         check_number("entropy_temperature", self.entropy_temperature, exclusive_minimum=0.0)
-        if self.reference not in ("data", "teacher"):
-            raise ValueError(f'reference is "data" or "teacher", got {self.reference!r}')
 
     def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
-        """Two states of each sequence."""
-        return 1.0, 2.0 * batch, 2.0 * batch
+        """The states of each sequence."""
+        states = float(self.corruption.num_states * batch)
+        return 1.0, states, states
 
 
 class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
     """Certainty-forcing distillation: the teacher's tokens, and no entropy where the student has them already.
 
-    A rollout has two states of each sequence, one behind the other. The teacher itself is not read: its samples come as
-    the reference.
+    A rollout has all states of the sequences, first the first one of each. The teacher itself is not read: its samples
+    come as the reference, tokens or `Trajectories`.
 
     Args:
         networks: the student; see `make_networks`.
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = CertaintyForcing(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=teacher_samples, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> config = CertaintyForcingConfig(corruption=BlockHalves(block_length=8))
+        >>> method = CertaintyForcing(make_networks(teacher, log_ratio=None, step_conditioning=False), process, config)
+        >>> samples = AncestralSampler(process, num_steps=16)(teacher, shape=(8, 16), generator=generator).sequences
+        >>> rollout = method.rollout(reference=samples, generator=generator)
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = CertaintyForcingConfig
@@ -94,6 +97,11 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         self, networks: Networks, process: MaskedDiffusion, config: CertaintyForcingConfig | None = None
     ) -> None:
         super().__init__(networks, process, config if config is not None else CertaintyForcingConfig())
+        self.progress = 0.0
+
+    def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
+        """Note how far the training is, which sets blocks and masks of `TrajectoryStates`."""
+        self.progress = min(step / max(num_steps - 1, 1), 1.0)
 
     def corrupt(
         self,
@@ -103,25 +111,22 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         attention_mask: Tensor | None,
         generator: Generator | None,
         model_kwargs: Mapping[str, Any] | None,
+        reveal_step: Tensor | None = None,
     ) -> CorruptedData:
-        """Two states of each sequence, with complementary halves of one block masked and all blocks behind it."""
+        """States of each sequence, in which a part of one block is masked, and all blocks behind it."""
         batch, _ = x_0.shape
         free = torch.ones_like(x_0, dtype=torch.bool) if generation_mask is None else generation_mask
-        size = free.sum(1)
-        block_BL = (free.long().cumsum(1) - 1).div(self.config.block_length, rounding_mode="floor")
-        blocks = (size - 1).clamp(min=0).div(self.config.block_length, rounding_mode="floor") + 1
-        u = draws.rand((batch,), device=x_0.device, generator=generator)
-        active = (u * blocks).long().minimum(blocks - 1)[:, None]
-        in_block, behind = free & (block_BL == active), free & (block_BL > active)
-        first = draws.rand(x_0.shape, device=x_0.device, generator=generator) < self.config.mask_ratio
-        loss_mask = torch.cat((in_block & first, in_block & ~first))
-        hidden = loss_mask | behind.repeat(2, 1)
-        x_0 = x_0.repeat(2, 1)
-        t = self.process.time_of_count(hidden.sum(1), size.repeat(2))
-        both = torch.arange(batch, device=x_0.device).repeat(2)
-        kwargs = take_rows(model_kwargs or {}, both, batch)
+        masked_CBL, behind = self.config.corruption.masks(
+            free, reveal_step=reveal_step, progress=self.progress, generator=generator
+        )
+        states = len(masked_CBL)
+        loss_mask = masked_CBL.flatten(0, 1)
+        hidden = loss_mask | behind.repeat(states, 1)
+        t = self.process.time_of_count(hidden.sum(1), free.sum(1).repeat(states))
+        rows = torch.arange(batch, device=x_0.device).repeat(states)
+        x_0, kwargs = x_0[rows], take_rows(model_kwargs or {}, rows, batch)
         x_t = x_0.masked_fill(hidden, self.process.mask_token_id)
-        return CorruptedData(x_t, t, loss_mask, None if attention_mask is None else attention_mask[both], kwargs, x_0)
+        return CorruptedData(x_t, t, loss_mask, None if attention_mask is None else attention_mask[rows], kwargs, x_0)
 
     def student_loss(
         self, rollout: CorruptedData, *, num_tokens: Tensor | float | None = None, **given: Any

@@ -44,7 +44,7 @@ class DiDiInstructConfig(PathConfig):
         TypeError: if a part is of another class.
         ValueError: if a number is out of range or two parts do not go together.
 
-    Example:
+    Examples:
         >>> config = DiDiInstructConfig.recommended(paths={"num_steps": (4,)}, advantages={"group_size": 8})
         >>> config.paths.num_steps, config.credit.window
         ((4,), 6)

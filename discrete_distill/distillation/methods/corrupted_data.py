@@ -17,6 +17,7 @@ from ...distributed.collectives import mean_over_processes
 from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
 from ...process.denoiser import LogitsOfPart
+from ...samplers import Frame
 
 
 @dataclass
@@ -76,7 +77,7 @@ class CorruptedData(MaskedBatch):
 def clean_sequences(
     process: MaskedDiffusion,
     reference: Tensor | None,
-    shape: tuple[int | None, int | None],
+    shape: tuple[int | None, int | Frame | None],
     x_init: Tensor | None,
     attention_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -85,7 +86,7 @@ def clean_sequences(
     Args:
         process: names the mask.
         reference: clean tokens, int64 ``[B, L]``.
-        shape: requested numbers of sequences and of tokens, None for any.
+        shape: requested numbers of sequences and of tokens, None for any; a `Frame` is given and never masked.
         x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked.
         attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
 
@@ -99,6 +100,9 @@ def clean_sequences(
         raise ValueError("this method corrupts reference sequences; pass reference=")
     if reference.ndim != 2 or not reference.numel():
         raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
+    if x_init is None and isinstance(shape[1], Frame):
+        batch_size, frame = len(reference) if shape[0] is None else shape[0], shape[1]
+        x_init = frame.x_init(batch_size, mask_token_id=process.mask_token_id, device=reference.device)
     expected = tuple(x_init.shape) if x_init is not None else shape
     if any(one is not None and one != other for one, other in zip(expected, reference.shape, strict=True)):
         raise ValueError(f"reference has shape {list(reference.shape)}, but {list(expected)} was requested")

@@ -9,6 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from ...process.denoiser import LogitsOfPart, logits_in_parts
+from ...samplers import Frame
+from ..trajectories import Trajectories
 from .base import BaseMethod
 from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
 from .method_config import MethodConfig
@@ -47,11 +49,11 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
     def rollout(
         self,
         batch_size: int | None = None,
-        length: int | None = None,
+        length: int | Frame | None = None,
         *,
         x_init: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        reference: Tensor | None = None,
+        reference: Tensor | Trajectories | None = None,
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         tokens: Tensor | None = None,
@@ -61,11 +63,11 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
 
         Args:
             batch_size: number of sequences of ``reference``, which sets it.
-            length: their tokens.
+            length: their tokens, or a `Frame`, whose prefix and suffix are given and never masked.
             x_init: int64 ``[B, L]``; where it has no mask, its token is given and never masked. Every position of
                 ``reference`` may be masked by default.
             attention_mask: bool ``[B, L]``, true at real tokens; the others are never masked.
-            reference: clean tokens, int64 ``[B, L]``.
+            reference: clean tokens, int64 ``[B, L]``, or `Trajectories`, which say what was given and what is padding.
             generator: source of randomness.
             device: not read; the device is that of ``reference``.
             tokens: not read; the same state of ``generator`` draws the same batch.
@@ -74,13 +76,22 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         Raises:
             ValueError: if there is no reference, it is empty or of another shape than the other arguments.
         """
+        recorded: dict[str, Tensor] = {}
+        generated = None
+        if isinstance(reference, Trajectories):
+            recorded, generated = {"reveal_step": reference.reveal_step}, reference.generation_mask
+            attention_mask = reference.attention_mask if attention_mask is None else attention_mask
+            reference = reference.x_0
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+        if generated is not None:
+            generation_mask = generated if generation_mask is None else generated & generation_mask
         return self.corrupt(
             x_0,
             generation_mask=generation_mask,
             attention_mask=attention_mask,
             generator=generator,
             model_kwargs=model_kwargs,
+            **recorded,
         )
 
     def corrupt(
@@ -91,8 +102,10 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         attention_mask: Tensor | None,
         generator: Generator | None,
         model_kwargs: Mapping[str, Any] | None,
+        reveal_step: Tensor | None = None,
     ) -> MaskedBatch:
-        """States of clean sequences, with ``minimum_masks`` or more masks; see `corrupt_data`."""
+        """States of clean sequences, with ``minimum_masks`` or more masks; see `corrupt_data`. The order in which
+        tokens were revealed, int64 ``[B, L]`` of `Trajectories`, is read by methods that mask along it."""
         return corrupt_data(
             self.process,
             x_0,

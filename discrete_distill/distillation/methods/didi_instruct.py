@@ -34,7 +34,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
 
     Args:
         networks: student, teacher, and the auxiliary or the discriminator that the log-ratio needs; see
-            `make_networks`. A discriminator beside an auxiliary is trained for guided sampling.
+            `make_networks`. A discriminator given together with an auxiliary is trained for guided sampling.
         process: mask and schedule.
         config: every choice.
         matcher: draws the student paths, in place of that of the configuration: paths with a temperature, an order or
@@ -44,10 +44,12 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         ValueError: if the configured log-ratio lacks its network, a network that is to be passed its step has no true
             attribute ``accepts_step``, or the matcher draws other paths than the configured credit reads.
 
-    Example:
-        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
-        >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
-        >>> method = DiDiInstruct(networks, process, config)  # doctest: +SKIP
+    Examples:
+        >>> config = DiDiInstructConfig.recommended(advantages={"group_size": 4})
+        >>> method = DiDiInstruct(make_networks(teacher, log_ratio="auxiliary"), process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> for name in ("student", "auxiliary"):
+        ...     method.loss(name, rollout, reference=data, generator=generator).loss.backward()
     """
 
     config_class = DiDiInstructConfig
@@ -92,8 +94,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside its networks: the estimator's `RunningMean` and the `DiversityControl`,
-        where it has them."""
+        """What a resumed run needs in addition to its networks: the estimator's `RunningMean` and the
+        `DiversityControl`, where it has them."""
         state = super().state_dict()
         return state if self.diversity is None else {**state, "diversity": self.diversity.state_dict()}
 

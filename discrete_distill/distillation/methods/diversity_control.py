@@ -39,7 +39,7 @@ class DiversityControl:
     Raises:
         ValueError: if the tolerance is not positive, the decay is outside ``[0, 1)``, or ``first`` is below 1.
 
-    Example:
+    Examples:
         >>> control = DiversityControl(tolerance=0.05, first=1)
         >>> for agreement in (0.200, 0.220):
         ...     control.add(torch.tensor(agreement), num_steps=4)

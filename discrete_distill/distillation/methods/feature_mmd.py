@@ -1,7 +1,7 @@
 r"""Distillation by a maximum mean discrepancy in the features of a frozen network (arXiv 2610.06648).
 
-Paired with data: of a sequence ``x_0`` the positions ``S``, ``n`` of them, are masked; the student answers once, and
-from that one answer ``p`` come ``G`` candidates of ``B`` fills each. With ``f`` the features of the frozen network at
+Paired with data: of a sequence ``x_0`` the positions ``S``, ``n`` of them, are masked; the student predicts once, and
+from that prediction ``p`` come ``G`` candidates of ``B`` fills each. With ``f`` the features of the frozen network at
 the filled sequence and ``k(a, b) = exp(-|a - b|^2 / (2 h^2))``, the reward of a candidate is
 
 .. math:: R_g = \frac{2}{B n^2} \sum_b \sum_{i, j \in S} k(f(x_0)_i, f(x_{gb})_j)
@@ -55,6 +55,11 @@ class FeatureMMDConfig(DataMethodConfig):
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> config = FeatureMMDConfig(candidates=4, fills=2)
+        >>> config.loss_evaluations(8)  # Features of 8 sequences of data and of 8 * 4 * 2 fills; no backward pass.
+        (72.0, 0.0)
     """
 
     candidates: int = 4
@@ -90,11 +95,10 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
     Raises:
         TypeError: if no features are given and the teacher does not offer its hidden states.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = FeatureMMD(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout, generator=g).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = FeatureMMD(make_networks(teacher, log_ratio=None, step_conditioning=False), process)
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> method.loss("student", rollout, generator=generator).loss.backward()
     """
 
     config_class = FeatureMMDConfig
@@ -144,7 +148,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
 
     @torch.no_grad()
     def draw_fills(self, logits_of: LogitsOfPart, positions: Tensor, generator: Generator | None) -> Tensor:
-        """Draw all fills of all masked positions from one answer, int64 ``[N, M]``; fill ``m`` belongs to candidate
+        """Draw all fills of all masked positions from one prediction, int64 ``[N, M]``; fill ``m`` belongs to candidate
         ``m // F``."""
         seed = draws.seed(device=positions.device, generator=generator)
         tokens = [

@@ -31,6 +31,11 @@ class IDLMConfig(PathConfig):
     Raises:
         TypeError: if a part is of another class.
         ValueError: if a name is unknown.
+
+    Examples:
+        >>> config = IDLMConfig.recommended(log_ratio={"updates": 2, "warmup": 1}, corruption={"num_draws": 4})
+        >>> config.update_plan().networks(0), config.update_plan().networks(1)
+        (('auxiliary', 'auxiliary'), ('student', 'auxiliary', 'auxiliary'))
     """
 
     log_ratio: AuxiliaryRatio = field(default_factory=AuxiliaryRatio)
@@ -71,10 +76,12 @@ class IDLM(PathMethod[IDLMConfig]):
         ValueError: if there is no auxiliary denoiser, or a network that is to be passed its step has no true attribute
             ``accepts_step``.
 
-    Example:
-        >>> config = IDLMConfig.recommended(advantages={"group_size": 4})  # doctest: +SKIP
-        >>> networks = make_networks(teacher, log_ratio="auxiliary")  # doctest: +SKIP
-        >>> method = IDLM(networks, process, config)  # doctest: +SKIP
+    Examples:
+        >>> config = IDLMConfig.recommended(advantages={"group_size": 4})
+        >>> method = IDLM(make_networks(teacher, log_ratio="auxiliary"), process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> for name in ("student", "auxiliary"):
+        ...     method.loss(name, rollout, generator=generator).loss.backward()
     """
 
     config_class = IDLMConfig

@@ -13,6 +13,13 @@ class MethodConfig:
     Attributes:
         method_class: the class that is configured, whose ``config_class`` this is.
         reference: where reference sequences come from, "data" or "teacher" samples.
+
+    Examples:
+        >>> class NelboConfig(MethodConfig):  # `BaseMethod` has the method that it configures.
+        ...     def update_plan(self, *, discriminator=False):
+        ...         return UpdatePlan(order=("student",), reads_reference=("student",))
+        >>> NelboConfig().update_plan().planned_updates(100), NelboConfig().group_size
+        ({'student': 100}, 1)
     """
 
     method_class: ClassVar[Any]
@@ -53,7 +60,7 @@ class MethodConfig:
 
     def loss_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float]:
         """Expected forward and backward passes of one sequence through one network in the losses of student and
-        auxiliary, beside those of `path_evaluations`.
+        auxiliary, in addition to those of `path_evaluations`.
 
         Args:
             batch: sequences.

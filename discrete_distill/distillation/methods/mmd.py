@@ -45,6 +45,11 @@ class FrozenFeatures:
     Raises:
         TypeError: if the network does not offer its hidden states.
         ValueError: if it has no such block.
+
+    Examples:
+        >>> features = FrozenFeatures(as_denoiser(bert), block=0)
+        >>> features(data, 0.0 * t).norm(dim=-1).mean().item()  # [8, 16, 16] of unit length
+        1.0...
     """
 
     network: nn.Module
@@ -87,6 +92,12 @@ class MMDLogRatio:
     Raises:
         TypeError: if the group size is no integer, or the bandwidth no number.
         ValueError: if the group size or the bandwidth is not positive.
+
+    Examples:
+        >>> log_ratio = MMDLogRatio(FrozenFeatures(as_denoiser(bert)), group_size=4)
+        >>> samples = torch.randint(8, (8, 16), generator=generator)
+        >>> log_ratio(samples, 0.0 * t, x_0=samples, reference=data).per_position.shape
+        torch.Size([8, 16])
     """
 
     features: FeatureNetwork

@@ -24,6 +24,11 @@ class PathConfig(MethodConfig):
     Raises:
         TypeError: if a part is of another class.
         ValueError: if a name is unknown.
+
+    Examples:
+        >>> config = IDLMConfig.recommended(paths={"num_steps": (4,)}, advantages={"group_size": 8})
+        >>> isinstance(config, PathConfig), config.group_size, config.step_conditioning
+        (True, 8, True)
     """
 
     paths: Paths = field(default_factory=Paths.recommended)

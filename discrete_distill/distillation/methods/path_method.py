@@ -41,6 +41,13 @@ class PathMethod(BaseMethod[ConfigT]):
 
     Raises:
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
+
+    Examples:
+        >>> estimator = ScoreFunctionIntegralKL(process, DiscriminatorLogRatio(process, discriminator))
+        >>> config = PathConfig(paths=Paths(), advantages=Advantages(group_size=4))
+        >>> method = PathMethod(networks, process, config, estimator=estimator)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.student_loss(rollout, generator=generator).loss.backward()
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class PathMethod(BaseMethod[ConfigT]):
         self.estimator = estimator
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside the networks: the estimator's `RunningMean`, where it has one."""
+        """What a resumed run needs in addition to the networks: the estimator's `RunningMean`, where it has one."""
         return {} if self.estimator is None else self.estimator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:

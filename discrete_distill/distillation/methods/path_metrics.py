@@ -33,7 +33,13 @@ def path_metrics(rollout: Rollout, entropies: Sequence[Tensor]) -> dict[str, Ten
 
 
 def agreement_metrics(rollout: Rollout) -> dict[str, Tensor]:
-    """``sample_agreement`` of a rollout, see `sample_agreement`; nothing where no two rows may be compared."""
+    """``sample_agreement`` of a rollout, see `sample_agreement`; nothing where no two rows may be compared.
+
+    Examples:
+        >>> rollout = IntermediateStateMatcher(process)(student, (8, 16), generator=generator)
+        >>> 0.0 < agreement_metrics(rollout)["sample_agreement"] < 0.3  # About 1/8 for independent uniform tokens.
+        tensor(True)
+    """
     return {} if rollout.agreement is None else {"sample_agreement": rollout.agreement}
 
 

@@ -35,7 +35,7 @@ class UpdatePlan:
         ValueError: if the order lacks the student or names a network twice, a name of ``updates`` or
             ``reads_reference`` is not in the order, or a number is out of range.
 
-    Example:
+    Examples:
         >>> plan = UpdatePlan(order=("student", "auxiliary"), updates={"auxiliary": 2}, warmup=1)
         >>> plan.networks(0), plan.networks(1)
         (('auxiliary', 'auxiliary'), ('student', 'auxiliary', 'auxiliary'))
@@ -101,17 +101,19 @@ class UpdatePlan:
 class DistillationMethod(Protocol):
     """A distillation method. It holds networks and choices, and neither an optimiser nor a device.
 
-    One training step is::
-
-        method.begin_step(step, num_steps)
-        rollout = method.rollout(batch_size, length, reference=data, generator=g)
-        for name in method.update_plan.networks(step):
-            method.loss(name, rollout, reference=data, generator=g).loss.backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-
     Attributes:
         student: the network that is trained.
+
+    Examples:
+        >>> method = DiDiInstruct(networks, process)
+        >>> optimizers = {name: torch.optim.AdamW(each) for name, each in networks.trainable_parameters().items()}
+        >>> for step in range(2):
+        ...     method.begin_step(step, num_steps=2)
+        ...     rollout = method.rollout(8, 16, reference=data, generator=generator)
+        ...     for name in method.update_plan.networks(step):
+        ...         method.loss(name, rollout, reference=data, generator=generator).loss.backward()
+        ...         optimizers[name].step()
+        ...         optimizers[name].zero_grad()
     """
 
     student: nn.Module
@@ -214,7 +216,7 @@ class DistillationMethod(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs beside the networks."""
+        """What a resumed run needs in addition to the networks."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:

@@ -32,6 +32,11 @@ class RolloutMMDConfig(PathConfig):
     Raises:
         TypeError: if a part is of another class.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> config = RolloutMMDConfig.recommended(paths={"num_steps": (2,)}, bandwidth=0.5)
+        >>> config.group_size, config.update_plan().reads_reference
+        (4, ('student',))
     """
 
     advantages: Advantages = field(default_factory=lambda: Advantages.recommended(group_size=4))
@@ -56,7 +61,7 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
 
     The reward of a token is the witness ``E k(f, data's) - E k(f, student's)`` in the features ``f`` of a frozen
     network, with an RBF kernel; the student's distribution is estimated from *other* groups, so that the gradient, that
-    of the score function along the path, is exactly that of ``MMD^2``. No network beside the student is trained.
+    of the score function along the path, is exactly that of ``MMD^2``. The student is the only network that is trained.
 
     Our implementation, and no published method. The feature-space MMD of the literature (arXiv 2610.06648) is paired:
     it fills the masks of one corrupted data sequence with several candidates from a single student pass, compares each
@@ -74,10 +79,10 @@ class RolloutMMD(PathMethod[RolloutMMDConfig]):
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``, or the teacher
             has no blocks and no features are given.
 
-    Example:
-        >>> method = RolloutMMD(networks, process, RolloutMMDConfig())  # doctest: +SKIP
-        >>> rollout = method.rollout(8, 16, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout, reference=data, generator=g).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = RolloutMMD(networks, process)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.loss("student", rollout, reference=data, generator=generator).loss.backward()
     """
 
     config_class = RolloutMMDConfig

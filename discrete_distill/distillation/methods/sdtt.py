@@ -2,15 +2,15 @@
 
 From a state ``x_t`` of corrupted data the teacher takes ``factor`` steps to time ``s``. Wherever it reveals a token,
 what it predicted there, in the step that revealed it, is the student's target; where it reveals none, its last
-prediction is. The student answers at ``x_t`` alone. Then it becomes the teacher, of steps ``factor`` times as long, and
-so on.
+prediction is. The student predicts at ``x_t`` alone. Then it becomes the teacher, of steps ``factor`` times as long,
+and so on.
 
     loss = mean over masked i of  D( p_student(. | x_t, i),  p_teacher(. | x_{t_j(i)}, i) )
 
 The forward KL has its minimum where the student is the *mean* target, ``E[ p_teacher(. | x_{t_j(i)}, i) | x_t ]``:
-for a teacher whose answers are conditionals of one joint distribution that mean is its own answer at ``x_t`` (a
-martingale), and nothing is to be learned. What SDTT gains with it, it gains where the teacher is not of that kind; the
-other targets prefer sharper students.
+for a teacher whose predictions are conditionals of one joint distribution, that mean is its own prediction at ``x_t``
+(a martingale), and nothing is to be learned. SDTT gains with it where the teacher is not of that kind; the other
+targets prefer sharper students.
 
 Shape suffixes: B batch, L length, V vocabulary, N masked positions, K teacher steps.
 """
@@ -57,6 +57,11 @@ class SDTTConfig(MethodConfig):
 
     Raises:
         ValueError: if a number is out of range, the rounds do not divide the steps, or the target is unknown.
+
+    Examples:
+        >>> config = SDTTConfig(teacher_steps=64, rounds=3)
+        >>> [config.student_steps(index) for index in range(3)]
+        [32, 16, 8]
     """
 
     teacher_steps: int = 1024
@@ -107,11 +112,14 @@ class SDTT(DataMethod[SDTTConfig]):
     Attributes:
         round: that ``teacher`` belongs to; 0 is the first.
 
-    Example:
-        >>> method = SDTT(make_networks(teacher, log_ratio=None), process, config)  # doctest: +SKIP
-        >>> method.begin_step(step, num_steps)  # doctest: +SKIP
-        >>> rollout = method.rollout(reference=data, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=8, rounds=2))
+        >>> for step in range(4):  # The student of the first two steps becomes the teacher of the others.
+        ...     method.begin_step(step, num_steps=4)
+        ...     rollout = method.rollout(reference=data, generator=generator)
+        ...     method.loss("student", rollout).loss.backward()
+        >>> method.round
+        1
     """
 
     config_class = SDTTConfig
@@ -236,7 +244,7 @@ class SDTT(DataMethod[SDTTConfig]):
         return 0.5 * difference.abs().sum(1) if self.config.target == "tv" else difference.square().mean(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Round, and from the second round on the teacher: what a run that goes on needs beside the student."""
+        """Round, and from the second round on the teacher: what a resumed run needs in addition to the student."""
         return {"round": self.round, "teacher": self.teacher.state_dict() if self.round else None}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:

@@ -26,6 +26,12 @@ class TeacherTargets(MaskedBatch):
         x_s: the teacher's sequences at the end of its steps, int64 ``[B, L]``.
         s: times of ``x_s``, ``[B]``.
         log_probs_NV: fp32 log-probabilities at the masks of the loss, in flattened order; -inf at the mask.
+
+    Examples:
+        >>> method = SDTT(networks, process, SDTTConfig(teacher_steps=4, rounds=1))
+        >>> rollout = method.rollout(reference=data, generator=generator)
+        >>> rollout.log_probs_NV.exp()[0]
+        tensor([0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.0000])
     """
 
     x_s: Tensor

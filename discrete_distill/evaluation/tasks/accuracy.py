@@ -26,6 +26,11 @@ class Accuracy:
         standard_error: binomial, ``sqrt(p (1 - p) / n)``; 0 where all answers or none are right.
         low: lower end of Wilson's 95% interval, which stays within 0 and 1 and is not empty where the error is 0.
         high: upper end.
+
+    Examples:
+        >>> found = accuracy(torch.tensor([True, True, True, False]))
+        >>> found.value, round(found.standard_error, 4)  # sqrt(0.75 * 0.25 / 4)
+        (0.75, 0.2165)
     """
 
     value: float
@@ -45,6 +50,11 @@ def accuracy(correct: Tensor) -> Accuracy:
     Raises:
         TypeError: if it does not hold booleans.
         ValueError: if it has another shape, or there are no answers.
+
+    Examples:
+        >>> found = accuracy(torch.tensor([True] * 90 + [False] * 10))
+        >>> found.value, round(found.low, 2), round(found.high, 2)
+        (0.9, 0.83, 0.94)
     """
     if not isinstance(correct, Tensor) or correct.dtype != torch.bool:
         found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
@@ -95,6 +105,10 @@ def accuracy_under_parallelism(
         TypeError: if a value is no number.
         ValueError: if there are no points, numbers of values differ, two points have the same tokens per forward, or a
             value is out of range.
+
+    Examples:
+        >>> round(accuracy_under_parallelism([1.0, 3.0], [0.8, 0.8]), 6)  # 80% at one to three tokens a pass.
+        240.0
     """
     if not len(accuracies) or len(accuracies) != len(tokens_per_forward):
         raise ValueError(

@@ -31,10 +31,13 @@ class Arithmetic(SymbolTask):
         TypeError: if a number is no integer.
         ValueError: if it is out of range, or the operation is another.
 
-    Example:
+    Examples:
         >>> task = Arithmetic(4, mask_token_id=12)
-        >>> task.render(task.sample_prompts(1, torch.Generator().manual_seed(0)).x_init[0])
-        '9044+2239=_____'
+        >>> prompts = task.sample_prompts(64, generator)
+        >>> prompts.x_init.shape, task.render(task.parse(["0123+0456=_____"])[0])
+        (torch.Size([64, 15]), '0123+0456=_____')
+        >>> task.is_solution(task.parse(["0123+0456=00579", "0123+0456=00580"]))
+        tensor([ True, False])
     """
 
     num_digits: int

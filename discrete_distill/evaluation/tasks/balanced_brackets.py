@@ -31,7 +31,7 @@ class BalancedBrackets(SymbolTask):
         TypeError: if an argument is no integer.
         ValueError: if it is out of range.
 
-    Example:
+    Examples:
         >>> BalancedBrackets(5, mask_token_id=2).num_solutions
         42
     """

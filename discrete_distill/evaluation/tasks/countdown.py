@@ -39,6 +39,11 @@ class Countdown(SymbolTask):
     Raises:
         TypeError: if an argument is no integer.
         ValueError: if it is out of range.
+
+    Examples:
+        >>> task = Countdown(num_numbers=3, num_digits=2, mask_token_id=18)
+        >>> task.is_solution(task.parse(["25,10,04>39:25+10=35,35+04=39", "25,10,04>39:25+10=35,35+04=38"]))
+        tensor([ True, False])
     """
 
     num_numbers: int = 4

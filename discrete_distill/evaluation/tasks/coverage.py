@@ -20,7 +20,7 @@ from .symbol_task import SymbolTask
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Of right samples, beside what a uniform sampler of as many samples shows.
+    """Coverage of right samples, with the expectation for a uniform sampler of as many samples.
 
     The plug-in divergence is biased upwards by the noise of counts: by about ``(N - 1) / (2 n)`` where ``n`` is large
     against ``N``; where ``n`` is small it is at least ``log(N / n)`` for any sampler. ``excess_kl`` subtracts the
@@ -35,6 +35,12 @@ class Coverage:
         distinct_deviation: its standard deviation over sets of samples.
         kl_from_uniform: plug-in estimate of ``KL(samples || uniform) = log N - H``, nats.
         kl_of_uniform: the plug-in estimate of a uniform sampler, on average, nats.
+
+    Examples:
+        >>> samples = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
+        >>> coverage = measure_coverage(samples, num_solutions=4)
+        >>> coverage.num_distinct, round(coverage.kl_from_uniform, 4)  # log(4) - log(2)
+        (2, 0.6931)
     """
 
     num_samples: int
@@ -61,6 +67,12 @@ def measure_coverage(sequences: Tensor, num_solutions: int) -> Coverage:
     Raises:
         TypeError: if the sequences hold no integers, or the number is none.
         ValueError: if there are no sequences, or more different ones than right answers.
+
+    Examples:
+        >>> task = Permutations(3, mask_token_id=3)
+        >>> right = task.sample_solutions(512, generator).sequences
+        >>> measure_coverage(right, task.num_solutions).num_distinct
+        6
     """
     check_token_ids(sequences, "right samples")
     check_count("num_solutions", num_solutions)
@@ -88,6 +100,10 @@ def distinct_expected(num_samples: int, num_solutions: int) -> float:
     Args:
         num_samples: ``n``, 0 or more.
         num_solutions: ``N``.
+
+    Examples:
+        >>> distinct_expected(2, 4)  # 4 (1 - (3/4)^2)
+        1.75
     """
     n, total = check_count("num_samples", num_samples, minimum=0), check_count("num_solutions", num_solutions)
     if total == 1 or n == 0:
@@ -128,11 +144,16 @@ def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactCoverage:
-    """Of a sampler whose distribution is known.
+    """Coverage by a sampler whose distribution is known.
 
     Attributes:
         validity: probability of a right answer.
         kl_from_uniform: ``KL(sampler given a right answer || uniform)``, nats; NaN where no answer is right.
+
+    Examples:
+        >>> task = Permutations(2, mask_token_id=2)  # "ab" and "ba" are right.
+        >>> exact_coverage(task, torch.tensor([[0.1, 0.4], [0.4, 0.1]]))
+        ExactCoverage(validity=0.8..., kl_from_uniform=0.0)
     """
 
     validity: float
@@ -149,6 +170,11 @@ def exact_coverage(task: SymbolTask, distribution: Tensor) -> ExactCoverage:
     Raises:
         TypeError: if the distribution holds no floating-point numbers.
         ValueError: if its shape is not that of the task, or the task does not know its number of right answers.
+
+    Examples:
+        >>> task = Permutations(2, mask_token_id=2)  # "ab" and "ba" are right.
+        >>> exact_coverage(task, torch.tensor([[0.0, 1.0], [0.0, 0.0]])).kl_from_uniform  # Always "ab": log(2).
+        0.693...
     """
     check_floats("distribution", distribution)
     words, length = len(task.symbols), task.length

@@ -23,8 +23,8 @@ class Answers(Protocol):
         """int64 ``[B, L]``."""
 
     @property
-    def nfe(self) -> int:
-        """Evaluations of the denoiser."""
+    def nfe(self) -> float:
+        """Evaluations of the denoiser for a sequence; of a batch, or the mean over its sequences."""
 
     @property
     def commits(self) -> int:
@@ -33,13 +33,21 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFigures:
-    """Of one sampler on one task.
+    """Figures of one sampler on one task.
 
     Attributes:
         accuracy: fraction of right answers.
         tokens_per_forward: generated tokens of a sequence over evaluations of the denoiser and commits, averaged over
             sequences.
         coverage: of the right answers; None where their distribution is not known, or none is right.
+
+    Examples:
+        >>> def sample(prompts, generator):
+        ...     sampler = AncestralSampler(process, num_steps=2, forbidden_token_ids=(2, 3, 4, 5, 6, 7))
+        ...     return sampler(teacher, x_init=prompts.x_init, generator=generator)
+        >>> figures = measure_task(Permutations(2, mask_token_id=8), sample, num_prompts=64, generator=generator)
+        >>> figures.tokens_per_forward, figures.coverage.num_solutions
+        (1.0, 2)
     """
 
     accuracy: Accuracy
@@ -68,12 +76,14 @@ def measure_task(
         TypeError: if answers are no token ids.
         ValueError: if a number is below 1, the task contradicts itself, or answers have another shape than prompts.
 
-    Example:
+    Examples:
         >>> def sample(prompts, generator):
         ...     x_init, generation_mask = prompts
-        ...     return sampler(denoiser, x_init=x_init, generation_mask=generation_mask, generator=generator)
-        >>> figures = measure_task(Sudoku(6, mask_token_id=6), sample, num_prompts=1024)
-        >>> figures.accuracy.value, figures.tokens_per_forward, figures.coverage
+        ...     sampler = AncestralSampler(process, num_steps=4)
+        ...     return sampler(teacher, x_init=x_init, generation_mask=generation_mask, generator=generator)
+        >>> figures = measure_task(Sudoku(4, mask_token_id=8), sample, num_prompts=8, generator=generator)
+        >>> figures.accuracy.value, figures.tokens_per_forward  # The network is untrained; 16 cells in four steps.
+        (0.0, 4.0)
     """
     check_count("num_prompts", num_prompts)
     check_count("batch_size", batch_size)
@@ -86,7 +96,7 @@ def measure_task(
         check_answers(sequences, prompts)
         correct.append(task.verify(sequences, prompts))
         right.append(sequences[correct[-1]])
-        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe + answers.commits, 1)
+        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe + answers.commits, 1.0)
     right_samples = torch.cat(right)
     known = task.num_solutions is not None and len(right_samples) > 0
     return TaskFigures(

@@ -26,7 +26,7 @@ class Permutations(SymbolTask):
         TypeError: if an argument is no integer.
         ValueError: if it is out of range.
 
-    Example:
+    Examples:
         >>> Permutations(4, mask_token_id=4).num_solutions
         24
     """

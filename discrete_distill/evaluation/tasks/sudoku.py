@@ -33,11 +33,13 @@ class Sudoku(SymbolTask):
         TypeError: if a number is no integer, or ``unique`` no bool.
         ValueError: if the size is another, or there are more clues than cells.
 
-    Example:
-        >>> task = Sudoku(6, mask_token_id=6)
-        >>> prompts = task.sample_prompts(8, torch.Generator().manual_seed(0))
-        >>> out = sampler(denoiser, x_init=prompts.x_init, generation_mask=prompts.generation_mask)
-        >>> task.verify(out.sequences, prompts).float().mean()
+    Examples:
+        >>> task = Sudoku(4, num_clues=12, mask_token_id=8)
+        >>> prompts = task.sample_prompts(8, generator)
+        >>> sampler = AncestralSampler(process, num_steps=4)
+        >>> out = sampler(teacher, x_init=prompts.x_init, generation_mask=prompts.generation_mask, generator=generator)
+        >>> task.verify(out.sequences, prompts).float().mean()  # The network is untrained.
+        tensor(0.)
     """
 
     size: int = 9

@@ -27,6 +27,16 @@ class SymbolTask(ABC):
     Raises:
         TypeError: if ``mask_token_id`` is no integer.
         ValueError: if it is the id of a symbol.
+
+    Examples:
+        >>> class Doubled(SymbolTask):  # "aa" or "bb"
+        ...     symbols, length, num_solutions = "ab", 2, 2
+        ...     def sample_solutions(self, n, generator=None):
+        ...         letters = torch.randint(2, (n, 1), generator=generator).repeat(1, 2)
+        ...         return Examples(letters, generation_mask=letters >= 0)
+        ...     def is_solution(self, sequences):
+        ...         return sequences[:, 0] == sequences[:, 1]
+        >>> check_task(Doubled(mask_token_id=2))
     """
 
     mask_token_id: int

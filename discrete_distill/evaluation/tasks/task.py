@@ -17,6 +17,13 @@ class Prompts(NamedTuple):
     Attributes:
         x_init: given tokens, and masks where tokens are wanted; int64 ``[B, L]``.
         generation_mask: bool ``[B, L]``, true at positions to be generated.
+
+    Examples:
+        >>> task = Permutations(3, mask_token_id=8)
+        >>> prompts = task.sample_prompts(2, generator)
+        >>> out = FirstHittingSampler(process)(teacher, x_init=prompts.x_init, generator=generator)
+        >>> task.render(prompts.x_init[0]), task.verify(out.sequences, prompts).shape
+        ('___', torch.Size([2]))
     """
 
     x_init: Tensor
@@ -29,6 +36,13 @@ class Examples(NamedTuple):
     Attributes:
         sequences: prompt and answer, int64 ``[B, L]``.
         generation_mask: bool ``[B, L]``, true at the answer.
+
+    Examples:
+        >>> sequences = torch.tensor([[1, 2, 3]])
+        >>> examples = Examples(sequences, generation_mask=torch.tensor([[False, True, True]]))
+        >>> examples.prompts(mask_token_id=8).x_init
+        tensor([[1, 8, 8]])
+        >>> loss = process.nelbo(teacher, sequences, generation_mask=examples.generation_mask, generator=generator).loss
     """
 
     sequences: Tensor
@@ -41,7 +55,15 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """Prompts, solved examples and a verifier, over sequences of one length."""
+    """Prompts, solved examples and a verifier, over sequences of one length.
+
+    Examples:
+        >>> task = Permutations(3, mask_token_id=3)
+        >>> isinstance(task, Task)
+        True
+        >>> task.verify(task.parse(["cab", "caa"]), task.sample_prompts(2))
+        tensor([ True, False])
+    """
 
     @property
     def length(self) -> int:
@@ -83,6 +105,9 @@ def check_task(task: Task, generator: Generator | None = None, *, n: int = 8) ->
 
     Raises:
         ValueError: if an example is rejected, or an example with its answer masked is accepted; the example is shown.
+
+    Examples:
+        >>> check_task(Sudoku(4, mask_token_id=4))  # Nothing is raised: its verifier accepts its own solutions.
     """
     check_count("n", n)
     examples = task.sample_solutions(n, generator)

@@ -31,11 +31,12 @@ class TokenizedTask:
         TypeError: if an id is no integer.
         ValueError: if an id is negative, two symbols have one id, or their number is not that of the task's symbols.
 
-    Example:
-        >>> sudoku = Sudoku(6, mask_token_id=6)
-        >>> ids, frame = tokenizer.convert_tokens_to_ids(list(sudoku.symbols)), Frame.from_tokenizer(tokenizer, 36)
-        >>> ends = {"prefix": frame.prefix, "suffix": frame.suffix}
-        >>> task = TokenizedTask(task=sudoku, token_ids=ids, mask_token_id=tokenizer.mask_token_id, **ends)
+    Examples:
+        >>> sudoku = Sudoku(4, mask_token_id=4)
+        >>> ids = [11, 12, 13, 14]  # tokenizer.convert_tokens_to_ids(list(sudoku.symbols))
+        >>> task = TokenizedTask(task=sudoku, token_ids=ids, mask_token_id=3, prefix=[1], suffix=[2])
+        >>> task.sample_prompts(1).x_init
+        tensor([[1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2]])
     """
 
     task: SymbolTask

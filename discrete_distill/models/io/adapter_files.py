@@ -34,9 +34,12 @@ def save_adapters(directory: str | Path, student: nn.Module, base: str | Path) -
     Raises:
         ValueError: if the student has no low-rank matrices.
 
-    Example:
-        >>> save_adapters("student", networks.student, base="google-bert/bert-base-uncased")  # doctest: +SKIP
-        >>> student = load_denoiser("student")  # doctest: +SKIP
+    Examples:
+        >>> bert.save_pretrained("bert")
+        >>> networks = make_networks(as_denoiser(bert), sharing=SharedBase(rank=2), step_conditioning=True)
+        >>> save_adapters("student", networks.student, base="bert")
+        >>> load_denoiser("student").accepts_step
+        True
     """
     if not has_lora(student):
         raise ValueError(f"the {type(student).__name__} has no low-rank matrices: save it by its save_pretrained")

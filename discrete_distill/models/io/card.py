@@ -25,6 +25,12 @@ class ModelFacts:
 
     Raises:
         ValueError: if the rows of the frontier do not have the same columns.
+
+    Examples:
+        >>> facts = ModelFacts(method="DiDi-Instruct, 1000 updates", license="mit")
+        >>> student.save_pretrained("student", facts=facts)
+        >>> "DiDi-Instruct, 1000 updates" in open("student/README.md").read()
+        True
     """
 
     method: str = ""

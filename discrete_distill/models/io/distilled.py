@@ -56,6 +56,11 @@ def save_distilled(
         ValueError: if a `Discriminator` has LoRA weights that were not merged, or the tokenizer has another number of
             entries than the student classes.
         TypeError: if the student has no ``save_pretrained``, or the discriminator is no `TrunkDiscriminator`.
+
+    Examples:
+        >>> save_distilled("student", student, facts=ModelFacts(method="DiDi-Instruct", license="mit"))
+        >>> load_denoiser("student").config.vocab_size
+        9
     """
     if not callable(getattr(student, "save_pretrained", None)):
         raise TypeError(f"a {type(student).__name__} has no save_pretrained: wrap it by as_denoiser, or give a DiT")

@@ -73,6 +73,12 @@ def load_denoiser(
         ValueError: if the model brings code of its own without ``trust_remote_code``, is causal and ``attention`` was
             not given, is a uniform-state model by its config file or the settings in its ``.ckpt``, such as DUO, or is
             a `DiT` and one of the last three arguments is given. A ``.ckpt`` that does not say its noise is warned of.
+
+    Examples:
+        >>> bert.save_pretrained("bert")
+        >>> denoiser = load_denoiser("bert")  # Or a name on the hub.
+        >>> torch.allclose(denoiser(x_t, t), as_denoiser(bert)(x_t, t))
+        True
     """
     overrides: dict[str, Any] = {
         "max_length": max_length,
@@ -162,6 +168,11 @@ def load_discriminator(
         FileNotFoundError: if there is nothing of that name.
         CheckpointError: see `load_denoiser`.
         ValueError: if a base is needed and neither given nor saved, or given and not needed.
+
+    Examples:
+        >>> save_distilled("student", student, discriminator)
+        >>> load_discriminator("student")(x_t, t).shape
+        torch.Size([8, 16])
     """
     if Path(name_or_path).is_file():
         file = Path(name_or_path)

@@ -1,4 +1,4 @@
-"""What sampling from a saved student needs beside its weights: mask, forbidden ids, schedule, numbers of steps."""
+"""What sampling from a saved student needs in addition to weights: mask, forbidden ids, schedule, numbers of steps."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def save_sampling(directory: str | Path, process: MaskedDiffusion, num_steps: Se
 
     Raises:
         ValueError: if the schedule is not one of the library's, or a number of steps is below 1.
+
+    Examples:
+        >>> save_sampling("student", MaskedDiffusion(8, LinearSchedule(), forbidden_token_ids=[0]), num_steps=[4, 8])
+        >>> load_sampling("student")
+        (MaskedDiffusion(mask_token_id=8, schedule=LinearSchedule(), forbidden_token_ids=(0,)), (4, 8))
     """
     schedule: Any = process.schedule
     name = type(schedule).__name__
@@ -56,9 +61,13 @@ def load_sampling(name_or_path: str | Path, **hub: Any) -> tuple[MaskedDiffusion
         FileNotFoundError: if there is no such file.
         CheckpointError: if it describes no process.
 
-    Example:
-        >>> process, steps = load_sampling("student")  # doctest: +SKIP
-        >>> AncestralSampler(process, num_steps=steps[0])(load_denoiser("student"), (8, 128))  # doctest: +SKIP
+    Examples:
+        >>> student.save_pretrained("student")
+        >>> save_sampling("student", process, num_steps=[4])
+        >>> process, steps = load_sampling("student")
+        >>> sampler = AncestralSampler(process, num_steps=steps[0])
+        >>> sampler(load_denoiser("student"), shape=(8, 16), generator=generator).nfe
+        4
     """
     file = find_file(name_or_path, SAMPLING_FILE, **hub)
     if file is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from ... import draws
 from ...checks import check_count
 from ...samplers import Frame
 from ...training.stored_settings import Setting
+from ...training.token_cache import cached_arrays, content_digest, is_cut
 from .assets import BUNDLED
 from .documents import read_documents, source_files
-from .token_cache import cached_arrays, content_digest, is_cut
 from .tokenizer import TextTokenizer
 
 # Of every twenty documents, in order: which split each goes to. Judge and student never share a document.
@@ -51,6 +52,37 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_count("--data.vocab-size", self.vocab_size, minimum=2)
         check_count("--data.length", self.length)
+
+
+class SequenceStream(Protocol):
+    """What networks learn: sequences of one length.
+
+    Attributes:
+        length: of a sequence, in tokens, prefix and suffix included.
+        shape: what a sampler draws.
+    """
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def shape(self) -> int | Frame: ...
+
+    def text_mask(self) -> Tensor:
+        """True at what is learned; bool ``[L]``."""
+        ...
+
+    def settings(self) -> dict[str, Setting]:
+        """The stream as settings of a run, so that a run that is resumed on another one is refused."""
+        ...
+
+    def crops(self, batch_size: int, *, generator: Generator | None = None) -> Tensor:
+        """Random sequences, int64 ``[B, L]``."""
+        ...
+
+    def packed(self, limit: int, /) -> Tensor:
+        """At most ``limit`` sequences, the same at every call, int64 ``[N, L]``."""
+        ...
 
 
 @dataclass

@@ -6,6 +6,7 @@ so a finished sample, masked at random to a time of the grid, is such a state: o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from ... import draws
 from ...checks import check_all_counts, check_count, check_number
+from ...digests import weights_digest
 from ...models import Discriminator, discriminator_accuracy, discriminator_loss
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler
@@ -24,7 +27,6 @@ from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLo
 from ...training.stored_settings import Setting
 from .corpus import TokenStream
 from .discriminator_files import save_discriminator
-from .students import weights_digest
 
 METRICS_FOLDER = "discriminator"
 
@@ -58,6 +60,11 @@ class DiscriminatorConfig:
     )
     log_every: int = 10
     checkpoint_every: int = 50
+
+    @property
+    def network_evaluations(self) -> float:
+        """Passes of one sequence through one network on a process, a backward pass counted as two."""
+        return float(self.pool * self.num_steps + self.updates * 2 * self.batch_size * 3) if self.updates else 0.0
 
     def __post_init__(self) -> None:
         check_count("--discriminator.updates", self.updates, minimum=0)
@@ -138,7 +145,7 @@ class DiscriminatorTrainer:
             **self.stream.settings(),
         }
 
-    def fit(self, directory: Path) -> list[dict[str, float]]:
+    def fit(self, directory: Path, *, make_bar: Callable[..., tqdm] = tqdm) -> list[dict[str, float]]:
         """Weights go to ``directory/student/discriminator``, metrics and checkpoints to ``directory/discriminator``.
 
         Returns:
@@ -160,6 +167,7 @@ class DiscriminatorTrainer:
             rank=accelerator.process_index,
             device=accelerator.device,
             settings=self.settings(),
+            make_bar=make_bar,
         ).run()
         save_discriminator(self.discriminator, directory / "student" / "discriminator")
         accelerator.wait_for_everyone()

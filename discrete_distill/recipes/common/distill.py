@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from ...checks import check_all_counts, check_count, check_number
-from ...distillation.methods import BaseMethod, DiDiInstructConfig, MethodConfig, PathMethod
+from ...digests import weights_digest
+from ...distillation.methods import (
+    BaseMethod,
+    DiDiInstructConfig,
+    MethodConfig,
+    OnPolicyConfig,
+    PathMethod,
+    TrajectoryStates,
+)
 from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
 from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior, save_sampling
 from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler
+from ...samplers import AncestralSampler, ConfidenceSampler, Sampler
 from ...training import (
     BatchPart,
     DistillationStep,
@@ -29,6 +39,7 @@ from ...training import (
     OptimizerConfig,
     ParallelConfig,
     TrainingLoop,
+    TrajectoryStore,
     flat_settings,
     fold_seed,
     shard,
@@ -36,9 +47,9 @@ from ...training import (
 from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
-from .corpus import TokenStream
+from .corpus import SequenceStream
 from .results import write_results
-from .students import save_student, weights_digest
+from .students import save_student
 
 SETTINGS_FILE = "settings.json"
 
@@ -62,6 +73,9 @@ class DistillConfig:
         discriminator_blocks: its trainable blocks (paper: 4).
         discriminator_every: student steps between its updates.
         teacher_steps: steps of the teacher where its samples are the reference.
+        trajectories: folder where so many samples of the teacher, with their order, are recorded once and read by later
+            runs; if empty, new samples are drawn in every step.
+        trajectory_rows: how many.
         prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
         sharing: "copies", each network with weights of its own; or "adapters", low-rank matrices on one set of frozen
@@ -79,13 +93,16 @@ class DistillConfig:
     discriminator_blocks: int = 4
     discriminator_every: int = 1
     teacher_steps: int = 64
+    trajectories: str = ""
+    trajectory_rows: int = 1024
     prior_guidance: float = 0.0
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sharing: Sharing = "copies"
     rank: int = 16
 
     def __post_init__(self) -> None:
-        check_all_counts(self, "batch_size", "accumulate", "discriminator_every", "teacher_steps", flag="--distill")
+        counts = ("batch_size", "accumulate", "discriminator_every", "teacher_steps", "trajectory_rows")
+        check_all_counts(self, *counts, flag="--distill")
         check_count("--distill.discriminator-blocks", self.discriminator_blocks, minimum=0)
         check_number("--distill.prior-guidance", self.prior_guidance, minimum=0.0)
         check_count("--distill.rank", self.rank)
@@ -104,12 +121,20 @@ class DistillConfig:
                 f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
                 f"{group_size}; change --distill.accumulate"
             )
-        if self.parallel.strategy == "fsdp" and self.method.reference == "teacher":
+        decodes = self.method.reference == "teacher" or isinstance(self.method, OnPolicyConfig)
+        if self.parallel.strategy == "fsdp" and decodes:
             raise ValueError(
                 "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
                 'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
             )
         plan = self.method.update_plan(discriminator=self.discriminator)
+        if self.trajectories and not (plan.rollout_reads_reference and self.method.reference == "teacher"):
+            raise ValueError(
+                f"{self.method.method_class.__name__} does not learn from samples of its teacher: leave out "
+                f"--distill.trajectories {self.trajectories}"
+            )
+        if self.follows_order and not self.trajectories:
+            raise ValueError("TrajectoryStates needs recorded trajectories: give --distill.trajectories a folder")
         if self.parallel.strategy == "fsdp" and plan.rounds > 1:
             raise ValueError(
                 f"a sharded student cannot become the teacher of the next of {plan.rounds} rounds; take "
@@ -124,6 +149,11 @@ class DistillConfig:
                 "stage discriminator fits one to the finished student"
             )
         self.planned_updates()
+
+    @property
+    def follows_order(self) -> bool:
+        """Whether the method learns the order in which its teacher reveals tokens."""
+        return isinstance(getattr(self.method, "corruption", None), TrajectoryStates)
 
     def planned_updates(self) -> dict[str, int]:
         """Updates of each network in the whole run, over which its learning-rate schedule is spread."""
@@ -143,7 +173,7 @@ class Distillation:
         self,
         config: DistillConfig,
         teacher: Any,
-        stream: TokenStream,
+        stream: SequenceStream,
         process: MaskedDiffusion,
         accelerator: Accelerator,
     ) -> None:
@@ -154,6 +184,7 @@ class Distillation:
         self.accelerator = accelerator
         if config.prior_guidance:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
+        self._teacher_id = weights_digest(teacher) if config.trajectories else ""
         method, parallel, updates = config.method, config.parallel, config.planned_updates()
         made = make_networks(
             teacher,
@@ -178,6 +209,25 @@ class Distillation:
         kind: Any = method.method_class
         placed = Networks(teacher=self._place_teacher(made.teacher), **networks)
         self.method: BaseMethod[Any] = kind(placed, process, method)
+
+    @cached_property
+    def trajectories(self) -> TrajectoryStore:
+        """Recorded samples of the teacher; drawn by the first process, at the first use, where they are missing."""
+        with self.accelerator.main_process_first(), self.accelerator.autocast():
+            return TrajectoryStore.record(
+                self.config.trajectories,
+                self._teacher_sampler(),
+                self.method.teacher,
+                (self.config.trajectory_rows, self.stream.shape),
+                device=self.accelerator.device,
+                seed=self.config.loop.seed,
+                teacher_id=self._teacher_id,
+            )
+
+    def _teacher_sampler(self) -> Sampler:
+        """In the teacher's own order, most certain tokens first, where the method learns it; in random order else."""
+        kind = ConfidenceSampler if self.config.follows_order else AncestralSampler
+        return kind(self.process, num_steps=self.config.teacher_steps)
 
     def _place_teacher(self, teacher: Any) -> nn.Module:
         """A frozen copy, or the base that all networks share; compiled and sharded as the student is."""
@@ -249,15 +299,20 @@ class Distillation:
             **fixed,
         )
 
-    def reference(self, size: int, generator: Generator) -> Tensor:
-        """What student and discriminator are held against: crops of the text, or samples of the teacher."""
+    def reference(self, size: int, generator: Generator) -> Any:
+        """What student and discriminator are held against: crops of the text, samples of the teacher, or `Trajectories`
+        that were recorded."""
         if self.config.method.reference == "data":
             crops = self.stream.crops(size, generator=generator)
             return crops.to(self.accelerator.device)
-        sampler = AncestralSampler(self.process, num_steps=self.config.teacher_steps)
+        if self.config.trajectories:
+            return self.trajectories.sample(size, generator=generator).to(self.accelerator.device)
         shape = (size, self.stream.shape)
         with self.accelerator.autocast():
-            return sampler(self.method.teacher, shape, generator=generator, device=self.accelerator.device).sequences
+            sampled = self._teacher_sampler()(
+                self.method.teacher, shape, generator=generator, device=self.accelerator.device
+            )
+        return sampled.sequences
 
 
 def check_teacher(config: DistillConfig, teacher: Any) -> None:
@@ -284,10 +339,12 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
 def distil(
     config: DistillConfig,
     teacher: Any,
-    stream: TokenStream,
+    stream: SequenceStream,
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
+    *,
+    make_bar: Callable[..., tqdm] = tqdm,
 ) -> list[dict[str, float]]:
     """Distil ``teacher``; student (its average) and discriminator are written to ``directory/student``.
 
@@ -303,7 +360,8 @@ def distil(
         distillation.saved(),
         distillation.step,
         label="distil",
-        shown=("log_ratio", "entropy", "sample_agreement", "discriminator_accuracy"),
+        shown=("log_ratio", "entropy"),
+        make_bar=make_bar,
         rank=accelerator.process_index,
         device=accelerator.device,
         settings=made_with,

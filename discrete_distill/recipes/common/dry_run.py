@@ -58,6 +58,11 @@ def step_cost(config: DistillConfig, model: Shape) -> StepCost:
     return StepCost(forward=forward, backward=backward, graph=max(graph, float(batch)))
 
 
+def distillation_evaluations(config: DistillConfig, model: Shape) -> float:
+    """Network evaluations of one sequence in a whole distillation; see `StepCost`."""
+    return config.loop.num_steps * step_cost(config, model).evaluations
+
+
 def memory_needed(config: DistillConfig, model: Shape, length: int, *, half: bool) -> dict[str, float]:
     """Bytes on each device, by what they are for. An estimate: allocators and libraries take more."""
     model = network_shape(model)

@@ -80,6 +80,25 @@ class EvaluateConfig:
         check_number("--evaluate.rerank-scale", self.rerank_scale, minimum=0.0)
         check_number("--evaluate.tilt-fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
 
+    def network_evaluations(self, *, guided: bool = False, frontiers: bool = True) -> float:
+        """Passes of one sequence through one network to draw all samples of teacher and student.
+
+        Args:
+            guided: whether samples are drawn with RGAS as well.
+            frontiers: whether teacher and student are compared over temperatures.
+        """
+        plain = {(who, steps, 1.0) for who in ("teacher", "student") for steps in self.steps}
+        if frontiers:
+            teacher_steps = (self.frontier_steps, *self.teacher_frontier_steps)
+            plain |= {("teacher", steps, each) for steps in teacher_steps for each in self.teacher_temperatures}
+            plain |= {("student", self.frontier_steps, each) for each in self.student_temperatures}
+        passes = sum(steps for _, steps, _ in plain)
+        if guided:
+            re_ranked = {(steps, 1.0) for steps in self.guided_steps}
+            re_ranked |= {(self.frontier_steps, each) for each in self.student_temperatures} if frontiers else set()
+            passes += (self.num_candidates + 1) * sum(steps for steps, _ in re_ranked)
+        return float(passes * self.num_samples * len(self.seeds))
+
     def guided_sampler(
         self, process: MaskedDiffusion, discriminator: TrunkDiscriminator, steps: int, temperature: float
     ) -> RGASampler:

@@ -10,8 +10,8 @@ import json
 import warnings
 from pathlib import Path
 
+from ...files import write_text
 from ...models.io.hub import FINGERPRINT_FILE, fingerprint_of, stored_fingerprint
-from .files import write_text
 from .tokenizer import TextTokenizer
 
 # Published MDLM, DUO, SDTT and DiDi-Instruct networks of text: GPT-2's 50257 tokens, then the mask.

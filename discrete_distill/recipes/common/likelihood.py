@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from ...checks import check_count
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig, TrainingLoop, flat_settings
 from ...training.stored_settings import Setting
-from .corpus import TokenStream
+from .corpus import SequenceStream
 
 
 def from_scratch(*, warmup_steps: int, ema_decay: float, learning_rate: float = 2e-3) -> OptimizerConfig:
@@ -68,7 +68,7 @@ class MeasuredLikelihoodConfig(LikelihoodConfig):
 def train_by_likelihood(
     config: MeasuredLikelihoodConfig,
     network: nn.Module,
-    stream: TokenStream,
+    stream: SequenceStream,
     loss: Callable[[nn.Module, Tensor, Generator], Tensor],
     heldout: Callable[[nn.Module], float],
     accelerator: Accelerator,

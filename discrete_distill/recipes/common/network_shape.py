@@ -22,6 +22,7 @@ class NetworkShape:
         vocab_size: classes.
         hidden_size: width of its embeddings.
         num_layers: blocks.
+        num_heads: of attention; one for every 64 units of width where it is not known.
         time_conditioning: whether it is passed the time.
         parameters: numbers that it holds.
         rank_parameters: numbers that low-rank matrices of rank 1 on its linear layers hold.
@@ -31,6 +32,7 @@ class NetworkShape:
     vocab_size: int
     hidden_size: int
     num_layers: int
+    num_heads: int
     time_conditioning: bool
     parameters: int
     rank_parameters: int
@@ -62,6 +64,7 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
         return NetworkShape(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
             time_conditioning=config.time_conditioning,
             max_length=config.max_length,
             **counts,
@@ -71,13 +74,21 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
             f"{name_of(network)} does not state its token ids or its blocks: a recipe needs a model with "
             "get_input_embeddings() and a ModuleList of blocks"
         )
+    hidden_size = inner.embedding_weight().shape[1] if isinstance(inner, EmbeddingDenoiser) else 0
     return NetworkShape(
         vocab_size=inner.num_classes,
-        hidden_size=inner.embedding_weight().shape[1] if isinstance(inner, EmbeddingDenoiser) else 0,
+        hidden_size=hidden_size,
+        num_heads=_stated(inner, "num_attention_heads") or max(1, hidden_size // 64),
         time_conditioning=inner.time_conditioned,
         max_length=_longest(inner),
         **counts,
     )
+
+
+def _stated(denoiser: nn.Module, name: str) -> int | None:
+    """A whole number of the model's configuration; None where there is none."""
+    found = (getattr(getattr(module, "config", None), name, None) for module in denoiser.modules())
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def _longest(denoiser: nn.Module) -> int | None:

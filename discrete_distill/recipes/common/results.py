@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import read_json_object, write_text
+from ...files import read_json_object, write_text
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...distributed.parallel import save_memory
-from ...models import DiT, TrunkDiscriminator
-from ...process import MaskedDiffusion
+from ...evaluation import measure_speeds
+from ...models import TrunkDiscriminator
+from ...process import MaskedDiffusion, evaluation_mode
 from ...training import ParallelConfig, folder_lock
 from .assets import resolve
 from .corpus import TokenStream, load_streams
@@ -25,6 +26,7 @@ from .fingerprint import check_tokenizer, write_fingerprint
 from .model_tokenizer import ModelTokenizer
 from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
+from .stage_clock import StageClock
 from .teacher import external_config, load_network
 from .tokenizer import TextTokenizer
 
@@ -44,6 +46,7 @@ class Run:
 
     Attributes:
         accelerator: device, precision and processes.
+        clock: expected times of the stages that are run.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.accelerator: Accelerator = make_accelerator(config.precision)
+        self.clock = StageClock()
 
     @property
     def directory(self) -> Path:
@@ -73,6 +77,11 @@ class Run:
     def machine(self) -> str:
         """One line for reports."""
         return describe_machine(self.accelerator)
+
+    @property
+    def fits_discriminator(self) -> bool:
+        """Whether the student will have a discriminator, for guided samples."""
+        return self.config.distill.discriminator or self.config.discriminator.updates > 0
 
     @property
     def source(self) -> str:
@@ -142,15 +151,13 @@ class Run:
         self.check_length(shape.max_length)
         return teacher.to(self.accelerator.device)
 
-    def load_dit_teacher(self) -> DiT:
-        """The teacher of a recipe that takes networks of MDLM's kind alone."""
-        teacher = self.load_teacher()
-        if not isinstance(teacher, DiT):
-            raise ValueError(
-                f"{self.config.teacher.path} is a {type(teacher).__name__}; give --teacher.path a network of MDLM's "
-                "kind, or distil it with discrete_distill.recipes.owt"
-            )
-        return teacher
+    def seconds_per_evaluation(self, teacher: Any) -> float:
+        """Time a pass of one sequence in a batch through the teacher."""
+        x = self.streams["heldout"].packed(self.config.evaluate.batch_size).to(self.accelerator.device)
+        t = torch.full((len(x),), 0.5, device=x.device)
+        with torch.no_grad(), evaluation_mode(teacher), self.accelerator.autocast():
+            speeds = measure_speeds({"pass": lambda: teacher(x, t)}, repeats=3, device=x.device)
+        return speeds["pass"].latency / len(x)
 
     def teacher_shape(self) -> NetworkShape | None:
         """Shape of the teacher that is distilled; None if it cannot be had."""

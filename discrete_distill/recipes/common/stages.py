@@ -12,7 +12,9 @@ from .assets import BUNDLED
 from .distill import DistillConfig
 from .dry_run import describe_run
 from .environment import make_folder, matmul_precision
+from .network_shape import NetworkShape, network_shape
 from .run import Run
+from .stage_clock import StageClock
 
 Need = Callable[[], Any]
 
@@ -28,6 +30,8 @@ class Stage:
         reads_corpus: whether the stage reads token streams.
         writes: whether the stage writes into the folder of the run, which is then held.
         may_round: whether ``--matmul tf32`` is in force; figures of a judge must not depend on it.
+        evaluations: passes of one sequence through a network of the teacher's shape, a backward pass counted as two;
+            None where they are not known, or take no time that matters.
     """
 
     run: Callable[[], object]
@@ -36,6 +40,7 @@ class Stage:
     reads_corpus: bool = True
     writes: bool = True
     may_round: bool = False
+    evaluations: Callable[[NetworkShape], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +72,25 @@ class Recipe:
             print(self.description(names))
             return
         self.check(names)
-        with self.run.hold() if self.stages[names[0]].writes else nullcontext():
+        run = self.run
+        with run.hold() if self.stages[names[0]].writes else nullcontext():
+            run.clock = self.expected_times(names)
+            if run.clock.expected and run.accelerator.is_main_process:
+                print(run.clock.plan(), flush=True)
             for name in names:
                 each = self.stages[name]
-                with matmul_precision(self.run.config.matmul if each.may_round else "exact"):
+                with run.clock.stage(name), matmul_precision(self.run.config.matmul if each.may_round else "exact"):
                     each.run()
+
+    def expected_times(self, names: Sequence[str]) -> StageClock:
+        """Time one pass of the teacher, and multiply it by the passes of each stage; of several stages alone."""
+        timed = [name for name in names if self.stages[name].evaluations is not None]
+        if len(timed) < 2:
+            return StageClock()
+        teacher = self.run.load_teacher()
+        one, shape = self.run.seconds_per_evaluation(teacher), network_shape(teacher)
+        works = {name: self.stages[name].evaluations for name in names}
+        return StageClock({name: one * work(shape) if work else 0.0 for name, work in works.items()})
 
     def check(self, names: Sequence[str]) -> None:
         """Look for everything that the stages will need."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...training import TrainingCollapsed
 from .discriminator import DiscriminatorTrainer
 from .distill import check_teacher, distil
+from .dry_run import distillation_evaluations
 from .environment import make_folder
 from .fingerprint import check_tokenizer
 from .model_tokenizer import ModelTokenizer
@@ -45,12 +46,14 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
             run=lambda: make_student(run),
             needs=(lambda: check_teacher(run.config.distill, run.load_teacher()),),
             may_round=True,
+            evaluations=lambda model: distillation_evaluations(run.config.distill, model),
         ),
         "discriminator": Stage(
             run=lambda: fit_discriminator(run, make_folder(run.directory), run.config.seed),
             needs=(lambda: check_updates(run), run.load_teacher),
             inputs=(run.load_student,),
             may_round=True,
+            evaluations=lambda model: run.config.discriminator.network_evaluations,
         ),
         "sample": Stage(
             run=lambda: show_samples(run, sample), inputs=(run.load_student,), reads_corpus=False, writes=False
@@ -94,7 +97,7 @@ def make_student(run: Run) -> None:
     teacher, folder, config = run.load_teacher(), make_folder(run.directory), run.config.distill
     seeded = replace(config, loop=replace(config.loop, seed=run.config.seed))
     try:
-        distil(seeded, teacher, run.streams["train"], run.process, run.accelerator, folder)
+        distil(seeded, teacher, run.streams["train"], run.process, run.accelerator, folder, make_bar=run.clock.bar)
     except TrainingCollapsed as error:
         if run.accelerator.is_main_process:
             write_report_of_stopped_run(run, error)
@@ -113,7 +116,7 @@ def fit_discriminator(run: Run, folder: Path, seed: int) -> list[dict[str, float
     trainer = DiscriminatorTrainer(
         run.config.discriminator, run.load_teacher(), student, run.streams["train"], run.process, run.accelerator, seed
     )
-    return trainer.fit(folder)
+    return trainer.fit(folder, make_bar=run.clock.bar)
 
 
 def check_updates(run: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,12 +56,3 @@ def save_denoiser(student: ModuleOptimizer, directory: Path) -> None:
     elif student.accelerator.is_main_process:
         merged: Any = copy.deepcopy(student.averaged)
         (merge_lora(merged) if has_lora(merged) else merged).save_pretrained(directory)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name the weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

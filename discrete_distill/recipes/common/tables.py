@@ -12,7 +12,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     Raises:
         ValueError: if a row has another number of cells.
 
-    Example:
+    Examples:
         >>> print(markdown_table(["steps", "perplexity"], [["8", "102.5"]]))
         | steps | perplexity |
         |---|---|

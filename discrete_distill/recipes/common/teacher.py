@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +16,11 @@ from torch import Generator, Tensor, nn
 from ...models import DiT, DiTConfig, load_denoiser
 from ...models.call_signature import Attention
 from ...models.io.loading import transformers_config
-from ...process import MaskedDiffusion, evaluation_mode
+from ...process import MaskedDiffusion, block_nelbo, evaluation_mode
 from ...process.outputs import NelboOutput
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .assets import BUNDLED
-from .corpus import TokenStream
+from .corpus import SequenceStream
 from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
 
@@ -78,14 +78,15 @@ class TeacherConfig(MeasuredLikelihoodConfig):
 
 def train_teacher(
     config: TeacherConfig,
-    streams: dict[str, TokenStream],
+    streams: Mapping[str, SequenceStream],
     process: MaskedDiffusion,
     accelerator: Accelerator,
     directory: Path,
     *,
     init: str | None = None,
+    network: nn.Module | None = None,
 ) -> Any:
-    """Train on the ``train`` split by the likelihood bound.
+    """Train on the ``train`` split by the likelihood bound, that of block diffusion for a network that reads by blocks.
 
     Args:
         config: how.
@@ -94,6 +95,7 @@ def train_teacher(
         accelerator: device, precision and processes.
         directory: where the averaged network is written.
         init: where the initial weights are; ``config.init`` by default.
+        network: where to start, in the place of ``config``'s initial network.
 
     Returns:
         The network as written.
@@ -103,11 +105,16 @@ def train_teacher(
     text_L = streams["train"].text_mask().to(accelerator.device)
 
     def bound(network: nn.Module, x_0: Tensor, generator: Generator) -> NelboOutput:
-        return process.nelbo(network, x_0, by="count", generation_mask=text_L.expand_as(x_0), generator=generator)
+        counted, blocks = text_L.expand_as(x_0), getattr(network, "block_length", None)
+        if blocks is None:
+            return process.nelbo(network, x_0, by="count", generation_mask=counted, generator=generator)
+        return block_nelbo(
+            process, network, x_0, block_length=blocks, by="count", generation_mask=counted, generator=generator
+        )
 
     averaged = train_by_likelihood(
         config,
-        initial_network(config, init).to(accelerator.device),
+        (initial_network(config, init) if network is None else network).to(accelerator.device),
         streams["train"],
         lambda network, x_0, generator: bound(network, x_0, generator).loss,
         lambda network: heldout_nelbo(network, bound, heldout, accelerator),

@@ -1,7 +1,7 @@
 """The autoregressive baseline: GPT-2's architecture at the teacher's size, on the teacher's text, sampled with a cache.
 
-A sequence is a window of text, as for the denoisers: the mask stands before it as a start sign, and all its tokens are
-predicted, so that likelihoods can be compared.
+A sequence is the text of a window, as for the denoisers: the mask stands before it as a start sign, and all its tokens
+are predicted, so that likelihoods can be compared. A frame such as ``[CLS] ... [SEP]`` is put around it afterwards.
 
 Shape suffixes: B batch, L length, V vocabulary (mask included).
 """
@@ -20,18 +20,18 @@ from torch import Generator, Tensor, nn
 from ... import draws
 from ...checks import check_number
 from ...kernels import sample_rows
-from ...models import DiTConfig
 from ...process import MaskedDiffusion
 from ...samplers import SamplerOutput
 from ...training import LoopConfig, ModuleOptimizer, OptimizerConfig
 from ..common.corpus import TokenStream
 from ..common.likelihood import LikelihoodConfig, from_scratch
+from ..common.network_shape import NetworkShape
 from ..text.judge import WEIGHTS_FILE, JudgeConfig, load_gpt2
 
 
 @dataclass(kw_only=True)
 class AutoregressiveConfig(LikelihoodConfig):
-    """The baseline; its width, depth, heads, length and vocabulary are the teacher's.
+    """The baseline; its width, depth, heads and vocabulary are the teacher's.
 
     Args:
         path: folder of a trained one, or empty to train it.
@@ -54,14 +54,14 @@ class AutoregressiveConfig(LikelihoodConfig):
         check_number("--autoregressive.dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)
 
 
-def network_of_size(teacher: DiTConfig, eos_token_id: int, dropout: float = 0.0) -> nn.Module:
-    """A GPT-2 of the teacher's width, depth, heads, length and vocabulary; weights random."""
+def network_of_size(teacher: NetworkShape, length: int, eos_token_id: int, dropout: float = 0.0) -> nn.Module:
+    """A GPT-2 of the teacher's width, depth, heads and vocabulary for sequences of a length; weights random."""
     from transformers import GPT2LMHeadModel
 
     shape = JudgeConfig(
         vocab_size=teacher.vocab_size,
         eos_token_id=eos_token_id,
-        context=teacher.max_length,
+        context=length,
         hidden_size=teacher.hidden_size,
         num_layers=teacher.num_layers,
         num_heads=teacher.num_heads,
@@ -78,11 +78,13 @@ def load_autoregressive(folder: Path) -> nn.Module:
     return network
 
 
-def token_nats(network: nn.Module, x: Tensor, start_token_id: int) -> Tensor:
-    """``-log p(x_i | start, x_1 .. x_{i-1})`` of every token, fp32 ``[B, L]``; the start sign is never predicted."""
-    start = torch.full_like(x[:, :1], start_token_id)
+def token_nats(network: nn.Module, x: Tensor, process: MaskedDiffusion) -> Tensor:
+    """``-log p(x_i | start, x_1 .. x_{i-1})`` of every token, fp32 ``[B, L]``; neither the start sign nor a forbidden
+    token is predicted."""
+    start = torch.full_like(x[:, :1], process.mask_token_id)
     logits_BLV = network(input_ids=torch.cat((start, x[:, :-1]), dim=1)).logits.float()
-    logits_BLV = logits_BLV.index_fill(2, torch.tensor([start_token_id], device=x.device), float("-inf"))
+    logits_BLV = process.forbid(logits_BLV)
+    logits_BLV = logits_BLV.index_fill(2, torch.tensor([process.mask_token_id], device=x.device), float("-inf"))
     return F.cross_entropy(logits_BLV.flatten(0, 1), x.flatten(), reduction="none").view_as(x)
 
 
@@ -92,7 +94,7 @@ class AutoregressiveTraining:
     def __init__(
         self,
         config: AutoregressiveConfig,
-        teacher: DiTConfig,
+        teacher: NetworkShape,
         stream: TokenStream,
         process: MaskedDiffusion,
         eos_token_id: int,
@@ -102,7 +104,7 @@ class AutoregressiveTraining:
         self.stream = stream
         self.process = process
         self.accelerator = accelerator
-        network = network_of_size(teacher, eos_token_id, config.dropout).to(accelerator.device)
+        network = network_of_size(teacher, stream.text_length, eos_token_id, config.dropout).to(accelerator.device)
         self.student = ModuleOptimizer(network, config.optimizer, config.loop.num_steps, accelerator)
         self.discriminator: ModuleOptimizer | None = None
 
@@ -116,9 +118,10 @@ class AutoregressiveTraining:
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         """One update on random windows of the text."""
-        x = self.stream.crops(self.config.batch_size, generator=generator).to(self.accelerator.device)
+        crops = self.stream.crops(self.config.batch_size, generator=generator)
+        x = crops[:, self.stream.text_mask()].to(self.accelerator.device)
         with self.accelerator.autocast():
-            loss = token_nats(self.student.module, x, self.process.mask_token_id).mean()
+            loss = token_nats(self.student.module, x, self.process).mean()
         metrics = self.student.step(loss)
         return {"loss": float(loss.detach()), **{f"student_{key}": value for key, value in metrics.items()}}
 
@@ -128,11 +131,11 @@ class AutoregressiveSampler:
     """Draws token after token; past keys and values are kept, so each evaluation reads one token.
 
     Args:
-        start_token_id: stands before the first token; never drawn.
+        process: its mask stands before the first token; neither that nor a forbidden token is drawn.
         temperature: of the tokens.
     """
 
-    start_token_id: int
+    process: MaskedDiffusion
     temperature: float = 1.0
 
     @torch.no_grad()
@@ -152,7 +155,8 @@ class AutoregressiveSampler:
         batch, length = shape
         place = device if device is not None else next(network.parameters()).device
         seed = draws.seed(device=place, generator=generator)
-        x = torch.full((batch, 1), self.start_token_id, dtype=torch.long, device=place)
+        mask = self.process.mask_token_id
+        x = torch.full((batch, 1), mask, dtype=torch.long, device=place)
         rows = torch.arange(batch, device=place)
         log_probs, past = [], None
         for position in range(length):
@@ -160,12 +164,12 @@ class AutoregressiveSampler:
             out = network(input_ids=given, past_key_values=past, use_cache=use_cache)
             past = out.past_key_values if use_cache else None
             drawn = sample_rows(
-                out.logits[:, -1],
+                self.process.forbid(out.logits[:, -1]),
                 seed=seed,
                 positions_R=rows,
                 step=position,
                 temperature=self.temperature,
-                mask_token_id=self.start_token_id,
+                mask_token_id=mask,
             )
             x = torch.cat((x, drawn.tokens), dim=1)
             log_probs.append(drawn.log_probs)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ...evaluation import Judge
+from ..common.distill import DistillConfig, check_teacher
 from ..common.environment import make_folder
 from ..common.evaluation import Evaluation
 from ..common.results import read_results, write_results
@@ -57,7 +58,7 @@ class Comparison:
             late: called before each method; once it is true, no further one is trained, and the comparison goes on with
                 those that were.
         """
-        teacher = self.run.load_dit_teacher()
+        teacher = self.run.load_teacher()
         folder = make_folder(self.run.directory)
         costs: dict[str, Any] = {}
         write_results(folder / COSTS_FILE, {})
@@ -93,10 +94,10 @@ class Comparison:
             late: called before each line; once it is true, no further one is measured.
         """
         started = time.perf_counter()
-        run, config, teacher = self.run, self.config, self.run.load_dit_teacher()
+        run, config, teacher = self.run, self.config, self.run.load_teacher()
         heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
         judges = self.judges()
-        evaluation = Evaluation(config.evaluate, run.process, judges[0], run.accelerator, heldout.shape[1])
+        evaluation = Evaluation(config.evaluate, run.process, judges[0], run.accelerator, run.streams["heldout"].shape)
         models = evaluated_models(run, config, self.methods, evaluation, teacher)
         measured = Measurement(evaluation, config, judges, heldout)
         costs = read_results(run.directory / COSTS_FILE, {}, stage="train")
@@ -109,7 +110,7 @@ class Comparison:
             "num_samples": config.evaluate.num_samples,
             "precision": evaluation.precision,
             "judges": [judge.name for judge in judges],
-            "length": evaluation.length,
+            "length": heldout.shape[1],
             "ablation": config.ablation,
             "frontier_steps": config.evaluate.frontier_steps,
             "data": measured.data(),
@@ -157,6 +158,13 @@ class Comparison:
         path = self.config.autoregressive.path
         if path and "ar" in self.config.methods:
             load_checked(self.run, Path(path))
+
+    def check_teacher(self) -> None:
+        """Look for the teacher, and refuse methods that cannot be made of it."""
+        teacher = self.run.load_teacher()
+        for method in self.methods.values():
+            if isinstance(method, DistillConfig):
+                check_teacher(method, teacher)
 
     def check_costs(self) -> None:
         """Look for what the train stage wrote."""

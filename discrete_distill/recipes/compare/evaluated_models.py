@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Generator, nn
 
-from ...models import DiT
-from ...samplers import SamplerOutput
+from ...samplers import Frame, SamplerOutput
 from ..common.evaluation import Evaluation, SamplerSpec
 from ..common.fingerprint import check_tokenizer
 from ..common.run import Run
@@ -47,7 +46,7 @@ def evaluated_models(
     config: ComparisonConfig,
     methods: Mapping[str, MethodConfig],
     evaluation: Evaluation,
-    teacher: DiT,
+    teacher: Any,
 ) -> list[EvaluatedModel]:
     """Teacher and trained methods, with and without RGAS, loaded from their folders."""
     chosen = config.evaluate
@@ -93,8 +92,11 @@ def _autoregressive(
 
     def spec(index: int, network: nn.Module) -> SamplerSpec:
         def draw(steps: int, temperature: float, shape: tuple[int, Any], generator: Generator) -> SamplerOutput:
-            sampler = AutoregressiveSampler(run.process.mask_token_id, temperature=temperature)
-            return sampler(network, shape, generator=generator, device=run.accelerator.device)
+            sampler = AutoregressiveSampler(run.process, temperature=temperature)
+            count, length = shape
+            frame = length if isinstance(length, Frame) else Frame(length)
+            out = sampler(network, (count, frame.length), generator=generator, device=run.accelerator.device)
+            return replace(out, sequences=frame.around(out.sequences))
 
         return SamplerSpec(f"{name}#{index}", draw)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from transformers import GPT2LMHeadModel
 
 from ...evaluation import likelihood_bound
 from ...training import fold_seed
@@ -34,11 +35,13 @@ def likelihoods(
 
 @torch.no_grad()
 def _likelihood(run: Run, network: nn.Module, x: Tensor) -> dict[str, Any]:
-    if hasattr(network, "transformer"):
-        nats_N = torch.cat([token_nats(network, part, run.process.mask_token_id).mean(1) for part in x.split(32)])
+    meant = run.streams["heldout"].text_mask()
+    if isinstance(network, GPT2LMHeadModel):
+        parts = x[:, meant].split(32)
+        nats_N = torch.cat([token_nats(network, part, run.process).mean(1) for part in parts])
         error = float(nats_N.std() / len(x) ** 0.5) if len(x) > 1 else None
         return {"nats_per_token": float(nats_N.mean()), "standard_error": error, "bound": False}
     generator = Generator(device=x.device).manual_seed(fold_seed("likelihood"))
     with run.accelerator.autocast():
-        out = likelihood_bound(run.process, network, x, repeats=4, generator=generator)
+        out = likelihood_bound(run.process, network, x, generation_mask=meant, repeats=4, generator=generator)
     return {"nats_per_token": out.nats_per_token, "standard_error": out.standard_error, "bound": True}

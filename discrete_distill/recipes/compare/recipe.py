@@ -14,7 +14,7 @@ from .settings import ComparisonConfig
 def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
     """Compose the recipe."""
     comparison = Comparison(config, command)
-    common = (comparison.check_process, comparison.run.load_dit_teacher, comparison.check_autoregressive)
+    common = (comparison.check_process, comparison.check_teacher, comparison.check_autoregressive)
     trained = config.trained()
     return Recipe(
         run=comparison.run,

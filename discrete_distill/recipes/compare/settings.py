@@ -15,10 +15,12 @@ from ...distillation.methods import (
     FeatureMMDConfig,
     IDLMConfig,
     MethodConfig,
+    OnPolicyConfig,
     RolloutMMDConfig,
     SDTTConfig,
 )
 from ...training import LoopConfig, OptimizerConfig
+from ..common.budget import BudgetKind
 from ..common.discriminator import DiscriminatorConfig
 from ..common.distill import DistillConfig
 from ..common.evaluation import EvaluateConfig
@@ -27,9 +29,8 @@ from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
-from .budget import BudgetKind
 
-METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "ar")
+METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "on-policy", "ar")
 
 
 def paper_sdtt() -> DistillConfig:
@@ -47,8 +48,9 @@ class ComparisonConfig(RecipeConfig):
     """Methods trained from one teacher under one budget, and evaluated alike.
 
     Args:
-        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd, feature-mmd, alpha, certainty and
-            ar. The teacher is always there, and each method that has a discriminator is sampled with RGAS too.
+        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd, feature-mmd, alpha, certainty,
+            on-policy and ar. The teacher is always there, and each method that has a discriminator is sampled with RGAS
+            too.
         budget: what is equal: training seconds, or network evaluations (passes of one sequence through one network, a
             backward pass counted as two).
         amount: of the budget, for each method.
@@ -68,6 +70,7 @@ class ComparisonConfig(RecipeConfig):
         feature_mmd: the feature-space MMD, paired with data.
         alpha: the alpha loss, which reads no teacher.
         certainty: certainty forcing on the teacher's samples.
+        on_policy: on-policy distillation at the student's own states.
         sdtt: rounds of self-distillation (paper: 70 000 steps of 128 sequences, rate 6e-5, EMA 0.9999).
         autoregressive: trained anew within the budget, unless it has a path.
         judge: the first judge, whose path alone is read.
@@ -94,6 +97,9 @@ class ComparisonConfig(RecipeConfig):
     alpha: DistillConfig = field(default_factory=lambda: DistillConfig(method=AlphaLossConfig(), discriminator=False))
     certainty: DistillConfig = field(
         default_factory=lambda: DistillConfig(method=CertaintyForcingConfig(), discriminator=False)
+    )
+    on_policy: DistillConfig = field(
+        default_factory=lambda: DistillConfig(method=OnPolicyConfig(), discriminator=False)
     )
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
@@ -135,6 +141,7 @@ class ComparisonConfig(RecipeConfig):
             "feature-mmd": self.feature_mmd,
             "alpha": self.alpha,
             "certainty": self.certainty,
+            "on-policy": self.on_policy,
             "ar": self.autoregressive,
         }
         return {name: every[name] for name in self.methods}
@@ -184,6 +191,12 @@ def demo() -> ComparisonConfig:
         feature_mmd=distilled(base.distill, FeatureMMDConfig(scaled_advantages=True), discriminator=False),
         alpha=distilled(base.distill, AlphaLossConfig(), discriminator=False),
         certainty=distilled(base.distill, CertaintyForcingConfig(), discriminator=False),
+        # Text has no one right answer: outcomes are drawn, and no drawn outcome stays as a whole.
+        on_policy=distilled(
+            base.distill,
+            OnPolicyConfig(order="random", teacher_steps=8, temperature=1.0, num_checks=0),
+            discriminator=False,
+        ),
         sdtt=DistillConfig(
             method=SDTTConfig(teacher_steps=128, rounds=4, step_conditioning=True),
             discriminator=False,

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...models import DiT
-from ...training import LoopConfig, TrainingLoop, flat_settings
+from ...digests import weights_digest
+from ...training import flat_settings
+from ..common.budgeted_training import Cost, train_within_budget
 from ..common.distill import Distillation, DistillConfig
+from ..common.network_shape import network_shape
 from ..common.run import Run
 from ..common.student_stages import fit_discriminator
-from ..common.students import StudentTraining, save_student, weights_digest
+from ..common.students import StudentTraining, save_student
 from .autoregressive import AutoregressiveConfig, AutoregressiveTraining
-from .budget import EvaluationCounter, counted_step, plan_steps, total_evaluations
 from .settings import ComparisonConfig
 
 MethodConfig = DistillConfig | AutoregressiveConfig
-
-
-@dataclass(kw_only=True)
-class Cost:
-    """What training one student took.
-
-    Attributes:
-        steps: training steps.
-        seconds: of the loop.
-        network_evaluations: passes of one sequence through one network; a backward pass counts as two.
-        discriminator_seconds: what fitting a discriminator to the finished student took on top; 0 without one.
-    """
-
-    steps: int
-    seconds: float
-    network_evaluations: float
-    discriminator_seconds: float = 0.0
 
 
 def training_folder(run: Run, name: str, seed: int) -> Path:
@@ -45,45 +29,39 @@ def training_folder(run: Run, name: str, seed: int) -> Path:
     return run.directory / name / f"seed-{seed}"
 
 
-def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodConfig, teacher: DiT, seed: int) -> Cost:
+def train_method(run: Run, config: ComparisonConfig, name: str, method: MethodConfig, teacher: Any, seed: int) -> Cost:
     """Train one method with one seed, as long as the budget pays for; what is finished is not done again."""
     folder = training_folder(run, name, seed)
     make = _maker(run, method, teacher, seed)
     plan_file = training_folder(run, name, config.train_seeds[0]) / "plan.json"
     shares = config.autoregressive_share if isinstance(method, AutoregressiveConfig) else 1.0
-    plan = plan_steps(make, config.budget, shares * config.amount, plan_file, seed=seed)
-    training, counter = make(plan.num_steps), EvaluationCounter()
-    # A method that collapses is measured like the others, and its lines say so.
-    loop: LoopConfig = replace(method.loop, num_steps=plan.num_steps, seed=seed, stop_on_collapse=0)
-    history = TrainingLoop(
-        loop,
-        folder,
-        training.saved(),
-        counted_step(training, counter),
-        label=name,
-        shown=("log_ratio", "divergence", "loss", "entropy"),
-        rank=run.accelerator.process_index,
-        device=run.accelerator.device,
+    trained = train_within_budget(
+        run,
+        make,
+        config.budget,
+        shares * config.amount,
+        name=name,
+        loop=method.loop,
+        seed=seed,
+        folder=folder,
+        plan_file=plan_file,
         settings={
             **flat_settings(method, name, leave_out=(f"{name}.loop", f"{name}.parallel")),
             "teacher": weights_digest(teacher),
             **run.streams["train"].settings(),
         },
-    ).run()
+    )
     if run.accelerator.is_main_process:
-        _save(training, folder / "student")
+        _save(trained.training, folder / "student")
     run.write_fingerprint(folder / "student")
     # For the library's own method alone, whose loss trains no discriminator.
     fitted = method is config.distill and config.discriminator.updates
-    return Cost(
-        steps=plan.num_steps,
-        seconds=history[-1]["seconds"],
-        network_evaluations=total_evaluations(history),
-        discriminator_seconds=fit_discriminator(run, folder, seed)[-1]["seconds"] if fitted else 0.0,
-    )
+    if not fitted:
+        return trained.cost
+    return replace(trained.cost, discriminator_seconds=fit_discriminator(run, folder, seed)[-1]["seconds"])
 
 
-def _maker(run: Run, method: MethodConfig, teacher: DiT, seed: int) -> Callable[[int], StudentTraining]:
+def _maker(run: Run, method: MethodConfig, teacher: Any, seed: int) -> Callable[[int], StudentTraining]:
     stream, process, accelerator = run.streams["train"], run.process, run.accelerator
 
     def make(num_steps: int) -> StudentTraining:
@@ -91,7 +69,7 @@ def _maker(run: Run, method: MethodConfig, teacher: DiT, seed: int) -> Callable[
         config: Any = replace(method, loop=replace(method.loop, num_steps=num_steps, seed=seed))
         if isinstance(config, AutoregressiveConfig):
             eos = run.tokenizer.eos_token_id
-            return AutoregressiveTraining(config, teacher.config, stream, process, eos, accelerator)
+            return AutoregressiveTraining(config, network_shape(teacher), stream, process, eos, accelerator)
         return Distillation(config, teacher, stream, process, accelerator)
 
     return make

@@ -103,8 +103,10 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
     figures = ProteinFigures(run, config, residues, judge, heldout[1::2])
     real = list(heldout[0::2][:count].split(chosen.num_samples))
     lines = [{"method": "real proteins", "steps": None, **figures.of_windows(real)}]
-    for spec, every in samplers:
-        for steps in every:
+    todo = [(spec, steps) for spec, every in samplers for steps in every]
+    quiet = not run.accelerator.is_main_process
+    with run.clock.bar(total=sum(steps for _, steps in todo), desc="evaluate", disable=quiet) as bar:
+        for spec, steps in todo:
             outputs = [evaluation.sample(spec, steps, 1.0, seed) for seed in chosen.seeds]
             lines.append(
                 {
@@ -114,6 +116,7 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
                     **figures.of_windows([out.sequences for out in outputs]),
                 }
             )
+            bar.update(steps)
     if config.dplm:
         lines += _dplm_lines(run, config, figures)
     return {

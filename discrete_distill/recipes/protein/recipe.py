@@ -36,7 +36,14 @@ def make_recipe(config: ProteinConfig, command: str) -> Recipe:
     return student_recipe(
         run,
         config.sample,
-        evaluate=Stage(run=partial(measure, run, config), needs=(run.load_teacher,), inputs=(run.load_student,)),
+        evaluate=Stage(
+            run=partial(measure, run, config),
+            needs=(run.load_teacher,),
+            inputs=(run.load_student,),
+            evaluations=lambda model: config.evaluate.network_evaluations(
+                guided=run.fits_discriminator, frontiers=False
+            ),
+        ),
         report=Stage(run=partial(report, run), inputs=(partial(results_of, run),), reads_corpus=False),
     )
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ...evaluation.protein import AMINO_ACIDS
-from ..common.files import write_text
+from ...files import write_text
 from ..common.tokenizer import TextTokenizer
 
 END = "."

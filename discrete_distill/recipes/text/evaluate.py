@@ -10,13 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from ...evaluation import Judge, generative_perplexity, measure_diversity, measure_speeds
+from ...files import read_json_object
 from ...models import guide_by_prior
 from ...training import flat_settings
 from ...training.stored_settings import Setting
 from ..common.distill import SETTINGS_FILE
 from ..common.environment import make_folder
 from ..common.evaluation import RESULTS_FILE, EvaluateConfig, Evaluation, SamplerSpec, between_samples_of_data
-from ..common.files import read_json_object
 from ..common.results import write_results
 from ..common.run import Run
 
@@ -59,9 +59,11 @@ def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
         guided = drawn.guided("student + RGAS", student, discriminator.eval())
         lines += [(guided, steps) for steps in config.guided_steps]
         curves.append((guided, config.frontier_steps, config.student_temperatures))
-    with tqdm(total=len(lines) + len(curves), desc="evaluate", disable=not run.accelerator.is_main_process) as bar:
-        table = [_advance(bar, drawn.by_steps(*line)) for line in lines]
-        frontiers = [_advance(bar, drawn.frontier(*curve)) for curve in curves]
+    quiet = not run.accelerator.is_main_process
+    sampler_steps = sum(steps for _, steps in lines) + sum(steps * len(each) for _, steps, each in curves)
+    with run.clock.bar(total=sampler_steps, desc="evaluate", disable=quiet) as bar:
+        table = [_advance(bar, steps, drawn.by_steps(who, steps)) for who, steps in lines]
+        frontiers = [_advance(bar, steps * len(each), drawn.frontier(who, steps, each)) for who, steps, each in curves]
     judged = generative_perplexity(heldout, drawn.judge, precision="text")
     results = {
         "command": run.command,
@@ -104,8 +106,8 @@ def settings_used(run: Run) -> dict[str, Setting]:
     return settings
 
 
-def _advance(bar: tqdm, value: dict[str, Any]) -> dict[str, Any]:
-    bar.update()
+def _advance(bar: tqdm, steps: int, value: dict[str, Any]) -> dict[str, Any]:
+    bar.update(steps)
     return value
 
 

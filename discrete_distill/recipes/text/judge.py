@@ -16,10 +16,10 @@ from ...checks import check_all_counts, check_number
 from ...digests import file_digest
 from ...evaluation import CausalLMJudge, generative_perplexity
 from ...evaluation.pretrained import check_claims
+from ...files import read_json_object
 from ...process import evaluation_mode
 from ...training import LoopConfig, OptimizerConfig
 from ..common.corpus import TokenStream
-from ..common.files import read_json_object
 from ..common.likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ def make_recipe(config: TextConfig, command: str) -> Recipe:
             # A judge is looked for without its tokenizer first: where both are missing, both are named.
             needs=(run.load_teacher, partial(find_judge, config.judge.path), partial(judge_of, run, config)),
             inputs=(run.load_student,),
+            evaluations=lambda model: config.evaluate.network_evaluations(guided=run.fits_discriminator),
         ),
         report=Stage(run=partial(report, run), inputs=(partial(results_of, run),), reads_corpus=False),
     )

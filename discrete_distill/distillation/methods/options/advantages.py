@@ -24,6 +24,11 @@ class Advantages:
     Raises:
         TypeError: if the group size is not an integer.
         ValueError: if a number is out of range or a name is unknown.
+
+    Examples:
+        >>> advantages = Advantages(group_size=8, baseline="leave_one_out", scale="none", clip=None)
+        >>> DiDiInstructConfig(advantages=advantages).group_size
+        8
     """
 
     group_size: int = 4

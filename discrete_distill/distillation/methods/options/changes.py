@@ -24,7 +24,7 @@ def with_changes(config: ConfigT, **changes: Any) -> ConfigT:
         TypeError: if a field is unknown, or a mapping is given for what has no fields.
         ValueError: as the configuration and its parts.
 
-    Example:
+    Examples:
         >>> config = with_changes(DiDiInstructConfig(), paths={"num_steps": (4,)}, reward_clip=4.0)
         >>> config.paths.num_steps, config.paths.branching
         ((4,), False)

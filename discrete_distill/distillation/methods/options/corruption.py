@@ -21,6 +21,11 @@ class ElboTimeWeight:
 
     Raises:
         ValueError: unless ``0 <= low < high``.
+
+    Examples:
+        >>> corruption = CorruptionByTime(time_weight=ElboTimeWeight(low=0.1, high=5.0))
+        >>> corruption.estimator_options(process, Paths())["weight"](torch.tensor([0.1, 0.5]))  # 1 / t, clipped
+        tensor([5.0000, 2.0000])
     """
 
     low: float = 0.1
@@ -45,6 +50,12 @@ class CorruptionByTime:
     Raises:
         TypeError: if the number of draws is not an integer, or another field is of a wrong type.
         ValueError: if the number of draws is below 1.
+
+    Examples:
+        >>> corruption = CorruptionByTime(num_draws=2, time_distribution=BetaTime(a=2.0, b=2.0))
+        >>> config = DiDiInstructConfig(credit=SequenceCredit(corruption=corruption))
+        >>> corruption.coupled, CorruptionByTime().coupled
+        (False, True)
     """
 
     num_draws: int = 1
@@ -105,6 +116,11 @@ class CorruptionByCount:
     Raises:
         TypeError: if the number is not an integer.
         ValueError: if the number is below 1.
+
+    Examples:
+        >>> config = DiDiInstructConfig.recommended(credit=TokenCredit(corruption=CorruptionByCount(num_draws=2)))
+        >>> config.credit.corruption.estimator_options(process, config.paths)
+        {'by': 'count', 'corruptions': 2}
     """
 
     num_draws: int = 4
@@ -127,6 +143,11 @@ class CorruptionByParts:
     Raises:
         TypeError: if the number is not an integer.
         ValueError: if the number is below 1.
+
+    Examples:
+        >>> config = DiDiInstructConfig.recommended(credit=TokenCredit(corruption=CorruptionByParts(num_parts=4)))
+        >>> config.credit.corruption.estimator_options(process, config.paths)
+        {'by': 'parts', 'corruptions': 4}
     """
 
     num_parts: int = 2

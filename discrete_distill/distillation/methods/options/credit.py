@@ -24,6 +24,12 @@ class SequenceCredit:
 
     Raises:
         TypeError: if the corruption is of another class.
+
+    Examples:
+        >>> method = DiDiInstruct(networks, process, DiDiInstructConfig(credit=SequenceCredit()))
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.credits([rollout], generators=[generator])[0].advantages.shape
+        torch.Size([8])
     """
 
     corruption: Corruption = field(default_factory=CorruptionByTime)
@@ -43,6 +49,13 @@ class TokenCredit:
     Raises:
         TypeError: if the window is not an integer, or the corruption is of another class.
         ValueError: if the window is negative.
+
+    Examples:
+        >>> config = DiDiInstructConfig(log_ratio=AuxiliaryRatio(), credit=TokenCredit(window=2))
+        >>> method = DiDiInstruct(networks, process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.credits([rollout], generators=[generator])[0].advantages.shape
+        torch.Size([8, 16])
     """
 
     window: int = 6
@@ -62,6 +75,12 @@ class VocabularyCredit:
 
     Raises:
         ValueError: if the fraction is out of range.
+
+    Examples:
+        >>> config = DiDiInstructConfig(log_ratio=AuxiliaryRatio(), credit=VocabularyCredit(mask_ratio=0.25))
+        >>> method = DiDiInstruct(networks, process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.loss("student", rollout, reference=data, generator=generator).loss.backward()
     """
 
     mask_ratio: float = 0.5

@@ -23,6 +23,11 @@ class DiscriminatorRatio:
     Raises:
         TypeError: if the warm-up is not an integer, or ``reuse_logits`` no bool.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> plan = DiDiInstructConfig(log_ratio=DiscriminatorRatio(warmup=2)).update_plan()
+        >>> plan.networks(0), plan.networks(2)
+        (('discriminator',), ('discriminator', 'student'))
     """
 
     label_smoothing: float = 0.1
@@ -48,6 +53,11 @@ class AuxiliaryRatio:
     Raises:
         TypeError: if a number is not an integer, or ``step_conditioning`` no bool.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> plan = DiDiInstructConfig.recommended(log_ratio=AuxiliaryRatio(updates=2, warmup=0)).update_plan()
+        >>> plan.networks(0)
+        ('student', 'auxiliary', 'auxiliary')
     """
 
     updates: int = 4
@@ -62,6 +72,12 @@ class AuxiliaryRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class PathRatio:
-    """The log-ratio of the student's own probabilities in a step and the teacher: an upper bound, without a network."""
+    """The log-ratio of the student's own probabilities in a step and the teacher: an upper bound, without a network.
+
+    Examples:
+        >>> config = DiDiInstructConfig(log_ratio=PathRatio(), credit=VocabularyCredit())
+        >>> config.update_plan().networks(0)
+        ('student',)
+    """
 
     warmup: ClassVar[int] = 0

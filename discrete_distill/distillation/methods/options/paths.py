@@ -28,6 +28,12 @@ class Paths:
     Raises:
         TypeError: if a number of steps is not an integer, or another field is of a wrong type.
         ValueError: if a number of steps is below 1, or there is none.
+
+    Examples:
+        >>> paths = Paths(num_steps=(4,), time_distribution=None)
+        >>> rollout = paths.matcher(process)(student, (8, 16), generator=generator)
+        >>> rollout.steps[1].t.unique()  # The grid of four even steps.
+        tensor([0.7500])
     """
 
     num_steps: tuple[int, ...] = (2,)

@@ -1,4 +1,4 @@
-"""Options of what is added to the student's loss beside its surrogate."""
+"""Options of the terms that are added to the surrogate in the student's loss."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ class PathKL:
 
     Raises:
         ValueError: if a number is out of range or the kind is unknown.
+
+    Examples:
+        >>> config = DiDiInstructConfig(regularization=Regularization(path_kl=PathKL(coefficient=0.1, kind="forward")))
+        >>> method = DiDiInstruct(networks, process, config)
+        >>> rollout = method.rollout(8, 16, generator=generator)
+        >>> method.loss("student", rollout, generator=generator).metrics["teacher_divergence"].item()  # It is a copy.
+        0.0
     """
 
     coefficient: float = 0.0
@@ -46,6 +53,11 @@ class DataKL:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> regularization = Regularization(data_kl=DataKL(coefficient=0.5, diversity_tolerance=0.05))
+        >>> DiDiInstructConfig(regularization=regularization).update_plan().reads_reference
+        ('discriminator', 'student')
     """
 
     coefficient: float = 0.0
@@ -79,6 +91,12 @@ class Regularization:
     Raises:
         TypeError: if a part is of another class.
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> config = DiDiInstructConfig.paper(regularization={"path_kl": {"coefficient": 0.0}})
+        >>> config.regularization.path_kl.coefficient, config.regularization.entropy_coefficient
+        (0.0, 0.0005)
+        >>> plain = DiDiInstructConfig(regularization=Regularization())  # The surrogate alone.
     """
 
     path_kl: PathKL = field(default_factory=PathKL)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...training import step_generator
-from ..common.results import write_results
-from ..common.students import StudentTraining
+from .results import write_results
+from .students import StudentTraining
 
 BudgetKind = Literal["seconds", "network_evaluations"]
 FIRST_TRIED = 10_000  # A step of the middle of a run: no warm-up in which the student rests.

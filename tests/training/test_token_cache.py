@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from discrete_distill.recipes.common.corpus import SPLITS, TokenStream, load_streams
-from discrete_distill.recipes.common.token_cache import INDEX_FILE, cached_arrays
 from discrete_distill.recipes.common.tokenizer import train_tokenizer
+from discrete_distill.training.token_cache import INDEX_FILE, cached_arrays
 
 TOKENIZER = train_tokenizer(["document one two three"], 270)
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...digests import file_digest
-from .files import read_json_object, replacing, write_text
+from ..digests import file_digest
+from ..files import read_json_object, replacing, write_text
 
 INDEX_FILE = "done.json"
 PIECE = 1 << 20  # integers that are hashed at a time

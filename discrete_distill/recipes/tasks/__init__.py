@@ -1,0 +1,1 @@
+"""The recipe of tasks with a verifier."""

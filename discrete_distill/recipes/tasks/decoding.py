@@ -1,0 +1,91 @@
+"""How answers are decoded: samplers that reveal more or fewer tokens in an evaluation of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ...evaluation.tasks import Prompts
+from ...process import Denoiser, MaskedDiffusion
+from ...samplers import AncestralSampler, ConfidenceSampler, EntropyBoundedSampler, FirstHittingSampler
+from .settings import MeasureConfig
+
+HAS_THRESHOLD = "threshold" in {each.name for each in fields(ConfidenceSampler)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """A sampler with its setting.
+
+    Attributes:
+        name: of the kind.
+        setting: what its speed depends on.
+        sampler: called with a denoiser and prompts.
+    """
+
+    name: str
+    setting: str
+    sampler: Any
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers, and the mean over sequences of the evaluations in which something of the sequence was revealed: what the
+    sequence would cost alone.
+
+    Attributes:
+        sequences: int64 ``[B, L]``.
+        nfe: evaluations of a sequence.
+        commits: passes that kept a finished block; there are none.
+    """
+
+    sequences: Tensor
+    nfe: float
+    commits: int = 0
+
+
+def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int) -> Iterator[Decoding]:
+    """The decodings that are measured, slow to fast.
+
+    Args:
+        process: mask and schedule.
+        config: what is measured.
+        length: generated tokens of a sequence without a prompt.
+    """
+    steps = sorted({min(forwards, length) for forwards in config.forwards} | {length}, reverse=True)
+    if "ancestral" in config.decodings:
+        for num_steps in steps:
+            # In as many steps as tokens exactly one is revealed in each, in random order.
+            sampler: Any = FirstHittingSampler(process)
+            if num_steps < length:
+                sampler = AncestralSampler(process, num_steps=num_steps)
+            yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler)
+    if "confidence" in config.decodings:
+        for num_steps in steps:
+            sampler = ConfidenceSampler(process, num_steps=num_steps)
+            yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler)
+    if "entropy-bounded" in config.decodings:
+        for gamma in sorted(config.gammas):
+            sampler = EntropyBoundedSampler(process, gamma=gamma)
+            yield Decoding(name="entropy-bounded", setting=f"{gamma:g} nats", sampler=sampler)
+    if "threshold" in config.decodings and HAS_THRESHOLD:
+        for threshold in sorted(config.thresholds, reverse=True):
+            options: dict[str, Any] = {"threshold": threshold}
+            yield Decoding(
+                name="threshold", setting=f"above {threshold:g}", sampler=ConfidenceSampler(process, **options)
+            )
+
+
+def decode(decoding: Decoding, denoiser: Denoiser, prompts: Prompts, generator: Generator | None) -> Decoded:
+    """Sample answers to prompts."""
+    x_init, generation_mask = prompts
+    out = decoding.sampler(
+        denoiser, x_init=x_init, generation_mask=generation_mask, generator=generator, return_history=True
+    )
+    history_KBL = torch.stack(out.history)
+    revealing_KB = (history_KBL[1:] != history_KBL[:-1]).any(2)
+    return Decoded(out.sequences, float(revealing_KB.sum(0).float().mean()))

@@ -1,0 +1,248 @@
+"""The report of the recipe of tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...evaluation import AccuracyCurve, plot_accuracy
+from ...training import flat_settings
+from ..common.report_page import bullets, write_page
+from ..common.tables import markdown_table, number
+from .evaluate import Line
+from .run import TaskRun
+
+TITLES = {
+    "sudoku": "Sudoku in few steps",
+    "permutations": "Permutations in few steps",
+    "brackets": "Balanced brackets in few steps",
+    "countdown": "Countdown in few steps",
+    "arithmetic": "Arithmetic in few steps",
+}
+
+
+def write_report(run: TaskRun, results: dict[str, Any]) -> Path:
+    """Write ``report.md`` and its plots into the folder of a run."""
+    title = f"{TITLES[results['task']]}, size {results['size']}"
+    plots = draw_plots(results, run.directory, title)
+    parts = [
+        f"# {title}",
+        provenance(run, results),
+        "## Accuracy by forwards\n\n" + summary(results),
+        *(f"![Accuracy against tokens per forward, {prompts}]({name})" for prompts, name in plots.items()),
+        "## Accuracy against tokens per forward\n\n" + accuracy_table(results),
+        "## Accuracy under parallelism\n\n" + area_table(results),
+        *coverage_part(results),
+        "## Cost of training\n\n" + cost_table(results),
+        *shown_part(results),
+        "## Limitations\n\n" + bullets(limitations(results)),
+    ]
+    left_out = ("data", "discriminator", "evaluate")
+    return write_page(run.directory, parts, flat_settings(run.config, leave_out=left_out))
+
+
+def provenance(run: TaskRun, results: dict[str, Any]) -> str:
+    """Where the figures come from."""
+    trained = sum(cost["seconds"] for cost in results["training"].values())
+    return bullets(
+        [
+            f"Command: `{run.command}`",
+            f"Machine: {run.machine}",
+            f"Training of the students: {trained:.0f} s; evaluation: {results['seconds']:.0f} s",
+            f"Teacher: {results['parameters'] / 1e6:.2f}M parameters; {results['length']} tokens an answer",
+            f"Every figure: {results['num_prompts']} answers, one training; ± is half of Wilson's 95% interval",
+        ]
+    )
+
+
+def networks_of(results: dict[str, Any]) -> list[str]:
+    """The networks, the teacher first."""
+    return list(dict.fromkeys(line["network"] for line in results["lines"]))
+
+
+def prompts_of(results: dict[str, Any]) -> list[str]:
+    """The sets of prompts."""
+    return list(dict.fromkeys(line["prompts"] for line in results["lines"]))
+
+
+def lines_of(results: dict[str, Any], **wanted: str) -> list[Line]:
+    """The lines with these values."""
+    return [line for line in results["lines"] if all(line[name] == value for name, value in wanted.items())]
+
+
+def percent(line: Line) -> str:
+    """Accuracy with half of its interval, in per cent."""
+    accuracy = line["accuracy"]
+    return f"{accuracy['value']:.1%} ± {(accuracy['high'] - accuracy['low']) / 2:.1%}".replace("%", "")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Accuracy of each network by number of forwards, and its best AUP; narrow enough for a terminal."""
+    parts, networks = [], networks_of(results)
+    for prompts in prompts_of(results):
+        rows = []
+        for line in lines_of(results, prompts=prompts, network=networks[0]):
+            if line["decoding"] not in ("ancestral", "confidence"):
+                continue
+            same = {"prompts": prompts, "decoding": line["decoding"], "setting": line["setting"]}
+            cells = [
+                f"{each['accuracy']['value']:.1%}"
+                for name in networks
+                for each in lines_of(results, network=name, **same)
+            ]
+            rows.append([line["decoding"], line["setting"].removesuffix(" steps"), *cells])
+        areas = [max(each["aup"] for each in _areas(results, prompts, name)) for name in networks]
+        rows.append(["best AUP", "", *(f"{area:.0f}" for area in areas)])
+        parts.append(f"Right answers, {prompts}:\n\n" + markdown_table(["decoding", "forwards", *networks], rows))
+    return "\n\n".join(parts)
+
+
+def _areas(results: dict[str, Any], prompts: str, network: str) -> list[dict[str, Any]]:
+    return [each for each in results["aup"] if (each["prompts"], each["network"]) == (prompts, network)]
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    """Every line."""
+    rows = [
+        [
+            line["prompts"],
+            line["network"],
+            line["decoding"],
+            line["setting"],
+            f"{line['tokens_per_forward']:.2f}",
+            percent(line),
+        ]
+        for line in results["lines"]
+    ]
+    header = ["prompts", "network", "decoding", "setting", "tokens per forward", "right, %"]
+    return (
+        "A forward is an evaluation of the network in which a token of the answer is revealed, counted for each "
+        "sequence alone.\n\n" + markdown_table(header, rows)
+    )
+
+
+def area_table(results: dict[str, Any]) -> str:
+    """AUP of every network by every decoding."""
+    decodings = list(dict.fromkeys(each["decoding"] for each in results["aup"]))
+    rows = []
+    for prompts in prompts_of(results):
+        for network in networks_of(results):
+            found = {each["decoding"]: each["aup"] for each in _areas(results, prompts, network)}
+            rows.append([prompts, network, *(f"{found[name]:.0f}" for name in decodings)])
+    return (
+        "AUP of d3LLM ([arXiv 2601.07568](https://arxiv.org/abs/2601.07568)), per cent times tokens per forward, with "
+        "the best accuracy of all networks on the same prompts as the reference; points 5 points below the slowest one "
+        "of a curve are left out.\n\n" + markdown_table(["prompts", "network", *decodings], rows)
+    )
+
+
+def coverage_part(results: dict[str, Any]) -> list[str]:
+    """Distinct right answers, and the divergence from uniform; nothing where the right answers are not known."""
+    rows = [
+        [
+            line["network"],
+            line["decoding"],
+            line["setting"],
+            str(coverage["num_samples"]),
+            str(coverage["num_distinct"]),
+            f"{coverage['distinct_expected']:.1f} ± {coverage['distinct_deviation']:.1f}",
+            f"{coverage['num_distinct'] / coverage['distinct_expected']:.1%}",
+            number(coverage["excess_kl"], ".3f"),
+        ]
+        for line in results["lines"]
+        if (coverage := line["coverage"]) is not None
+    ]
+    if not rows:
+        return []
+    solutions = next(line["coverage"]["num_solutions"] for line in results["lines"] if line["coverage"])
+    header = [
+        "network",
+        "decoding",
+        "setting",
+        "right",
+        "distinct",
+        "of a uniform sampler",
+        "ratio",
+        "entropy lost, nats",
+    ]
+    return [
+        f"## Coverage\n\nDistinct ones among the right answers, of {solutions} that there are. The loss of entropy "
+        "against the uniform distribution is corrected for the number of samples; it is too small where there are few "
+        "samples for so many answers.\n\n" + markdown_table(header, rows)
+    ]
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """What each student took."""
+    rows = [
+        [name, f"{cost['steps']}", f"{cost['seconds']:.0f}", f"{cost['network_evaluations']:.0f}"]
+        for name, cost in results["training"].items()
+    ]
+    return (
+        f"Budget: {results['amount']:g} {results['budget'].replace('_', ' ')} for each method, planned from a few "
+        "tried steps. An evaluation is one pass of one sequence through one network; a backward pass counts as two. "
+        "The training of the teacher is not counted.\n\n"
+        + markdown_table(["", "steps", "seconds", "network evaluations"], rows)
+    )
+
+
+def shown_part(results: dict[str, Any]) -> list[str]:
+    """A few answers."""
+    blocks = [
+        f"{network}, {'right' if each['right'] else 'wrong'}:\n\n```\n{each['text']}\n```"
+        for network, answers in results["shown"].items()
+        for each in answers
+    ]
+    return ["## Answers in a quarter as many forwards as tokens\n\n" + "\n\n".join(blocks)] if blocks else []
+
+
+def limitations(results: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing a figure. Never empty."""
+    found = [
+        "One training of each method: the intervals are those of sampling, and another training seed may move a line "
+        "by more (--seed).",
+    ]
+    found += [
+        f"COLLAPSE: {line['network']}, {line['decoding']}, {line['setting']}: {coverage['num_distinct']} distinct "
+        f"answers where a uniform sampler has {coverage['distinct_expected']:.0f}."
+        for line in results["lines"]
+        if (coverage := line["coverage"]) and coverage["num_distinct"] < 0.95 * coverage["distinct_expected"]
+    ]
+    return found
+
+
+def draw_plots(results: dict[str, Any], directory: Path, title: str) -> dict[str, str]:
+    """One plot for each set of prompts: every network by its decoding with the largest AUP, and the teacher by all.
+
+    Returns:
+        Names of files by the name of the prompts.
+    """
+    names = {}
+    for index, prompts in enumerate(prompts_of(results)):
+        curves = [_curve(results, prompts, *pair) for pair in _plotted(results, prompts)]
+        name = "accuracy.png" if index == 0 else f"accuracy-{prompts.replace(' ', '-')}.png"
+        note = f"{results['num_prompts']} answers a point, 95% intervals; dashed: the teacher"
+        plot_accuracy(curves, directory / name, title=f"{title}, {prompts}", note=note)
+        names[prompts] = name
+    return names
+
+
+def _plotted(results: dict[str, Any], prompts: str) -> list[tuple[str, str]]:
+    """Networks and decodings of a plot."""
+    networks = networks_of(results)
+    teacher = [(networks[0], each["decoding"]) for each in _areas(results, prompts, networks[0])]
+    best = [
+        (name, max(_areas(results, prompts, name), key=lambda each: each["aup"])["decoding"]) for name in networks[1:]
+    ]
+    return [*teacher, *best]
+
+
+def _curve(results: dict[str, Any], prompts: str, network: str, decoding: str) -> AccuracyCurve:
+    lines = lines_of(results, prompts=prompts, network=network, decoding=decoding)
+    return AccuracyCurve(
+        label=f"{network}, {decoding}",
+        tokens_per_forward=tuple(line["tokens_per_forward"] for line in lines),
+        accuracies=tuple(line["accuracy"]["value"] for line in lines),
+        intervals=tuple((line["accuracy"]["low"], line["accuracy"]["high"]) for line in lines),
+        dashed=network == networks_of(results)[0],
+    )
