@@ -269,6 +269,7 @@ def test_bad_input_is_refused_before_a_pass() -> None:
     for wrong, network, given_in, error, value in (
         (exact(block_length=2), BLOCK_CAUSAL["DiT"], {}, ValueError, "2"),
         (exact(), BOTH_WAYS["DiT"], {}, ValueError, "exact"),
+        (exact(), BLOCK_CAUSAL["DiT"], {"model_kwargs": {"topic": 1}}, TypeError, "topic"),
         (exact(), Refuses(), {}, TypeError, "Refuses"),
         (BlockwiseSampler(inner, block_length=K, cache="dual"), BLOCK_CAUSAL["DiT"], {}, ValueError, "dual"),
         (BlockwiseSampler(inner, block_length=K, cache="prefix"), lambda x, t: x, {}, TypeError, "BlockDenoiser"),
