@@ -26,6 +26,7 @@ PARTS = (
     "exact",
     "kernels",
     "integrations.transformers",
+    "integrations.lm_eval",
 )
 CODE = re.compile(r"<pre.*?</pre>|<a\b.*?</a>|<h[1-6].*?</h[1-6]>|<code>([A-Za-z_]\w+)(\(\))?</code>", re.DOTALL)
 

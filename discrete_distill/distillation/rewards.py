@@ -48,9 +48,10 @@ class LogRatioReward:
 
 
 class RunningMean:
-    """Baseline ``b <- decay b + (1 - decay) mean(r)``, from the batches before the one that it is subtracted from. It
-    does not depend on that batch, so the gradient stays unbiased (REINFORCE with a reinforcement baseline, Williams
-    1992).
+    """Subtract a running mean of earlier batches: ``b <- decay b + (1 - decay) mean(r)``.
+
+    The baseline does not depend on the batch that it is subtracted from, so the gradient stays unbiased (REINFORCE with
+    a reinforcement baseline, Williams 1992).
 
     It has a state: use one instance for each stream of rewards. The first batch is compared with 0. Rewards that are
     not finite are left out and counted, and a batch without a finite reward is not taken in.

@@ -103,8 +103,9 @@ def can_shard() -> bool:
 
 
 def shard(network: nn.Module, device: torch.device, mixed_precision: str | None = None) -> None:
-    """FSDP2 in place: one group of weights for each block, one for the rest. All processes must then call the
-    network equally often.
+    """Shard a network by FSDP2 in place: one group of weights for each block, one for the rest.
+
+    All processes must then call the network equally often.
 
     Args:
         network: with equal weights on every process.
@@ -189,7 +190,9 @@ class ReplicatedDenoiser(Replicated):
 
 
 def replicate(network: nn.Module, device: torch.device, *, unused_weights: bool = False) -> Replicated:
-    """The network under DDP. A bare DDP has neither ``features`` nor ``accepts_step``: a denoiser in it would be run in
+    """The network under DDP.
+
+    A bare DDP has neither ``features`` nor ``accepts_step``: a denoiser in it would be run in
     full, and no longer be passed its step.
 
     Args:

@@ -41,6 +41,7 @@ from .plots import StepCurve, plot_frontier, plot_perplexity_by_steps
 from .protein import ProteinFigures, measure_proteins
 from .self_bleu import self_bleu
 from .speed import Speed, SpeedRatio, measure_speeds, speed_ratio
+from .text_model import TextModel
 
 __all__ = [
     "AccuracyCurve",
@@ -65,6 +66,7 @@ __all__ = [
     "SpeedRatio",
     "StepCurve",
     "TextJudge",
+    "TextModel",
     "TokenNats",
     "before_end",
     "compare_at_entropy",

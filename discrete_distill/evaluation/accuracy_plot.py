@@ -22,6 +22,11 @@ class AccuracyCurve:
 
     Raises:
         ValueError: if they are not equally many.
+
+    Examples:
+        >>> intervals = ((0.85, 0.94), (0.6, 0.78))
+        >>> AccuracyCurve(label="student", tokens_per_forward=(2.0, 4.0), accuracies=(0.9, 0.7), intervals=intervals)
+        AccuracyCurve(label='student', ...)
     """
 
     label: str

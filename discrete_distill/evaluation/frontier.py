@@ -59,8 +59,9 @@ class FrontierPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierMean:
-    """Means over seeds at one temperature, with standard errors over seeds (None for one seed), in nats; figures of
-    `FrontierPoint.diversity` with errors over samples.
+    """Means over seeds at one temperature, in nats.
+
+    Standard errors are over seeds (None for one seed); those of `FrontierPoint.diversity` are over samples.
 
     Examples:
         >>> frontier = measure_frontier(lambda *_: data, judge, method="data", temperatures=(0.9, 1.0), seeds=(0, 1))

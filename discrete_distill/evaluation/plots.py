@@ -130,8 +130,9 @@ def plot_perplexity_by_steps(
     data_perplexity: float | None = None,
     note: str = "",
 ) -> Path:
-    """Perplexity against steps, both axes logarithmic, one curve a method, bars of one standard error; a cross over a
-    point means that its samples are less diverse than data.
+    """Plot perplexity against steps, both axes logarithmic, one curve a method.
+
+    Bars are one standard error; a cross over a point means that its samples are less diverse than data.
 
     Args:
         curves: of at least one method; a point without a reading leaves a gap.

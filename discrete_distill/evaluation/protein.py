@@ -137,8 +137,9 @@ def nearest_identity(sequences: Sequence[str], training: Sequence[str], *, candi
 
 
 def count_clusters(sequences: Sequence[str], *, threshold: float = 0.5) -> int:
-    """Greedy clusters, longest first: a sequence joins the first cluster whose representative it resembles with an
-    identity of ``threshold`` or more (CD-HIT's scheme, Bioinformatics 22, 2006)."""
+    """Count greedy clusters, longest first (CD-HIT's scheme, Bioinformatics 22, 2006).
+
+    A sequence joins the first cluster whose representative it resembles with an identity of ``threshold`` or more."""
     representatives: list[str] = []
     for sequence in sorted(sequences, key=len, reverse=True):
         if not any(each >= threshold for each in local_identity([(sequence, other) for other in representatives])):

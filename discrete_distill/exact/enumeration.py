@@ -60,8 +60,9 @@ def place_values(size: int, length: int, device: torch.device | str = "cpu") -> 
 
 
 def look_up(table: Tensor, x_t: Tensor) -> Tensor:
-    """``table[x_1, ..., x_L]`` for every row: a distribution at words, a state distribution or `log_ratio` at token
-    ids.
+    """``table[x_1, ..., x_L]`` for every row.
+
+    The table is a distribution at words, or a state distribution or `log_ratio` at token ids.
 
     Args:
         table: one axis for each position.

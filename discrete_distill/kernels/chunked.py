@@ -156,8 +156,7 @@ def linear_token_losses(
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
     backend: Backend = "auto",
 ) -> TokenLosses:
-    r"""`token_losses` of `features @ weight.T + bias`, without ever holding more than `chunk_rows` rows of
-    logits.
+    r"""`token_losses` of `features @ weight.T + bias`, with at most `chunk_rows` rows of logits at a time.
 
     .. math:: \text{student}_r = W f_r + b, \qquad \text{teacher}_r = W' f'_r + b'
 

@@ -186,8 +186,7 @@ def token_losses(
     num_classes: int | None = None,
     backend: Backend = "auto",
 ) -> TokenLosses:
-    r"""Log-probability of a token, entropy, and KL divergences from and to a teacher: per row,
-    differentiable.
+    r"""Log-probability of a token, entropy, and KL divergences from and to a teacher: per row, differentiable.
 
     .. math:: \log p_y, \quad -\sum_v p_v \log p_v, \quad \mathrm{KL}(q \| p), \quad \mathrm{KL}(p \| q),
               p = \mathrm{softmax}(\text{student}),\ q = \mathrm{softmax}(\text{teacher})

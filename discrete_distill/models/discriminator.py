@@ -45,8 +45,10 @@ class RatioNetwork(Protocol):
 
 
 class TrunkDiscriminator(nn.Module):
-    """DiDi-Instruct's discriminator (arXiv 2509.25035) on the trunk of any denoiser: its last blocks trainable, and a
-    head ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral norm; one logit per position, in fp32.
+    """DiDi-Instruct's discriminator (arXiv 2509.25035) on the trunk of any denoiser.
+
+    The last blocks of the trunk are trainable, and a head ``Linear(d, d) - SiLU - Linear(d, 1)``, both under spectral
+    norm; one logit per position, in fp32.
 
     Trained by `binary cross-entropy` to tell student (1) from reference (0), its logit at the optimum is
     ``log q_student(x_t) / q_reference(x_t)``, at every position the same: each reads the whole sequence.
@@ -337,8 +339,9 @@ def discriminator_loss(
 def discriminator_accuracy(
     student_logits_BL: Tensor, reference_logits_BL: Tensor, student_counted: Tensor, reference_counted: Tensor
 ) -> Tensor:
-    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5 is chance. Sequences
-    without a counted position are left out. Arguments and errors as for `discriminator_loss`.
+    """Fraction of sequences whose mean logit has the right sign, both sides alike; 0.5 is chance.
+
+    Sequences without a counted position are left out. Arguments and errors as for `discriminator_loss`.
 
     Examples:
         >>> everywhere, logits = torch.ones(8, 16, dtype=torch.bool), torch.ones(8, 16)

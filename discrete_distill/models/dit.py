@@ -125,8 +125,9 @@ class FinalLayer(nn.Module):
 
 
 class DiT(BlockReading, HubNetwork):
-    """Denoiser of MDLM: ``logits = project(features(x_t, t))``. See `Denoiser` for the protocol, and `BlockDenoiser`
-    for the cache of keys and values.
+    """Denoiser of MDLM: ``logits = project(features(x_t, t))``.
+
+    See `Denoiser` for the protocol, and `BlockDenoiser` for the cache of keys and values.
 
     Args:
         config: its shape, or a dictionary of the same fields (as read back from ``config.json``).

@@ -89,9 +89,10 @@ class PriorGuided(DenoiserView):
 
 @torch.no_grad()
 def guide_by_prior(denoiser: Any, weight: float, mask_token_id: int, *, length: int | None = None) -> Any:
-    """A denoiser that returns, up to normalisation, ``(1 + w) log p(x_i | x_t) - w log p(x)``: unsupervised
-    classifier-free guidance (arXiv 2410.18514), which raises tokens that the visible ones make likely and lowers
-    tokens that are frequent anyway.
+    """Guide a denoiser by its own prior: ``(1 + w) log p(x_i | x_t) - w log p(x)``, up to normalisation.
+
+    Unsupervised classifier-free guidance (arXiv 2410.18514), which raises tokens that the visible ones make likely and
+    lowers tokens that are frequent anyway.
 
     ``p(x)`` is `prior_log_probs`, the same for all positions, so that it costs no further evaluation. As the teacher of
     a distillation it is a distribution that no temperature of the teacher reaches.

@@ -337,6 +337,7 @@ class MaskedDiffusion:
         generator: Generator | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        corruption: Corruption | None = None,
     ) -> NelboOutput:
         """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
 
@@ -354,11 +355,14 @@ class MaskedDiffusion:
             generator: source of randomness.
             s: ``[B]``, passed to a denoiser that ``accepts_step``: a label of the samples, as there are no steps here.
             model_kwargs: passed to the denoiser by keyword.
+            corruption: of these rows, drawn before by `draw_corruption`; with it nothing is drawn.
         """
         check_conditions(model_kwargs, denoiser)
-        x_t, t, weight = self.draw_corruption(
-            x_0, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
-        )
+        if corruption is None:
+            corruption = self.draw_corruption(
+                x_0, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
+            )
+        x_t, t, weight = corruption
         masked = self.is_masked(x_t, generation_mask)
         positions = masked.flatten().nonzero().squeeze(1)
         logits_of = logits_in_parts(

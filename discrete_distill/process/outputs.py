@@ -11,8 +11,9 @@ from torch import Tensor
 
 
 class Corruption(NamedTuple):
-    """Noisy tokens ``x_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and the weight ``[B]`` that
-    turns a sum over masked positions into an unbiased estimate of the whole NELBO sum.
+    """Noisy tokens ``x_t`` ``[B, L]``, the time ``t`` ``[B]`` that fits them, and a weight ``[B]``.
+
+    The weight turns a sum over masked positions into an unbiased estimate of the whole NELBO sum.
 
     Examples:
         >>> corruption = process.draw_corruption(data[:2], by="count", generator=generator)

@@ -105,9 +105,9 @@ class UniformTime(TimeDistribution):
 
 @dataclass(frozen=True)
 class StratifiedTime(UniformTime):
-    """One uniform time in each of ``n`` equal cells, in random order: the low-discrepancy sampler of VDM,
-    arXiv 2107.00630. Every single time is uniform, so the density is that of ``UniformTime``; their mean
-    varies far less.
+    """One uniform time in each of ``n`` equal cells, in random order (VDM, arXiv 2107.00630).
+
+    Every single time is uniform, so the density is that of ``UniformTime``; their mean varies far less.
 
     Examples:
         >>> t = StratifiedTime().sample(4, generator=generator).t

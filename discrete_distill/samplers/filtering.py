@@ -16,8 +16,9 @@ from ..kernels.reference_sampling import inverse_cdf
 
 
 class TokenDistribution(NamedTuple):
-    """The distribution ``p(v)`` proportional to ``exp(logit_v / temperature)`` over the tokens that are kept, never the
-    mask.
+    """The distribution ``p(v)`` proportional to ``exp(logit_v / temperature)`` over the tokens that are kept.
+
+    The mask is never one of them.
 
     Attributes:
         mask_token_id: the class that is never drawn.

@@ -220,6 +220,8 @@ class SamplerState:
         if self.one_state and (one_time or ignores_time(self.denoiser)):
             return self._call(self.tokens, t, s, positions.index, {}, one_state=True, share_head=share_head)
         chosen = positions.sequences
+        if chosen is not None and not len(chosen):
+            chosen = chosen.new_zeros(1)  # One sequence is run and none of it read: many networks take no empty batch.
         x_t, t, s = (each if chosen is None else each[chosen] for each in (self.tokens, t, s))
         conditional = self._call(x_t, t, s, positions.compact, take_rows(self.conditions(), chosen, self.batch))
         if self.cfg_scale == 1.0:

@@ -84,8 +84,9 @@ def on_the_host(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """Entries of ``metrics.jsonl``. Lines that cannot be read are left out: the last one may be cut short by a kill,
-    and others are named in a warning.
+    """Entries of ``metrics.jsonl``.
+
+    Lines that cannot be read are left out: the last one may be cut short by a kill, and others are named in a warning.
 
     Examples:
         >>> from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -114,6 +116,7 @@ class ModuleOptimizer:
         self.config = config
         self.accelerator = accelerator
         self.average: AveragedModel | None = None
+        self._template: nn.Module | None = None
         if config.ema_decay:
             average_fn = get_ema_multi_avg_fn(config.ema_decay)
             adapted = has_lora(module)  # then the frozen weights are shared with the average
@@ -144,6 +147,8 @@ class ModuleOptimizer:
         if parallel.strategy == "ddp":
             unused = has_unused_weights(self.module)
             return replicate(self.module, self.accelerator.device, unused_weights=unused)
+        if self.accelerator.is_main_process:
+            self._template = copy.deepcopy(self.module).cpu()
         for network in (self.module, *([] if self.average is None else [self.average.module])):
             shard(network, self.accelerator.device, self.accelerator.mixed_precision)
         return self.module
@@ -153,9 +158,16 @@ class ModuleOptimizer:
         """The network to sample from: the moving average where there is one, else the network itself."""
         return self.module if self.average is None else self.average.module
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """State of `averaged`, whole, also where it is sharded; all processes must call it, the first has it."""
-        return gathered(self.averaged.state_dict(), keep=self.accelerator.is_main_process)
+    def gather_averaged(self) -> nn.Module:
+        """`averaged` with whole weights. Of a sharded network the first process returns a copy on the CPU, which it has
+        room for from the start; the others return the sharded one. All processes must call it."""
+        if not isinstance(self.averaged, FSDPModule):
+            return self.averaged
+        weights = gathered(self.averaged.state_dict(), keep=self.accelerator.is_main_process)
+        if self._template is None:
+            return self.averaged
+        self._template.load_state_dict(weights)
+        return self._template
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:

@@ -14,8 +14,9 @@ SECONDS_BETWEEN = 2.0
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While inside, the first SIGINT, SIGTERM or SIGHUP is noted rather than obeyed; the yielded function returns
-    whether one was. A SIGHUP that was ignored before (``nohup``) stays ignored.
+    """Note the first SIGINT, SIGTERM or SIGHUP inside rather than obey it.
+
+    The yielded function returns whether one came. A SIGHUP that was ignored before (``nohup``) stays ignored.
 
     A second SIGINT, some seconds later, raises KeyboardInterrupt wherever the program is."""
     received: list[float] = []

@@ -15,8 +15,10 @@ Setting = str | int | float | bool | None
 
 
 def flat_settings(value: Any, prefix: str = "", *, leave_out: tuple[str, ...] = ()) -> dict[str, Setting]:
-    """Every field of a nested configuration under its dotted name, as a plain value. A part that stands where several
-    classes may stand is named too: the value of its field is the name of its class. A network is its `weights_digest`.
+    """Every field of a nested configuration under its dotted name, as a plain value.
+
+    A part that stands where several classes may stand is named too: the value of its field is the name of its class. A
+    network is its `weights_digest`.
 
     Args:
         value: dataclass, mapping, or a value.

@@ -34,6 +34,7 @@ from discrete_distill.distillation.methods import (
     TrajectoryStates,
 )
 from discrete_distill.distillation.networks import Networks
+from discrete_distill.evaluation import TextModel
 from discrete_distill.models import (
     DiT,
     EmbeddingDenoiser,
@@ -179,6 +180,27 @@ def test_trajectories_are_recorded_once_and_read_by_a_method(kind: str, tmp_path
     method = config.method_class(networks, PROCESS, config)
     method.loss("student", method.rollout(reference=drawn, generator=seeded(0))).loss.backward()
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in networks.student.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_text(kind: str) -> None:
+    """One token: the bound is the model's own log-probability."""
+    model = TextModel(
+        PROCESS,
+        teacher(kind),
+        ConfidenceSampler(PROCESS, num_steps=2),
+        encode=lambda text: [int(each) for each in text.split()],
+        decode=lambda ids: " ".join(map(str, ids)),
+        max_length=LENGTH,
+        prefix=(1,),
+        suffix=(2,),
+        num_samples=3,
+    )
+    x_t, t = torch.tensor([[1, 5, 6, MASK, 2]]), PROCESS.time_of_count(torch.tensor([1]), torch.tensor([1]))
+    with torch.no_grad():
+        expected = PROCESS.masked_log_probs(teacher(kind)(x_t, t))[0, 3, 7]
+    assert model.log_likelihood("5 6", " 7")[0] == pytest.approx(float(expected), abs=1e-4)
+    assert all(len(text.split()) == 3 for text in model.complete(["5", "6 7", "8"], max_new_tokens=3))
 
 
 @pytest.mark.parametrize("kind", KINDS)

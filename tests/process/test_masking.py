@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -458,6 +459,22 @@ def test_padding_that_looks_like_the_mask_is_not_counted(seeded: Seeded) -> None
     out = process.nelbo(TableDenoiser(), padded, by="count", generation_mask=padded != MASK, generator=seeded(21))
     assert out.num_tokens.tolist() == [2, 1]
     assert out.nats.isfinite().all()
+
+
+@pytest.mark.parametrize("by", ["time", "count"])
+def test_a_corruption_that_was_drawn_before_is_the_one_that_would_be_drawn(by: Any, seeded: Seeded) -> None:
+    process, x_0 = MaskedDiffusion(3), torch.randint(3, (6, 4), generator=seeded(0))
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.arange(4.0) * (1.0 + x_t[..., None] + t[:, None, None])
+
+    whole = process.nelbo(denoiser, x_0, by=by, generator=seeded(1)).nats
+    drawn = process.draw_corruption(x_0, by=by, generator=seeded(1))
+    parts = [
+        process.nelbo(denoiser, x_0[rows], corruption=Corruption(*(each[rows] for each in drawn))).nats
+        for rows in (slice(0, 4), slice(4, 6))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("by", ["time", "count"])

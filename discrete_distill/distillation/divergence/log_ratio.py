@@ -33,9 +33,10 @@ class LogRatio(NamedTuple):
 
 
 class LogRatioEstimator(Protocol):
-    """``estimator(x_t, t, x_0=x_0, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``. ``x_0`` are the clean
-    tokens, for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that distinguish the students
-    of different steps; ``model_kwargs`` are passed to the networks by keyword.
+    """``estimator(x_t, t, x_0=x_0, generation_mask=..., s=..., model_kwargs=...) -> LogRatio``.
+
+    ``x_0`` are the clean tokens, for estimators that read them; ``s`` ``[B]`` is `Rollout.last_time`, for those that
+    distinguish the students of different steps; ``model_kwargs`` are passed to the networks by keyword.
 
     Examples:
         >>> def excess_of_threes(x_t, t, *, x_0=None, generation_mask=None, s=None, model_kwargs=None):
@@ -102,8 +103,9 @@ class DiscriminatorLogRatio:
 
 @dataclass(frozen=True)
 class AuxiliaryDenoiserLogRatio:
-    """Two denoisers on the same masks: one fitted to the student's samples, and the teacher; as in DMD (arXiv
-    2311.18828) and IDLM (arXiv 2602.19066).
+    """The log-ratio of a denoiser fitted to the student's samples and the teacher, on the same masks.
+
+    As in DMD (arXiv 2311.18828) and IDLM (arXiv 2602.19066).
 
     ``r_i = log q(x_i | x_t) - log p(x_i | x_t)`` at masked positions, and their sum for the sequence. Averaged over
     corruptions of ``x_0`` with the weights of `MaskedDiffusion.draw_corruption` the sum estimates the difference of two

@@ -27,8 +27,9 @@ from .protocol import UpdatePlan
 
 @dataclass(frozen=True, kw_only=True)
 class DiDiInstructConfig(PathConfig):
-    """Configuration of DiDi-Instruct. The defaults are the published method (arXiv 2509.25035); `recommended` is what
-    this library's own runs favour.
+    """Configuration of DiDi-Instruct.
+
+    The defaults are the published method (arXiv 2509.25035); `recommended` is what this library's own runs favour.
 
     Args:
         paths: paths of the student.

@@ -58,7 +58,9 @@ class IDLMConfig(PathConfig):
 
 
 class IDLM(PathMethod[IDLMConfig]):
-    """Inverse distillation: the reward of a sample ``x_0`` is
+    """Inverse distillation with an auxiliary denoiser (our implementation of arXiv 2602.19066).
+
+    The reward of a sample ``x_0`` is
 
         r(x_0) = E[ nelbo_auxiliary(x_0; x_t) - nelbo_teacher(x_0; x_t) ],    x_t ~ q(. | x_0)
 

@@ -81,8 +81,10 @@ class FrozenFeatures:
 
 @dataclass(frozen=True)
 class MMDLogRatio:
-    """``2 w(f_i) / n`` at each of the ``n`` tokens of a student sequence, and their sum, the sequence's share of
-    ``grad MMD^2``. It reads clean samples: there is no time in it.
+    """The witness function of an MMD in the place of a log-ratio: ``2 w(f_i) / n`` at each token of a student sequence.
+
+    ``n`` is the number of its tokens; the sum is the sequence's share of ``grad MMD^2``. It reads clean samples: there
+    is no time in it.
 
     Args:
         features: frozen.

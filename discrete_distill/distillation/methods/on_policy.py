@@ -65,6 +65,11 @@ class OnPolicyConfig(MethodConfig):
     Raises:
         TypeError: if a number is of a wrong type.
         ValueError: if a number is out of range, or the order unknown.
+
+    Examples:
+        >>> config = OnPolicyConfig(num_steps=(4, 8), teacher_steps=16, num_checks=1)
+        >>> config.loss_evaluations(10)  # The teacher decodes twice, and answers once at the state.
+        (330.0, 0.0)
     """
 
     num_steps: tuple[int, ...] = (8,)
@@ -126,11 +131,12 @@ class OnPolicyDistillation(DataMethod[OnPolicyConfig]):
         process: mask and schedule.
         config: every choice.
 
-    Example:
-        >>> networks = make_networks(teacher, log_ratio=None, step_conditioning=False)  # doctest: +SKIP
-        >>> method = OnPolicyDistillation(networks, process)  # doctest: +SKIP
-        >>> rollout = method.rollout(x_init=prompts, generator=g)  # doctest: +SKIP
-        >>> method.loss("student", rollout).loss.backward()  # doctest: +SKIP
+    Examples:
+        >>> method = OnPolicyDistillation(networks, process, OnPolicyConfig(num_steps=(4,), teacher_steps=4))
+        >>> rollout = method.rollout(4, 16, generator=generator)
+        >>> bool((rollout.committed <= rollout.loss_mask).all())
+        True
+        >>> method.loss("student", rollout).loss.backward()
     """
 
     config_class = OnPolicyConfig

@@ -22,8 +22,10 @@ from .protocol import UpdatePlan
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutMMDConfig(PathConfig):
-    """Configuration of `RolloutMMD`; `PathConfig` has the other fields. The batch must hold two groups or more. Rewards
-    are scaled by their deviation over the batch, since kernel values differ by hundredths.
+    """Configuration of `RolloutMMD`; `PathConfig` has the other fields.
+
+    The batch must hold two groups or more. Rewards are scaled by their deviation over the batch, since kernel values
+    differ by hundredths.
 
     Args:
         advantages: normalisation of the rewards; rows of a group are not compared with each other.

@@ -19,8 +19,10 @@ MAX_DIGITS = 9
 
 @dataclass(frozen=True)
 class Arithmetic(SymbolTask):
-    """Add or multiply two numbers: ``0123+0456=00579``. Numbers are written with leading zeros, so that all sequences
-    are of one length; each number is uniform over all numbers of so many digits.
+    """Add or multiply two numbers: ``0123+0456=00579``.
+
+    Numbers are written with leading zeros, so that all sequences are of one length; each number is uniform over all
+    numbers of so many digits.
 
     Args:
         num_digits: digits of each number, 1 to 9.

@@ -47,8 +47,9 @@ def load_denoiser(
     trust_remote_code: bool = False,
     **hub: Any,
 ) -> Denoiser:
-    """A denoiser in fp32, whatever the precision of the file, and evaluation mode: a `DiT`, a Hugging Face model
-    behind `as_denoiser`, or one with the matrices that `save_adapters` wrote.
+    """Load a denoiser from a folder, a file or the hub, in fp32 and evaluation mode.
+
+    It is a `DiT`, a Hugging Face model behind `as_denoiser`, or one with the matrices that `save_adapters` wrote.
 
     Args:
         name_or_path: a name on the hub, a folder, or a file: ``.safetensors``, or a Lightning ``.ckpt`` of the MDLM,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...models import Discriminator, DiT, TrunkDiscriminator, load_discriminator
+from ...models import TrunkDiscriminator, load_discriminator
 from ...models.io.hub import CONFIG_FILE, DISCRIMINATOR_CONFIG_FILE
 from ...process import Denoiser
 from ...training import ModuleOptimizer
@@ -14,21 +14,10 @@ from ...training import ModuleOptimizer
 
 def save_discriminator(discriminator: ModuleOptimizer, directory: Path) -> None:
     """Write the averaged discriminator; all processes call it, the first one writes."""
-    network: Any = discriminator.module
-    for earlier in (CONFIG_FILE, DISCRIMINATOR_CONFIG_FILE) if discriminator.accelerator.is_main_process else ():
-        (directory / earlier).unlink(missing_ok=True)  # It may be of the other kind.
-    if isinstance(network, Discriminator):
-        save_network(Discriminator(network.config, network.trainable_blocks), discriminator, directory)
-    elif discriminator.accelerator.is_main_process:
-        averaged: Any = discriminator.averaged
-        averaged.save_pretrained(directory)
-
-
-def save_network(whole: DiT | Discriminator, module_optimizer: ModuleOptimizer, directory: Path) -> None:
-    """The module_optimizer's averaged weights, gathered into ``whole``; all processes call it, the first one writes."""
-    weights = module_optimizer.averaged_weights()
-    if module_optimizer.accelerator.is_main_process:
-        whole.load_state_dict(weights)
+    whole: Any = discriminator.gather_averaged()
+    if discriminator.accelerator.is_main_process:
+        for earlier in (CONFIG_FILE, DISCRIMINATOR_CONFIG_FILE):
+            (directory / earlier).unlink(missing_ok=True)  # It may be of the other kind.
         whole.save_pretrained(directory)
 
 

@@ -328,8 +328,6 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
         problems.append("its input embeddings cannot be replaced, and a network is to be passed its step")
     if config.discriminator and not isinstance(teacher, HiddenStatesDenoiser):
         problems.append("its blocks are not known: set --distill.no-discriminator")
-    if config.parallel.strategy == "fsdp":
-        problems.append("only networks of MDLM's kind are sharded: take --distill.parallel.strategy ddp")
     if config.prior_guidance:
         problems.append("guidance by the prior is not merged into its head: set --distill.prior-guidance 0")
     if problems:

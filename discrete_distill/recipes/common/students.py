@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from torch import Generator, nn
 
 from ...digests import file_digest
-from ...models import DiT, merge_lora
+from ...models import merge_lora
 from ...models.lora import has_lora
 from ...training import ModuleOptimizer
-from .discriminator_files import save_discriminator, save_network
+from .discriminator_files import save_discriminator
 
 
 class StudentTraining(Protocol):
@@ -50,9 +50,6 @@ def save_student(training: StudentTraining, directory: Path) -> None:
 
 def save_denoiser(student: ModuleOptimizer, directory: Path) -> None:
     """The averaged student: a `DiT`, or a plain model of the teacher's class; low-rank matrices are folded in."""
-    module: Any = student.module
-    if isinstance(module, DiT) and not has_lora(module):
-        save_network(DiT(module.config), student, directory)
-    elif student.accelerator.is_main_process:
-        merged: Any = copy.deepcopy(student.averaged)
-        (merge_lora(merged) if has_lora(merged) else merged).save_pretrained(directory)
+    whole: Any = student.gather_averaged()
+    if student.accelerator.is_main_process:
+        (merge_lora(copy.deepcopy(whole)) if has_lora(whole) else whole).save_pretrained(directory)

@@ -24,8 +24,8 @@ from ...evaluation.tasks import (
     TokenizedTask,
 )
 from ...evaluation.tasks.sudoku_grids import BOX_SHAPES
+from ...files import write_text
 from ...models import DiT, DiTConfig
-from ..common.files import write_text
 from ..common.tokenizer import TextTokenizer
 
 TaskName = Literal["sudoku", "permutations", "brackets", "countdown", "arithmetic"]

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
+from ...digests import weights_digest
 from ...training import flat_settings
 from ..common.budgeted_training import train_within_budget
 from ..common.distill import Distillation, DistillConfig, check_teacher
 from ..common.environment import make_folder
 from ..common.results import read_results, write_results
 from ..common.stages import Recipe, Stage
-from ..common.students import save_student, weights_digest
+from ..common.students import save_student
 from ..common.teacher import load_teacher, train_teacher
 from .evaluate import RESULTS, evaluate
 from .report import summary, write_report

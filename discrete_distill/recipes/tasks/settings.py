@@ -207,9 +207,9 @@ def demo() -> TaskConfig:
             model=DiTConfig(
                 vocab_size=7, max_length=36, hidden_size=96, num_layers=4, num_heads=4, cond_size=16, dropout=0.0
             ),
-            loop=LoopConfig(num_steps=3600, log_every=50, checkpoint_every=100, keep_checkpoints=1),
+            loop=LoopConfig(num_steps=2000, log_every=50, checkpoint_every=100, keep_checkpoints=1),
             optimizer=from_scratch(learning_rate=2e-3, warmup_steps=150, ema_decay=0.998),
-            batch_size=64,
+            batch_size=128,
             evaluate_every=500,
         ),
         distill=distilled(

@@ -12,8 +12,9 @@ from .fields import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class Advantages:
-    """Normalisation of the rewards of samples; see `group_advantages`. The defaults are those of DiDi-Instruct
-    (arXiv 2509.25035).
+    """Normalisation of the rewards of samples; see `group_advantages`.
+
+    The defaults are those of DiDi-Instruct (arXiv 2509.25035).
 
     Args:
         group_size: consecutive rows that are compared with each other (the paper's G).

@@ -11,8 +11,7 @@ from .fields import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorRatio:
-    """The log-ratio of a discriminator between samples and reference sequences, corrupted to the same time
-    (arXiv 2509.25035).
+    """The log-ratio of a discriminator between corrupted samples and reference sequences (arXiv 2509.25035).
 
     Args:
         label_smoothing: of the discriminator's loss, in ``[0, 1)``.

@@ -42,8 +42,9 @@ class PathKL:
 
 @dataclass(frozen=True, kw_only=True)
 class DataKL:
-    """Forward KL from the teacher in states of reference sequences, corrupted to the times of the paths; it keeps the
-    modes of the data. See `data_divergence`.
+    """Forward KL from the teacher in states of reference sequences; it keeps the modes of the data.
+
+    The sequences are corrupted to the times of the paths. See `data_divergence`.
 
     Args:
         coefficient: its weight (paper: 0); 0 for none.

@@ -1,0 +1,158 @@
+"""A denoiser as a model of text, on a language whose every probability is known; letters are tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from discrete_distill import AncestralSampler, ConfidenceSampler, MaskedDiffusion, exact
+from discrete_distill.evaluation import TextModel
+
+LETTERS = "abcd"
+K = len(LETTERS)
+PROCESS = MaskedDiffusion(K)
+CHAIN = exact.random_chain(K, torch.Generator().manual_seed(0))
+
+
+def encode(text: str) -> list[int]:
+    return [LETTERS.index(letter) for letter in text.replace(" ", "")]
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(LETTERS[index] for index in ids)
+
+
+def make(denoiser: Any = None, sampler: Any = None, **options: Any) -> TextModel:
+    return TextModel(
+        PROCESS,
+        denoiser or CHAIN.denoiser(K),
+        sampler or AncestralSampler(PROCESS, num_steps=4),
+        **{"encode": encode, "decode": decode, "max_length": 8, **options},
+    )
+
+
+def log_prob(text: str) -> float:
+    return float(CHAIN.log_prob(torch.tensor([encode(text)])))
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation"), [("", "a"), ("abc", "d"), ("ab", "dc"), ("", "abca"), ("abcda", "bcd")]
+)
+def test_the_bound_of_exact_conditionals_is_the_log_likelihood(context: str, continuation: str) -> None:
+    """The mean of the estimate is exact, and an estimate is within its error; one token has none."""
+    expected = log_prob(context + continuation) - (log_prob(context) if context else 0.0)
+    if len(continuation) == 1:
+        found, _ = make(num_samples=1).log_likelihood(context, continuation)
+        assert found == pytest.approx(expected, abs=1e-6)
+        return
+    model = [make(num_samples=32, seed=seed) for seed in range(40)]
+    values = torch.tensor([each.log_likelihood(context, continuation)[0] for each in model])
+    assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 40**0.5 + 1e-6
+
+
+def greedy(context: str, count: int) -> str:
+    ids = encode(context) + [K] * count
+    for _ in range(count):
+        p = CHAIN.denoiser(K)(torch.tensor([ids]), torch.zeros(1))[0, :, :K].softmax(-1)
+        place = max((i for i in range(len(ids)) if ids[i] == K), key=lambda i: float(p[i].max()))
+        ids[place] = int(p[place].argmax())
+    return decode(ids)[len(context) :]
+
+
+def test_whether_a_continuation_is_the_greedy_one() -> None:
+    for context in ("a", "bc", "dd"):
+        best = greedy(context, 3)
+        assert make().log_likelihood(context, best)[1]
+        other = best[:-1] + next(letter for letter in LETTERS if letter != best[-1])
+        assert not make().log_likelihood(context, other)[1]
+
+
+def test_spaces_before_a_continuation_are_its_own_and_nothing_has_probability_one() -> None:
+    assert make().log_likelihood("ab ", "c") == make().log_likelihood("ab", " c")
+    assert make().log_likelihood("ab", "") == (0.0, True)
+
+
+def test_a_long_text_is_priced_once_a_token_and_the_last_window_has_context() -> None:
+    text = "abcdbacddcba"  # windows of 5: abcdb, acddc, and ba behind ddc
+    expected = log_prob("abcdb") + log_prob("acddc") + log_prob("ddcba") - log_prob("ddc")
+    values = torch.tensor(
+        [make(max_length=5, num_samples=32, seed=seed).rolling_log_likelihood(text) for seed in range(40)]
+    )
+    assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 40**0.5
+    assert make().rolling_log_likelihood("") == 0.0
+
+
+@pytest.mark.parametrize("sampler", [AncestralSampler(PROCESS, num_steps=3), ConfidenceSampler(PROCESS, num_steps=2)])
+def test_results_do_not_depend_on_the_batch(sampler: Any) -> None:
+    prompts = ["a", "bc", "d", "", "ab", "cd", "a"]
+    found = [
+        (
+            make(sampler=sampler, batch_size=size).complete(prompts, max_new_tokens=4),
+            make(batch_size=size).log_likelihood("ab", "cda"),
+            make(batch_size=size).rolling_log_likelihood("abcdabcd"),
+        )
+        for size in (1, 2, 3, 100)
+    ]
+    assert found == [found[0]] * 4
+    assert all(len(each) == 4 for each in found[0][0])
+    assert found[0][0][0] != found[0][0][6]  # Two samples of one prompt.
+
+
+def test_completions_are_distributed_as_the_language() -> None:
+    """One token a step: behind ``a`` two tokens have the chain's conditional probability."""
+    sampler = ConfidenceSampler(PROCESS, num_steps=2, order="entropy")
+    drawn = make(sampler=sampler, batch_size=5000).complete(["a"] * 5000, max_new_tokens=2)
+    for pair in {*drawn}:
+        expected = torch.tensor(log_prob("a" + pair) - log_prob("a")).exp().item()
+        assert abs(drawn.count(pair) / 5000 - expected) < 5 * (expected * (1 - expected) / 5000) ** 0.5 + 1e-9
+
+
+class Recorded:
+    """A denoiser that says what follows, and keeps what it was given."""
+
+    def __init__(self, text: str) -> None:
+        self.ids, self.seen = encode(text), []  # type: ignore[var-annotated]
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        self.seen.append(x_t)
+        shown = torch.tensor(self.ids)[torch.arange(x_t.shape[1]) % len(self.ids)]
+        return 50.0 * torch.nn.functional.one_hot(shown, K + 1).float().expand(len(x_t), -1, -1)
+
+
+def test_a_completion_ends_at_stop_strings_and_at_the_end_of_text() -> None:
+    model = make(Recorded("abcdabcd"))
+    stops = [[], ["cd"], ["da", "bc"], ["", "x"]]
+    assert model.complete([""] * 4, max_new_tokens=8, stop=stops) == ["abcdabcd", "ab", "a", "abcdabcd"]
+    assert model.complete(["", "a"], max_new_tokens=[2, 3]) == ["ab", "bcd"]
+    assert make(Recorded("abcd"), eos_token_id=3).complete([""], max_new_tokens=8) == ["abc"]
+
+
+def test_networks_are_given_the_frame_and_the_end_of_a_long_context() -> None:
+    denoiser = Recorded("abcd")
+    model = make(denoiser, prefix=(3,), suffix=(2, 2))
+    model.complete(["abcdab"], max_new_tokens=3)
+    assert denoiser.seen[0].tolist() == [[3, 0, 1, K, K, K, 2, 2]]
+    denoiser.seen.clear()
+    model.log_likelihood("abcdab", "d")
+    assert denoiser.seen[0].tolist() == [[3, 2, 3, 0, 1, K, 2, 2]]
+    denoiser.seen.clear()
+    model.rolling_log_likelihood("abcdab")
+    assert {tuple(row[:1].tolist() + row[-2:].tolist()) for each in denoiser.seen for row in each} == {(3, 2, 2)}
+    assert [each.shape[1] for each in denoiser.seen][-1] == 8
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="9"):
+        make().complete(["a"], max_new_tokens=9)
+    with pytest.raises(ValueError, match="9"):
+        make().log_likelihood("", "abcdabcda")
+    with pytest.raises(ValueError, match="max_length"):
+        make(prefix=(0,) * 8)
+    with pytest.raises(ValueError, match="2 prompts"):
+        make().complete(["a", "b"], max_new_tokens=[1])
+    for name in ("max_length", "num_samples", "batch_size"):
+        with pytest.raises(ValueError, match=name):
+            make(**{name: 0})
+    with pytest.raises(TypeError, match="new tokens"):
+        make().complete(["a"], max_new_tokens=[1.5])  # type: ignore[list-item]

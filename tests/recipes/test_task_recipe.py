@@ -1,0 +1,202 @@
+"""The recipe of tasks at tiny size: teacher, students, figures, report; the network of a grid; what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Generator
+
+from discrete_distill import MaskedDiffusion
+from discrete_distill.evaluation import AccuracyCurve, plot_accuracy
+from discrete_distill.evaluation.tasks import Prompts, Sudoku, TokenizedTask, check_task
+from discrete_distill.evaluation.tasks.sudoku_grids import random_cell_order
+from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.sudoku import main
+from discrete_distill.recipes.tasks.decoding import Decoding, decode, decodings
+from discrete_distill.recipes.tasks.evaluate import areas
+from discrete_distill.recipes.tasks.named_tasks import MAKERS, SymbolTokenizer, named_task, sudoku_peers
+from discrete_distill.recipes.tasks.settings import MeasureConfig
+from discrete_distill.recipes.tasks.stream import TaskStream
+from discrete_distill.samplers import AncestralSampler
+
+NETWORK = DiTConfig(vocab_size=5, hidden_size=16, num_layers=2, num_heads=4, cond_size=4, dropout=0.0)
+TINY = [
+    "--precision=fp32", "--size=4",
+    "--teacher.model.hidden-size=16", "--teacher.model.num-layers=2", "--teacher.model.num-heads=4",
+    "--teacher.model.cond-size=4", "--teacher.loop.num-steps=3", "--teacher.batch-size=4",
+    "--amount=300", "--distill.batch-size=4", "--distill.method.advantages.group-size=2",
+    "--distill.method.log-ratio.warmup=1", "--alpha.batch-size=4",
+    "--measure.num-prompts=4", "--measure.num-clues=6", "--measure.forwards", "4",
+    "--measure.gammas", "1.0", "--measure.thresholds", "0.5",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_process_state() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*TINY, f"--output={tmp_path}", "--name=tiny", "--methods", "didi", "alpha"]
+    assert main(["teacher", *flags]) == 0
+    assert main(["distill", *flags]) == 0
+    weights = (tmp_path / "tiny" / "didi" / "student" / "model.safetensors").read_bytes()
+    assert main(["distill", *flags]) == 0  # What is finished is not done again.
+    assert (tmp_path / "tiny" / "didi" / "student" / "model.safetensors").read_bytes() == weights
+    assert main(["evaluate", *flags]) == 0
+    capsys.readouterr()
+    assert main(["report", *flags]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
+    results = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())
+    assert {(line["network"], line["prompts"]) for line in results["lines"]} == {
+        (network, prompts) for network in ("teacher", "didi", "alpha") for prompts in ("empty", "6 clues")
+    }
+    slowest = [line for line in results["lines"] if line["setting"] == "16 steps"]
+    assert all(line["tokens_per_forward"] == 1.0 for line in slowest)
+    assert set(results["training"]) == {"didi", "alpha"}
+    assert all(cost["steps"] >= 1 for cost in results["training"].values())
+    assert (tmp_path / "tiny" / "accuracy.png").exists()
+    assert (tmp_path / "tiny" / "accuracy-6-clues.png").exists()
+    puzzle = ["--sample.puzzles", "1.34 .... .... ...."]
+    assert main(["sample", *flags, *puzzle, "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+    assert main(["sample", *flags, "--sample.method=teacher"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "offending"),
+    [
+        (["--sample.puzzles", "11.. .... .... ...."], "'11.. .... .... ....'"),
+        (["--sample.puzzles", "1"], "'1'"),
+        (["--methods", "magic"], "'magic'"),
+        (["--sample.method=magic"], "'magic'"),
+        (["--measure.num-clues=16"], "16"),
+        (["--measure.decodings", "greedy"], "'greedy'"),
+        (["--size=5"], "5"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    change: list[str], offending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "teacher"
+    saved_teacher(folder)
+    flags = [
+        *TINY,
+        f"--output={tmp_path}",
+        "--name=bad",
+        f"--teacher.path={folder}",
+        "--sample.method=teacher",
+        *change,
+    ]
+    assert main(["sample", *flags]) == 2
+    error = capsys.readouterr().err
+    assert offending in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+def saved_teacher(folder: Path, size: int = 4, name: str = "sudoku") -> None:
+    named = named_task(name, size)  # type: ignore[arg-type]
+    named.new_network(named.network_config(NETWORK)).save_pretrained(folder)
+    write_fingerprint(folder, SymbolTokenizer(named))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "found"),
+    [(("sudoku", 6), "7 classes"), (("permutations", 4), "another task"), (("permutations", 9), "10 classes")],
+)
+def test_a_teacher_of_another_task_is_refused(
+    made_for: tuple[str, int], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, size = made_for
+    saved_teacher(tmp_path / "teacher", size, name)
+    if made_for == ("permutations", 4):  # The same vocabulary and length: only what is written beside it tells.
+        named = named_task("sudoku", 4)
+        named.new_network(named.network_config(NETWORK)).save_pretrained(tmp_path / "teacher")
+        write_fingerprint(tmp_path / "teacher", SymbolTokenizer(named_task(name, size)))
+    flags = [*TINY, f"--output={tmp_path}", f"--teacher.path={tmp_path / 'teacher'}"]
+    assert main(["distill", *flags]) == 2
+    assert found in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_every_task_is_learned_in_its_own_tokens(name: str) -> None:
+    named = named_task(name)  # type: ignore[arg-type]
+    check_task(named.task, Generator().manual_seed(0))
+    stream = TaskStream(named)
+    x_0 = stream.crops(4, generator=Generator().manual_seed(1))
+    assert x_0.shape == (4, named.length)
+    assert int(x_0.max()) < named.mask_token_id
+    assert bool((x_0[:, ~stream.text_mask()] == torch.tensor(named.prefix)).all())
+    assert isinstance(named.task, TokenizedTask) == bool(named.prefix)
+    network = named.new_network(named.network_config(NETWORK))
+    assert network(x_0, torch.ones(4)).shape == (4, named.length, named.mask_token_id + 1)
+    assert torch.equal(stream.packed(5), stream.packed(5))
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_peers_are_the_cells_that_no_valid_grid_gives_the_same_symbol(size: int) -> None:
+    grids = Sudoku(size, mask_token_id=size).sample_solutions(64, Generator().manual_seed(0)).sequences
+    never_equal = (grids[:, :, None] != grids[:, None, :]).all(0)
+    peers = sudoku_peers(size).bool()
+    assert torch.equal(peers.any(0), never_equal)
+    assert bool((peers.sum(2) == size - 1).all())
+
+
+def test_a_new_network_of_a_grid_does_not_know_the_cells_apart_but_by_their_peers() -> None:
+    """Its answers move with a symmetry of Sudoku, and not with a permutation of cells that is none."""
+    named = named_task("sudoku", 6)
+    network = named.new_network(named.network_config(NETWORK))
+    generator = Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "position_bias" not in name:
+                parameter.normal_(std=0.3, generator=generator)
+    x, t = torch.randint(7, (3, 36), generator=generator), torch.ones(3)
+    symmetry, other = random_cell_order(6, 1, generator)[0], torch.arange(36).roll(1)
+    with torch.no_grad():
+        moved, kept = network(x[:, symmetry], t), network(x, t)[:, symmetry]
+        torch.testing.assert_close(moved, kept)
+        assert (network(x[:, other], t) - network(x, t)[:, other]).abs().max() > 0.01
+
+
+def test_a_forward_is_counted_for_each_sequence_where_it_reveals_something() -> None:
+    """With all but one cell given, every number of steps costs one forward; two sequences are averaged."""
+    process = MaskedDiffusion(2)
+    x_init = torch.tensor([[2, 0, 0, 0], [2, 2, 2, 2]])
+    prompts = Prompts(x_init, x_init == 2)
+    network = DiT(DiTConfig(vocab_size=3, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4))
+    config = MeasureConfig(decodings=("ancestral", "confidence", "entropy-bounded"), forwards=(2,), gammas=(0.0,))
+    for each in decodings(process, config, 4):
+        out = decode(each, network, prompts, Generator().manual_seed(0))
+        if each.setting == "4 steps" or each.name == "entropy-bounded":
+            assert out.nfe == 2.5
+        assert 1.0 <= out.nfe <= 2.5
+    one = Decoding(name="ancestral", setting="", sampler=AncestralSampler(process, num_steps=1))
+    assert decode(one, network, prompts, None).nfe == 1.0
+
+
+def test_areas_are_read_against_the_best_accuracy_of_all() -> None:
+    def line(network: str, rate: float, accuracy: float) -> dict:
+        return {
+            "network": network, "prompts": "empty", "decoding": "confidence", "tokens_per_forward": rate,
+            "accuracy": {"value": accuracy},
+        }  # fmt: skip
+
+    lines = [line("a", 1.0, 1.0), line("a", 2.0, 1.0), line("a", 2.0, 0.96), line("b", 1.0, 0.0)]
+    found = {each["network"]: each["aup"] for each in areas(lines)}
+    # Two points at the same speed are averaged: 1 * 1 + (1 + 0.98 exp(-0.06)) / 2.
+    assert found["a"] == pytest.approx(100.0 * (1.0 + (1.0 + 0.98 * 0.941764534) / 2.0))
+    assert found["b"] == 0.0
+    assert [each["aup"] for each in areas([line("b", 1.0, 0.0)])] == [0.0]
+
+
+def test_a_plot_of_accuracy_needs_a_curve_with_an_interval_for_each_point(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got none"):
+        plot_accuracy([], tmp_path / "plot.png")
+    with pytest.raises(ValueError, match="2 accuracies"):
+        AccuracyCurve(label="a", tokens_per_forward=(1.0,), accuracies=(0.5, 0.5), intervals=((0.4, 0.6),))
+    curve = AccuracyCurve(label="a", tokens_per_forward=(2.0, 1.0), accuracies=(0.5, 0.9), intervals=((0.4, 0.6),) * 2)
+    assert plot_accuracy([curve], tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
