@@ -21,7 +21,7 @@ from .collectives import num_processes
 
 Strategy = Literal["ddp", "fsdp"]
 CACHES = ("past_key_values", "past_key_value", "layer_past")
-ENTRANCES = ("features", "project", "projection", "hidden_states", "embed", "embedding_weight")
+ENTRANCES = ("features", "paired_features", "project", "projection", "hidden_states", "embed", "embedding_weight")
 
 
 @dataclass(kw_only=True)
@@ -178,6 +178,15 @@ class ReplicatedDenoiser(Replicated):
     def project(self, features: Tensor) -> Tensor:
         """See `FeatureDenoiser`."""
         return self.door("project", features)
+
+    @property
+    def block_length(self) -> int | None:
+        """See `PairedDenoiser`."""
+        return getattr(self.door.module.network, "block_length", None)
+
+    def paired_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """See `PairedDenoiser`."""
+        return self.door("paired_features", *args, **kwargs)
 
 
 def replicate(network: nn.Module, device: torch.device, *, unused_weights: bool = False) -> Replicated:

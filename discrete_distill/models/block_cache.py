@@ -19,7 +19,7 @@ class BlockCache:
 
     Rows may be at different places: a slot has a position in each row, counted from the first real token of the row,
     and none where the row has padding. A call of ``denoise`` writes the keys of its part behind the slots; the next
-    call overwrites them, and ``commit`` keeps them. Buffers grow by a quarter when they are full.
+    call overwrites them, and ``commit`` keeps them. Full buffers are made anew, with room for a quarter more.
 
     Args:
         batch: number of rows.
@@ -97,9 +97,8 @@ class BlockCache:
             Keys and values of all slots and of the part, ``[B, H, C + K, d]``: views, valid until the next call.
         """
         end = self.size + keys.shape[2]
-        if layer_idx == len(self._buffers):
-            self._buffers.append((keys, values))
-            return keys, values
+        if layer_idx == len(self._buffers):  # Not the tensors themselves, which may be views of larger ones.
+            self._buffers.append((keys[:, :, :0], values[:, :, :0]))
         held = self._buffers[layer_idx]
         if end > held[0].shape[2]:
             held = (self._grown(held[0], end), self._grown(held[1], end))
@@ -129,7 +128,7 @@ class BlockCache:
         return self.features.gather(1, slots[..., None].expand(-1, -1, self.features.shape[2]))
 
     def _grown(self, buffer: Tensor, end: int) -> Tensor:
-        batch, heads, capacity, width = buffer.shape
-        made = buffer.new_zeros(batch, heads, max(end, int(GROWTH * capacity)), width)
+        batch, heads, _, width = buffer.shape
+        made = buffer.new_empty(batch, heads, int(GROWTH * end), width)
         made[:, :, : self.size] = buffer[:, :, : self.size]
         return made

@@ -338,6 +338,8 @@ class DiT(BlockReading, HubNetwork):
         model_kwargs: dict[str, Any],
     ) -> Tensor:
         """See `BlockReading`."""
+        if unknown := set(model_kwargs) - {"s"}:
+            raise TypeError(f"a DiT takes no keyword {min(unknown)!r}: leave it out")
         cond = self.condition(t, model_kwargs.get("s"))
         if self.config.position_bias:
             raise ValueError("a DiT with position_bias reads whole sequences alone: sample it without a cache")

@@ -2,7 +2,7 @@
 
 from .analytic import AnalyticSampler
 from .ancestral import AncestralSampler
-from .blockwise import BlockwiseSampler
+from .blockwise import BlockwiseSampler, FinishedBlock
 from .call import Sampler
 from .confidence import ConfidenceSampler
 from .cuda_graph import CudaGraphSampler
@@ -26,6 +26,7 @@ __all__ = [
     "ConfidenceSampler",
     "CudaGraphSampler",
     "EntropyBoundedSampler",
+    "FinishedBlock",
     "FirstHittingSampler",
     "Frame",
     "GridOptions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..kernels import SampledRows
 from .options import SamplerOptions
 from .order import Order, certainty, check_order, rank_of
 from .state import SamplerState
-from .trajectory import Recorder
+from .trajectory import Recorder, until_filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +57,7 @@ class EntropyBoundedSampler(SamplerOptions):
         check_number("gamma", self.gamma, minimum=0.0)
 
     def fill(self, state: SamplerState, recorder: Recorder) -> None:
-        size_B = state.generation_mask.sum(1)
-        # A step keeps one token at least, so that there are no more steps than masks.
-        for step in range(int(size_B.max()) if len(size_B) else 0):
-            masked = state.masked()
-            if not bool(masked.any()):
-                break
-            count_B = masked.sum(1)
-            t, s = (self.process.time_of_count((count_B - less).clamp(min=0), size_B) for less in (0, 1))
-            self._step(state, step, t, s)
-            recorder.after_step()
+        until_filled(state, recorder, partial(self._step, state))
 
     def _step(self, state: SamplerState, step: int, t: Tensor, s: Tensor) -> None:
         masked = state.masked()

@@ -87,6 +87,11 @@ class SamplerOptions(Sampler):
             check_flag(name, getattr(self, name))
 
     @property
+    def reads_whole_sequences(self) -> bool:
+        """Whether networks beside the denoiser read the sequences."""
+        return False
+
+    @property
     def token_distribution(self) -> TokenDistribution:
         """How a token is drawn from a row of logits."""
         return TokenDistribution(self.process.mask_token_id, self.temperature, self.top_k, self.top_p, self.precision)

@@ -68,6 +68,11 @@ class PathPlanningSampler(GridOptions):
         if self.planner is not None and self.eta == 0.0:
             raise ValueError("eta=0 never masks a written token again, so it calls no planner; leave the planner out")
 
+    @property
+    def reads_whole_sequences(self) -> bool:
+        """Whether a planner reads them."""
+        return self.planner is not None
+
     def fill(self, state: SamplerState, recorder: Recorder) -> None:
         if self.planner is not None:
             check_keywords(self.planner, self.planner, state.conditions())

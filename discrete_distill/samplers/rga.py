@@ -80,6 +80,11 @@ class RGASampler(GridOptions):
         self._check_number_options()
         self._check_reward()
 
+    @property
+    def reads_whole_sequences(self) -> bool:
+        """True: the reward reads them."""
+        return True
+
     def _check_number_options(self) -> None:
         check_count("num_candidates", self.num_candidates)
         if not isinstance(self.tilt, Sequence) or len(self.tilt) != 2:

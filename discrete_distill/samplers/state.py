@@ -122,8 +122,8 @@ class SamplerState:
         self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=self.tokens.device)
         # A generator's own state is not philox: one draw of it names the whole trajectory.
         self.seed = draws.seed(device=self.tokens.device, generator=generator)
-        count, length = self.tokens.numel(), self.tokens.shape[1]
-        self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * length
+        count, self.length = self.tokens.numel(), self.tokens.shape[1]
+        self.position_numbers = torch.arange(count, device=self.tokens.device) + self.first_row * self.length
         self.draw_numbers = self.position_numbers
         # All rows are one state until something is written, unless something else distinguishes them.
         self.one_state = x_init is None and self.attention_mask is None and not self.model_kwargs
@@ -244,7 +244,7 @@ class SamplerState:
     def check_logits(self, logits_nV: Tensor, index: Tensor, step: int, *, active: Tensor | None = None) -> None:
         """Raise ValueError at a row of logits ``[n, V]`` without a token to draw; waits for the device."""
         numbers = self.position_numbers[index]
-        check_logits(self.token_distribution, logits_nV, numbers, self.tokens.shape[1], step, active)
+        check_logits(self.token_distribution, logits_nV, numbers, self.length, step, active)
 
     def draw_tokens(self, logits_nV: Tensor, index: Tensor, step: int, **options: Any) -> SampledRows:
         """Tokens from logits ``[n, V]`` at flattened positions, int64 ``[n]``; options as in
@@ -363,4 +363,5 @@ class SamplerState:
         self.faults.with_positions(self.log_probs.isnan()).raise_positions(self.first_row)
         if self.other_calls:
             self.faults.raise_scores(self.first_row)
-        return SamplerOutput(self.tokens, self.nfe, self.nfe + self.other_calls, self.log_probs, history)
+        evaluations, num_tokens = self.nfe + self.other_calls, self.generation_mask.sum(1)
+        return SamplerOutput(self.tokens, self.nfe, evaluations, self.log_probs, num_tokens, history)

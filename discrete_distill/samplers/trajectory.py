@@ -68,6 +68,22 @@ class Recorder:
             self.bar.close()
 
 
+def until_filled(state: SamplerState, recorder: Recorder, adaptive_step: ReverseStep) -> None:
+    """Take steps while a mask is left: ``adaptive_step(step, t, s)``, each of which reveals a token of every sequence.
+
+    There is no grid: the times ``[B]`` are those at which so many masks, and one less, are expected. Every step waits
+    for the device once.
+    """
+    size_B = state.generation_mask.sum(1)
+    for step in range(int(size_B.max()) if len(size_B) else 0):
+        count_B = state.masked().sum(1)
+        if not bool(count_B.any()):
+            break
+        t, s = (state.process.time_of_count((count_B - less).clamp(min=0), size_B) for less in (0, 1))
+        adaptive_step(step, t, s)
+        recorder.after_step()
+
+
 def walk(recorder: Recorder, times: Iterable[tuple[Tensor, Tensor]], reverse_step: ReverseStep) -> None:
     """Take every step from ``t`` to ``s`` (``[B]`` each): ``reverse_step(step, t, s)``."""
     for t, s in times:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from discrete_distill.process import block_nelbo
+from discrete_distill.recipes.common import teacher as teacher_module
 from discrete_distill.recipes.common.teacher import load_teacher
 from discrete_distill.recipes.owt import default_preset, main
 from discrete_distill.training import loop as loop_module
@@ -61,6 +63,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "speech.txt"
     path.write_text("\n".join(lines))
     return path
+
+
+def test_the_teacher_stage_trains_a_network_that_reads_by_blocks_by_its_own_bound(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+
+    def noted(process, denoiser, x_0, *, block_length, **given):
+        lengths.append(block_length)
+        return block_nelbo(process, denoiser, x_0, block_length=block_length, **given)
+
+    monkeypatch.setattr(teacher_module, "block_nelbo", noted)
+    flags = [f"--output={tmp_path}", f"--data.source={text}", "--name=blocks", *TINY_MODEL, *TINY_TRAINING]
+    sizes = ["--data.vocab-size=300", "--teacher.model.vocab-size=300", "--judge.vocab-size=300"]
+    assert main(["teacher", *flags, *sizes, "--data.tokenizer=train", "--teacher.model.block-length=4"]) == 0
+    network = load_teacher(str(tmp_path / "blocks" / "teacher"))
+    assert network.block_length == 4
+    assert len(lengths) > 3
+    assert set(lengths) == {4}
 
 
 @pytest.fixture(scope="module")

@@ -56,3 +56,38 @@ class Convolution:
         if attention_mask is not None:
             answers = answers * attention_mask[:, None, :, None]
         return answers.sum(2)
+
+
+def decode_by_threshold(
+    network, prompt: list[int], gen_length: int, block_length: int, mask: int, threshold: float
+) -> tuple[list[int], int]:
+    """Fast-dLLM's parallel decoding (arXiv 2505.22618) of one sequence, and its calls: every token above the threshold,
+    and the surest."""
+    x, calls = torch.tensor([prompt + [mask] * gen_length]), 0
+    for low in range(len(prompt), x.shape[1], block_length):
+        high = min(low + block_length, x.shape[1])
+        while bool((x[:, low:high] == mask).any()):
+            logits, calls = network(x)[0], calls + 1
+            logits[:, mask] = -torch.inf
+            best = logits.softmax(-1).max(-1)
+            hidden = [i for i in range(low, high) if int(x[0, i]) == mask]
+            surest = max(hidden, key=lambda i: float(best.values[i]))
+            for i in hidden:
+                if i == surest or float(best.values[i]) >= threshold:
+                    x[0, i] = best.indices[i]
+    return x[0].tolist(), calls
+
+
+def decode_by_factor(network, length: int, mask: int, factor: float) -> list[int]:
+    """Fast-dLLM's dynamic rule: the longest prefix, by confidence, with ``(n + 1) (1 - c_n) <= factor``, or one."""
+    x = torch.full((1, length), mask)
+    while bool((x == mask).any()):
+        logits = network(x)[0]
+        logits[:, mask] = -torch.inf
+        best = logits.softmax(-1).max(-1)
+        hidden = sorted((i for i in range(length) if int(x[0, i]) == mask), key=lambda i: -float(best.values[i]))
+        for n, i in enumerate(hidden, start=1):
+            if n > 1 and (n + 1) * (1.0 - float(best.values[i])) > factor:
+                break
+            x[0, i] = best.indices[i]
+    return x[0].tolist()

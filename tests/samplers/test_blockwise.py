@@ -6,7 +6,7 @@ from counting import Counting, chi_square_p, counts_of, seeded
 from enumerated import RandomNetwork, advance, as_tensor, draws, probabilities, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llada import Convolution, generate
+from llada import Convolution, decode_by_factor, decode_by_threshold, generate
 
 from discrete_distill import (
     AncestralSampler,
@@ -130,6 +130,30 @@ def test_the_tokens_are_those_of_llada_whatever_prompts_blocks_steps_and_padding
     assert bool((out.sequences[~real] == 0).all())
 
 
+@settings(max_examples=40)
+@given(layouts, st.integers(1, 13), st.floats(0.05, 1.0), st.sampled_from(["left", "right"]), st.integers(0, 10**6))
+def test_by_threshold_the_tokens_are_those_of_fast_dllm(layout, block_length, threshold, side, seed) -> None:
+    network = Convolution(WORDS + 1, 24, seed)
+    prompts = [torch.randint(WORDS, (size,), generator=seeded(seed + size)).tolist() for size, _ in layout]
+    x_init, real = ragged(prompts, [length for _, length in layout], side)
+    inner = ConfidenceSampler(SCHEDULES["linear"], threshold=threshold, greedy=True, precision=torch.float64)
+    out = BlockwiseSampler(inner, block_length=block_length)(network, x_init=x_init, attention_mask=real)
+    calls = []
+    for row, (prompt, (_, length)) in enumerate(zip(prompts, layout, strict=True)):
+        expected, count = decode_by_threshold(network, prompt, length, block_length, END, threshold)
+        assert out.sequences[row][real[row]].tolist() == expected
+        calls.append(count)
+    assert max(calls) <= out.nfe <= sum(calls)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 13), st.floats(0.1, 4.0), st.integers(0, 10**6))
+def test_by_factor_the_tokens_are_those_of_the_published_bound(length, factor, seed) -> None:
+    network = Convolution(WORDS + 1, 24, seed)
+    inner = ConfidenceSampler(SCHEDULES["linear"], factor=factor, greedy=True, precision=torch.float64)
+    assert inner(network, (1, length)).sequences.tolist() == [decode_by_factor(network, length, END, factor)]
+
+
 def test_guidance_in_blocks_is_by_the_prompt_alone() -> None:
     network, prompt = Convolution(WORDS + 1, 16, 3), [1, 4, 0]
     x_init, _ = ragged([prompt], [8], "right")
@@ -149,8 +173,8 @@ def test_blocks_begin_behind_the_prompt_or_at_the_first_real_token() -> None:
             out = sampler(network, x_init=x_init, attention_mask=real, generator=seeded(0), return_history=True)
             assert out.history is not None
             firsts[align] = [(out.history[1] != x_init)[row][real[row]].nonzero().flatten().tolist() for row in (0, 1)]
-        # Blocks of the start hold positions 0 to 3: the first row has none to write there.
-        assert firsts == {"prompt": [[5, 6, 7, 8], [1, 2, 3, 4]], "start": [[], [1, 2, 3]]}
+        # Blocks of the start hold positions 0 to 3 and 4 to 7: each row begins with the first that it has to write in.
+        assert firsts == {"prompt": [[5, 6, 7, 8], [1, 2, 3, 4]], "start": [[5, 6, 7], [1, 2, 3]]}
 
 
 def test_what_is_no_sampler_or_no_alignment_is_refused() -> None:

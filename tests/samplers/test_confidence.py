@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -51,6 +52,47 @@ def test_samples_follow_the_enumerated_distribution(order, start, steps) -> None
     assert chi_square_p(counts, distribution_of(network, start, steps, order, 0.8)) > 1e-3
     if order == "confidence" and len(set(start)) == 1:
         assert chi_square_p(counts, distribution_of(network, start, steps, "margin", 0.8)) < 1e-6
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+def test_by_threshold_samples_follow_the_enumerated_distribution(threshold) -> None:
+    network, distribution = RandomNetwork(3, LENGTH, 0), {(MASK,) * LENGTH: 1.0}
+
+    def moves(state):
+        places = masked_positions(state, MASK)
+        if not places:
+            return [(1.0, state)]
+        rows = probabilities(network, state, 1.0, MASK)
+
+        def certain(tokens):
+            surest = min(places, key=lambda i: (-rows[i][tokens[i]], i))
+            return {i: tokens[i] for i in places if i == surest or rows[i][tokens[i]] >= threshold}
+
+        return [(p, put(state, certain(tokens))) for p, tokens in draws({i: rows[i] for i in places})]
+
+    for _ in range(LENGTH):
+        distribution = advance(distribution, moves)
+    out = ConfidenceSampler(PROCESS, threshold=threshold)(network, (DRAWS, LENGTH), generator=seeded(1))
+    assert chi_square_p(counts_of(out.sequences, 3, MASK), as_tensor(distribution, 3, MASK)) > 1e-3
+    assert out.nfe <= LENGTH
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.0},
+        {"threshold": 1.5},
+        {"factor": 0.0},
+        {"threshold": 0.9, "factor": 1.0},
+        {"threshold": 0.9, "num_steps": 4},
+        {"threshold": 0.9, "grid": [1.0, 0.0]},
+        {"factor": 1.0, "order": "margin"},
+        {"factor": 1.0, "order_temperature": 0.5},
+    ],
+)
+def test_a_threshold_is_a_probability_and_stands_alone(options) -> None:
+    with pytest.raises(ValueError, match=re.escape(str(list(options.values())[-1]))):
+        ConfidenceSampler(PROCESS, **options)
 
 
 def test_the_greedy_path_takes_the_most_likely_token_where_the_order_is_surest() -> None:

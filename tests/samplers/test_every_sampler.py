@@ -46,6 +46,8 @@ SAMPLERS = {
     "confidence": ConfidenceSampler(PROCESS, num_steps=3),
     "margin": ConfidenceSampler(PROCESS, num_steps=3, order="margin", order_temperature=0.5),
     "entropy, greedy": ConfidenceSampler(PROCESS, num_steps=3, order="entropy", greedy=True),
+    "threshold": ConfidenceSampler(PROCESS, threshold=0.6),
+    "factor": ConfidenceSampler(PROCESS, factor=1.0),
     "entropy-bounded": EntropyBoundedSampler(PROCESS, gamma=0.5),
     "entropy-bounded, margin": EntropyBoundedSampler(PROCESS, gamma=0.5, order="margin"),
     "first-hitting": FirstHittingSampler(PROCESS),

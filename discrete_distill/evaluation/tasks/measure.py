@@ -26,6 +26,10 @@ class Answers(Protocol):
     def nfe(self) -> float:
         """Evaluations of the denoiser for a sequence; of a batch, or the mean over its sequences."""
 
+    @property
+    def commits(self) -> int:
+        """Passes that kept the keys and values of a finished block."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFigures:
@@ -33,7 +37,8 @@ class TaskFigures:
 
     Attributes:
         accuracy: fraction of right answers.
-        tokens_per_forward: generated tokens of a sequence over evaluations of the denoiser, averaged over sequences.
+        tokens_per_forward: generated tokens of a sequence over evaluations of the denoiser and commits, averaged over
+            sequences.
         coverage: of the right answers; None where their distribution is not known, or none is right.
 
     Examples:
@@ -91,7 +96,7 @@ def measure_task(
         check_answers(sequences, prompts)
         correct.append(task.verify(sequences, prompts))
         right.append(sequences[correct[-1]])
-        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe, 1.0)
+        tokens_per_forward += float(prompts.generation_mask.sum()) / max(answers.nfe + answers.commits, 1.0)
     right_samples = torch.cat(right)
     known = task.num_solutions is not None and len(right_samples) > 0
     return TaskFigures(

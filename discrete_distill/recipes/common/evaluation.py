@@ -242,6 +242,8 @@ def join_outputs(outputs: list[SamplerOutput]) -> SamplerOutput:
         nfe=max(out.nfe for out in outputs),
         network_evaluations=max(out.network_evaluations for out in outputs),
         log_probs=torch.cat([out.log_probs for out in outputs]),
+        num_tokens=torch.cat([out.num_tokens for out in outputs]),
+        commits=max(out.commits for out in outputs),
     )
 
 

@@ -173,4 +173,4 @@ class AutoregressiveSampler:
             )
             x = torch.cat((x, drawn.tokens), dim=1)
             log_probs.append(drawn.log_probs)
-        return SamplerOutput(x[:, 1:], length, length, torch.cat(log_probs, dim=1))
+        return SamplerOutput(x[:, 1:], length, length, torch.cat(log_probs, dim=1), rows.new_full((batch,), length))

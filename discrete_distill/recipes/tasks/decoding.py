@@ -42,10 +42,12 @@ class Decoded:
     Attributes:
         sequences: int64 ``[B, L]``.
         nfe: evaluations of a sequence.
+        commits: passes that kept a finished block; there are none.
     """
 
     sequences: Tensor
     nfe: float
+    commits: int = 0
 
 
 def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int) -> Iterator[Decoding]:

@@ -126,7 +126,7 @@ def test_the_right_sampler_has_an_accuracy_of_one_and_covers_all_answers() -> No
 
     def repeat(prompts: Prompts, generator: Generator | None) -> SamplerOutput:
         ordered = torch.arange(4).expand(len(prompts.x_init), -1)
-        return SamplerOutput(ordered, 1, 1, torch.zeros(ordered.shape))
+        return SamplerOutput(ordered, 1, 1, torch.zeros(ordered.shape), torch.full((len(ordered),), 4))
 
     collapsed = measure_task(task, repeat, num_prompts=3000, generator=seeded())
     assert collapsed.accuracy.value == 1.0
