@@ -40,7 +40,7 @@ def own_process_state() -> None:
 
 
 def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*TINY, f"--output={tmp_path}", "--name=tiny", "--methods", "didi", "alpha"]
+    flags = [*TINY, f"--output={tmp_path}", "--name=tiny", "--methods", "didi"]
     assert main(["teacher", *flags]) == 0
     assert main(["distill", *flags]) == 0
     weights = (tmp_path / "tiny" / "didi" / "student" / "model.safetensors").read_bytes()
@@ -52,11 +52,11 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
     assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
     results = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())
     assert {(line["network"], line["prompts"]) for line in results["lines"]} == {
-        (network, prompts) for network in ("teacher", "didi", "alpha") for prompts in ("empty", "6 clues")
+        (network, prompts) for network in ("teacher", "didi") for prompts in ("empty", "6 clues")
     }
     slowest = [line for line in results["lines"] if line["setting"] == "16 steps"]
     assert all(line["tokens_per_forward"] == 1.0 for line in slowest)
-    assert set(results["training"]) == {"didi", "alpha"}
+    assert set(results["training"]) == {"didi"}
     assert {answer["how"] for answer in results["shown"]["teacher"]} == {"ancestral, 4 steps"}
     assert all(cost["steps"] >= 1 for cost in results["training"].values())
     assert (tmp_path / "tiny" / "accuracy.png").exists()
