@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from ...evaluation.tasks import Prompts
 from ...process import Denoiser, MaskedDiffusion
 from ...samplers import AncestralSampler, ConfidenceSampler, EntropyBoundedSampler, FirstHittingSampler
 from .settings import MeasureConfig
-
-HAS_THRESHOLD = "threshold" in {each.name for each in fields(ConfidenceSampler)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +72,10 @@ def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int) -> I
         for gamma in sorted(config.gammas):
             sampler = EntropyBoundedSampler(process, gamma=gamma)
             yield Decoding(name="entropy-bounded", setting=f"{gamma:g} nats", sampler=sampler)
-    if "threshold" in config.decodings and HAS_THRESHOLD:
+    if "threshold" in config.decodings:
         for threshold in sorted(config.thresholds, reverse=True):
-            options: dict[str, Any] = {"threshold": threshold}
-            yield Decoding(
-                name="threshold", setting=f"above {threshold:g}", sampler=ConfidenceSampler(process, **options)
-            )
+            sampler = ConfidenceSampler(process, threshold=threshold)
+            yield Decoding(name="threshold", setting=f"above {threshold:g}", sampler=sampler)
 
 
 def decode(decoding: Decoding, denoiser: Denoiser, prompts: Prompts, generator: Generator | None) -> Decoded:
