@@ -11,7 +11,7 @@ from .plots import _LINE, _figure, _finish, _footnote, _style
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyCurve:
-    """Accuracies of one network by one decoding.
+    """Hold accuracies of one network by one decoding.
 
     Attributes:
         label: name in the legend.
@@ -44,7 +44,7 @@ class AccuracyCurve:
 
 
 def plot_accuracy(curves: Sequence[AccuracyCurve], path: Path, *, title: str = "", note: str = "") -> Path:
-    """Accuracy against tokens per forward (log axis), one curve a network and decoding, with intervals.
+    """Plot accuracy against tokens per forward (log axis), one curve a network and decoding, with intervals.
 
     Args:
         curves: at least one.

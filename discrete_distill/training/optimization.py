@@ -141,11 +141,13 @@ class ModuleOptimizer:
         self._losses_finite: Tensor | bool = True
 
     def _ready(self, parallel: ParallelConfig) -> nn.Module:
+        replicated = self.accelerator.num_processes > 1 and parallel.strategy == "ddp"
+        # Found before blocks are run twice: the trial pass takes gradients through a part of the network alone.
+        unused = replicated and has_unused_weights(self.module)
         save_memory(self.module, parallel)
         if self.accelerator.num_processes == 1:
             return self.module
-        if parallel.strategy == "ddp":
-            unused = has_unused_weights(self.module)
+        if replicated:
             return replicate(self.module, self.accelerator.device, unused_weights=unused)
         if self.accelerator.is_main_process:
             self._template = copy.deepcopy(self.module).cpu()

@@ -25,12 +25,13 @@ from discrete_distill.distillation.methods import (
     TokenCredit,
 )
 from discrete_distill.distillation.rollout import Rollout
+from discrete_distill.distributed.parallel import gathered
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import BetaTime
 from discrete_distill.process.masking import Corruption
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation, DistillConfig
-from discrete_distill.training import OptimizerConfig, step_generator
+from discrete_distill.training import OptimizerConfig, ParallelConfig, step_generator
 
 VOCAB, LENGTH, BATCH, GROUP, MASK = 9, 8, 16, 2, 8
 POSITIONS = torch.arange(LENGTH)
@@ -156,6 +157,7 @@ def gradients_of_the_loop(
     padding: int = 0,
     made: dict[str, Any] | None = None,
     sharing: Any = "copies",
+    strategy: Any = "ddp",
 ) -> dict[str, Tensor]:
     made = networks(config) if made is None else made
     settings = DistillConfig(
@@ -167,6 +169,7 @@ def gradients_of_the_loop(
         discriminator="discriminator" in made,
         discriminator_blocks=1,
         sharing=sharing,
+        parallel=ParallelConfig(strategy=strategy),
     )
     stream = TokenStream(np.arange(100, dtype=np.uint16) % 5, LENGTH)
     with patch("discrete_distill.recipes.common.distill.make_networks", lambda *_, **__: Networks(**made)):
@@ -184,7 +187,11 @@ def gradients_of_the_loop(
 
 
 def grads(name: str, network: nn.Module) -> dict[str, Tensor]:
-    return {f"{name}.{path}": each.grad.clone() for path, each in network.named_parameters() if each.grad is not None}
+    return {
+        f"{name}.{path}": gathered(each.grad).clone()
+        for path, each in network.named_parameters()
+        if each.grad is not None
+    }
 
 
 class Gradients(TrainerCallback):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from discrete_distill.distributed.parallel import can_shard
+
 WORKER = Path(__file__).parent / "external_ranks.py"
 pytestmark = pytest.mark.distributed
 
@@ -24,8 +26,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_shares_and_micro_batches_have_the_gradient_of_the_batch(found: dict[str, Any]) -> None:
     """Prompts and padding of unlike lengths, in the loop of the recipe."""
-    assert len(found["gaps"]) == 16
+    assert len(found["gaps"]) == 16 + 4 * can_shard()
     assert max(found["gaps"].values()) < 1e-6, found["gaps"]
+
+
+@pytest.mark.skipif(not can_shard(), reason="PyTorch 2.6 cannot shard these networks")
+def test_the_recipe_ends_with_the_same_networks_replicated_and_sharded(found: dict[str, Any]) -> None:
+    assert found["recipe"] < 1e-4
 
 
 def test_the_accelerate_example_ends_with_one_student(found: dict[str, Any]) -> None:

@@ -144,7 +144,6 @@ def test_memory_is_told_for_copies_and_adapters(tmp_path: Path, capsys: pytest.C
         ("bert", ["--data.length=17"], "max_length 16"),
         ("bert", ["--data.length=2"], "no room"),
         ("bert", ["--distill.prior-guidance=1"], "--distill.prior-guidance"),
-        ("bert", ["--distill.parallel.strategy=fsdp"], "--distill.parallel.strategy ddp"),
         ("bert", ["--distill.sharing=adapters", "--distill.parallel.strategy=fsdp"], "--distill.sharing copies"),
         ("bert", ["--distill.rank=0"], "--distill.rank"),
         ("llama", ["--teacher.attention=None"], "attention"),

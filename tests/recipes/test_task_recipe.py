@@ -40,7 +40,7 @@ def own_process_state() -> None:
 
 
 def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [*TINY, f"--output={tmp_path}", "--name=tiny", "--methods", "didi", "alpha"]
+    flags = [*TINY, f"--output={tmp_path}", "--name=tiny", "--methods", "didi"]
     assert main(["teacher", *flags]) == 0
     assert main(["distill", *flags]) == 0
     weights = (tmp_path / "tiny" / "didi" / "student" / "model.safetensors").read_bytes()
@@ -52,17 +52,28 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
     assert max(map(len, capsys.readouterr().out.splitlines()[:-1])) <= 80
     results = json.loads((tmp_path / "tiny" / "evaluation.json").read_text())
     assert {(line["network"], line["prompts"]) for line in results["lines"]} == {
-        (network, prompts) for network in ("teacher", "didi", "alpha") for prompts in ("empty", "6 clues")
+        (network, prompts) for network in ("teacher", "didi") for prompts in ("empty", "6 clues")
     }
     slowest = [line for line in results["lines"] if line["setting"] == "16 steps"]
     assert all(line["tokens_per_forward"] == 1.0 for line in slowest)
-    assert set(results["training"]) == {"didi", "alpha"}
+    assert set(results["training"]) == {"didi"}
+    assert {answer["how"] for answer in results["shown"]["teacher"]} == {"ancestral, 4 steps"}
     assert all(cost["steps"] >= 1 for cost in results["training"].values())
     assert (tmp_path / "tiny" / "accuracy.png").exists()
     assert (tmp_path / "tiny" / "accuracy-6-clues.png").exists()
     puzzle = ["--sample.puzzles", "1.34 .... .... ...."]
     assert main(["sample", *flags, *puzzle, "--sample.watch", "--sample.seconds-per-step=0"]) == 0
     assert main(["sample", *flags, "--sample.method=teacher"]) == 0
+
+
+def test_a_task_behind_a_start_token_trains_its_own_teacher_first(tmp_path: Path) -> None:
+    flags = [*TINY, f"--output={tmp_path}", "--name=words", "--task=brackets", "--size=2", "--methods", "alpha"]
+    assert main([*flags, "--measure.decodings", "ancestral"]) == 0
+    config = json.loads((tmp_path / "words" / "teacher" / "config.json").read_text())
+    assert (config["vocab_size"], config["max_length"], config["position_bias"]) == (4, 5, False)
+    results = json.loads((tmp_path / "words" / "evaluation.json").read_text())
+    assert [line["tokens_per_forward"] for line in results["lines"]] == [1.0, 1.0]
+    assert {line["coverage"]["num_solutions"] for line in results["lines"] if line["coverage"]} <= {2}
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,13 @@ class Decoding:
         name: of the kind.
         setting: what its speed depends on.
         sampler: called with a denoiser and prompts.
+        num_steps: of a sampler with a grid; None where the network decides.
     """
 
     name: str
     setting: str
     sampler: Any
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int) -> I
             sampler: Any = FirstHittingSampler(process)
             if num_steps < length:
                 sampler = AncestralSampler(process, num_steps=num_steps)
-            yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler)
+            yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "confidence" in config.decodings:
         for num_steps in steps:
             sampler = ConfidenceSampler(process, num_steps=num_steps)
-            yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler)
+            yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "entropy-bounded" in config.decodings:
         for gamma in sorted(config.gammas):
             sampler = EntropyBoundedSampler(process, gamma=gamma)

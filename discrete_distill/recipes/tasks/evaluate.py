@@ -114,22 +114,18 @@ def areas(lines: list[Line]) -> list[dict[str, Any]]:
 
 
 def _shown(run: TaskRun, config: MeasureConfig, network: Any) -> list[dict[str, Any]]:
-    """Answers in a quarter as many evaluations as tokens, and whether each is right."""
-    if not config.shown:
+    """Answers in the most steps that are at most half as many as tokens, and whether each is right."""
+    length = run.named.symbols_task.length
+    fast = [each for each in decodings(run.process, config, length) if each.num_steps and each.num_steps <= length // 2]
+    if not fast or not config.shown:
         return []
-    forwards = max(1, run.named.symbols_task.length // 4)
-    chosen = [
-        each
-        for each in decodings(run.process, config, run.named.symbols_task.length)
-        if each.setting == f"{forwards} steps"
-    ]
-    if not chosen:
-        return []
+    chosen = max(fast, key=lambda each: each.num_steps or 0)
     generator = Generator().manual_seed(fold_seed("shown", run.config.seed))
     task = run.named.task
     prompts = task.sample_prompts(config.shown, generator)
     placed = Prompts(*(each.to(run.accelerator.device) for each in prompts))
     with torch.no_grad(), evaluation_mode(network):
-        sequences = decode(chosen[-1], network, placed, generator).sequences.cpu()
+        sequences = decode(chosen, network, placed, generator).sequences.cpu()
     right = task.verify(sequences, prompts).tolist()
-    return [{"text": task.render(row), "right": each} for row, each in zip(sequences, right, strict=True)]
+    how = f"{chosen.name}, {chosen.setting}"
+    return [{"text": task.render(row), "right": each, "how": how} for row, each in zip(sequences, right, strict=True)]

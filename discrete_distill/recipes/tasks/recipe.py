@@ -21,7 +21,8 @@ from ..common.results import read_results, write_results
 from ..common.stages import Recipe, Stage
 from ..common.students import save_student
 from ..common.teacher import load_teacher, train_teacher
-from .evaluate import RESULTS, evaluate
+from .decoding import decodings
+from .evaluate import RESULTS, evaluate, prompt_sets
 from .report import summary, write_report
 from .run import TaskRun
 from .settings import TaskConfig
@@ -35,20 +36,25 @@ def make_recipe(config: TaskConfig, command: str) -> Recipe:
     run = TaskRun(config, command)
     trained = config.trained()
     own = not config.teacher.path and not run.has_shipped_teacher()
+    counted = config.budget == "network_evaluations" and not own  # Without a teacher there is nothing to time.
     return Recipe(
         run=run,
         stages={
             "teacher": Stage(run=partial(make_teacher, run, config), reads_corpus=False, may_round=True),
             "distill": Stage(
                 run=partial(make_students, run, config),
+                needs=(run.check_process,),
                 inputs=(partial(check_teachers, run, trained),),
                 reads_corpus=False,
                 may_round=True,
+                evaluations=(lambda model: config.amount * len(trained)) if counted else None,
             ),
             "evaluate": Stage(
                 run=partial(measure, run, config),
+                needs=(run.check_process,),
                 inputs=(run.load_teacher, partial(load_students, run, config)),
                 reads_corpus=False,
+                evaluations=(lambda model: sampling_evaluations(run, config)) if counted else None,
             ),
             "report": Stage(run=partial(report, run), inputs=(partial(results_of, run),), reads_corpus=False),
             "sample": Stage(
@@ -63,6 +69,13 @@ def make_recipe(config: TaskConfig, command: str) -> Recipe:
         note=f"task: {run.named.name} of size {run.named.size}; budget: {config.amount:g} {config.budget} for each of "
         f"{', '.join(trained)}, which sets the steps",
     )
+
+
+def sampling_evaluations(run: TaskRun, config: TaskConfig) -> float:
+    """Passes of one sequence in the evaluation, if samplers without a grid spare half of the steps."""
+    length, measured = run.named.symbols_task.length, config.measure
+    steps = sum(each.num_steps or length / 2 for each in decodings(run.process, measured, length))
+    return steps * measured.num_prompts * len(prompt_sets(run, measured)) * (1 + len(config.methods))
 
 
 def check_teachers(run: TaskRun, trained: Mapping[str, DistillConfig]) -> None:

@@ -147,7 +147,7 @@ def coverage_part(results: dict[str, Any]) -> list[str]:
             str(coverage["num_distinct"]),
             f"{coverage['distinct_expected']:.1f} ± {coverage['distinct_deviation']:.1f}",
             f"{coverage['num_distinct'] / coverage['distinct_expected']:.1%}",
-            number(coverage["excess_kl"], ".3f"),
+            number(round(coverage["excess_kl"], 3) + 0.0, ".3f"),
         ]
         for line in results["lines"]
         if (coverage := line["coverage"]) is not None
@@ -189,11 +189,11 @@ def cost_table(results: dict[str, Any]) -> str:
 def shown_part(results: dict[str, Any]) -> list[str]:
     """A few answers."""
     blocks = [
-        f"{network}, {'right' if each['right'] else 'wrong'}:\n\n```\n{each['text']}\n```"
+        f"{network}, {each['how']}, {'right' if each['right'] else 'wrong'}:\n\n```\n{each['text']}\n```"
         for network, answers in results["shown"].items()
         for each in answers
     ]
-    return ["## Answers in a quarter as many forwards as tokens\n\n" + "\n\n".join(blocks)] if blocks else []
+    return ["## Some answers\n\n" + "\n\n".join(blocks)] if blocks else []
 
 
 def limitations(results: dict[str, Any]) -> list[str]:
@@ -202,6 +202,12 @@ def limitations(results: dict[str, Any]) -> list[str]:
         "One training of each method: the intervals are those of sampling, and another training seed may move a line "
         "by more (--seed).",
     ]
+    solutions = max((line["coverage"]["num_solutions"] for line in results["lines"] if line["coverage"]), default=0)
+    if solutions > results["num_prompts"] ** 2:
+        found.append(
+            f"Of {solutions} right answers a uniform sampler repeats none among {results['num_prompts']}: distinct "
+            "ones show gross repetition, and nothing finer."
+        )
     found += [
         f"COLLAPSE: {line['network']}, {line['decoding']}, {line['setting']}: {coverage['num_distinct']} distinct "
         f"answers where a uniform sampler has {coverage['distinct_expected']:.0f}."

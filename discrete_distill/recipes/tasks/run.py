@@ -41,6 +41,13 @@ class TaskRun(Run):
         """The same solved examples in the place of each split."""
         return {"train": self.stream, "heldout": self.stream}
 
+    def check_process(self) -> None:
+        """Refuse to start in several processes."""
+        if self.accelerator.num_processes > 1:
+            raise ValueError(
+                "tasks are distilled and measured in one process, so that budgets and draws are those of one"
+            )
+
     def has_shipped_teacher(self) -> bool:
         """Whether the package has a teacher of this task."""
         try:

@@ -13,6 +13,7 @@ from ...distillation.methods import (
     FeatureMMDConfig,
     IDLMConfig,
     MethodConfig,
+    OnPolicyConfig,
     SDTTConfig,
 )
 from ...models import DiTConfig
@@ -27,7 +28,7 @@ from ..common.settings import RecipeConfig
 from ..common.teacher import TeacherConfig
 from .named_tasks import NamedTask, TaskName, named_task
 
-METHODS = ("didi", "sdtt", "idlm", "feature-mmd", "alpha", "certainty")
+METHODS = ("didi", "sdtt", "idlm", "feature-mmd", "alpha", "certainty", "on-policy")
 DECODINGS = ("ancestral", "confidence", "entropy-bounded", "threshold")
 
 
@@ -47,12 +48,12 @@ class MeasureConfig:
         shown: answers of each network in the report.
     """
 
-    num_prompts: int = 512
+    num_prompts: int = 192
     num_clues: int = 0
     decodings: tuple[str, ...] = DECODINGS
-    forwards: tuple[int, ...] = (1, 2, 4, 8, 16)
-    gammas: tuple[float, ...] = (0.03, 0.3, 1.0, 3.0)
-    thresholds: tuple[float, ...] = (0.5, 0.7, 0.9, 0.99)
+    forwards: tuple[int, ...] = (4, 8, 16)
+    gammas: tuple[float, ...] = (0.1, 0.3, 0.6, 1.2)
+    thresholds: tuple[float, ...] = (0.5, 0.7, 0.9)
     batch_size: int = 256
     shown: int = 2
 
@@ -113,8 +114,8 @@ class TaskConfig(RecipeConfig):
     Args:
         task: sudoku, permutations, brackets, countdown or arithmetic.
         size: cells of a side (4, 6 or 9), letters, pairs of brackets, given numbers, or digits; 0 for the task's own.
-        methods: which students are trained, out of didi (``--distill.*``), sdtt, idlm, feature-mmd, alpha and
-            certainty.
+        methods: which students are trained, out of didi (``--distill.*``), sdtt, idlm, feature-mmd, alpha,
+            certainty and on-policy.
         budget: what is equal: network evaluations (passes of one sequence through one network, a backward pass counted
             as two), or training seconds.
         amount: of the budget, for each method.
@@ -123,6 +124,7 @@ class TaskConfig(RecipeConfig):
         feature_mmd: the feature-space MMD, paired with data.
         alpha: the alpha loss, which reads no teacher.
         certainty: certainty forcing on the teacher's samples.
+        on_policy: on-policy distillation at the student's own states.
         measure: what is measured.
         sample: what the stage "sample" draws.
     """
@@ -131,7 +133,7 @@ class TaskConfig(RecipeConfig):
     size: int = 0
     methods: tuple[str, ...] = ("didi", "feature-mmd", "alpha")
     budget: BudgetKind = "network_evaluations"
-    amount: float = 100_000.0
+    amount: float = 60_000.0
     idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
     sdtt: DistillConfig = field(default_factory=lambda: DistillConfig(method=SDTTConfig(), discriminator=False))
     feature_mmd: DistillConfig = field(
@@ -140,6 +142,9 @@ class TaskConfig(RecipeConfig):
     alpha: DistillConfig = field(default_factory=lambda: DistillConfig(method=AlphaLossConfig(), discriminator=False))
     certainty: DistillConfig = field(
         default_factory=lambda: DistillConfig(method=CertaintyForcingConfig(), discriminator=False)
+    )
+    on_policy: DistillConfig = field(
+        default_factory=lambda: DistillConfig(method=OnPolicyConfig(), discriminator=False)
     )
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     sample: SolveConfig = field(default_factory=SolveConfig)
@@ -162,7 +167,7 @@ class TaskConfig(RecipeConfig):
             raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
-        if self.measure.num_clues >= named.length:
+        if self.task == "sudoku" and self.measure.num_clues >= named.length:
             raise ValueError(
                 f"--measure.num-clues {self.measure.num_clues} leaves nothing to solve of {named.length} "
                 "cells; lower it"
@@ -181,6 +186,7 @@ class TaskConfig(RecipeConfig):
             "feature-mmd": self.feature_mmd,
             "alpha": self.alpha,
             "certainty": self.certainty,
+            "on-policy": self.on_policy,
         }
         return {name: every[name] for name in self.methods}
 
@@ -214,7 +220,7 @@ def demo() -> TaskConfig:
         ),
         distill=distilled(
             DiDiInstructConfig.recommended(
-                paths={"gradient_steps": 2, "num_steps": (4, 8)},
+                paths={"gradient_steps": 2, "num_steps": (4, 8, 16)},
                 credit={"corruption": {"num_draws": 2}},
                 log_ratio={"updates": 2, "warmup": 10},
             ),
@@ -224,13 +230,15 @@ def demo() -> TaskConfig:
         feature_mmd=distilled(FeatureMMDConfig(scaled_advantages=True)),
         alpha=distilled(AlphaLossConfig()),
         certainty=distilled(CertaintyForcingConfig()),
+        on_policy=distilled(OnPolicyConfig(order="random", teacher_steps=8, temperature=1.0, num_checks=0)),
+        measure=MeasureConfig(num_clues=12),
     )
 
 
 def long() -> TaskConfig:
-    """More of everything: about two hours on two cores."""
+    """All methods, ten times as long, on more answers: hours on two cores."""
     config = demo()
-    config.name, config.amount, config.methods = "sudoku-long", 1_000_000.0, METHODS
+    config.name, config.amount, config.methods = "sudoku-long", 600_000.0, METHODS
     config.measure.num_prompts = 2048
     return config
 
