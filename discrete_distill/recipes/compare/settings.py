@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ...checks import check_count, check_number
 from ...distillation.methods import (
@@ -24,13 +25,11 @@ from ..common.budget import BudgetKind
 from ..common.discriminator import DiscriminatorConfig
 from ..common.distill import DistillConfig
 from ..common.evaluation import EvaluateConfig
-from ..common.settings import RecipeConfig
+from ..common.methods import MethodsConfig
 from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
-
-METHODS = ("sdtt", "didi", "didi-paper", "idlm", "mmd", "feature-mmd", "alpha", "certainty", "on-policy", "ar")
 
 
 def paper_sdtt() -> DistillConfig:
@@ -44,16 +43,13 @@ def paper_sdtt() -> DistillConfig:
 
 
 @dataclass(kw_only=True)
-class ComparisonConfig(RecipeConfig):
+class ComparisonConfig(MethodsConfig):
     """Methods trained from one teacher under one budget, and evaluated alike.
 
     Args:
         methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd, feature-mmd, alpha, certainty,
             on-policy and ar. The teacher is always there, and each method that has a discriminator is sampled with RGAS
             too.
-        budget: what is equal: training seconds, or network evaluations (passes of one sequence through one network, a
-            backward pass counted as two).
-        amount: of the budget, for each method.
         autoregressive_share: budgets that the autoregressive model is given, since it starts from nothing.
         train_seeds: trainings of each method; the seeds of sampling take turns over them. With one, spread is that of
             sampling alone.
@@ -65,16 +61,13 @@ class ComparisonConfig(RecipeConfig):
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.
         didi_paper: the published method, ``didi-paper``, and what is ablated.
-        idlm: our implementation of IDLM: auxiliary denoiser, reward for the whole sequence.
         mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
-        feature_mmd: the feature-space MMD, paired with data.
-        alpha: the alpha loss, which reads no teacher.
-        certainty: certainty forcing on the teacher's samples.
-        on_policy: on-policy distillation at the student's own states.
         sdtt: rounds of self-distillation (paper: 70 000 steps of 128 sequences, rate 6e-5, EMA 0.9999).
         autoregressive: trained anew within the budget, unless it has a path.
         judge: the first judge, whose path alone is read.
     """
+
+    KNOWN: ClassVar[tuple[str, ...]] = (*MethodsConfig.KNOWN, "didi-paper", "mmd", "ar")
 
     methods: tuple[str, ...] = ("sdtt", "didi", "mmd", "ar")
     budget: BudgetKind = "seconds"
@@ -89,30 +82,13 @@ class ComparisonConfig(RecipeConfig):
     texts: tuple[Path, ...] = ()
     bound_sequences: int = 64
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
-    idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
-    feature_mmd: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=FeatureMMDConfig(), discriminator=False)
-    )
-    alpha: DistillConfig = field(default_factory=lambda: DistillConfig(method=AlphaLossConfig(), discriminator=False))
-    certainty: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=CertaintyForcingConfig(), discriminator=False)
-    )
-    on_policy: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=OnPolicyConfig(), discriminator=False)
-    )
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown:
-            raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
-        check_number("--amount", self.amount, exclusive_minimum=0.0)
         check_number("--autoregressive-share", self.autoregressive_share, exclusive_minimum=0.0)
         check_number("--temperature-spacing", self.temperature_spacing, exclusive_minimum=0.0)
         check_count("--bound-sequences", self.bound_sequences)
@@ -133,15 +109,9 @@ class ComparisonConfig(RecipeConfig):
         if self.ablation:
             return dict(variants(self.didi_paper))
         every: dict[str, DistillConfig | AutoregressiveConfig] = {
-            "sdtt": self.sdtt,
-            "didi": self.distill,
+            **self.distillations(),
             "didi-paper": self.didi_paper,
-            "idlm": self.idlm,
             "mmd": self.mmd,
-            "feature-mmd": self.feature_mmd,
-            "alpha": self.alpha,
-            "certainty": self.certainty,
-            "on-policy": self.on_policy,
             "ar": self.autoregressive,
         }
         return {name: every[name] for name in self.methods}

@@ -18,17 +18,15 @@ from ...distillation.methods import (
 )
 from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig
-from ..common.budget import BudgetKind
 from ..common.corpus import DataConfig
 from ..common.discriminator import DiscriminatorConfig
 from ..common.distill import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.likelihood import from_scratch
-from ..common.settings import RecipeConfig
+from ..common.methods import MethodsConfig
 from ..common.teacher import TeacherConfig
 from .named_tasks import NamedTask, TaskName, named_task
 
-METHODS = ("didi", "sdtt", "idlm", "feature-mmd", "alpha", "certainty", "on-policy")
 DECODINGS = ("ancestral", "confidence", "entropy-bounded", "threshold")
 
 
@@ -101,30 +99,20 @@ class SolveConfig:
     def __post_init__(self) -> None:
         check_all_counts(self, "count", "forwards", flag="--sample")
         check_number("--sample.seconds-per-step", self.seconds_per_step, minimum=0.0)
-        if self.method not in ("teacher", *METHODS):
-            raise ValueError(f"unknown --sample.method {self.method!r}; choose one of teacher, {', '.join(METHODS)}")
+        if self.method not in ("teacher", *MethodsConfig.KNOWN):
+            known = ", ".join(MethodsConfig.KNOWN)
+            raise ValueError(f"unknown --sample.method {self.method!r}; choose one of teacher, {known}")
         if self.decoding not in ("ancestral", "confidence"):
             raise ValueError(f"--sample.decoding is ancestral or confidence, got {self.decoding!r}")
 
 
 @dataclass(kw_only=True)
-class TaskConfig(RecipeConfig):
+class TaskConfig(MethodsConfig):
     """From a task with a verifier to students that solve it in few steps.
 
     Args:
         task: sudoku, permutations, brackets, countdown or arithmetic.
         size: cells of a side (4, 6 or 9), letters, pairs of brackets, given numbers, or digits; 0 for the task's own.
-        methods: which students are trained, out of didi (``--distill.*``), sdtt, idlm, feature-mmd, alpha,
-            certainty and on-policy.
-        budget: what is equal: network evaluations (passes of one sequence through one network, a backward pass counted
-            as two), or training seconds.
-        amount: of the budget, for each method.
-        idlm: auxiliary denoiser, reward for the whole sequence.
-        sdtt: self-distillation through time.
-        feature_mmd: the feature-space MMD, paired with data.
-        alpha: the alpha loss, which reads no teacher.
-        certainty: certainty forcing on the teacher's samples.
-        on_policy: on-policy distillation at the student's own states.
         measure: what is measured.
         sample: what the stage "sample" draws.
     """
@@ -132,20 +120,6 @@ class TaskConfig(RecipeConfig):
     task: TaskName = "sudoku"
     size: int = 0
     methods: tuple[str, ...] = ("didi", "feature-mmd", "alpha")
-    budget: BudgetKind = "network_evaluations"
-    amount: float = 60_000.0
-    idlm: DistillConfig = field(default_factory=lambda: DistillConfig(method=IDLMConfig(), discriminator=False))
-    sdtt: DistillConfig = field(default_factory=lambda: DistillConfig(method=SDTTConfig(), discriminator=False))
-    feature_mmd: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=FeatureMMDConfig(), discriminator=False)
-    )
-    alpha: DistillConfig = field(default_factory=lambda: DistillConfig(method=AlphaLossConfig(), discriminator=False))
-    certainty: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=CertaintyForcingConfig(), discriminator=False)
-    )
-    on_policy: DistillConfig = field(
-        default_factory=lambda: DistillConfig(method=OnPolicyConfig(), discriminator=False)
-    )
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     sample: SolveConfig = field(default_factory=SolveConfig)
     # Follow from the task, or do not apply.
@@ -161,12 +135,6 @@ class TaskConfig(RecipeConfig):
         self.discriminator = DiscriminatorConfig(updates=0)
         self.evaluate = EvaluateConfig()
         self.teacher.model = named.network_config(self.teacher.model)
-        check_number("--amount", self.amount, exclusive_minimum=0.0)
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown:
-            raise ValueError(f"unknown method {unknown[0]!r} in --methods; choose out of {', '.join(METHODS)}")
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"--methods names one twice: {', '.join(self.methods)}")
         if self.task == "sudoku" and self.measure.num_clues >= named.length:
             raise ValueError(
                 f"--measure.num-clues {self.measure.num_clues} leaves nothing to solve of {named.length} "
@@ -179,15 +147,7 @@ class TaskConfig(RecipeConfig):
 
     def trained(self) -> dict[str, DistillConfig]:
         """What is trained, by name."""
-        every = {
-            "didi": self.distill,
-            "sdtt": self.sdtt,
-            "idlm": self.idlm,
-            "feature-mmd": self.feature_mmd,
-            "alpha": self.alpha,
-            "certainty": self.certainty,
-            "on-policy": self.on_policy,
-        }
+        every = self.distillations()
         return {name: every[name] for name in self.methods}
 
 
@@ -238,7 +198,7 @@ def demo() -> TaskConfig:
 def long() -> TaskConfig:
     """All methods, ten times as long, on more answers: hours on two cores."""
     config = demo()
-    config.name, config.amount, config.methods = "sudoku-long", 600_000.0, METHODS
+    config.name, config.amount, config.methods = "sudoku-long", 600_000.0, MethodsConfig.KNOWN
     config.measure.num_prompts = 2048
     return config
 
