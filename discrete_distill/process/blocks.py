@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from ..checks import check_count, check_mask
 from ..kernels import token_losses
 from .conditions import call_network, check_conditions
-from .denoiser import Denoiser, check_ids, logits_in_parts
+from .denoiser import Denoiser, LogitsOfPart, check_ids, logits_in_parts
 from .masking import MaskedDiffusion
 from .outputs import NelboOutput
 from .sequences import check_sequences
@@ -49,6 +49,48 @@ class PairedDenoiser(Protocol):
     def project(self, features: Tensor, /) -> Tensor:
         """Vocabulary logits ``[..., V]``."""
         ...
+
+
+def reads_blocks(denoiser: Any) -> bool:
+    """Whether it is a `PairedDenoiser` with attention by blocks.
+
+    Examples:
+        >>> reads_blocks(teacher), reads_blocks(DiT(DiTConfig(**{**vars(shape), "block_length": 4})))
+        (False, True)
+    """
+    return isinstance(denoiser, PairedDenoiser) and denoiser.block_length is not None
+
+
+def paired_logits(
+    denoiser: PairedDenoiser,
+    x_t: Tensor,
+    x_0: Tensor,
+    positions: Tensor,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> LogitsOfPart:
+    """Read noisy blocks in one pass, each given the clean blocks before it; logits a part of the positions at a time.
+
+    Args:
+        denoiser: with attention by blocks.
+        x_t: int64 ``[B, L]``.
+        x_0: int64 ``[B, L]``.
+        positions: int64 ``[N]``, positions in the flattened ``[B * L]``.
+        model_kwargs: passed to the denoiser by keyword.
+
+    Returns:
+        ``logits(part: slice) -> [n, V]``.
+
+    Examples:
+        >>> network = DiT(DiTConfig(**{**vars(shape), "block_length": 4})).eval()
+        >>> positions = process.is_masked(x_t).flatten().nonzero()[:, 0]
+        >>> paired_logits(network, x_t, data, positions)(slice(0, 2)).shape
+        torch.Size([2, 9])
+    """
+    features_RD = call_network(denoiser, denoiser.paired_features, x_t, x_0, model_kwargs=model_kwargs or {}).flatten(
+        0, 1
+    )
+    return lambda part: denoiser.project(features_RD[positions[part]])
 
 
 def block_nelbo(
@@ -149,10 +191,10 @@ def _logits(
     model_kwargs: Mapping[str, Any],
 ) -> list[tuple[Tensor, Tensor]]:
     """Flattened masked positions ``[R]`` with their logits ``[R, V]``, in one part or one for each block."""
-    if isinstance(denoiser, PairedDenoiser) and denoiser.block_length is not None:
+    if reads_blocks(denoiser):
         positions = masked.flatten().nonzero().squeeze(1)
-        features = call_network(denoiser, denoiser.paired_features, x_t, x_0, model_kwargs=model_kwargs)
-        return [(positions, denoiser.project(features.flatten(0, 1)[positions]))]
+        paired: Any = denoiser
+        return [(positions, paired_logits(paired, x_t, x_0, positions, model_kwargs=model_kwargs)(slice(None)))]
     parts = []
     for block in range(t_BN.shape[1]):
         x_block = torch.where(block_L < block, x_0, torch.where(block_L == block, x_t, process.mask_token_id))

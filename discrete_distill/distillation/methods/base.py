@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
+from ...process.blocks import reads_blocks
 from ..networks import Networks
 from ..rollout import DrawnBatch
 from .method_config import MethodConfig
@@ -31,10 +32,12 @@ class BaseMethod(Generic[ConfigT]):
         config: every choice.
 
     Raises:
-        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``.
+        ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``; or if it reads
+            by blocks, and the method does not.
 
     Attributes:
         config_class: configuration of a class; its ``method_class`` is then that class.
+        takes_blocks: whether the student may be a block-diffusion network (`PairedDenoiser` with a ``block_length``).
 
     Examples:
         >>> class NelboConfig(MethodConfig):
@@ -51,6 +54,7 @@ class BaseMethod(Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[MethodConfig]]
+    takes_blocks: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -60,6 +64,12 @@ class BaseMethod(Generic[ConfigT]):
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:
         if config.step_conditioning:
             check_accepts_step(networks.student, "student", "step_conditioning")
+        if reads_blocks(networks.student) and not self.takes_blocks:
+            raise ValueError(
+                f"{type(self).__name__} walks whole sequences, and the student reads by blocks of "
+                f"{networks.student.block_length}, each given finished ones: take AlphaLoss, FeatureMMD or "
+                "CertaintyForcing"
+            )
         self.config = config
         self.student = networks.student
         self.teacher: Any = networks.teacher

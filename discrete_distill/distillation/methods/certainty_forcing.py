@@ -92,6 +92,7 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
     """
 
     config_class = CertaintyForcingConfig
+    takes_blocks = True
 
     def __init__(
         self, networks: Networks, process: MaskedDiffusion, config: CertaintyForcingConfig | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -116,10 +117,38 @@ def clean_sequences(
     return reference, generation_mask
 
 
+class BlockRows:
+    """The blocks of sequences as rows of their own, and back again.
+
+    Args:
+        x_0: int64 ``[B, L]``.
+        attention_mask: bool ``[B, L]``, true at real tokens; blocks are counted from the first of them.
+        block_length: positions in a block, ``K``; the last block of a sequence is filled up.
+    """
+
+    def __init__(self, x_0: Tensor, attention_mask: Tensor | None, block_length: int) -> None:
+        self.block_length, (self.batch, self.length) = block_length, x_0.shape
+        places = torch.arange(self.length, device=x_0.device).expand(self.batch, -1)
+        if attention_mask is not None:
+            places = places + attention_mask.to(torch.uint8).argmax(1, keepdim=True)
+        self.inside, self.places = places < self.length, places % self.length
+
+    def blocks(self, values: Tensor, filling: int | bool) -> Tensor:
+        """``[B, L]`` to ``[B * N, K]``."""
+        ordered = values.gather(1, self.places).masked_fill(~self.inside, filling)
+        return F.pad(ordered, (0, -self.length % self.block_length), value=filling).view(-1, self.block_length)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Bool ``[B * N, K]`` to ``[B, L]``; false at what no block holds."""
+        ordered = chosen.view(self.batch, -1)[:, : self.length] & self.inside
+        return torch.zeros_like(ordered).scatter(1, self.places, ordered)
+
+
 def corrupt_data(
     process: MaskedDiffusion,
     x_0: Tensor,
     *,
+    block_length: int | None = None,
     generation_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
     minimum_masks: int = 1,
@@ -131,12 +160,28 @@ def corrupt_data(
     Args:
         process: mask and schedule.
         x_0: int64 ``[B, L]``.
+        block_length: positions in a block, each of which has a ``k`` of its own; None for the whole sequence. Blocks
+            are counted from the first real token of a sequence.
         generation_mask: bool ``[B, L]``, the ``n`` positions that may be masked; all by default.
         attention_mask: bool ``[B, L]``, passed on to the networks.
         minimum_masks: where a sequence has so many positions.
         generator: source of randomness.
         model_kwargs: passed on to the networks.
     """
+    if block_length is not None:
+        free = torch.ones_like(x_0, dtype=torch.bool) if generation_mask is None else generation_mask
+        layout = BlockRows(x_0, attention_mask, block_length)
+        blocks = corrupt_data(
+            process,
+            layout.blocks(x_0, process.mask_token_id),
+            generation_mask=layout.blocks(free, False),
+            minimum_masks=minimum_masks,
+            generator=generator,
+        )
+        loss_mask = layout.rows(blocks.loss_mask)
+        t = process.time_of_count(loss_mask.sum(1), process.num_generated(x_0, free))
+        x_t = x_0.masked_fill(loss_mask, process.mask_token_id)
+        return CorruptedData(x_t, t, loss_mask, attention_mask, dict(model_kwargs or {}), x_0)
     size = process.num_generated(x_0, generation_mask)
     level = StratifiedTime().sample(len(x_0), device=x_0.device, generator=generator).t
     low = size.clamp(max=minimum_masks)

@@ -102,6 +102,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
     """
 
     config_class = FeatureMMDConfig
+    takes_blocks = True
     minimum_masks = 2
 
     def __init__(
