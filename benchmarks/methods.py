@@ -33,11 +33,11 @@ from discrete_distill.recipes.common.budget import FIRST_TRIED, EvaluationCounte
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.common.environment import make_accelerator
-from discrete_distill.recipes.compare.settings import METHODS, demo
+from discrete_distill.recipes.compare.settings import ComparisonConfig, demo
 from discrete_distill.training import step_generator
 
 STORED = "certainty-stored"  # The teacher's samples were recorded by an earlier run.
-DISTILLED = (*(name for name in METHODS if name != "ar"), STORED)
+DISTILLED = (*(name for name in ComparisonConfig.KNOWN if name != "ar"), STORED)
 TINY = DiTConfig(vocab_size=32, max_length=16, hidden_size=16, num_layers=6, num_heads=2, cond_size=8)
 
 
