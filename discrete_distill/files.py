@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file under a name of its own beside ``path``; on success it is flushed to disk and renamed to ``path``.
+    """Open a temporary file in the folder of ``path``; on success it is flushed to disk and renamed to ``path``.
 
     Several processes may write one ``path`` at the same time: the last rename stands.
     """

@@ -25,8 +25,8 @@ class TokenNats(NamedTuple):
         loss_mask: bool ``[B, L]``, the tokens that were predicted and belong to the text.
 
     Examples:
-        >>> prices = judge.token_nats(data)
-        >>> prices.loss_mask[0].long()  # The first token is context.
+        >>> nats = judge.token_nats(data)
+        >>> nats.loss_mask[0].long()  # The first token is context.
         tensor([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
     """
 
@@ -35,7 +35,7 @@ class TokenNats(NamedTuple):
 
 
 class Judge(Protocol):
-    """Anything that prices tokens under a name that goes into every report.
+    """Anything that computes negative log-likelihoods of tokens, under a name that goes into every report.
 
     Examples:
         >>> class UniformJudge:

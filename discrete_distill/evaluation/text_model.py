@@ -77,7 +77,7 @@ class TextModel:
         check_count("seed", self.seed, minimum=0)
         if self.room < 1:
             raise ValueError(
-                f"max_length {self.max_length} leaves no room beside {len(self.prefix)} ids of prefix and "
+                f"max_length {self.max_length} leaves no room for text with {len(self.prefix)} ids of prefix and "
                 f"{len(self.suffix)} of suffix"
             )
 

@@ -86,7 +86,7 @@ class ConfidenceSampler(GridOptions):
             if not (isinstance(value, type(default)) and value == default):
                 rule = "threshold" if self.factor is None else "factor"
                 raise ValueError(
-                    f"{name} = {value!r} has nothing to do beside {rule}, which decides by probability: leave it out"
+                    f"{name} = {value!r} has no effect with {rule}, which decides by probability: leave it out"
                 )
 
     def fill(self, state: SamplerState, recorder: Recorder) -> None:

@@ -88,7 +88,7 @@ class SamplerOptions(Sampler):
 
     @property
     def reads_whole_sequences(self) -> bool:
-        """Whether networks beside the denoiser read the sequences."""
+        """Whether networks other than the denoiser read the sequences."""
         return False
 
     @property

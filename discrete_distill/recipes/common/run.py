@@ -15,7 +15,7 @@ from torch import nn
 from ...distributed.parallel import save_memory
 from ...evaluation import measure_speeds
 from ...models import TrunkDiscriminator
-from ...process import MaskedDiffusion, evaluation_mode
+from ...process import FeatureDenoiser, MaskedDiffusion, evaluation_mode
 from ...training import ParallelConfig, folder_lock
 from .assets import resolve
 from .corpus import TokenStream, load_streams
@@ -152,11 +152,15 @@ class Run:
         return teacher.to(self.accelerator.device)
 
     def seconds_per_evaluation(self, teacher: Any) -> float:
-        """Time a pass of one sequence in a batch through the teacher."""
+        """Time a pass of one sequence in a batch through the teacher.
+
+        Without its head where that is known: samplers read few rows of logits, and a batch of all of them is large.
+        """
         x = self.streams["heldout"].packed(self.config.evaluate.batch_size).to(self.accelerator.device)
         t = torch.full((len(x),), 0.5, device=x.device)
         with torch.no_grad(), evaluation_mode(teacher), self.accelerator.autocast():
-            speeds = measure_speeds({"pass": lambda: teacher(x, t)}, repeats=3, device=x.device)
+            call = teacher.features if isinstance(teacher, FeatureDenoiser) else teacher
+            speeds = measure_speeds({"pass": lambda: call(x, t)}, repeats=3, device=x.device)
         return speeds["pass"].latency / len(x)
 
     def teacher_shape(self) -> NetworkShape | None:

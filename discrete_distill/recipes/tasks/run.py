@@ -67,7 +67,7 @@ class TaskRun(Run):
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is of another task, by its vocabulary, its length, or what is written beside it.
+            ValueError: if it is of another task, by its vocabulary, its length, or the task that its folder names.
         """
         location = self.teacher_location(self.config.teacher.path)
         teacher = load_teacher(location)
