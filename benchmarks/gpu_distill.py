@@ -27,7 +27,6 @@ from benchmarks.gpu_run import write_json
 from discrete_distill.distillation.methods import (
     DiDiInstructConfig,
     Regularization,
-    RolloutMMDConfig,
     SDTTConfig,
     with_changes,
 )
@@ -42,19 +41,19 @@ from discrete_distill.recipes.compare.comparison import RESULTS_FILE, Comparison
 from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.settings import ComparisonConfig
 from discrete_distill.recipes.compare.settings import demo as comparison_demo
-from discrete_distill.training import LoopConfig, OptimizerConfig
+from discrete_distill.training import LoopConfig, OptimizerConfig, ParallelConfig
 from discrete_distill.training.metrics import read_metrics
 
 LIMIT_SECONDS = 540.0
-TRAINING_SHARE = 0.6  # of the limit: later than that, the methods that are there are measured.
+TRAINING_SHARE = 0.7  # of the limit: later than that, the methods that are there are measured.
 TRIED_UPDATES = 60
 
 
 def full_config(output: Path) -> ComparisonConfig:
     """Sizes and budgets for a GPU."""
     config = comparison_demo()
-    config.output, config.name, config.amount, config.autoregressive_share = output, "gpu-distill", 32.0, 1.0
-    config.methods = ("sdtt", "didi", "mmd", "ar")
+    config.output, config.name, config.amount, config.autoregressive_share = output, "gpu-distill", 24.0, 1.0
+    config.methods = ("sdtt", "didi", "feature-mmd", "alpha", "ar")
     config.data = DataConfig(length=256)
     config.teacher = TeacherConfig(
         path="",
@@ -77,9 +76,10 @@ def full_config(output: Path) -> ComparisonConfig:
             config.distill,
             DiDiInstructConfig.recommended(advantages={"group_size": 32}, regularization=Regularization()),
         ),
-        (config.mmd, RolloutMMDConfig()),
+        (config.feature_mmd, config.feature_mmd.method),
+        (config.alpha, config.alpha.method),
     ):
-        distill.method, distill.batch_size = method, 64
+        distill.method, distill.batch_size, distill.parallel = method, 64, ParallelConfig()
         distill.student = replace(distill.student, learning_rate=1e-4, ema_decay=0.98)
         distill.ratio = replace(distill.ratio, learning_rate=3e-4)
     config.sdtt.method = SDTTConfig(teacher_steps=256, rounds=5, step_conditioning=True)
@@ -87,7 +87,12 @@ def full_config(output: Path) -> ComparisonConfig:
     config.sdtt.student = replace(config.sdtt.student, learning_rate=1e-4, ema_decay=0.98)
     config.autoregressive.batch_size = 64
     config.evaluate = EvaluateConfig(
-        num_samples=64, seeds=(0, 1), steps=(4, 8, 16, 64), guided_steps=(8, 16), batch_size=64
+        num_samples=64,
+        seeds=(0, 1),
+        steps=(4, 8, 16),
+        teacher_frontier_steps=(64,),
+        guided_steps=(8, 16),
+        batch_size=64,
     )
     return config
 
@@ -101,16 +106,19 @@ def tiny_config(output: Path) -> ComparisonConfig:
         vocab_size=2048, max_length=16, hidden_size=16, num_layers=2, num_heads=2, cond_size=8, dropout=0.0
     )
     config.teacher.batch_size = 4
-    for distill in (config.distill, config.mmd):
+    for distill in config.distillations().values():
         distill.batch_size = 4
-        distill.method = with_changes(distill.method, advantages={"group_size": 2})
     distill = config.distill
     distill.method = with_changes(
-        distill.method, log_ratio={"warmup": 0, "updates": 1}, credit={"corruption": {"num_draws": 1}}
+        distill.method,
+        advantages={"group_size": 2},
+        log_ratio={"warmup": 0, "updates": 1},
+        credit={"corruption": {"num_draws": 1}},
     )
-    config.sdtt.batch_size = config.autoregressive.batch_size = 4
+    config.autoregressive.batch_size = 4
     config.sdtt.method = SDTTConfig(teacher_steps=8, rounds=2)
-    config.evaluate = EvaluateConfig(num_samples=2, steps=(4, 8), guided_steps=(8,), batch_size=2)
+    config.evaluate = replace(config.evaluate, num_samples=2, steps=(4, 8), teacher_frontier_steps=(), batch_size=2)
+    config.evaluate.guided_steps = (8,)
     config.temperature_limits, config.bound_sequences = (0.88, 1.0), 2
     return config
 
@@ -147,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     work = options.out / "work"
     config = tiny_config(work) if options.tiny else full_config(work)
-    comparison = Comparison(config, "python -m benchmarks.gpu_distill" + (" --tiny" if options.tiny else ""))
+    given = sys.argv[1:] if arguments is None else arguments
+    comparison = Comparison(config, " ".join(["python -m benchmarks.gpu_distill", *given]))
     summary: dict[str, Any] = {
         "device": describe_machine(comparison.run.accelerator),
         "date": datetime.date.today().isoformat(),

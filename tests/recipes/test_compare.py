@@ -40,7 +40,7 @@ TINY = [
     "--on-policy.batch-size=4", "--on-policy.method.teacher-steps=2", "--on-policy.method.num-steps", "2",
     "--autoregressive.batch-size=4",
     "--evaluate.num-samples=2", "--evaluate.seeds", "0", "1", "2",
-    "--evaluate.steps", "4", "8", "--evaluate.guided-steps", "8",
+    "--evaluate.steps", "4", "8", "--evaluate.teacher-frontier-steps", "2", "--evaluate.guided-steps", "8",
     "--bound-sequences=2", "--autoregressive-share=1", "--temperature-limits", "0.88", "1.0",
 ]  # fmt: skip
 
@@ -115,6 +115,7 @@ def test_every_method_is_trained_measured_and_reported(flags: list[str]) -> None
     by_name = {(line["method"], line["steps"]): line for line in results["lines"]}
     assert by_name["didi + RGAS", 8]["network_evaluations"] == 8 * 5
     assert by_name["ar", 16]["nfe"] == 16
+    assert [method for method, steps in by_name if steps == 2] == ["teacher"]
     assert all(0.0 < line["mauve"] <= 1.0 for line in results["lines"])
     assert {"agreement", "reverse_nats"} <= set(results["data"]["between_samples"])
     assert report.count("two samples agree | reverse perplexity") == 1

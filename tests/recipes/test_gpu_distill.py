@@ -28,7 +28,7 @@ def test_at_tiny_size_it_trains_distils_compares_and_says_where_and_when(benchma
     assert summary["tiny"] is True
     assert "CPU" in summary["device"] or torch.cuda.is_available()
     assert {line["method"] for line in summary["results"]["lines"]} == {
-        "teacher", "sdtt", "didi", "didi + RGAS", "mmd", "ar",
+        "teacher", "sdtt", "didi", "didi + RGAS", "feature-mmd", "alpha", "ar",
     }  # fmt: skip
     for name in ("report.md", "frontier.png", "steps.png"):
         assert (tmp_path / name).stat().st_size > 0

@@ -57,3 +57,9 @@ def test_evaluations_of_an_evaluation_are_those_of_its_samples():
     assert config.network_evaluations() == 8 * (50 + 10)
     assert config.network_evaluations(frontiers=False) == 8 * (10 + 10)
     assert config.network_evaluations(guided=True) == 8 * (60 + 4 * 8)
+
+
+def test_steps_of_the_teacher_that_are_named_twice_are_measured_once():
+    config = EvaluateConfig(frontier_steps=8, teacher_frontier_steps=(8, 32))
+    assert config.teacher_steps == (8, 32)
+    assert config.network_evaluations() == EvaluateConfig(teacher_frontier_steps=(32,)).network_evaluations()

@@ -80,6 +80,11 @@ class EvaluateConfig:
         check_number("--evaluate.rerank-scale", self.rerank_scale, minimum=0.0)
         check_number("--evaluate.tilt-fraction", self.tilt_fraction, minimum=0.0, maximum=1.0)
 
+    @property
+    def teacher_steps(self) -> tuple[int, ...]:
+        """Steps of the teacher's frontiers, those at which it is compared with the student first."""
+        return tuple(dict.fromkeys((self.frontier_steps, *self.teacher_frontier_steps)))
+
     def network_evaluations(self, *, guided: bool = False, frontiers: bool = True) -> float:
         """Passes of one sequence through one network to draw all samples of teacher and student.
 
@@ -89,8 +94,7 @@ class EvaluateConfig:
         """
         plain = {(who, steps, 1.0) for who in ("teacher", "student") for steps in self.steps}
         if frontiers:
-            teacher_steps = (self.frontier_steps, *self.teacher_frontier_steps)
-            plain |= {("teacher", steps, each) for steps in teacher_steps for each in self.teacher_temperatures}
+            plain |= {("teacher", steps, each) for steps in self.teacher_steps for each in self.teacher_temperatures}
             plain |= {("student", self.frontier_steps, each) for each in self.student_temperatures}
         passes = sum(steps for _, steps, _ in plain)
         if guided:

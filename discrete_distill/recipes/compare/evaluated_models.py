@@ -51,7 +51,8 @@ def evaluated_models(
     """Teacher and trained methods, with and without RGAS, loaded from their folders."""
     chosen = config.evaluate
     plain_teacher = [evaluation.plain("teacher", teacher)]
-    found = [EvaluatedModel(name="teacher", samplers=plain_teacher, steps=chosen.steps, network=teacher)]
+    teacher_steps = tuple(sorted({*chosen.steps, *chosen.teacher_frontier_steps}))
+    found = [EvaluatedModel(name="teacher", samplers=plain_teacher, steps=teacher_steps, network=teacher)]
     for name, method in methods.items():
         if isinstance(method, AutoregressiveConfig):
             found.append(_autoregressive(run, config, evaluation, name, method))

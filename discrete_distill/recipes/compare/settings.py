@@ -180,6 +180,7 @@ def demo() -> ComparisonConfig:
         evaluate=EvaluateConfig(
             num_samples=16,
             steps=(4, 8, 16, 32, 64, 128),
+            teacher_frontier_steps=(),
             guided_steps=(4, 8, 16),
             rerank_scale=5.0,
             batch_size=16,
@@ -191,7 +192,9 @@ def quick() -> ComparisonConfig:
     """The demo in a few minutes: what the report looks like, and nothing more."""
     config = demo()
     config.name, config.amount = "compare-quick", 12.0
-    config.evaluate = EvaluateConfig(num_samples=4, steps=(4, 8, 16), guided_steps=(8,), batch_size=16)
+    config.evaluate = EvaluateConfig(
+        num_samples=4, steps=(4, 8, 16), teacher_frontier_steps=(), guided_steps=(8,), batch_size=16
+    )
     config.discriminator = DiscriminatorConfig(updates=20, pool=64, batch_size=16)
     config.temperatures, config.temperature_spacing, config.bound_sequences = (0.85, 1.0), 0.15, 8
     return config
@@ -213,7 +216,12 @@ def scaled(preset: str) -> ComparisonConfig:
         mmd=distilled(base.distill, RolloutMMDConfig(), discriminator=False),
         methods=("sdtt", "didi", "didi-paper", "mmd", "ar"),
         amount=3600.0,
-        evaluate=EvaluateConfig(num_samples=256, steps=(4, 8, 16, 32, 64, 128), guided_steps=(8, 16, 32)),
+        evaluate=EvaluateConfig(
+            num_samples=256,
+            steps=(4, 8, 16, 32, 64, 128),
+            teacher_frontier_steps=(),
+            guided_steps=(8, 16, 32),
+        ),
         bound_sequences=256,
     )
 

@@ -46,14 +46,13 @@ def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
     drawn = Evaluation(config, run.process, judge, run.accelerator, run.streams["heldout"].shape, reference=reference)
     plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
-    teacher_steps = (config.frontier_steps, *config.teacher_frontier_steps)
-    curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in teacher_steps]
+    curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in config.teacher_steps]
     guidance = float(settings["distill.prior_guidance"] or 0.0)
     if guidance:  # What was distilled is compared too.
         guided_teacher = guide_by_prior(teacher, guidance, run.process.mask_token_id)
         strong = drawn.plain("teacher + prior guidance", guided_teacher)
         lines += [(strong, steps) for steps in config.steps]
-        curves += [(strong, steps, config.student_temperatures) for steps in teacher_steps]
+        curves += [(strong, steps, config.student_temperatures) for steps in config.teacher_steps]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
         guided = drawn.guided("student + RGAS", student, discriminator.eval())
