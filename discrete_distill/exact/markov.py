@@ -31,7 +31,7 @@ class MarkovChain:
 
     Raises:
         ValueError: if shapes do not fit, an entry is negative or not finite, or a row does not sum to one
-        within 1e-6.
+            within 1e-6.
 
     Examples:
         >>> chain = MarkovChain(torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..checks import check_count, check_number
+from ..digests import tensors_digest
 from ..distributed.collectives import mean_over_processes
 from ..distributed.parallel import ParallelConfig, gathered, replicate, save_memory, shard, sharded_like, without_sync
 from ..models.lora import has_lora
@@ -213,30 +215,52 @@ class ModuleOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, on any number of processes; all of them must call it, and
-        the first has it."""
+        the first has it. Of a network with low-rank matrices the frozen base is left out, and named by its digest."""
         state = {
-            "module": self.module.state_dict(),
+            "module": self._without_base(self.module.state_dict(), ""),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else self._without_base(self.average.state_dict(), "module."),
             "skipped": self.skipped,
             "config": flat_settings(self.config),
         }
+        if self._base:
+            state["base"] = self._base_digest
         return gathered(state, keep=self.accelerator.is_main_process)
+
+    def _without_base(self, weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+        base = {prefix + name for name in self._base}
+        return {name: value for name, value in weights.items() if name not in base}
+
+    @cached_property
+    def _base(self) -> dict[str, nn.Parameter]:
+        """Frozen weights below low-rank matrices, which the caller has anyway."""
+        named = self.module.named_parameters(remove_duplicate=False) if has_lora(self.module) else ()
+        return {name: parameter for name, parameter in named if not parameter.requires_grad}
+
+    @cached_property
+    def _base_digest(self) -> str:
+        return tensors_digest(self._base)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; strict.
 
         Raises:
-            ValueError: if the state was made with another configuration, naming what differs.
+            ValueError: if the state was made with another configuration, naming what differs, or of low-rank matrices
+                on another base.
         """
         now = flat_settings(self.config)
         refuse_changes(state.get("config", now), now, where="the checkpoint")
-        _load_weights(self.module, state["module"])
+        if state.get("base") != (self._base_digest if self._base else None):
+            raise ValueError(
+                "the checkpoint is of low-rank matrices on another base; load the model that it began with"
+            )
+        _load_weights(self.module, {**self._base, **state["module"]})
         self.optimizer.load_state_dict(self._placed(state["optimizer"]))
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
-            _load_weights(self.average, state["average"])
+            base = {f"module.{name}": parameter for name, parameter in self._base.items()}
+            _load_weights(self.average, {**base, **state["average"]})
         self.skipped = state["skipped"]
 
     def _placed(self, optimizer_state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from discrete_distill import SharedBase
+from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import ModuleOptimizer, OptimizerConfig
 
 
@@ -151,3 +153,40 @@ def test_weights_that_are_not_finite_are_refused_before_training(value: float) -
         network.weight[1, 2] = value
     with pytest.raises(ValueError, match="weight"):
         ModuleOptimizer(network, OptimizerConfig(), 5, Accelerator(cpu=True))
+
+
+def adapted(seed: int, *, base_seed: int = 0) -> ModuleOptimizer:
+    pytest.importorskip("peft", reason="LoRA is an optional extra")
+    torch.manual_seed(base_seed)
+    base = DiT(DiTConfig(vocab_size=11, max_length=6, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)).eval()
+    module = SharedBase(rank=2).adapted(base, step_conditioning=True, generator=torch.Generator().manual_seed(seed))
+    config = OptimizerConfig(learning_rate=0.05, warmup_steps=0, ema_decay=0.5)
+    return ModuleOptimizer(module, config, 20, Accelerator(cpu=True))
+
+
+def denoising_loss(made: ModuleOptimizer) -> torch.Tensor:
+    x_t = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(1))
+    return made.module(x_t, torch.ones(4)).square().mean()
+
+
+def test_a_checkpoint_of_low_rank_matrices_leaves_out_their_base_and_continues_exactly() -> None:
+    made = adapted(3)
+    made.step(denoising_loss(made))
+    state = made.state_dict()
+    base = {name for name, parameter in made.module.named_parameters() if not parameter.requires_grad}
+    assert base
+    assert not base & set(state["module"])
+    assert not {f"module.{name}" for name in base} & set(state["average"])
+    again = adapted(4)
+    again.load_state_dict(state)
+    for one in (made, again):
+        one.step(denoising_loss(one))
+    for one, other in ((made.module, again.module), (made.averaged, again.averaged)):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_low_rank_matrices_are_refused_on_another_base() -> None:
+    with pytest.raises(ValueError, match="another base"):
+        adapted(3, base_seed=1).load_state_dict(adapted(3).state_dict())
+    with pytest.raises(ValueError, match="another base"):
+        module_optimizer().load_state_dict({**module_optimizer().state_dict(), "base": "0" * 16})
