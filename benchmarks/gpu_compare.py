@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from discrete_distill.recipes.common.distill import DistillConfig
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.results import read_results, write_results
 from discrete_distill.recipes.compare.comparison import COSTS_FILE, RESULTS_FILE, Comparison

@@ -12,11 +12,13 @@ from torch import Generator, nn
 from ..checks import check_count, check_number
 from ..models import Discriminator, TrunkDiscriminator, merge_lora
 from ..models.adapted_copy import adapted_copy
+from ..models.in_blocks import InBlocks
 from ..models.lora import has_lora, refuse_unmerged
 from ..models.shared_copy import shared_copy
 from ..models.step_conditioning import trainable_copy
 from ..models.wrappers import unwrap
 from ..process import Denoiser
+from ..process.blocks import reads_blocks
 
 LogRatioKind = Literal["auxiliary", "discriminator"]
 
@@ -115,6 +117,24 @@ class Networks:
             name: [parameter for parameter in network.parameters() if parameter.requires_grad]
             for name, network in self.trained().items()
         }
+
+    def in_blocks(self) -> Networks:
+        """The same networks where the student attends both ways; where it reads by blocks, views of them that predict
+        every block given the clean ones before it (`InBlocks`), as methods on paths and states read them.
+
+        Raises:
+            ValueError: if another denoiser does not read by blocks, or there is a discriminator, which reads whole
+                sequences.
+        """
+        if not reads_blocks(self.student):
+            return self
+        if self.discriminator is not None:
+            raise ValueError(
+                "a discriminator reads whole sequences, and the student reads by blocks: take an auxiliary alone, "
+                'make_networks(teacher, log_ratio="auxiliary")'
+            )
+        auxiliary = None if self.auxiliary is None else InBlocks(self.auxiliary)
+        return Networks(InBlocks(self.student), InBlocks(self.teacher), auxiliary=auxiliary)
 
     def merge(self, name: str = "student") -> nn.Module:
         """A denoiser with weights of its own: low-rank matrices folded in; the networks stay as they are.

@@ -24,7 +24,8 @@ from discrete_distill import (
 )
 from discrete_distill.distillation.methods import PathConfig, Regularization
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -25,7 +25,8 @@ from discrete_distill.distillation.methods import (
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import MaskedDiffusion
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, seeding
 
 VOCAB, LENGTH, BATCH = 67, 8, 4

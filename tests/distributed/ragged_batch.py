@@ -30,7 +30,8 @@ from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.process import BetaTime
 from discrete_distill.process.masking import Corruption
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.training import OptimizerConfig, ParallelConfig, step_generator
 
 VOCAB, LENGTH, BATCH, GROUP, MASK = 9, 8, 16, 2, 8

@@ -7,6 +7,7 @@ import torch
 
 from discrete_distill import MaskedDiffusion, exact
 from discrete_distill.evaluation import likelihood_bound
+from discrete_distill.models import DiT, DiTConfig
 
 PROCESS = MaskedDiffusion(5)
 
@@ -37,6 +38,22 @@ def test_given_tokens_are_read_and_not_priced(seeded) -> None:
     assert bound.num_tokens == 400 * (length - 2)
     with pytest.raises(ValueError, match="generation_mask"):
         likelihood_bound(PROCESS, chain.denoiser(5), x, generation_mask=torch.zeros(length, dtype=torch.bool))
+
+
+def test_a_network_that_reads_blocks_of_one_token_has_its_exact_likelihood(seeded) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 6, "max_length": 7, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "cond_size": 8}
+    network = DiT(DiTConfig(**shape, dropout=0.0, block_length=1)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    process, data = MaskedDiffusion(5), torch.randint(5, (4, 7), generator=seeded(1))
+    expected = 0.0
+    for place in range(7):
+        state = torch.cat((data[:, :place], torch.full((4, 1), 5)), dim=1)
+        logits = process.masked_log_probs(network(state, torch.zeros(4))[:, -1]).detach()
+        expected -= float(logits.gather(1, data[:, place, None]).sum()) / data.numel()
+    bound = likelihood_bound(process, network, data, repeats=1, generator=seeded(0))
+    assert bound.nats_per_token == pytest.approx(expected, rel=1e-5)
 
 
 def test_neither_batches_nor_a_seed_used_again_change_it_much(seeded) -> None:

@@ -19,7 +19,8 @@ from discrete_distill.distillation.methods import (
 )
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.training import LoopConfig, OptimizerConfig, ParallelConfig, step_generator
 
 SHAPE = DiTConfig(vocab_size=6, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4)

@@ -19,7 +19,8 @@ from discrete_distill.distillation.methods import (
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.budget import EvaluationCounter
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.recipes.common.dry_run import (
     matmul_speed,
     memory_needed,

@@ -1,5 +1,6 @@
 """The text recipe from the command line, at tiny size: what it writes, repeats, resumes and refuses."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -82,6 +83,49 @@ def test_the_teacher_stage_trains_a_network_that_reads_by_blocks_by_its_own_boun
     assert network.block_length == 4
     assert len(lengths) > 3
     assert set(lengths) == {4}
+
+
+def test_a_teacher_that_reads_by_blocks_is_distilled_evaluated_and_sampled_block_by_block(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = trained
+    flags = [flag for flag in flags if not flag.startswith("--discriminator")]
+    teacher = ["--teacher.init", f"{output}/made/teacher", "--teacher.model.block-length=4", "--name=in-blocks"]
+    assert main(["teacher", *flags, *teacher]) == 0, capsys.readouterr().err
+    flags += [
+        f"--teacher.path={output}/in-blocks/teacher", "--name=of-blocks", "--discriminator.updates=0",
+        "--distill.method.paths.no-step-conditioning", "--distill.method.log-ratio.no-step-conditioning",
+    ]  # fmt: skip
+    assert main(["distill", *flags]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["evaluate", *flags]) == 2  # 16 tokens are four blocks, and `--evaluate.steps` begins with 2
+    assert "4 steps or more, got 2" in capsys.readouterr().err
+    assert main(["evaluate", *flags, "--evaluate.steps", "4", "8"]) == 0, capsys.readouterr().err
+    results = json.loads((output / "of-blocks" / "evaluation.json").read_text())
+    assert {line["nfe"] for line in results["by_steps"]} == {4, 8}  # four blocks of one or two steps
+    assert main(["sample", *flags, "--sample.steps=8", "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        (["--distill.method.paths.step-conditioning"], "no-step-conditioning"),
+        (["--distill.prior-guidance=1"], "prior-guidance 0"),
+        (["--discriminator.updates=2"], "discriminator.updates 0"),
+    ],
+)
+def test_what_a_teacher_that_reads_by_blocks_cannot_have_is_refused_before_anything_runs(
+    wrong: list[str], remedy: str, trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = trained
+    flags = [flag for flag in flags if not flag.startswith("--discriminator")]
+    teacher = ["--teacher.init", f"{output}/made/teacher", "--teacher.model.block-length=4", "--name=in-blocks"]
+    assert main(["teacher", *flags, *teacher]) == 0
+    stage = "discriminator" if "--discriminator.updates=2" in wrong else "distill"
+    given = ["--distill.method.paths.no-step-conditioning", "--distill.method.log-ratio.no-step-conditioning"]
+    assert main([stage, *flags, f"--teacher.path={output}/in-blocks/teacher", "--name=none", *given, *wrong]) == 2
+    assert remedy in capsys.readouterr().err
+    assert not (output / "none").exists()
 
 
 @pytest.fixture(scope="module")

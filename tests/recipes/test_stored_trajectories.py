@@ -22,7 +22,8 @@ from discrete_distill.distillation.trajectories import Trajectories
 from discrete_distill.integrations.transformers import DiDiInstructTrainer, DiDiInstructTrainingArguments
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
-from discrete_distill.recipes.common.distill import Distillation, DistillConfig
+from discrete_distill.recipes.common.distill import Distillation
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.samplers import Sampler
 from discrete_distill.training import LoopConfig, OptimizerConfig, TrajectoryStore, step_generator
 

@@ -12,7 +12,8 @@ from discrete_distill.distillation.methods import DiDiInstructConfig, Regulariza
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.discriminator import DiscriminatorConfig, DiscriminatorTrainer
-from discrete_distill.recipes.common.distill import DistillConfig, distil
+from discrete_distill.recipes.common.distill import distil
+from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.recipes.common.teacher import TeacherConfig, train_teacher
 from discrete_distill.training import LoopConfig, token_cache
 from discrete_distill.training.token_cache import cached_arrays

@@ -62,14 +62,14 @@ class BaseMethod(Generic[ConfigT]):
             cls.config_class.method_class = cls
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:
-        if config.step_conditioning:
-            check_accepts_step(networks.student, "student", "step_conditioning")
         if reads_blocks(networks.student) and not self.takes_blocks:
             raise ValueError(
                 f"{type(self).__name__} walks whole sequences, and the student reads by blocks of "
-                f"{networks.student.block_length}, each given finished ones: take AlphaLoss, FeatureMMD or "
-                "CertaintyForcing"
+                f"{networks.student.block_length}, each given finished ones: take DiDiInstruct, IDLM, SDTT, AlphaLoss, "
+                "FeatureMMD or CertaintyForcing"
             )
+        if config.step_conditioning:
+            check_accepts_step(networks.student, "student", "step_conditioning")
         self.config = config
         self.student = networks.student
         self.teacher: Any = networks.teacher

@@ -53,6 +53,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     """
 
     config_class = DiDiInstructConfig
+    takes_blocks = True
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         *,
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
-        config = config if config is not None else DiDiInstructConfig()
+        config, networks = config if config is not None else DiDiInstructConfig(), networks.in_blocks()
         positions: Literal["revealed", "masked"] = (
             "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
         )
@@ -126,7 +127,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
     def update_plan(self) -> UpdatePlan:
         """See `DiDiInstructConfig.update_plan`; the student's loss reads no reference while the weight of the KL in
         reference states is 0."""
-        plan = self.config.update_plan(discriminator=self.discriminator is not None)
+        plan = self._with_data(self.config.update_plan(discriminator=self.discriminator is not None))
         if self._data_kl_weight():
             return plan
         return replace(plan, reads_reference=tuple(name for name in plan.reads_reference if name != "student"))
@@ -263,6 +264,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
         if not weight or reference is None:
             return StepOutput(out.loss, metrics)
+        reference = rollout.model_kwargs["clean"] if self.in_blocks else reference
         divergence = data_divergence(
             self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator
         )

@@ -87,6 +87,7 @@ class IDLM(PathMethod[IDLMConfig]):
     """
 
     config_class = IDLMConfig
+    takes_blocks = True
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class IDLM(PathMethod[IDLMConfig]):
         process: MaskedDiffusion,
         config: IDLMConfig | None = None,
     ) -> None:
-        config = config if config is not None else IDLMConfig()
+        config, networks = config if config is not None else IDLMConfig(), networks.in_blocks()
         auxiliary = networks.auxiliary
         if auxiliary is None:
             raise ValueError("IDLM needs an auxiliary denoiser; see make_networks")

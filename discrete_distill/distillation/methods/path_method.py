@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
+from ...models.in_blocks import InBlocks
 from ...process import MaskedDiffusion
 from ...samplers import Frame
 from ..divergence import ScoreFunctionIntegralKL
@@ -15,9 +17,11 @@ from ..networks import Networks
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .base import BaseMethod
+from .corrupted_data import clean_sequences
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_config import PathConfig
 from .path_metrics import agreement_metrics
+from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
 
 ConfigT = TypeVar("ConfigT", bound=PathConfig)
@@ -27,6 +31,9 @@ class PathMethod(BaseMethod[ConfigT]):
     """A `DistillationMethod` on student paths, whose samples are scored.
 
     Paths are drawn and rewards read in evaluation mode; ratio networks are trained in the mode that they are in.
+
+    A student that reads by blocks (`PairedDenoiser`) walks all blocks of a row at once, each behind the clean blocks
+    of a reference row, which the samples of a group share; see `InBlocks`.
 
     Losses are averages over the generated tokens of the batch, on all processes together: neither a prompt nor padding
     changes a gradient. A batch in parts has the gradient of the whole if each part's losses are given ``num_tokens`` of
@@ -60,6 +67,7 @@ class PathMethod(BaseMethod[ConfigT]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         super().__init__(networks, process, config)
+        self.in_blocks = isinstance(self.student, InBlocks)
         self.matcher = matcher or config.paths.matcher(process)
         self.estimator = estimator
 
@@ -75,6 +83,14 @@ class PathMethod(BaseMethod[ConfigT]):
         """
         if self.estimator is not None:
             self.estimator.load_state_dict(state)
+
+    @property
+    def update_plan(self) -> UpdatePlan:
+        """Order and number of the updates in a training step; paths in blocks begin behind reference sequences."""
+        return self._with_data(super().update_plan)
+
+    def _with_data(self, plan: UpdatePlan) -> UpdatePlan:
+        return replace(plan, reads_reference=(*plan.reads_reference, "rollout")) if self.in_blocks else plan
 
     def rollout(
         self,
@@ -94,11 +110,18 @@ class PathMethod(BaseMethod[ConfigT]):
         """Student paths: ``batch_size`` sequences of ``length`` tokens (or in a `Frame`), or completions of ``x_init``;
         with ``tokens``, samples of an earlier call, the same paths once more; ``num_steps`` fixes their number of steps
         (see `IntermediateStateMatcher`). All networks are passed ``model_kwargs`` by keyword. The student's loss needs
-        ``keep_logits``; ``reference`` is not read.
+        ``keep_logits``; ``reference``, clean tokens ``[B, L]``, is read where the student reads by blocks, the first
+        row of each group.
 
         Raises:
-            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given.
+            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given, or there
+                is no reference for blocks to follow.
         """
+        if self.in_blocks:
+            clean, _ = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
+            group_size = self.config.advantages.group_size
+            clean = clean[::group_size].repeat_interleave(group_size, dim=0)[: len(clean)]
+            model_kwargs = {**(model_kwargs or {}), "clean": clean}
         shape = None
         if x_init is None:
             if batch_size is None or length is None:

@@ -27,6 +27,7 @@ from torch import Generator, Tensor, nn
 
 from ...checks import check_all_counts
 from ...distributed.parallel import unreplicated
+from ...models.in_blocks import InBlocks
 from ...process import MaskedDiffusion, StratifiedTime, evaluation_mode, logits_at
 from ..divergence import token_divergence
 from ..networks import Networks
@@ -123,9 +124,11 @@ class SDTT(DataMethod[SDTTConfig]):
     """
 
     config_class = SDTTConfig
+    takes_blocks = True
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: SDTTConfig | None = None) -> None:
-        super().__init__(networks, process, config if config is not None else SDTTConfig())
+        super().__init__(networks.in_blocks(), process, config if config is not None else SDTTConfig())
+        self.in_blocks = isinstance(self.student, InBlocks)
         self.round = 0
 
     def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
@@ -143,7 +146,9 @@ class SDTT(DataMethod[SDTTConfig]):
         """
         if not 0 <= index < self.config.rounds:
             raise ValueError(f"there are {self.config.rounds} rounds, counted from 0; got {index}")
-        self.teacher = copy.deepcopy(unreplicated(network)).requires_grad_(False).eval()
+        view = network.denoiser if isinstance(network, InBlocks) else network
+        teacher = copy.deepcopy(unreplicated(view)).requires_grad_(False).eval()
+        self.teacher = InBlocks(teacher) if self.in_blocks else teacher
         self.round = index
 
     def corrupt(
@@ -152,6 +157,8 @@ class SDTT(DataMethod[SDTTConfig]):
         """The teacher's targets at the masks of corrupted sequences; see `targets`."""
         t, s = self.times(len(x_0), x_0.device, generator)
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
+        if self.in_blocks:
+            given["model_kwargs"] = {**(given.get("model_kwargs") or {}), "clean": x_0}
         return self.targets(x_t, t, s, generation_mask=generation_mask, generator=generator, **given)
 
     def student_loss(

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from ...checks import check_all_counts, check_count, check_number
 from ...digests import weights_digest
 from ...distillation.methods import (
     BaseMethod,
-    DiDiInstructConfig,
-    MethodConfig,
-    OnPolicyConfig,
     PathMethod,
-    TrajectoryStates,
 )
 from ...distillation.networks import Networks, SharedBase, make_networks
 from ...distillation.rollout import DrawnBatch
 from ...distributed.parallel import save_memory
-from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser, guide_by_prior, save_sampling
+from ...models import guide_by_prior, save_sampling
 from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, ConfidenceSampler, Sampler
+from ...samplers import Sampler
 from ...training import (
     BatchPart,
     DistillationStep,
-    LoopConfig,
     ModuleOptimizer,
-    OptimizerConfig,
-    ParallelConfig,
     TrainingLoop,
     TrajectoryStore,
     flat_settings,
@@ -48,122 +39,13 @@ from ...training.loop import Stateful
 from ...training.metrics import on_the_host
 from ...training.stored_settings import Setting
 from .corpus import SequenceStream
+from .distill_config import DistillConfig
+from .plain_sampler import plain_sampler
 from .results import write_results
 from .students import save_student
+from .teacher_check import check_teacher
 
 SETTINGS_FILE = "settings.json"
-
-Sharing = Literal["copies", "adapters"]
-
-
-@dataclass(kw_only=True)
-class DistillConfig:
-    """How the student is made.
-
-    Args:
-        method: the method's own choices; ``--distill.method.*``.
-        loop: how long (paper: 10 000 steps).
-        batch_size: sequences per step, on each process.
-        accumulate: parts that a batch is worked off in, one after another, for less memory. The gradient is that of the
-            whole batch (the MMD compares samples within a part); rollouts are drawn twice.
-        student: its optimiser (paper: rate 1e-6, EMA 0.999).
-        ratio: optimiser of discriminator and auxiliary denoiser (paper: rate 1e-5); each schedule is spread over the
-            updates that its network makes, see `planned_updates`.
-        discriminator: train one, for the log-ratio or for guided sampling.
-        discriminator_blocks: its trainable blocks (paper: 4).
-        discriminator_every: student steps between its updates.
-        teacher_steps: steps of the teacher where its samples are the reference.
-        trajectories: folder where so many samples of the teacher, with their order, are recorded once and read by later
-            runs; if empty, new samples are drawn in every step.
-        trajectory_rows: how many.
-        prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
-        parallel: many processes, and what saves memory; ``--distill.parallel.*``.
-        sharing: "copies", each network with weights of its own; or "adapters", low-rank matrices on one set of frozen
-            weights (needs peft).
-        rank: of these matrices.
-    """
-
-    method: MethodConfig = field(default_factory=DiDiInstructConfig)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(num_steps=10_000))
-    batch_size: int = 32
-    accumulate: int = 1
-    student: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6, ema_decay=0.999))
-    ratio: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
-    discriminator: bool = True
-    discriminator_blocks: int = 4
-    discriminator_every: int = 1
-    teacher_steps: int = 64
-    trajectories: str = ""
-    trajectory_rows: int = 1024
-    prior_guidance: float = 0.0
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    sharing: Sharing = "copies"
-    rank: int = 16
-
-    def __post_init__(self) -> None:
-        counts = ("batch_size", "accumulate", "discriminator_every", "teacher_steps", "trajectory_rows")
-        check_all_counts(self, *counts, flag="--distill")
-        check_count("--distill.discriminator-blocks", self.discriminator_blocks, minimum=0)
-        check_number("--distill.prior-guidance", self.prior_guidance, minimum=0.0)
-        check_count("--distill.rank", self.rank)
-        if self.sharing not in get_args(Sharing):
-            raise ValueError(f"--distill.sharing is one of {get_args(Sharing)}, got {self.sharing!r}")
-        if self.sharing == "adapters" and self.parallel.strategy == "fsdp":
-            raise ValueError("fsdp would take apart the weights that adapters share: take --distill.sharing copies")
-        group_size = self.method.group_size
-        if self.batch_size % group_size:
-            raise ValueError(
-                f"group_size {group_size} does not divide batch_size {self.batch_size}; "
-                "change --distill.batch-size or --distill.method.advantages.group-size"
-            )
-        if self.batch_size % (self.accumulate * group_size):
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be worked off in {self.accumulate} parts of whole groups of "
-                f"{group_size}; change --distill.accumulate"
-            )
-        decodes = self.method.reference == "teacher" or isinstance(self.method, OnPolicyConfig)
-        if self.parallel.strategy == "fsdp" and decodes:
-            raise ValueError(
-                "a sharded teacher cannot be sampled from: a sampler calls it as often as its own draws need, and "
-                'all processes must call equally often; take reference="data", or --distill.parallel.strategy ddp'
-            )
-        plan = self.method.update_plan(discriminator=self.discriminator)
-        if self.trajectories and not (plan.rollout_reads_reference and self.method.reference == "teacher"):
-            raise ValueError(
-                f"{self.method.method_class.__name__} does not learn from samples of its teacher: leave out "
-                f"--distill.trajectories {self.trajectories}"
-            )
-        if self.follows_order and not self.trajectories:
-            raise ValueError("TrajectoryStates needs recorded trajectories: give --distill.trajectories a folder")
-        if self.parallel.strategy == "fsdp" and plan.rounds > 1:
-            raise ValueError(
-                f"a sharded student cannot become the teacher of the next of {plan.rounds} rounds; take "
-                "--distill.parallel.strategy ddp"
-            )
-        trained = "discriminator" in plan.order
-        if trained and not self.discriminator:
-            raise ValueError("a DiscriminatorRatio needs --distill.discriminator")
-        if self.discriminator and not trained:
-            raise ValueError(
-                f"{self.method.method_class.__name__} trains no discriminator; set --distill.no-discriminator. The "
-                "stage discriminator fits one to the finished student"
-            )
-        self.planned_updates()
-
-    @property
-    def follows_order(self) -> bool:
-        """Whether the method learns the order in which its teacher reveals tokens."""
-        return isinstance(getattr(self.method, "corruption", None), TrajectoryStates)
-
-    def planned_updates(self) -> dict[str, int]:
-        """Updates of each network in the whole run, over which its learning-rate schedule is spread."""
-        steps, plan = self.loop.num_steps, self.method.update_plan(discriminator=self.discriminator)
-        if not plan.updates_student(steps - 1):
-            raise ValueError(
-                f"a warm-up of {plan.warmup} steps leaves the student no update in {steps} steps; lower "
-                "--distill.method.log-ratio.warmup, or raise --distill.loop.num-steps"
-            )
-        return plan.planned_updates(steps, every={"discriminator": self.discriminator_every})
 
 
 class Distillation:
@@ -207,8 +89,8 @@ class Distillation:
         self.discriminator = module_optimizers.get("discriminator")
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
         kind: Any = method.method_class
-        placed = Networks(teacher=self._place_teacher(made.teacher), **networks)
-        self.method: BaseMethod[Any] = kind(placed, process, method)
+        self.teacher = self._place_teacher(made.teacher)
+        self.method: BaseMethod[Any] = kind(Networks(teacher=self.teacher, **networks), process, method)
 
     @cached_property
     def trajectories(self) -> TrajectoryStore:
@@ -217,7 +99,7 @@ class Distillation:
             return TrajectoryStore.record(
                 self.config.trajectories,
                 self._teacher_sampler(),
-                self.method.teacher,
+                self.teacher,
                 (self.config.trajectory_rows, self.stream.shape),
                 device=self.accelerator.device,
                 seed=self.config.loop.seed,
@@ -226,8 +108,13 @@ class Distillation:
 
     def _teacher_sampler(self) -> Sampler:
         """In the teacher's own order, most certain tokens first, where the method learns it; in random order else."""
-        kind = ConfidenceSampler if self.config.follows_order else AncestralSampler
-        return kind(self.process, num_steps=self.config.teacher_steps)
+        return plain_sampler(
+            self.process,
+            self.teacher,
+            self.stream.shape,
+            num_steps=self.config.teacher_steps,
+            by_confidence=self.config.follows_order,
+        )
 
     def _place_teacher(self, teacher: Any) -> nn.Module:
         """A frozen copy, or the base that all networks share; compiled and sharded as the student is."""
@@ -309,29 +196,8 @@ class Distillation:
             return self.trajectories.sample(size, generator=generator).to(self.accelerator.device)
         shape = (size, self.stream.shape)
         with self.accelerator.autocast():
-            sampled = self._teacher_sampler()(
-                self.method.teacher, shape, generator=generator, device=self.accelerator.device
-            )
+            sampled = self._teacher_sampler()(self.teacher, shape, generator=generator, device=self.accelerator.device)
         return sampled.sequences
-
-
-def check_teacher(config: DistillConfig, teacher: Any) -> None:
-    """Refuse a teacher of which the configured networks cannot be made, before any is."""
-    if config.sharing == "adapters" and importlib.util.find_spec("peft") is None:
-        raise ValueError("--distill.sharing adapters needs peft: pip install 'discrete_distill[lora]'")
-    if isinstance(teacher, DiT):
-        return
-    name = type(getattr(teacher, "model", teacher)).__name__
-    problems = []
-    conditioned = config.method.step_conditioning or config.method.auxiliary_step_conditioning
-    if conditioned and not isinstance(teacher, EmbeddingDenoiser):
-        problems.append("its input embeddings cannot be replaced, and a network is to be passed its step")
-    if config.discriminator and not isinstance(teacher, HiddenStatesDenoiser):
-        problems.append("its blocks are not known: set --distill.no-discriminator")
-    if config.prior_guidance:
-        problems.append("guidance by the prior is not merged into its head: set --distill.prior-guidance 0")
-    if problems:
-        raise ValueError(f"a {name} cannot be distilled like this: {'; '.join(problems)}")
 
 
 def distil(

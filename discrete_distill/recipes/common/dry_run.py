@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ...models import DiTConfig
-from .distill import DistillConfig, Sharing
+from .distill_config import DistillConfig, Sharing
 from .environment import describe_machine
 from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig

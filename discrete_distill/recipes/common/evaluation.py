@@ -22,8 +22,9 @@ from ...evaluation import (
 )
 from ...models import TrunkDiscriminator
 from ...process import Denoiser, MaskedDiffusion
-from ...samplers import AncestralSampler, Frame, RGASampler, SamplerOutput
+from ...samplers import Frame, RGASampler, SamplerOutput
 from ...training import fold_seed
+from .plain_sampler import plain_sampler
 from .sharded import SharedJudge, draw_in_shares
 
 RESULTS_FILE = "evaluation.json"
@@ -163,10 +164,10 @@ class Evaluation:
         self.drawn: dict[tuple[str, int, float, int], SamplerOutput] = {}
 
     def plain(self, name: str, denoiser: Denoiser) -> SamplerSpec:
-        """Ancestral sampling."""
+        """Ancestral sampling; see `plain_sampler`."""
 
         def draw(steps: int, temperature: float, shape: tuple[int, int | Frame], generator: Generator) -> SamplerOutput:
-            sampler = AncestralSampler(self.process, num_steps=steps, temperature=temperature)
+            sampler = plain_sampler(self.process, denoiser, shape[1], num_steps=steps, temperature=temperature)
             return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 
         return SamplerSpec(name, draw)

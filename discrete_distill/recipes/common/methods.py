@@ -16,7 +16,7 @@ from ...distillation.methods import (
     SDTTConfig,
 )
 from .budget import BudgetKind
-from .distill import DistillConfig
+from .distill_config import DistillConfig
 from .settings import RecipeConfig
 
 

@@ -25,6 +25,7 @@ from .environment import describe_machine, make_accelerator
 from .fingerprint import check_tokenizer, write_fingerprint
 from .model_tokenizer import ModelTokenizer
 from .network_shape import NetworkShape, network_shape
+from .plain_sampler import plain_sampler
 from .settings import RecipeConfig
 from .stage_clock import StageClock
 from .teacher import external_config, load_network
@@ -197,6 +198,17 @@ class Run:
             raise ValueError(
                 f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"
             )
+
+    def check_steps(self) -> None:
+        """Refuse numbers of steps in which teacher and student cannot be sampled; see `plain_sampler`.
+
+        Raises:
+            FileNotFoundError: if there is no teacher.
+            ValueError: if it reads by blocks, and there are fewer steps than blocks.
+        """
+        teacher, evaluate = self.load_teacher(), self.config.evaluate
+        for steps in (*evaluate.steps, *evaluate.teacher_steps):
+            plain_sampler(self.process, teacher, self.config.data.length, num_steps=steps)
 
     def check_vocabulary(self, vocab_size: int, flag: str) -> None:
         """Refuse a network to be made whose number of classes is not the tokenizer's."""

@@ -12,8 +12,9 @@ from torch import Generator, Tensor
 
 from ...checks import check_count, check_number
 from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, RGASampler, SamplerOutput, prompted
+from ...samplers import Sampler, SamplerOutput, prompted
 from ...training import fold_seed
+from .plain_sampler import plain_sampler
 from .printing import printable
 from .run import Run
 from .tokenizer import TextTokenizer
@@ -68,12 +69,12 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
         0
     ].to(run.accelerator.device)
     generator = Generator(device=run.accelerator.device).manual_seed(fold_seed("sample", run.config.seed))
-    sampler: AncestralSampler | RGASampler
+    sampler: Sampler
     if config.guided:
         assert discriminator is not None
         sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature)
     else:
-        sampler = AncestralSampler(process, num_steps=config.steps, temperature=config.temperature)
+        sampler = plain_sampler(process, student, length, num_steps=config.steps, temperature=config.temperature)
     with run.accelerator.autocast():
         out = sampler(student, x_init=x_init, generator=generator, return_history=True)
     console = Console()

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...checks import check_count
 from .corpus import DataConfig
 from .discriminator import DiscriminatorConfig
-from .distill import DistillConfig
+from .distill_config import DistillConfig
 from .environment import Matmul, Precision
 from .evaluation import EvaluateConfig
 from .teacher import TeacherConfig

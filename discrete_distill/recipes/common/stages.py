@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .assets import BUNDLED
-from .distill import DistillConfig
+from .distill_config import DistillConfig
 from .dry_run import describe_run
 from .environment import make_folder, matmul_precision
 from .network_shape import NetworkShape, network_shape

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ...process.blocks import reads_blocks
 from ...training import TrainingCollapsed
 from .discriminator import DiscriminatorTrainer
-from .distill import check_teacher, distil
+from .distill import distil
 from .dry_run import distillation_evaluations
 from .environment import make_folder
 from .fingerprint import check_tokenizer
@@ -18,6 +19,7 @@ from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
 from .stopped_report import write_report_of_stopped_run
 from .teacher import external_config, initial_network, train_teacher
+from .teacher_check import check_teacher
 
 
 def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
@@ -50,7 +52,7 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
         ),
         "discriminator": Stage(
             run=lambda: fit_discriminator(run, make_folder(run.directory), run.config.seed),
-            needs=(lambda: check_updates(run), run.load_teacher),
+            needs=(lambda: check_updates(run),),
             inputs=(run.load_student,),
             may_round=True,
             evaluations=lambda model: run.config.discriminator.network_evaluations,
@@ -123,3 +125,7 @@ def check_updates(run: Run) -> None:
     """Refuse the stage discriminator where it has nothing to do."""
     if not run.config.discriminator.updates:
         raise ValueError("nothing to fit: --discriminator.updates is 0")
+    if reads_blocks(run.load_teacher()):
+        raise ValueError(
+            "guided sampling reads whole sequences, and the teacher reads by blocks; set --discriminator.updates 0"
+        )

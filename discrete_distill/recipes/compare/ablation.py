@@ -7,7 +7,7 @@ from typing import Any
 
 from ...distillation.methods import with_changes
 from ...process import BetaTime
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 
 FULL = "didi-paper"
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ...evaluation import Judge
-from ..common.distill import DistillConfig, check_teacher
+from ..common.distill_config import DistillConfig
 from ..common.environment import make_folder
 from ..common.evaluation import Evaluation
 from ..common.results import read_results, write_results
+from ..common.teacher_check import check_teacher
 from ..text import smollm2
 from ..text.judge_loading import load_judge_for
 from ..text.run import text_run
@@ -160,7 +161,8 @@ class Comparison:
             load_checked(self.run, Path(path))
 
     def check_teacher(self) -> None:
-        """Look for the teacher, and refuse methods that cannot be made of it."""
+        """Look for the teacher, and refuse methods that cannot be made of it, and steps that cannot be sampled."""
+        self.run.check_steps()
         teacher = self.run.load_teacher()
         for method in self.methods.values():
             if isinstance(method, DistillConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 from ..common.stages import Recipe, Stage
 from ..text.judge_loading import find_judge
 from .comparison import Comparison

@@ -23,7 +23,7 @@ from ...distillation.methods import (
 from ...training import LoopConfig, OptimizerConfig
 from ..common.budget import BudgetKind
 from ..common.discriminator import DiscriminatorConfig
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.methods import MethodsConfig
 from ..text.judge import JudgeConfig

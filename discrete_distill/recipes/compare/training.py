@@ -13,7 +13,8 @@ import torch
 from ...digests import weights_digest
 from ...training import flat_settings
 from ..common.budgeted_training import Cost, train_within_budget
-from ..common.distill import Distillation, DistillConfig
+from ..common.distill import Distillation
+from ..common.distill_config import DistillConfig
 from ..common.network_shape import network_shape
 from ..common.run import Run
 from ..common.student_stages import fit_discriminator

@@ -10,7 +10,7 @@ from ...distillation.methods import DiDiInstructConfig
 from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig
 from ..common.corpus import DataConfig
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.likelihood import from_scratch
 from ..common.sample import SampleConfig

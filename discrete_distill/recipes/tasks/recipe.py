@@ -15,12 +15,14 @@ from rich.markdown import Markdown
 from ...digests import weights_digest
 from ...training import flat_settings
 from ..common.budgeted_training import train_within_budget
-from ..common.distill import Distillation, DistillConfig, check_teacher
+from ..common.distill import Distillation
+from ..common.distill_config import DistillConfig
 from ..common.environment import make_folder
 from ..common.results import read_results, write_results
 from ..common.stages import Recipe, Stage
 from ..common.students import save_student
 from ..common.teacher import load_teacher, train_teacher
+from ..common.teacher_check import check_teacher
 from .decoding import decodings
 from .evaluate import RESULTS, evaluate, prompt_sets
 from .report import summary, write_report

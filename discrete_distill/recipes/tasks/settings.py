@@ -20,7 +20,7 @@ from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig
 from ..common.corpus import DataConfig
 from ..common.discriminator import DiscriminatorConfig
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.likelihood import from_scratch
 from ..common.methods import MethodsConfig

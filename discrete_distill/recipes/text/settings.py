@@ -10,7 +10,7 @@ from ...models import DiTConfig
 from ...training import LoopConfig, OptimizerConfig, ParallelConfig
 from ..common.corpus import DataConfig
 from ..common.discriminator import DiscriminatorConfig
-from ..common.distill import DistillConfig
+from ..common.distill_config import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.sample import SampleConfig
 from ..common.settings import RecipeConfig

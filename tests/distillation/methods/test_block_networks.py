@@ -1,4 +1,4 @@
-"""Methods on corrupted data train networks that read by blocks: each block given the clean ones before it."""
+"""Methods train networks that read by blocks: each block given the clean ones before it."""
 
 from dataclasses import replace
 
@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from discrete_distill import SDTT, DiDiInstruct, DiDiInstructConfig, MaskedDiffusion, as_denoiser, make_networks
-from discrete_distill.distillation.methods import AlphaLoss, AlphaLossConfig, CertaintyForcing, FeatureMMD, SDTTConfig
+from discrete_distill.distillation.methods import (
+    IDLM,
+    AlphaLoss,
+    AlphaLossConfig,
+    CertaintyForcing,
+    FeatureMMD,
+    IDLMConfig,
+    Regularization,
+    RolloutMMD,
+    SDTTConfig,
+    VocabularyCredit,
+)
 from discrete_distill.models import DiT, DiTConfig
 
 MASK, LENGTH, BLOCK = 7, 10, 4
@@ -98,12 +109,114 @@ def test_every_method_on_corrupted_data_moves_a_network_that_reads_by_blocks(kin
     assert any(bool(each.any()) for each in gradients)
 
 
-def test_methods_that_walk_whole_sequences_refuse_it() -> None:
+IN_BLOCKS = {"paths": {"step_conditioning": False, "num_steps": (3,)}, "advantages": {"group_size": 2}}
+AUXILIARY = {"log_ratio": {"step_conditioning": False, "warmup": 0}}
+
+
+def path_method(kind, seeded, method=DiDiInstruct, config=DiDiInstructConfig, **changes):
+    """With a student that is no longer its teacher."""
+    networks = make_networks(network(kind), step_conditioning=False)
+    with torch.no_grad():
+        for parameter in networks.student.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(5)))
+    return method(networks, PROCESS, config.recommended(**IN_BLOCKS, **AUXILIARY, **changes))
+
+
+@pytest.mark.parametrize("mask", [None, padded()], ids=["whole", "padded"])
+@pytest.mark.parametrize("kind", ["dit", "llama"])
+def test_a_path_walks_each_block_behind_the_clean_blocks_before_it(kind, mask, seeded) -> None:
+    method = path_method(kind, seeded)
+    clean, network = reference(seeded).repeat_interleave(2, 0), method.student.denoiser
+    real = torch.ones(12, LENGTH, dtype=torch.bool) if mask is None else mask.repeat_interleave(2, 0)
+    rollout = method.rollout(12, LENGTH, reference=clean, attention_mask=mask if mask is None else real,
+                             generator=seeded(0))  # fmt: skip
+    expected = torch.zeros(12)
+    for step in rollout.steps:
+        for row in range(12):
+            x_0, x_t, x_s = (each[row, real[row]] for each in (clean, step.x_t, step.x_s))
+            for start in range(0, len(x_0), BLOCK):
+                end = min(start + BLOCK, len(x_0))
+                alone = torch.cat((x_0[:start], x_t[start:end]))[None]
+                log_probs = PROCESS.masked_log_probs(network(alone, torch.zeros(1))[0])
+                places = (x_t != x_s)[start:end].nonzero()[:, 0] + start
+                expected[row] += log_probs[places, x_s[places]].sum()
+    torch.testing.assert_close(rollout.log_prob(), expected, atol=1e-4, rtol=1e-4)
+    assert method.update_plan.rollout_reads_reference
+
+
+def test_the_samples_of_a_group_follow_the_same_data(seeded) -> None:
+    method = path_method("dit", seeded)
+    data = reference(seeded)
+    clean = method.rollout(6, LENGTH, reference=data, generator=seeded(0)).model_kwargs["clean"]
+    assert torch.equal(clean, data[[0, 0, 2, 2, 4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "changes"),
+    [
+        (DiDiInstruct, DiDiInstructConfig, {}),
+        (DiDiInstruct, DiDiInstructConfig, {"credit": VocabularyCredit()}),
+        (DiDiInstruct, DiDiInstructConfig, {"regularization": Regularization()}),
+        (IDLM, IDLMConfig, {}),
+    ],
+    ids=["recommended", "vocabulary", "no regulariser", "idlm"],
+)
+def test_losses_on_one_block_are_those_of_the_network_that_attends_both_ways(method, config, changes, seeded) -> None:
+    """A single block has nothing before it."""
+    data, found = torch.randint(7, (8, BLOCK), generator=seeded(1)), []
+    for block_length in (BLOCK, None):
+        shape = DiTConfig(vocab_size=8, max_length=12, hidden_size=16, num_layers=2, num_heads=2, cond_size=8,
+                          time_conditioning=False, block_length=block_length)  # fmt: skip
+        networks = make_networks(DiT(shape).eval(), step_conditioning=False)
+        for number, each in enumerate(networks.named().values()):
+            if each is not None:
+                for name, parameter in each.named_parameters():
+                    torch.nn.init.normal_(parameter.data, std=0.3, generator=seeded(number + len(name)))
+        made = method(networks, PROCESS, config.recommended(**IN_BLOCKS, **AUXILIARY, **changes))
+        rollout = made.rollout(8, BLOCK, reference=data, generator=seeded(0))
+        whole = data[::2].repeat_interleave(2, 0)  # What a group follows is what its samples are compared with.
+        losses = []
+        for name in ("auxiliary", "student"):
+            loss = made.loss(name, rollout, reference=whole, generator=seeded(2)).loss
+            gradients = torch.autograd.grad(loss, made.student.parameters(), allow_unused=True)
+            losses += [loss.detach(), *(each for each in gradients if each is not None)]
+        found.append((rollout.sequences, losses))
+    assert torch.equal(found[0][0], found[1][0])
+    assert any(bool(each.any()) for each in found[0][1])
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_self_distillation_through_time_reads_each_block_behind_data(seeded) -> None:
+    networks = make_networks(network("dit"), log_ratio=None, step_conditioning=False)
+    method = SDTT(networks, PROCESS, SDTTConfig(teacher_steps=8, rounds=2, step_conditioning=False))
+    data, teachers = reference(seeded), []
+    for step in range(4):
+        method.begin_step(step, 4, average=networks.student)
+        targets = method.rollout(reference=data, generator=seeded(step))
+        teachers.append(method.teacher)
+        # What the teacher predicts in the state that it began with, where its first step reveals nothing else.
+        others = data.clone()
+        others[:, BLOCK:] = data.flip(0)[:, BLOCK:]
+        moved = method.teacher(targets.x_t, targets.t, clean=others) - method.teacher(
+            targets.x_t, targets.t, clean=data
+        )
+        assert not moved[:, : 2 * BLOCK].any()  # Later blocks are not read.
+        method.loss("student", targets).loss.backward()
+    assert teachers[0] is teachers[1] is not teachers[2]
+    gradients = [each.grad for each in networks.student.parameters() if each.grad is not None]
+    assert any(bool(each.any()) for each in gradients)
+
+
+def test_what_blocks_cannot_have_is_refused(seeded) -> None:
     networks = make_networks(network("dit"), step_conditioning=False)
-    config = DiDiInstructConfig.recommended(
-        paths={"step_conditioning": False}, log_ratio={"step_conditioning": False}, advantages={"group_size": 2}
-    )
-    with pytest.raises(ValueError, match="blocks of 4"):
-        DiDiInstruct(networks, PROCESS, config)
-    with pytest.raises(ValueError, match="blocks of 4"):
-        SDTT(replace(networks, auxiliary=None), PROCESS, SDTTConfig(step_conditioning=False))
+    with pytest.raises(ValueError, match=r"auxiliary reads by blocks.*step_conditioning=False"):
+        DiDiInstruct(networks, PROCESS, DiDiInstructConfig.recommended(paths={"step_conditioning": False}))
+    with pytest.raises(ValueError, match=r"walks whole sequences.*blocks of 4"):
+        RolloutMMD(networks, PROCESS)
+    with pytest.raises(ValueError, match="discriminator reads whole sequences"):
+        DiDiInstruct(make_networks(network("dit"), log_ratio="discriminator", step_conditioning=False), PROCESS)
+    config = DiTConfig(vocab_size=8, max_length=12, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
+    with pytest.raises(ValueError, match="does not read by blocks"):
+        SDTT(replace(networks, teacher=DiT(config)), PROCESS, SDTTConfig(step_conditioning=False))
+    with pytest.raises(ValueError, match="pass reference="):
+        path_method("dit", seeded).rollout(4, LENGTH)
