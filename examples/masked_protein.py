@@ -2,9 +2,9 @@
 
 The model is `EsmForMaskedLM` of transformers with tiny weights, in ESM's alphabet and its frame ``<cls> ... <eos>``;
 all ids that are no amino acid are forbidden. The proteins are synthetic, a Markov chain of amino acids, so that the
-likelihood of every sample is known. The default run is short and shows the loop, not a gain: at two steps it measured
-4.21 nats per residue for the teacher and 4.24 for the student, where the proteins themselves have 2.22. For published
-weights see ``discrete_distill.recipes.protein.dplm``.
+likelihood of every sample is known. At two steps the default run (two minutes of a busy core, one seed) measured 3.78
+nats per residue for the teacher and 3.60 for the student, where the proteins themselves have 2.22. For published weights
+see ``discrete_distill.recipes.protein.dplm``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def bound(denoiser, count: int = 256) -> float:
     return float(PROCESS.nelbo(denoiser, x, by="count", generation_mask=x >= FIRST, generator=g).loss)
 
 
-def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
+def main(steps: int = 400, teacher_steps: int = 800) -> dict[str, float]:
     """Train the teacher, distil it, and return the figures of both at equal steps."""
     torch.manual_seed(0)
     g = Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def main(steps: int = 120, teacher_steps: int = 400) -> dict[str, float]:
     networks = make_networks(teacher)
     config = DiDiInstructConfig.recommended(advantages={"group_size": 16}, paths={"num_steps": (NUM_STEPS,)})
     method = DiDiInstruct(networks, PROCESS, config)
-    rates = {"student": 1e-3, "auxiliary": 2e-3}
+    rates = {"student": 5e-4, "auxiliary": 5e-3}
     parameters = networks.trainable_parameters()
     optimizers = {name: torch.optim.AdamW(each, lr=rates[name]) for name, each in parameters.items()}
     for step in range(steps):
