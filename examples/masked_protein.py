@@ -3,8 +3,8 @@
 The model is `EsmForMaskedLM` of transformers with tiny weights, in ESM's alphabet and its frame ``<cls> ... <eos>``;
 all ids that are no amino acid are forbidden. The proteins are synthetic, a Markov chain of amino acids, so that the
 likelihood of every sample is known. At two steps the default run (two minutes of a busy core, one seed) measured 3.78
-nats per residue for the teacher and 3.60 for the student, where the proteins themselves have 2.22. For published weights
-see ``discrete_distill.recipes.protein.dplm``.
+nats per residue for the teacher and 3.60 for the student, where the proteins themselves have 2.22. For published
+weights see ``discrete_distill.recipes.protein.dplm``.
 """
 
 from __future__ import annotations

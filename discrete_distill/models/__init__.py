@@ -14,6 +14,7 @@ from .discriminator import (
 )
 from .dit import DiT
 from .dit_config import DiTConfig
+from .in_blocks import InBlocks
 from .io.adapter_files import save_adapters
 from .io.card import ModelFacts
 from .io.distilled import push_distilled, save_distilled
@@ -35,6 +36,7 @@ __all__ = [
     "Discriminator",
     "EmbeddingDenoiser",
     "HiddenStatesDenoiser",
+    "InBlocks",
     "ModelFacts",
     "PriorGuided",
     "RatioNetwork",
