@@ -66,6 +66,30 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
     assert main(["sample", *flags, "--sample.method=teacher"]) == 0
 
 
+@pytest.mark.parametrize(("task", "size", "tokens"), [("sudoku", "4", 16), ("countdown", "2", None)])
+def test_a_task_is_solved_block_by_block(task: str, size: str, tokens: int | None, tmp_path: Path) -> None:
+    flags = [
+        *TINY, f"--output={tmp_path}", "--name=blocks", f"--task={task}", f"--size={size}", "--methods", "didi",
+        "alpha", "--teacher.model.block-length=4", "--teacher.model.no-position-bias", "--measure.num-clues=0",
+        "--measure.forwards", "2", "8",
+        "--distill.method.paths.no-step-conditioning", "--distill.method.log-ratio.no-step-conditioning",
+    ]  # fmt: skip
+    assert main(["all", *flags, "--teacher.path="]) == 0
+    config = json.loads((tmp_path / "blocks" / "teacher" / "config.json").read_text())
+    assert (config["block_length"], config["position_bias"]) == (4, False)
+    lines = json.loads((tmp_path / "blocks" / "evaluation.json").read_text())["lines"]
+    assert {line["network"] for line in lines} == {"teacher", "didi", "alpha"}
+    # Two steps are fewer than blocks, and left out; in eight a Sudoku of four blocks takes two a block, and the keys of
+    # three blocks are kept in one more pass each.
+    assert "2 steps" not in {line["setting"] for line in lines}
+    if tokens:
+        rates = {line["tokens_per_forward"] for line in lines if line["setting"] == "8 steps"}
+        assert all(tokens / (8 + 3) <= rate < tokens / 3 for rate in rates)
+        slow = {line["tokens_per_forward"] for line in lines if line["setting"] == f"{tokens} steps"}
+        assert slow == {tokens / (tokens + 3)}
+    assert main(["sample", *flags, "--sample.method=teacher", "--sample.forwards=8"]) == 0
+
+
 def test_a_task_behind_a_start_token_trains_its_own_teacher_first(tmp_path: Path) -> None:
     flags = [*TINY, f"--output={tmp_path}", "--name=words", "--task=brackets", "--size=2", "--methods", "alpha"]
     assert main([*flags, "--measure.decodings", "ancestral"]) == 0

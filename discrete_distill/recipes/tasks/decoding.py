@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,13 @@ from torch import Generator, Tensor
 
 from ...evaluation.tasks import Prompts
 from ...process import Denoiser, MaskedDiffusion
-from ...samplers import AncestralSampler, ConfidenceSampler, EntropyBoundedSampler, FirstHittingSampler
+from ...samplers import (
+    AncestralSampler,
+    BlockwiseSampler,
+    ConfidenceSampler,
+    EntropyBoundedSampler,
+    FirstHittingSampler,
+)
 from .settings import MeasureConfig
 
 
@@ -40,7 +46,7 @@ class Decoded:
     Attributes:
         sequences: int64 ``[B, L]``.
         nfe: evaluations of a sequence.
-        commits: passes that kept a finished block; there are none.
+        commits: passes that kept the keys of a finished block.
     """
 
     sequences: Tensor
@@ -48,25 +54,58 @@ class Decoded:
     commits: int = 0
 
 
-def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int) -> Iterator[Decoding]:
+@dataclass(frozen=True)
+class BlockLayout:
+    """How a network that reads by blocks cuts a sequence.
+
+    Attributes:
+        block_length: positions in a block.
+        count: blocks of a sequence.
+    """
+
+    block_length: int
+    count: int
+
+    @classmethod
+    def of(cls, network: Any, length: int) -> BlockLayout | None:
+        """The layout of sequences of ``length`` tokens; None for a network that attends both ways."""
+        block_length = getattr(network, "block_length", None)
+        return None if block_length is None else cls(block_length, -(-length // block_length))
+
+    def sampler(self, inner: Any) -> BlockwiseSampler:
+        """One block after another, on a cache."""
+        return BlockwiseSampler(inner, block_length=self.block_length, align="start", cache="exact")
+
+
+def decodings(
+    process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: BlockLayout | None = None
+) -> Iterator[Decoding]:
     """The decodings that are measured, slow to fast.
 
     Args:
         process: mask and schedule.
         config: what is measured.
         length: generated tokens of a sequence without a prompt.
+        blocks: of a network that reads by blocks. They share the steps; numbers of steps below theirs are left out.
     """
-    steps = sorted({min(forwards, length) for forwards in config.forwards} | {length}, reverse=True)
+    for each in _whole(process, config, length, 1 if blocks is None else blocks.count):
+        yield each if blocks is None else replace(each, sampler=blocks.sampler(each.sampler))
+
+
+def _whole(process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: int) -> Iterator[Decoding]:
+    """Decodings of a block, or of the whole sequence."""
+    chosen = {min(forwards, length) for forwards in config.forwards if forwards >= blocks}
+    steps = sorted(chosen | {length}, reverse=True)
     if "ancestral" in config.decodings:
         for num_steps in steps:
             # In as many steps as tokens exactly one is revealed in each, in random order.
             sampler: Any = FirstHittingSampler(process)
             if num_steps < length:
-                sampler = AncestralSampler(process, num_steps=num_steps)
+                sampler = AncestralSampler(process, num_steps=num_steps // blocks)
             yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "confidence" in config.decodings:
         for num_steps in steps:
-            sampler = ConfidenceSampler(process, num_steps=num_steps)
+            sampler = ConfidenceSampler(process, num_steps=-(-num_steps // blocks))
             yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "entropy-bounded" in config.decodings:
         for gamma in sorted(config.gammas):
@@ -86,4 +125,4 @@ def decode(decoding: Decoding, denoiser: Denoiser, prompts: Prompts, generator: 
     )
     history_KBL = torch.stack(out.history)
     revealing_KB = (history_KBL[1:] != history_KBL[:-1]).any(2)
-    return Decoded(out.sequences, float(revealing_KB.sum(0).float().mean()))
+    return Decoded(out.sequences, float(revealing_KB.sum(0).float().mean()), out.commits)

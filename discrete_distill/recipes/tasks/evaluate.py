@@ -13,7 +13,7 @@ from torch import Generator
 from ...evaluation.tasks import Prompts, Task, accuracy_under_parallelism, measure_task
 from ...process import evaluation_mode
 from ...training import fold_seed
-from .decoding import Decoded, Decoding, decode, decodings
+from .decoding import BlockLayout, Decoded, Decoding, decode, decodings
 from .run import TaskRun
 from .settings import MeasureConfig
 
@@ -47,11 +47,12 @@ def evaluate(run: TaskRun, config: MeasureConfig, networks: Mapping[str, Any]) -
     """
     started = time.perf_counter()
     named = run.named
+    blocks = BlockLayout.of(networks["teacher"], named.length)
     todo = [
         (network, prompts, task, decoding)
         for network in networks
         for prompts, task in prompt_sets(run, config).items()
-        for decoding in decodings(run.process, config, named.symbols_task.length)
+        for decoding in decodings(run.process, config, named.symbols_task.length, blocks)
     ]
     lines = []
     with run.clock.bar(total=len(todo), desc="evaluate", disable=not run.accelerator.is_main_process) as bar:
@@ -116,7 +117,8 @@ def areas(lines: list[Line]) -> list[dict[str, Any]]:
 def _shown(run: TaskRun, config: MeasureConfig, network: Any) -> list[dict[str, Any]]:
     """Answers in the most steps that are at most half as many as tokens, and whether each is right."""
     length = run.named.symbols_task.length
-    fast = [each for each in decodings(run.process, config, length) if each.num_steps and each.num_steps <= length // 2]
+    every = decodings(run.process, config, length, BlockLayout.of(network, run.named.length))
+    fast = [each for each in every if each.num_steps and each.num_steps <= length // 2]
     if not fast or not config.shown:
         return []
     chosen = max(fast, key=lambda each: each.num_steps or 0)

@@ -107,14 +107,15 @@ class NamedTask:
             config,
             vocab_size=self.mask_token_id + 1,
             max_length=self.length,
-            position_bias=not self.has_start,
+            # Rotary positions where those of the task are a line, or go on block after block.
+            position_bias=not self.has_start and config.block_length is None,
         )
 
     def new_network(self, config: DiTConfig) -> DiT:
         """A network with random weights; in each block of a Sudoku the first three heads attend to the cells that share
         the row, the column or the box, the others to all."""
         network = DiT(config)
-        if self.name == "sudoku":
+        if self.name == "sudoku" and config.position_bias:
             peers_3LL = PEER_BIAS * sudoku_peers(self.size)
             with torch.no_grad():
                 for block in network.blocks:

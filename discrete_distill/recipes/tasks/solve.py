@@ -14,8 +14,9 @@ from torch import Generator, Tensor
 
 from ...evaluation.tasks import Prompts
 from ...process import evaluation_mode
-from ...samplers import AncestralSampler, ConfidenceSampler, SamplerOutput
+from ...samplers import SamplerOutput
 from ...training import fold_seed
+from ..common.plain_sampler import plain_sampler
 from .run import TaskRun
 from .settings import SolveConfig
 
@@ -45,8 +46,13 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
     placed = Prompts(*(each.to(run.accelerator.device) for each in prompts))
     teacher = config.method == "teacher"
     network = run.load_teacher() if teacher else run.load_student(run.directory / config.method / "student")[0]
-    kind = AncestralSampler if config.decoding == "ancestral" else ConfidenceSampler
-    sampler = kind(run.process, num_steps=config.forwards)
+    sampler = plain_sampler(
+        run.process,
+        network,
+        run.named.length,
+        num_steps=config.forwards,
+        by_confidence=config.decoding == "confidence",
+    )
     with torch.no_grad(), evaluation_mode(network), run.accelerator.autocast():
         out = sampler(
             network,
