@@ -20,7 +20,7 @@ from .distillation.rewards import (
     group_advantages,
 )
 from .distillation.rollout import Rollout
-from .models import Discriminator, StepConditioned, as_denoiser
+from .models import Discriminator, StepConditioned, as_denoiser, load_denoiser
 from .process import (
     BetaTime,
     CosineSchedule,
@@ -95,6 +95,7 @@ __all__ = [
     "as_denoiser",
     "group_advantages",
     "integral_kl",
+    "load_denoiser",
     "make_networks",
     "token_divergence",
 ]

@@ -30,6 +30,20 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     return number
 
 
+def check_counts(name: str, values: Any) -> tuple[int, ...]:
+    """Return a sequence of integers of 1 or more; refuse what is none, or empty.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for no integer, or one below 1.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} is a sequence of integers, such as (2, 4), got {values!r}")
+    if not values:
+        raise ValueError(f"{name} needs one or more integers, got {tuple(values)!r}")
+    return tuple(check_count(name, value) for value in values)
+
+
 def check_number(
     name: str,
     value: Any,

@@ -17,7 +17,7 @@ from ..models.lora import has_lora, refuse_unmerged
 from ..models.shared_copy import shared_copy
 from ..models.step_conditioning import trainable_copy
 from ..models.wrappers import unwrap
-from ..process import Denoiser
+from ..process import Denoiser, FeatureDenoiser
 from ..process.blocks import reads_blocks
 
 LogRatioKind = Literal["auxiliary", "discriminator"]
@@ -92,7 +92,7 @@ class Networks:
         discriminator: a `RatioNetwork`, or None.
 
     Examples:
-        >>> networks = Networks(student, teacher, discriminator=discriminator)  # Or make_networks(teacher).
+        >>> networks = Networks(student, teacher, discriminator=discriminator)
         >>> sorted(networks.trained()), networks.auxiliary
         (['discriminator', 'student'], None)
         >>> method = DiDiInstruct(networks, process)
@@ -209,6 +209,11 @@ def make_networks(
         raise TypeError(
             f"a student starts from the weights of its teacher, and a {type(inner).__name__} has none: make a network "
             "of your own, and give it to the method itself"
+        )
+    if hasattr(inner, "get_input_embeddings") and not isinstance(inner, FeatureDenoiser):
+        raise TypeError(
+            f"a {type(inner).__name__} is a model of transformers, which is called in another way: pass "
+            "as_denoiser(model)"
         )
     refuse_unmerged(inner)
 

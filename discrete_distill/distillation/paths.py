@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from .. import draws
-from ..checks import check_choice, check_count, check_number
+from ..checks import check_choice, check_count, check_counts, check_number
 from ..kernels import token_losses
 from ..process import Denoiser, MaskedDiffusion, TimeDistribution
 from ..samplers.positions import Positions
@@ -97,8 +97,7 @@ class IntermediateStateMatcher:
     end_policy: EndPolicy = "padding"
 
     def __post_init__(self) -> None:
-        if not self.num_steps or min(self.num_steps) < 1:
-            raise ValueError(f"num_steps needs one or more numbers of 1 or more, got {tuple(self.num_steps)}")
+        check_counts("num_steps", self.num_steps)
         if self.times_per not in ("group", "batch", "sample"):
             raise ValueError(f'times_per is "group", "batch" or "sample", got {self.times_per!r}')
         if self.positions not in ("revealed", "masked"):

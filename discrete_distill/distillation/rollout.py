@@ -322,12 +322,16 @@ class Rollout:
             reference: clean tokens.
 
         Raises:
+            TypeError: if they are not int64.
             ValueError: if their shape is not that of the samples.
         """
+        if not isinstance(reference, Tensor) or reference.dtype != torch.long:
+            got = reference.dtype if isinstance(reference, Tensor) else type(reference).__name__
+            raise TypeError(f"reference must be clean tokens, int64 [B, L], got {got}")
         if reference.shape != self.sequences.shape:
             raise ValueError(
                 f"reference has shape {tuple(reference.shape)}, the rollout {tuple(self.sequences.shape)}; "
-                "give as many reference sequences as student ones"
+                "give as many reference sequences as student ones, of as many tokens"
             )
 
     def denoiser_kwargs(self) -> dict[str, Any]:

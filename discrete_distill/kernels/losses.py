@@ -164,7 +164,7 @@ def _check_logits(student: Tensor, teacher: Tensor | None) -> None:
     if teacher is not None and (teacher.shape != student.shape or teacher.device != student.device):
         raise ValueError(
             f"teacher_logits_RV is {tuple(teacher.shape)} on {teacher.device} and student_logits_RV is "
-            f"{tuple(student.shape)} on {student.device}; they must have the same"
+            f"{tuple(student.shape)} on {student.device}; they must have one shape and device"
         )
 
 

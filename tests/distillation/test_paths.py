@@ -284,7 +284,7 @@ def test_steps_that_reveal_nothing_are_no_trouble_for_a_network() -> None:
     ("choices", "message"),
     [
         ({"num_steps": ()}, r"num_steps.*\(\)"),
-        ({"num_steps": (2, 0)}, r"\(2, 0\)"),
+        ({"num_steps": (2, 0)}, "num_steps must be 1 or more, got 0"),
         ({"times_per": "row"}, "times_per.*'row'"),
         ({"positions": "all"}, "positions.*'all'"),
     ],

@@ -15,7 +15,7 @@ from ..rollout import DrawnBatch
 from .method_config import MethodConfig
 from .output import Credit, LogRatioOutput, StepOutput
 from .protocol import UpdatePlan
-from .step_check import check_accepts_step
+from .step_check import check_accepts_step, check_parts
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
@@ -32,6 +32,7 @@ class BaseMethod(Generic[ConfigT]):
         config: every choice.
 
     Raises:
+        TypeError: if an argument is of another class.
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``; or if it reads
             by blocks, and the method does not.
 
@@ -62,6 +63,7 @@ class BaseMethod(Generic[ConfigT]):
             cls.config_class.method_class = cls
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: ConfigT) -> None:
+        check_parts(self, networks, process, config)
         if reads_blocks(networks.student) and not self.takes_blocks:
             raise ValueError(
                 f"{type(self).__name__} walks whole sequences, and the student reads by blocks of "
@@ -97,7 +99,7 @@ class BaseMethod(Generic[ConfigT]):
 
     def rollout(self, *sizes: Any, **given: Any) -> DrawnBatch:
         """Draw what the losses of one training step are computed from; see `DistillationMethod`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no rollout: define rollout(...)")
 
     def loss(
         self,
@@ -129,10 +131,15 @@ class BaseMethod(Generic[ConfigT]):
 
     def student_loss(self, *rollout: Any, **given: Any) -> StepOutput:
         """Compute the student's loss of one rollout, with the keywords of `loss`."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss of the student: define student_loss(rollout, ...)"
+        )
 
     def _ratio_loss(self, name: str, rollout: Any, reference: Tensor | None, **given: Any) -> StepOutput:
-        raise NotImplementedError
+        """Compute the loss of a network other than the student, which a subclass names in its `update_plan`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss of the {name}: define _ratio_loss(name, rollout, reference, **given)"
+        )
 
     def credits(
         self,

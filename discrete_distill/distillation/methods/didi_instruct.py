@@ -25,7 +25,7 @@ from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
-from .step_check import check_accepts_step
+from .step_check import check_accepts_step, check_parts
 from .vocabulary_credit import VocabularyLosses
 
 
@@ -63,7 +63,8 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         *,
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
-        config, networks = config if config is not None else DiDiInstructConfig(), networks.in_blocks()
+        config = config if config is not None else DiDiInstructConfig()
+        networks = check_parts(self, networks, process, config).in_blocks()
         positions: Literal["revealed", "masked"] = (
             "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
         )

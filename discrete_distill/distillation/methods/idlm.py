@@ -17,7 +17,7 @@ from .output import StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod, divisor
 from .protocol import UpdatePlan
-from .step_check import check_accepts_step
+from .step_check import check_accepts_step, check_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ class IDLM(PathMethod[IDLMConfig]):
         process: MaskedDiffusion,
         config: IDLMConfig | None = None,
     ) -> None:
-        config, networks = config if config is not None else IDLMConfig(), networks.in_blocks()
+        config = config if config is not None else IDLMConfig()
+        networks = check_parts(self, networks, process, config).in_blocks()
         auxiliary = networks.auxiliary
         if auxiliary is None:
             raise ValueError("IDLM needs an auxiliary denoiser; see make_networks")

@@ -46,7 +46,9 @@ class MethodConfig:
         Args:
             discriminator: whether one is given to the method; most methods train none.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no update_plan: define update_plan(*, discriminator=False)"
+        )
 
     def path_evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
         """Expected number of steps of a path, of states that the student evaluates, and of those with a graph. Without

@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ... import draws
-from ...checks import check_choice, check_count, check_number
+from ...checks import check_choice, check_count, check_counts, check_number
 from ...process import MaskedDiffusion, evaluation_mode
 from ...process.denoiser import logits_in_parts
 from ...samplers import AncestralSampler, ConfidenceSampler, Frame
@@ -82,10 +82,7 @@ class OnPolicyConfig(MethodConfig):
     agreement: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.num_steps:
-            raise ValueError("num_steps needs one number of steps or more, got ()")
-        for number in self.num_steps:
-            check_count("num_steps", number)
+        check_counts("num_steps", self.num_steps)
         check_choice("order", self.order, ("random", "confidence"))
         check_count("teacher_steps", self.teacher_steps)
         check_number("temperature", self.temperature, minimum=0.0)

@@ -191,9 +191,17 @@ class PathMethod(BaseMethod[ConfigT]):
                 part of it, as a mean over processes. `Rollout.num_tokens` by default.
 
         Raises:
-            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing or of
-                another shape than the samples.
+            TypeError: if the reference is not int64.
+            ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing, of
+                another shape than the samples, or holds masks.
         """
+        if reference is not None:
+            rollout.check_reference(reference)
+            # Their content is looked at where that waits for no device.
+            if reference.device.type == "cpu" and bool(self.process.is_masked(reference).any()):
+                raise ValueError(
+                    f"reference must be clean tokens, and holds masks (id {self.process.mask_token_id}); give data"
+                )
         tokens = divisor(rollout, num_tokens)
         return self._student_loss(rollout, credit, log_ratio_output, reference, generator, tokens)
 

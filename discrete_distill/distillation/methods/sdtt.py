@@ -35,6 +35,7 @@ from .data_method import DataMethod
 from .method_config import MethodConfig
 from .output import StepOutput
 from .protocol import UpdatePlan
+from .step_check import check_parts
 from .teacher_targets import TeacherTargets, teacher_targets
 
 Target = Literal["forward", "reverse", "tv", "mse"]
@@ -127,7 +128,8 @@ class SDTT(DataMethod[SDTTConfig]):
     takes_blocks = True
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: SDTTConfig | None = None) -> None:
-        super().__init__(networks.in_blocks(), process, config if config is not None else SDTTConfig())
+        config = config if config is not None else SDTTConfig()
+        super().__init__(check_parts(self, networks, process, config).in_blocks(), process, config)
         self.in_blocks = isinstance(self.student, InBlocks)
         self.round = 0
 

@@ -1,10 +1,33 @@
-"""Checks of the networks of a method against its configuration."""
+"""Checks of what a method is made of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...models.in_blocks import InBlocks
+from ...process import MaskedDiffusion
+from ..networks import Networks
+
+
+def check_parts(method: Any, networks: Any, process: Any, config: Any) -> Networks:
+    """Refuse parts of another class than the method's; return the networks.
+
+    Args:
+        method: with a ``config_class``, if it has one.
+        networks: of the method.
+        process: mask and schedule.
+        config: every choice.
+    """
+    if not isinstance(networks, Networks):
+        raise TypeError(f"networks must be a Networks, such as make_networks(teacher), got {type(networks).__name__}")
+    if not isinstance(process, MaskedDiffusion):
+        raise TypeError(f"process must be a MaskedDiffusion, got {type(process).__name__}")
+    wanted = getattr(method, "config_class", None)
+    if wanted is not None and not isinstance(config, wanted):
+        raise TypeError(
+            f"the config of {type(method).__name__} must be {wanted.__name__}(...), got {type(config).__name__}"
+        )
+    return networks
 
 
 def check_accepts_step(network: Any, role: str, choice: str) -> None:

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ....checks import check_count
+from ....checks import check_count, check_counts
 from ....process import BetaTime, MaskedDiffusion
 from ...paths import IntermediateStateMatcher
 from .fields import check_fields
@@ -44,10 +44,7 @@ class Paths:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for steps in self.num_steps:
-            check_count("num_steps", steps)
-        if not self.num_steps:
-            raise ValueError(f"num_steps needs one or more numbers of steps, got {self.num_steps}")
+        check_counts("num_steps", self.num_steps)
         if self.gradient_steps is not None:
             check_count("gradient_steps", self.gradient_steps)
 
