@@ -133,6 +133,13 @@ def describe_run(
         check: raises ValueError or OSError if something is missing.
         model: shape of the teacher that is distilled; the one that would be trained by default.
     """
+    try:
+        check()
+        missing = ""
+    except (ValueError, OSError) as error:
+        missing = f"missing: {' '.join(str(error).split())}"
+    if missing and model is None:
+        return f"would run: {', '.join(stages)} into {config.directory}\n{missing}"
     model, device = network_shape(model or config.teacher.model), accelerator.device
     speed = matmul_speed(device, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     lines = [
@@ -152,11 +159,7 @@ def describe_run(
             f"{fit.pool} samples of the student in {fit.num_steps} steps"
         )
     lines.append("these are estimates: half or twice as long would be no surprise")
-    try:
-        check()
-        lines.append("nothing is missing")
-    except (ValueError, OSError) as error:
-        lines.append(f"missing: {' '.join(str(error).split())}")
+    lines.append(missing or "nothing is missing")
     return "\n".join(lines)
 
 

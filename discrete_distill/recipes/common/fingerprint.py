@@ -48,7 +48,7 @@ def check_tokenizer(name_or_path: str | Path, vocab_size: int, tokenizer: TextTo
     A network without a fingerprint is checked as far as is known: its number of classes, and for 50258 classes the ids
     of GPT-2's vocabulary. For any other size a warning states that the tokenizer could not be verified.
     """
-    remedy = f"give {flag} and --data.tokenizer that belong together"
+    remedy = f"give {flag}, --teacher.path and --data.tokenizer that belong together"
     if vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"the model has {vocab_size} classes and the tokenizer {tokenizer.vocab_size} (mask included); {remedy}"

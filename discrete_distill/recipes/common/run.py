@@ -28,7 +28,7 @@ from .network_shape import NetworkShape, network_shape
 from .plain_sampler import plain_sampler
 from .settings import RecipeConfig
 from .stage_clock import StageClock
-from .teacher import external_config, load_network
+from .teacher import external_config, initial_network, load_network
 from .tokenizer import TextTokenizer
 
 
@@ -168,6 +168,16 @@ class Run:
         """Shape of the teacher that is distilled; None if it cannot be had."""
         try:
             return network_shape(self.load_teacher())
+        except (ValueError, OSError):
+            return None
+
+    def initial_shape(self) -> NetworkShape | None:
+        """Shape of what the stage teacher would train; None if it cannot be had."""
+        config = self.config.teacher
+        if not config.init:
+            return network_shape(config.model)
+        try:
+            return network_shape(initial_network(config, self.teacher_location(config.init)))
         except (ValueError, OSError):
             return None
 

@@ -113,11 +113,11 @@ class Recipe:
         run = self.run
         plan = describe_run(
             run.config,
-            self.distillations,
+            self.distillations if {"distill", "train"} & set(names) else {},
             names,
             run.accelerator,
             lambda: self.check(names),
-            model=None if tuple(names) == ("teacher",) else run.teacher_shape(),
+            model=run.initial_shape() if tuple(names) == ("teacher",) else run.teacher_shape(),
         )
         return "\n".join(filter(None, [self.note, plan]))
 
