@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..models import DiTConfig
+from ..process.blocks import reads_blocks
 
 
 class OpenConfig(DiTConfig):
@@ -29,6 +30,11 @@ class WrappedStudent(nn.Module):
 
     def __init__(self, wrapped: nn.Module, student: nn.Module) -> None:
         super().__init__()
+        if reads_blocks(student):
+            raise ValueError(
+                f"the student reads by blocks, and a {type(wrapped).__name__} around it does not pass that on: train "
+                "it in one process, or by the recipes on many"
+            )
         self.wrapped = wrapped
         self.accepts_step = getattr(student, "accepts_step", False)
 

@@ -33,7 +33,7 @@ from ..distillation.rollout import DrawnBatch
 from ..distillation.trajectories import Trajectories
 from ..distributed.collectives import mean_over_processes
 from ..distributed.processes import agree
-from ..models import DiT, TrunkDiscriminator
+from ..models import DiT, InBlocks, TrunkDiscriminator
 from ..process import MaskedDiffusion
 from ..samplers import Frame
 from ..training import BatchPart, DistillationStep, LoopConfig, ModuleOptimizer, OptimizerConfig, step_generator
@@ -240,7 +240,8 @@ class DiDiInstructTrainer(CheckpointingTrainer):
 
     def _begin_step(self, model: nn.Module, first: dict[str, Any]) -> DistillationStep:
         """Draw the rollouts of all micro-batches, and update the networks that precede the student."""
-        self.method.student = model if model is self.model else WrappedStudent(model, self.model)
+        student = model if model is self.model else WrappedStudent(model, self.model)
+        self.method.student = InBlocks(student) if isinstance(self.method.student, InBlocks) else student
         batches, index = self._batches or [first], self.state.global_step
         parts = [self._part(number, self._prepare_inputs(batch)) for number, batch in enumerate(batches)]
         skipped = ("discriminator",) if index % self.args.discriminator_every else ()

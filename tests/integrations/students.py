@@ -34,7 +34,8 @@ def denoiser(kind: str) -> Any:
     elif kind == "own":
         made = as_denoiser(nn.Sequential(nn.Embedding(V, 16), nn.GELU(), nn.Linear(16, V)), ids="positional")
     else:
-        made = DiT(DiTConfig(vocab_size=V, max_length=8, hidden_size=16, num_layers=1, num_heads=2, cond_size=8))
+        shape = {"vocab_size": V, "max_length": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+        made = DiT(DiTConfig(**shape, block_length=4 if kind == "blocks" else None))
     for name, parameter in made.named_parameters():
         if "norm" not in name.lower():
             nn.init.normal_(parameter, std=0.3)

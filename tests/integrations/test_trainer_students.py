@@ -19,7 +19,8 @@ from transformers import (
 from discrete_distill import DiDiInstruct, DiDiInstructConfig, as_denoiser
 from discrete_distill.distillation.methods import AuxiliaryRatio, RolloutMMDConfig, with_changes
 from discrete_distill.integrations import transformers as integration
-from discrete_distill.models import add_lora, load_denoiser
+from discrete_distill.integrations.trainer_parts import WrappedStudent
+from discrete_distill.models import InBlocks, add_lora, load_denoiser
 from discrete_distill.training import TrainingDiverged
 
 
@@ -72,6 +73,33 @@ def test_padding_is_neither_generated_nor_learnt_from(tmp_path: Path) -> None:
     paths, reference = made._paths(batch)
     assert paths == {"batch_size": 8, "length": LENGTH}
     assert torch.equal(reference, whole.ids[:8])
+
+
+@pytest.mark.parametrize("data", [Rows(), Rows((8, 8, 5, 5))], ids=["whole", "padded"])
+def test_a_student_that_reads_by_blocks_walks_them_behind_the_rows(data: Rows, tmp_path: Path) -> None:
+    made = trainer(tmp_path, "blocks", CONFIG, data, max_steps=3)
+    before, seen, draw = weights_of(made.model), [], made.method.rollout
+
+    def spy(**options: Any) -> Any:
+        seen.append(draw(**options))
+        return seen[-1]
+
+    made.method.rollout = spy  # type: ignore[method-assign]
+    made.train()
+    assert isinstance(made.method.student, InBlocks)
+    assert made.method.student.denoiser is made.model
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(made.model).items())
+    rows = {tuple(row.tolist()) for row in torch.stack([data[index]["input_ids"] for index in range(len(data))])}
+    for rollout in seen:
+        clean = rollout.model_kwargs["clean"]
+        assert {tuple(row.tolist()) for row in clean} <= rows
+        assert torch.equal(clean, clean[::4].repeat_interleave(4, 0))
+
+
+def test_a_wrapper_that_hides_blocks_is_refused() -> None:
+    student = denoiser("blocks")
+    with pytest.raises(ValueError, match=r"reads by blocks.*DataParallel"):
+        WrappedStudent(nn.DataParallel(student), student)
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "own"])
