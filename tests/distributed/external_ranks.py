@@ -16,7 +16,7 @@ from external_teacher import save_teacher, text
 from ragged_batch import LENGTH, MASK, VOCAB, config_of, gradients_of_the_loop, greatest_gap, in_double
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, EsmConfig, EsmForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, EsmConfig, EsmForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from discrete_distill import DiDiInstructConfig, SharedBase, as_denoiser, make_networks
 from discrete_distill.distributed.collectives import leave_processes
@@ -37,8 +37,12 @@ def model(kind: str) -> nn.Module:
     torch.manual_seed(1)
     size: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     size |= {"intermediate_size": 24, "max_position_embeddings": LENGTH + 2, "pad_token_id": 0}
-    rotary = {"position_embedding_type": "rotary", "mask_token_id": MASK}
-    made = BertForMaskedLM(BertConfig(**size)) if kind == "bert" else EsmForMaskedLM(EsmConfig(**size, **rotary))
+    if kind == "blocks":
+        made: nn.Module = LlamaForCausalLM(LlamaConfig(**size))
+    elif kind == "bert":
+        made = BertForMaskedLM(BertConfig(**size))
+    else:
+        made = EsmForMaskedLM(EsmConfig(**size, position_embedding_type="rotary", mask_token_id=MASK))
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made.double().eval()
@@ -46,8 +50,9 @@ def model(kind: str) -> nn.Module:
 
 def networks(config: DiDiInstructConfig, kind: str, ratio: Any, sharing: str) -> dict[str, Any]:
     """Those of `make_networks` by name, moved apart."""
+    called = {"attention": "full", "shifted": False, "block_length": 3} if kind == "blocks" else {}
     made = make_networks(
-        as_denoiser(model(kind)),
+        as_denoiser(model(kind), **called),
         log_ratio=ratio,
         step_conditioning=config.step_conditioning,
         sharing=SharedBase(rank=2) if sharing == "adapters" else "copies",
@@ -105,9 +110,10 @@ def examples() -> dict[str, list[float]]:
 def main() -> None:
     rank = Accelerator(cpu=True).process_index
     found: dict[str, Any] = {"gaps": {}}
-    for kind in ("bert", "esm"):
+    for kind in ("bert", "esm", "blocks"):
         for sharing in ("copies", "adapters"):
-            for ratio in ("auxiliary", "discriminator"):
+            # A discriminator reads whole sequences.
+            for ratio in ("auxiliary", "discriminator") if kind != "blocks" else ("auxiliary",):
                 found["gaps"] |= gaps(kind, ratio, sharing, rank)
     found["examples"] = examples()
     if can_shard():

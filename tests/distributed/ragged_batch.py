@@ -141,7 +141,11 @@ class RaggedDistillation(Distillation):
         free = ~rows["prompt_mask"] & rows["attention_mask"]
         x_init = torch.where(free, MASK, rows["input_ids"])
         return self.method.rollout(
-            x_init=x_init, attention_mask=rows["attention_mask"], generator=generator, tokens=tokens
+            x_init=x_init,
+            attention_mask=rows["attention_mask"],
+            reference=rows["input_ids"],  # read by a student of blocks
+            generator=generator,
+            tokens=tokens,
         )
 
     def reference(self, size: int, generator: Generator) -> Tensor:

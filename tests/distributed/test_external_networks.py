@@ -26,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_shares_and_micro_batches_have_the_gradient_of_the_batch(found: dict[str, Any]) -> None:
     """Prompts and padding of unlike lengths, in the loop of the recipe."""
-    assert len(found["gaps"]) == 16 + 4 * can_shard()
+    assert len(found["gaps"]) == 20 + 5 * can_shard()
     assert max(found["gaps"].values()) < 1e-6, found["gaps"]
 
 
