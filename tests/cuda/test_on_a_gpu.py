@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_sampling_on_cuda import BATCH, LENGTH, PROCESS, SAMPLERS, STEPS, VOCAB, WAITS_EACH_STEP, name_of, network
-from test_training_on_cuda import CONFIGURATIONS
+from test_training_on_cuda import BLOCK_LENGTHS, CONFIGURATIONS
 from torch import Generator, nn
 
 from discrete_distill import (
@@ -23,6 +23,7 @@ from discrete_distill import (
     make_networks,
 )
 from discrete_distill.distillation.methods import PathConfig, Regularization
+from discrete_distill.models import DiT
 from discrete_distill.recipes.common.corpus import TokenStream
 from discrete_distill.recipes.common.distill import Distillation
 from discrete_distill.recipes.common.distill_config import DistillConfig
@@ -68,7 +69,10 @@ def test_a_method_trains(name: str, precision: Any) -> None:
     )  # fmt: skip
     stream = TokenStream(np.random.default_rng(0).integers(0, VOCAB - 1, 500).astype(np.uint16), LENGTH)
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    made = Distillation(config, network().cuda(), stream, PROCESS, accelerate.Accelerator(mixed_precision=precision))
+    teacher = network()
+    if name in BLOCK_LENGTHS:
+        teacher = DiT(replace(teacher.config, block_length=BLOCK_LENGTHS[name])).eval()
+    made = Distillation(config, teacher.cuda(), stream, PROCESS, accelerate.Accelerator(mixed_precision=precision))
     with torch.no_grad():
         for parameter in made.student.parameters:
             parameter.add_(0.05)

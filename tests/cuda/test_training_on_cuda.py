@@ -67,14 +67,24 @@ CONFIGURATIONS = {
     "idlm": (IDLMConfig.recommended(**SMALL), False, 17),
     "mmd": (RolloutMMDConfig.recommended(advantages={"group_size": 2}), False, 11),
     "teacher reference": (DiDiInstructConfig.paper(reference="teacher", **SMALL), True, 13),
+    "blocks": (
+        DiDiInstructConfig.recommended(
+            paths={"step_conditioning": False},
+            advantages={"group_size": 2},
+            log_ratio={"warmup": 0, "step_conditioning": False},
+            regularization=Regularization(),
+        ),
+        False,
+        20,  # one for the data that blocks follow
+    ),
 }
+BLOCK_LENGTHS = {"blocks": 4}  # of the teacher; the others attend both ways
 
 
-def distillation(method: PathConfig, discriminator: bool) -> Distillation:
+def distillation(method: PathConfig, discriminator: bool, block_length: int | None = None) -> Distillation:
     torch.manual_seed(0)
-    teacher = DiT(
-        DiTConfig(vocab_size=VOCAB, max_length=LENGTH, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
-    )
+    shape = {"vocab_size": VOCAB, "max_length": LENGTH, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    teacher = DiT(DiTConfig(**shape, cond_size=8, block_length=block_length))  # type: ignore[arg-type]
     torch.nn.init.normal_(teacher.output_layer.linear.weight, std=0.3)
     optimizer = OptimizerConfig(warmup_steps=1, ema_decay=0.9)
     config = DistillConfig(
@@ -95,7 +105,7 @@ def distillation(method: PathConfig, discriminator: bool) -> Distillation:
 def test_a_step_runs_on_the_device_and_seldom_waits(name, source) -> None:
     method, discriminator, budget = CONFIGURATIONS[name]
     with pretended.pretended_cuda():
-        made = distillation(method, discriminator)
+        made = distillation(method, discriminator, BLOCK_LENGTHS.get(name))
         # Away from the teacher: a log-ratio of two equal networks is zero, and so is its gradient.
         with torch.no_grad():
             for parameter in made.student.parameters:
