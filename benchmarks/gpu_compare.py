@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from discrete_distill.distillation.methods import with_changes
+from discrete_distill.recipes.common.corpus import DataConfig
 from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.results import read_results, write_results
@@ -49,6 +51,11 @@ def make_config(options: argparse.Namespace) -> ComparisonConfig:
             method.ratio = replace(method.ratio, schedule="cosine")
     config.evaluate = EvaluateConfig(num_samples=64, steps=(4, 8, 16), guided_steps=(), batch_size=64)
     if options.tiny:
+        config.data = DataConfig(length=32)
+        for method in config.trained().values():
+            method.batch_size = 4
+        for method in (config.distill, config.idlm):
+            method.method = with_changes(method.method, advantages={"group_size": 2})
         config.evaluate = EvaluateConfig(
             num_samples=2, steps=(4, 8), teacher_frontier_steps=(), guided_steps=(), batch_size=2
         )

@@ -23,7 +23,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
 def test_methods_train_side_by_side_and_one_that_fails_is_left_out(benchmark, tmp_path: Path) -> None:
     # A budget below one step of DiDi-Instruct: its training is refused, and the comparison goes on without it.
-    flags = ["--tiny", "--amount", "100", "--train-seeds", "0", "1", "--methods", "alpha", "didi"]
+    flags = ["--tiny", "--amount", "20", "--train-seeds", "0", "1", "--methods", "alpha", "didi"]
     assert benchmark.main([*flags, "--out", str(tmp_path)]) == 1
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert {line["method"] for line in results["lines"]} == {"teacher", "alpha"}
