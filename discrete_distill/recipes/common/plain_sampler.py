@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler, BlockwiseSampler, ConfidenceSampler, Frame, Sampler
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How a network that reads by blocks cuts a sequence.
+
+    Attributes:
+        block_length: positions in a block.
+        tokens: of a sequence.
+    """
+
+    block_length: int
+    tokens: int
+
+    @classmethod
+    def of(cls, network: Any, length: int | Frame) -> BlockLayout | None:
+        """The layout of sequences of ``length`` tokens; None for a network that attends both ways."""
+        block_length = getattr(network, "block_length", None)
+        if block_length is None:
+            return None
+        if isinstance(length, Frame):
+            length = len(length.prefix) + length.length + len(length.suffix)
+        return cls(block_length, length)
+
+    @property
+    def count(self) -> int:
+        """Blocks of a sequence."""
+        return -(-self.tokens // self.block_length)
+
+    def sampler(self, inner: Any) -> BlockwiseSampler:
+        """One block after another, on a cache."""
+        return BlockwiseSampler(inner, block_length=self.block_length, align="start", cache="exact")
 
 
 def plain_sampler(
@@ -30,18 +63,13 @@ def plain_sampler(
     Raises:
         ValueError: if there are more blocks than steps.
     """
-    block_length = getattr(denoiser, "block_length", None)
-    blocks = 1
-    if block_length is not None:
-        tokens = length if isinstance(length, int) else len(length.prefix) + length.length + len(length.suffix)
-        blocks = -(-tokens // block_length)
-        if num_steps < blocks:
-            raise ValueError(
-                f"{tokens} tokens in blocks of {block_length} take {blocks} steps or more, got {num_steps}; raise "
-                "the steps"
-            )
     kind = ConfidenceSampler if by_confidence else AncestralSampler
-    sampler = kind(process, num_steps=num_steps // blocks, temperature=temperature)
-    if block_length is None:
-        return sampler
-    return BlockwiseSampler(sampler, block_length=block_length, align="start", cache="exact")
+    layout = BlockLayout.of(denoiser, length)
+    if layout is None:
+        return kind(process, num_steps=num_steps, temperature=temperature)
+    if num_steps < layout.count:
+        raise ValueError(
+            f"{layout.tokens} tokens in blocks of {layout.block_length} take {layout.count} steps or more, got "
+            f"{num_steps}; raise the steps"
+        )
+    return layout.sampler(kind(process, num_steps=num_steps // layout.count, temperature=temperature))

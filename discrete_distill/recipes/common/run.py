@@ -209,14 +209,13 @@ class Run:
                 f"--data.length {self.config.data.length} is above the model's max_length {max_length}; shorten it"
             )
 
-    def check_steps(self) -> None:
+    def check_steps(self, teacher: Any) -> None:
         """Refuse numbers of steps in which teacher and student cannot be sampled; see `plain_sampler`.
 
         Raises:
-            FileNotFoundError: if there is no teacher.
-            ValueError: if it reads by blocks, and there are fewer steps than blocks.
+            ValueError: if they read by blocks, and there are fewer steps than blocks.
         """
-        teacher, evaluate = self.load_teacher(), self.config.evaluate
+        evaluate = self.config.evaluate
         for steps in (*evaluate.steps, *evaluate.teacher_steps):
             plain_sampler(self.process, teacher, self.config.data.length, num_steps=steps)
 

@@ -162,8 +162,8 @@ class Comparison:
 
     def check_teacher(self) -> None:
         """Look for the teacher, and refuse methods that cannot be made of it, and steps that cannot be sampled."""
-        self.run.check_steps()
         teacher = self.run.load_teacher()
+        self.run.check_steps(teacher)
         for method in self.methods.values():
             if isinstance(method, DistillConfig):
                 check_teacher(method, teacher)

@@ -38,7 +38,7 @@ def make_recipe(config: ProteinConfig, command: str) -> Recipe:
         config.sample,
         evaluate=Stage(
             run=partial(measure, run, config),
-            needs=(run.check_steps,),
+            needs=(lambda: run.check_steps(run.load_teacher()),),
             inputs=(run.load_student,),
             evaluations=lambda model: config.evaluate.network_evaluations(
                 guided=run.fits_discriminator, frontiers=False

@@ -13,11 +13,11 @@ from ...evaluation.tasks import Prompts
 from ...process import Denoiser, MaskedDiffusion
 from ...samplers import (
     AncestralSampler,
-    BlockwiseSampler,
     ConfidenceSampler,
     EntropyBoundedSampler,
     FirstHittingSampler,
 )
+from ..common.plain_sampler import BlockLayout
 from .settings import MeasureConfig
 
 
@@ -52,29 +52,6 @@ class Decoded:
     sequences: Tensor
     nfe: float
     commits: int = 0
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """How a network that reads by blocks cuts a sequence.
-
-    Attributes:
-        block_length: positions in a block.
-        count: blocks of a sequence.
-    """
-
-    block_length: int
-    count: int
-
-    @classmethod
-    def of(cls, network: Any, length: int) -> BlockLayout | None:
-        """The layout of sequences of ``length`` tokens; None for a network that attends both ways."""
-        block_length = getattr(network, "block_length", None)
-        return None if block_length is None else cls(block_length, -(-length // block_length))
-
-    def sampler(self, inner: Any) -> BlockwiseSampler:
-        """One block after another, on a cache."""
-        return BlockwiseSampler(inner, block_length=self.block_length, align="start", cache="exact")
 
 
 def decodings(

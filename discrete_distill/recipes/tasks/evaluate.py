@@ -13,7 +13,8 @@ from torch import Generator
 from ...evaluation.tasks import Prompts, Task, accuracy_under_parallelism, measure_task
 from ...process import evaluation_mode
 from ...training import fold_seed
-from .decoding import BlockLayout, Decoded, Decoding, decode, decodings
+from ..common.plain_sampler import BlockLayout
+from .decoding import Decoded, Decoding, decode, decodings
 from .run import TaskRun
 from .settings import MeasureConfig
 

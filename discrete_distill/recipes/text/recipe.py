@@ -33,7 +33,11 @@ def make_recipe(config: TextConfig, command: str) -> Recipe:
         evaluate=Stage(
             run=lambda: evaluate(run, judge_of(run, config)),
             # A judge is looked for without its tokenizer first: where both are missing, both are named.
-            needs=(run.check_steps, partial(find_judge, config.judge.path), partial(judge_of, run, config)),
+            needs=(
+                lambda: run.check_steps(run.load_teacher()),
+                partial(find_judge, config.judge.path),
+                partial(judge_of, run, config),
+            ),
             inputs=(run.load_student,),
             evaluations=lambda model: config.evaluate.network_evaluations(guided=run.fits_discriminator),
         ),

@@ -32,10 +32,13 @@ def network(kind):
     else:
         transformers = pytest.importorskip("transformers")
         size = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+        tied = shifted = kind == "tied shifted llama"
         llama = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(vocab_size=8, max_position_embeddings=12, **size)
+            transformers.LlamaConfig(
+                vocab_size=8, max_position_embeddings=12, tie_word_embeddings=tied, attention_dropout=0.1, **size
+            )
         )
-        made = as_denoiser(llama.eval(), attention="full", shifted=False, block_length=BLOCK)
+        made = as_denoiser(llama.eval(), attention="full", shifted=shifted, block_length=BLOCK)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -123,9 +126,10 @@ def path_method(kind, seeded, method=DiDiInstruct, config=DiDiInstructConfig, **
 
 
 @pytest.mark.parametrize("mask", [None, padded()], ids=["whole", "padded"])
-@pytest.mark.parametrize("kind", ["dit", "llama"])
+@pytest.mark.parametrize("kind", ["dit", "llama", "tied shifted llama"])
 def test_a_path_walks_each_block_behind_the_clean_blocks_before_it(kind, mask, seeded) -> None:
     method = path_method(kind, seeded)
+    method.student.train()  # Paths are drawn in evaluation mode all the same.
     clean, network = reference(seeded).repeat_interleave(2, 0), method.student.denoiser
     real = torch.ones(12, LENGTH, dtype=torch.bool) if mask is None else mask.repeat_interleave(2, 0)
     rollout = method.rollout(12, LENGTH, reference=clean, attention_mask=mask if mask is None else real,
@@ -137,7 +141,7 @@ def test_a_path_walks_each_block_behind_the_clean_blocks_before_it(kind, mask, s
             for start in range(0, len(x_0), BLOCK):
                 end = min(start + BLOCK, len(x_0))
                 alone = torch.cat((x_0[:start], x_t[start:end]))[None]
-                log_probs = PROCESS.masked_log_probs(network(alone, torch.zeros(1))[0])
+                log_probs = PROCESS.masked_log_probs(network.eval()(alone, torch.zeros(1))[0])
                 places = (x_t != x_s)[start:end].nonzero()[:, 0] + start
                 expected[row] += log_probs[places, x_s[places]].sum()
     torch.testing.assert_close(rollout.log_prob(), expected, atol=1e-4, rtol=1e-4)
