@@ -21,10 +21,12 @@ class BlockReading:
         block_length: positions in a block of a network in which a token reads its own block and all earlier ones; None
             for attention both ways. Blocks are counted from the first real token of each row.
         shifted: features at a position predict the token behind it.
+        kind_of_cache: what `prefill` makes.
     """
 
     block_length: int | None
     shifted: bool
+    kind_of_cache: type[BlockCache] = BlockCache
 
     def read_part(
         self,
@@ -104,7 +106,7 @@ class BlockReading:
             **model_kwargs: of the network's call.
         """
         self.check_length(x.shape[1])
-        cache = BlockCache(len(x), self.weights_dtype(), x.device)
+        cache = self.kind_of_cache(len(x), self.weights_dtype(), x.device)
         if x.shape[1]:
             self._keep(x, t, cache, row_positions(_real(attention_mask, x)), model_kwargs)
         return cache
