@@ -101,6 +101,14 @@ def attend(q_BHQd: Tensor, k_BHCd: Tensor, v_BHCd: Tensor, mask: Any) -> Tensor:
     return flex()(q_BHQd, k_BHCd, v_BHCd, block_mask=mask)
 
 
+def as_bias(mask: Any, dtype: torch.dtype) -> Any:
+    """A bool mask as what is added to scores, for all layers at once: PyTorch would make it in each layer, and keep it
+    for the backward pass. Any other mask as it is."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
 @cache
 def flex() -> Callable[..., Tensor]:
     """FlexAttention, compiled once."""

@@ -44,8 +44,8 @@ class BlockReading:
             t: ``[B]``.
             cache: of the rows.
             positions: int64 ``[B, K]``, 0 at padding.
-            mask: bool ``[B, 1, K or 1, C + K]``, true where a token is read; or what `PairMask.tiled` returns, if the
-                network asks for it.
+            mask: bool ``[B, 1, K or 1, C + K]``, true where a token is read; None if all are; or what `PairMask.tiled`
+                returns, if the network asks for it.
             model_kwargs: of the network's call.
         """
         raise NotImplementedError
@@ -114,7 +114,9 @@ class BlockReading:
         self.check_length(x.shape[1])
         cache = self.kind_of_cache(len(x), self.weights_dtype(), x.device)
         if x.shape[1]:
-            self._keep(x, t, cache, row_positions(_real(attention_mask, x)), model_kwargs)
+            positions = row_positions(_real(attention_mask, x))
+            all_read = attention_mask is None and self.block_length is None
+            self._keep(x, t, cache, positions, model_kwargs, all_read=all_read)
         return cache
 
     @torch.no_grad()
@@ -209,12 +211,30 @@ class BlockReading:
         return starts, torch.where(_real(attention_mask, x_block), starts[:, None] + places_K, -1)
 
     def _keep(
-        self, x: Tensor, t: Tensor | None, cache: BlockCache, positions: Tensor, model_kwargs: dict[str, Any]
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        cache: BlockCache,
+        positions: Tensor,
+        model_kwargs: dict[str, Any],
+        *,
+        all_read: bool = False,
     ) -> None:
         t = torch.zeros(len(x), device=x.device) if t is None else t
-        cache.keep(positions, self._read(x, t, cache, positions, model_kwargs))
+        cache.keep(positions, self._read(x, t, cache, positions, model_kwargs, all_read=all_read))
 
-    def _read(self, x: Tensor, t: Tensor, cache: BlockCache, positions: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    def _read(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cache: BlockCache,
+        positions: Tensor,
+        model_kwargs: dict[str, Any],
+        *,
+        all_read: bool = False,
+    ) -> Tensor:
+        if all_read:
+            return self.read_part(x, t, cache, positions, None, model_kwargs)
         slots = cache.positions
         if cache.size:
             replaced = (slots[:, :, None] == positions[:, None, :]).any(2)

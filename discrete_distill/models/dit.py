@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
-from .attention import attend, pays_in_tiles
+from .attention import as_bias, attend, pays_in_tiles
 from .attention_masks import biased, readable, real_tokens, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
@@ -71,11 +71,10 @@ class Block(nn.Module):
     def attend(
         self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Any, cached: Cached | None
     ) -> Tensor:
-        q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        qkv = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
+        q, k, v = qkv if rotary is None else (*rotate(qkv[:2], *rotary), qkv[2])
         if rotary is None:
             attention_mask = biased(self.position_bias, q, attention_mask)
-        else:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cached is not None:
             k, v = cached(k, v)
         out_BHLd = attend(q, k, v, attention_mask)
@@ -272,6 +271,7 @@ class DiT(BlockReading, HubNetwork):
         cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor]:
         with self.precision(h_BLD.device):
+            mask = mask if rotary is None else as_bias(mask, autocast_dtype(h_BLD))
             for number, block in enumerate(self.blocks[: layer % len(self.blocks) + 1]):
                 if cache is not None:
                     h_BLD = block(h_BLD, cond, rotary, mask, partial(cache.update, layer_idx=number))

@@ -238,19 +238,22 @@ class WrappedDenoiser(BlockReading, nn.Module):
         t: Tensor,
         cache: BlockCache | None,
         positions: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         model_kwargs: dict[str, Any],
     ) -> Tensor:
         """See `BlockReading`."""
         batch, length = x.shape
-        mask = mask.expand(batch, -1, length, -1)
         given = {
             **model_kwargs,
-            "attention_mask": mask if self.call_signature.attention == "pairs" else additive(mask, self._dtype()),
             "position_ids": positions,
             "past_key_values": cache,
             "use_cache": cache is not None,
         }
+        if self.call_signature.attention == "full":
+            mask = torch.ones_like(x, dtype=torch.bool)[:, None, None, :] if mask is None else mask
+            given["attention_mask"] = additive(mask.expand(batch, -1, length, -1), self._dtype())
+        elif mask is not None:
+            given["attention_mask"] = mask.expand(batch, -1, length, -1)
         with set_aside(cast(nn.Module, self.vocabulary_head)):
             return self._send(x, t, given)
 
@@ -258,9 +261,18 @@ class WrappedDenoiser(BlockReading, nn.Module):
         """Of the model's first floating weight."""
         return self._dtype()
 
-    def _read(self, x: Tensor, t: Tensor, cache: BlockCache, positions: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    def _read(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cache: BlockCache,
+        positions: Tensor,
+        model_kwargs: dict[str, Any],
+        *,
+        all_read: bool = False,
+    ) -> Tensor:
         if not isinstance(cache, ListedCache):
-            return super()._read(x, t, cache, positions, model_kwargs)
+            return super()._read(x, t, cache, positions, model_kwargs, all_read=all_read)
         first, last = cache.span(positions)
         with cache.lent(first, last) as keywords, set_aside(cast(nn.Module, self.vocabulary_head)):
             if "dual_cache" in self.keywords.names:  # Dream's switch

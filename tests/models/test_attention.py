@@ -8,7 +8,7 @@ from external import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discrete_distill.models import DiT, DiTConfig, attention
+from discrete_distill.models import DiT, DiTConfig, attention, dit
 from discrete_distill.models.attention_masks import noisy_and_clean, row_positions
 
 TILE = attention.TILE
@@ -139,3 +139,23 @@ def test_tiles_are_for_long_passes_on_a_gpu() -> None:
     assert not attention.pays_in_tiles(Cuda(1024), 8)  # FlexAttention compiles no head so narrow
     assert not attention.pays_in_tiles(Cuda(256), 64)
     assert not attention.pays_in_tiles(torch.zeros(2, 1024), 64)
+
+
+def masks_of(monkeypatch, network, call):
+    """What the layers of a `DiT` are given in a call."""
+    seen, attend = [], attention.attend
+    monkeypatch.setattr(dit, "attend", lambda q, k, v, mask: seen.append(mask) or attend(q, k, v, mask))
+    call(network)
+    return seen
+
+
+def test_a_mask_is_made_once_for_all_layers(monkeypatch) -> None:
+    shape = {"vocab_size": 9, "max_length": 16, "hidden_size": 16, "num_layers": 3, "num_heads": 2, "cond_size": 6}
+    x, real = torch.randint(9, (2, 12)), torch.arange(12) < torch.tensor([[12], [7]])
+    by_blocks, both_ways = (randomised(DiT(DiTConfig(**shape, block_length=length))) for length in (4, None))
+    masks = masks_of(monkeypatch, by_blocks, lambda network: network.paired_features(x, x, attention_mask=real))
+    assert len(masks) == 3
+    assert all(each is masks[0] and each.dtype == torch.float32 for each in masks)
+    dense = noisy_and_clean(row_positions(real), 4).dense()
+    assert torch.equal(masks[0], torch.where(dense, 0.0, -torch.inf))
+    assert masks_of(monkeypatch, both_ways, lambda network: network.prefill(x)) == [None] * 3
