@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
+from .attention import attend, pays_in_tiles
 from .attention_masks import biased, readable, real_tokens, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
-from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate, zero_initialised
+from .layers import LayerNorm, Rotary, TimestepEmbedder, modulate, rotate, zero_initialised
 from .lora import refuse_unmerged
 
 Cached = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -68,7 +69,7 @@ class Block(nn.Module):
             self.position_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_length, config.max_length))
 
     def attend(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None, cached: Cached | None
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Any, cached: Cached | None
     ) -> Tensor:
         q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         if rotary is None:
@@ -77,7 +78,7 @@ class Block(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cached is not None:
             k, v = cached(k, v)
-        out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        out_BHLd = attend(q, k, v, attention_mask)
         return self.attn_out(rearrange(out_BHLd, "b h l d -> b l (h d)"))
 
     def forward(
@@ -85,7 +86,7 @@ class Block(nn.Module):
         x_BLD: Tensor,
         cond_BC: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         cached: Cached | None = None,
     ) -> Tensor:
         modulation = self.adaLN_modulation(cond_BC)[:, None].chunk(6, dim=-1)
@@ -100,11 +101,6 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
     be in training mode again by then."""
     return nullcontext(), nullcontext() if block.training else evaluation_mode(block)
-
-
-def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """``x (1 + scale) + shift``."""
-    return x_BLD * (1.0 + scale_B1D) + shift_B1D
 
 
 class FinalLayer(nn.Module):
@@ -271,7 +267,7 @@ class DiT(BlockReading, HubNetwork):
         h_BLD: Tensor,
         cond: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Any,
         layer: int = -1,
         cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -334,7 +330,7 @@ class DiT(BlockReading, HubNetwork):
         t: Tensor,
         cache: BlockCache | None,
         positions: Tensor,
-        mask: Tensor,
+        mask: Any,
         model_kwargs: dict[str, Any],
     ) -> Tensor:
         """See `BlockReading`."""
@@ -346,6 +342,10 @@ class DiT(BlockReading, HubNetwork):
         h_BLD, cond = self._run(self._look_up(x), cond, self.rotary_emb.at(positions[:, None]), mask, cache=cache)
         with self.precision(h_BLD.device):
             return self.output_layer.features(h_BLD, cond)
+
+    def pays_in_tiles(self, tokens: Tensor) -> bool:
+        """See `BlockReading`."""
+        return pays_in_tiles(tokens, self.rotary_emb.head_dim)
 
     def weights_dtype(self) -> torch.dtype:
         """Of the embeddings."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from external import SIZE, TinyDream, randomised, transformers
+from external import SIZE, TinyDream, TinyLLaDA, randomised, transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,9 +41,15 @@ def by_blocks(request):
     return NETWORKS[request.param]()
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def dream():
+    model = TinyDream()
+    model.model.config.max_position_embeddings = 64
+    return as_denoiser(randomised(model))
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, "Dream"])
 def both_ways(request):
-    return NETWORKS[request.param](None)
+    return dream() if request.param == "Dream" else NETWORKS[request.param](None)
 
 
 def ids(*shape, seed=0):
@@ -196,9 +202,10 @@ def test_what_does_not_fit_is_refused_before_a_pass() -> None:
 def test_who_offers_a_cache() -> None:
     assert isinstance(dit(None), BlockDenoiser)
     assert isinstance(llama(None), BlockDenoiser)
-    dream = as_denoiser(randomised(TinyDream()))
-    assert isinstance(dream, FeatureDenoiser)
-    assert not isinstance(dream, BlockDenoiser)
+    assert isinstance(dream(), BlockDenoiser)
+    llada = as_denoiser(randomised(TinyLLaDA()))
+    assert isinstance(llada, FeatureDenoiser)
+    assert not isinstance(llada, BlockDenoiser)
     with pytest.raises(TypeError, match="BlockDenoiser"):
         require(lambda x, t: x, BlockDenoiser, needed_by="a test")
 
