@@ -78,15 +78,22 @@ def additive(readable: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~readable, torch.finfo(dtype).min)
 
 
-def biased(bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What is added to attention scores: a bias for each pair of positions, ``[1, H, L, L]``, and where there is a mask
-    -inf at the keys that it hides, ``[B, H, L, L]``.
+def biased(
+    bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None, places: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """What is added to attention scores: a bias for each pair of positions, ``[B or 1, H, L, C]``, and where there is a
+    mask -inf at the keys that it hides.
 
     Args:
         bias_HMM: for sequences of up to ``M`` positions.
         q_BHLd: the queries, whose precision is taken.
-        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, L]``.
+        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, C]``.
+        places: positions of the queries, int64 ``[B or 1, L]``, and of the keys, ``[B or 1, C]``; None if both are
+            ``0 ... L - 1``.
     """
-    length = q_BHLd.shape[2]
-    bias = bias_HMM[None, :, :length, :length].to(q_BHLd.dtype)
+    if places is None:
+        bias = bias_HMM[None, :, : q_BHLd.shape[2], : q_BHLd.shape[2]]
+    else:
+        bias = bias_HMM[:, places[0][:, :, None], places[1][:, None, :]].transpose(0, 1)
+    bias = bias.to(q_BHLd.dtype)
     return bias if attention_mask is None else bias.masked_fill(~attention_mask, float("-inf"))

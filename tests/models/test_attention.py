@@ -139,6 +139,9 @@ def test_tiles_are_for_long_passes_on_a_gpu() -> None:
     assert not attention.pays_in_tiles(Cuda(1024), 8)  # FlexAttention compiles no head so narrow
     assert not attention.pays_in_tiles(Cuda(256), 64)
     assert not attention.pays_in_tiles(torch.zeros(2, 1024), 64)
+    shape = {"vocab_size": 9, "max_length": 16, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "block_length": 4}
+    assert DiT(DiTConfig(**shape)).pays_in_tiles(Cuda(1024))
+    assert not DiT(DiTConfig(**shape, position_bias=True)).pays_in_tiles(Cuda(1024))  # a bias is a table of all pairs
 
 
 def masks_of(monkeypatch, network, call):

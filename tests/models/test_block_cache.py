@@ -31,6 +31,7 @@ def llama(block_length=K, shifted=False):
 
 NETWORKS = {
     "DiT": dit,
+    "DiT with a bias for each pair of positions": lambda block_length=K: dit(block_length, position_bias=True),
     "Llama": llama,
     "shifted Llama": lambda block_length=K: llama(block_length, shifted=True),
 }
@@ -152,6 +153,18 @@ def test_positions_continue_beyond_the_length_of_training() -> None:
         short.commit(block, cache)
     with pytest.raises(ValueError, match=r"9.*8"):
         short.prefill(x[:, :9])
+
+
+def test_a_bias_has_no_positions_beyond_the_length_of_training() -> None:
+    network = dit(max_length=8, position_bias=True)
+    x = ids(2, 8)
+    with pytest.raises(ValueError, match=r"12.*8"):
+        network.denoise(x[:, :K], torch.zeros(2), network.prefill(x))
+    both_ways = dit(None, max_length=8, position_bias=True)
+    starts, whole = torch.tensor([0, 4]), both_ways(x, torch.zeros(2))
+    part = torch.stack((x[0, :K], x[1, K:]))
+    again = both_ways.denoise(part, torch.zeros(2), both_ways.prefill(x), starts=starts)
+    torch.testing.assert_close(again, torch.stack((whole[0, :K], whole[1, K:])), **CLOSE)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -25,9 +25,11 @@ def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
                 needs=(*common, partial(find_judge, config.judge.path), comparison.judges, comparison.check_texts),
                 inputs=(comparison.check_costs,),
             ),
+            "judge": Stage(run=comparison.judge, needs=(comparison.judges,), inputs=(comparison.check_samples,)),
             "report": Stage(run=comparison.report, inputs=(comparison.results,), reads_corpus=False),
         },
         default=("train", "evaluate", "report"),
         distillations={name: each for name, each in trained.items() if isinstance(each, DistillConfig)},
-        note=f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps",
+        note=f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps"
+        + "".join(f"; {task.config.task}: {task.config.amount:g} network evaluations" for task in comparison.tasks),
     )
