@@ -195,6 +195,26 @@ class BlockwiseSampler(Sampler):
         return ExactView(network, state, layout)
 
 
+def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
+    """The sampler as the denoiser reads: around a network that reads by blocks, one block after another on its cache.
+
+    Args:
+        denoiser: that will be sampled.
+        sampler: of whole sequences; its steps are then those of each block. Another one, such as a `BlockwiseSampler`,
+            stays as it is.
+
+    Examples:
+        >>> network = DiT(DiTConfig(**{**vars(shape), "block_length": 4})).eval()
+        >>> sampler = AncestralSampler(process, num_steps=2)
+        >>> in_blocks_of(network, sampler).cache, in_blocks_of(teacher, sampler) is sampler
+        ('exact', True)
+    """
+    block_length = getattr(denoiser, "block_length", None)
+    if block_length is None or not isinstance(sampler, SamplerOptions):
+        return sampler
+    return BlockwiseSampler(sampler, block_length=block_length, align="start", cache="exact")
+
+
 class _Run:
     """One call: an iterator over finished blocks, then what the call returns."""
 

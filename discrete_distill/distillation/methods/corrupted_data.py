@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...distributed.collectives import mean_over_processes
 from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
+from ...process.blocks import BlockRows
 from ...process.denoiser import LogitsOfPart
 from ...samplers import Frame
 
@@ -115,33 +115,6 @@ def clean_sequences(
         real = attention_mask.bool()
         generation_mask = real if generation_mask is None else generation_mask & real
     return reference, generation_mask
-
-
-class BlockRows:
-    """The blocks of sequences as rows of their own, and back again.
-
-    Args:
-        x_0: int64 ``[B, L]``.
-        attention_mask: bool ``[B, L]``, true at real tokens; blocks are counted from the first of them.
-        block_length: positions in a block, ``K``; the last block of a sequence is filled up.
-    """
-
-    def __init__(self, x_0: Tensor, attention_mask: Tensor | None, block_length: int) -> None:
-        self.block_length, (self.batch, self.length) = block_length, x_0.shape
-        places = torch.arange(self.length, device=x_0.device).expand(self.batch, -1)
-        if attention_mask is not None:
-            places = places + attention_mask.to(torch.uint8).argmax(1, keepdim=True)
-        self.inside, self.places = places < self.length, places % self.length
-
-    def blocks(self, values: Tensor, filling: int | bool) -> Tensor:
-        """``[B, L]`` to ``[B * N, K]``."""
-        ordered = values.gather(1, self.places).masked_fill(~self.inside, filling)
-        return F.pad(ordered, (0, -self.length % self.block_length), value=filling).view(-1, self.block_length)
-
-    def rows(self, chosen: Tensor) -> Tensor:
-        """Bool ``[B * N, K]`` to ``[B, L]``; false at what no block holds."""
-        ordered = chosen.view(self.batch, -1)[:, : self.length] & self.inside
-        return torch.zeros_like(ordered).scatter(1, self.places, ordered)
 
 
 def corrupt_data(

@@ -30,8 +30,8 @@ from ...kernels import sample_rows
 from ...models import HiddenStatesDenoiser
 from ...models.capabilities import require
 from ...process import MaskedDiffusion
+from ...process.conditions import take_rows
 from ...process.denoiser import LogitsOfPart
-from ...samplers.inputs import take_rows
 from ..divergence.mmd import check_bandwidth, median_bandwidth, rbf_kernel
 from ..networks import Networks
 from ..rewards import group_advantages

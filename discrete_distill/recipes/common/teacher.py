@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from ...models import DiT, DiTConfig, load_denoiser
 from ...models.call_signature import Attention
 from ...models.io.loading import transformers_config
-from ...process import MaskedDiffusion, block_nelbo, evaluation_mode
+from ...process import MaskedDiffusion, evaluation_mode
 from ...process.outputs import NelboOutput
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .assets import BUNDLED
@@ -105,12 +105,7 @@ def train_teacher(
     text_L = streams["train"].text_mask().to(accelerator.device)
 
     def bound(network: nn.Module, x_0: Tensor, generator: Generator) -> NelboOutput:
-        counted, blocks = text_L.expand_as(x_0), getattr(network, "block_length", None)
-        if blocks is None:
-            return process.nelbo(network, x_0, by="count", generation_mask=counted, generator=generator)
-        return block_nelbo(
-            process, network, x_0, block_length=blocks, by="count", generation_mask=counted, generator=generator
-        )
+        return process.nelbo(network, x_0, by="count", generation_mask=text_L.expand_as(x_0), generator=generator)
 
     averaged = train_by_likelihood(
         config,
