@@ -93,6 +93,7 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
 
     config_class = CertaintyForcingConfig
     takes_blocks = True
+    reads_teacher = False
 
     def __init__(
         self, networks: Networks, process: MaskedDiffusion, config: CertaintyForcingConfig | None = None

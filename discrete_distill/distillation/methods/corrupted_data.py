@@ -44,9 +44,13 @@ class MaskedBatch:
         """Flattened positions of the loss, int64 ``[N]``, ascending."""
         return self.loss_mask.flatten().nonzero().squeeze(1)
 
+    def num_counted(self) -> Tensor:
+        """What the losses are averages over, on this process: the number of these positions."""
+        return self.loss_mask.sum()
+
     def num_tokens(self) -> Tensor:
-        """Number of these positions, mean over processes, at least 1. All processes must call it."""
-        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
+        """`num_counted`, mean over processes, at least 1. All processes must call it."""
+        return mean_over_processes(self.num_counted().float()).clamp(min=1.0)
 
     def denoiser_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of a denoiser's call."""
