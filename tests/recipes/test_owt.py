@@ -102,7 +102,13 @@ def test_a_teacher_that_reads_by_blocks_is_distilled_evaluated_and_sampled_block
     assert main(["evaluate", *flags, "--evaluate.steps", "4", "8"]) == 0, capsys.readouterr().err
     results = json.loads((output / "of-blocks" / "evaluation.json").read_text())
     assert {line["nfe"] for line in results["by_steps"]} == {4, 8}  # four blocks of one or two steps
-    assert main(["sample", *flags, "--sample.steps=8", "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+    capsys.readouterr()
+    for whose in ("--sample.no-teacher", "--sample.teacher"):
+        watching = ["--sample.steps=8", "--sample.watch", "--sample.seconds-per-step=0", whose]
+        assert main(["sample", *flags, *watching]) == 0
+        assert "tokens 13 to 16 of 16" in capsys.readouterr().out
+    assert main(["sample", *flags, "--name=nobody", "--sample.steps=8"]) == 2  # There is no such student.
+    assert main(["sample", *flags, "--name=nobody", "--sample.steps=8", "--sample.teacher"]) == 0
 
 
 @pytest.mark.parametrize(

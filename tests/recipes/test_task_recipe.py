@@ -67,7 +67,9 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("task", "size", "tokens"), [("sudoku", "4", 16), ("countdown", "2", None)])
-def test_a_task_is_solved_block_by_block(task: str, size: str, tokens: int | None, tmp_path: Path) -> None:
+def test_a_task_is_solved_block_by_block(
+    task: str, size: str, tokens: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [
         *TINY, f"--output={tmp_path}", "--name=blocks", f"--task={task}", f"--size={size}", "--methods", "didi",
         "alpha", "--teacher.model.block-length=4", "--teacher.model.no-position-bias", "--measure.num-clues=0",
@@ -88,6 +90,10 @@ def test_a_task_is_solved_block_by_block(task: str, size: str, tokens: int | Non
         slow = {line["tokens_per_forward"] for line in lines if line["setting"] == f"{tokens} steps"}
         assert slow == {tokens / (tokens + 3)}
     assert main(["sample", *flags, "--sample.method=teacher", "--sample.forwards=8"]) == 0
+    capsys.readouterr()
+    assert main(["sample", *flags, "--sample.forwards=8", "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+    length = named_task(task, int(size)).length
+    assert f"to {length} of {length}" in capsys.readouterr().out
 
 
 def test_a_task_behind_a_start_token_trains_its_own_teacher_first(tmp_path: Path) -> None:
