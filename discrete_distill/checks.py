@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+NO_MASK = (
+    "no sequence holds the mask at a real position, so that there is nothing to draw; does x_init hold the process's "
+    "mask_token_id?"
+)
+
 
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     """Return ``value`` as an int; refuse what is not an integer of ``minimum`` or more. A bool is not an integer here.

@@ -5,6 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen positions, R revealed 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import NO_MASK
 from ..distributed.collectives import mean_over_processes
 from ..kernels import TokenLosses, token_losses
 from ..process import Denoiser
@@ -301,7 +303,8 @@ class Rollout:
         return self.token_log_probs(denoiser).sum(1)
 
     def check_log_probs(self, log_probs_BL: Tensor) -> None:
-        """Refuse a path along which there was nothing to draw from; waits for the device once.
+        """Refuse a path along which there was nothing to draw from, and warn of one where there was nothing to draw;
+        waits for the device once.
 
         Args:
             log_probs_BL: of the tokens, as `token_log_probs` gives them.
@@ -310,7 +313,10 @@ class Rollout:
             ValueError: if one is NaN or infinite: names step, sequence and position.
         """
         wrong = ~log_probs_BL.isfinite()
-        if not bool(wrong.any()):
+        any_wrong, any_generated = torch.stack((wrong.any(), self.generation_mask.any())).tolist()
+        if not any_generated:
+            warnings.warn(NO_MASK, stacklevel=3)
+        if not any_wrong:
             return
         # The earliest step is the cause; what follows may be its consequence.
         positions = [step.revealed_positions() for step in self.steps]

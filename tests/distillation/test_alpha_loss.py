@@ -132,3 +132,10 @@ def test_a_prompt_and_padding_are_never_masked() -> None:
     assert bool((rollout.num_masked >= 1).all())
     with pytest.raises(ValueError, match="reference"):
         method.rollout(4, N)
+
+
+def test_a_prompt_without_masks_is_warned_of() -> None:
+    student = Factorised()
+    x_0 = exact.enumerate_sequences(K, N)
+    with pytest.warns(UserWarning, match="mask_token_id"):
+        AlphaLoss(Networks(student, student), PROCESS).rollout(x_init=x_0, reference=x_0)

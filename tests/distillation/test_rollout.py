@@ -139,6 +139,12 @@ def test_a_stored_path_that_is_broken_is_refused() -> None:
         rollout.check_log_probs(broken)
 
 
+def test_a_prompt_without_masks_is_warned_of() -> None:
+    x_init = torch.randint(PROCESS.mask_token_id, (2, LENGTH), generator=seeded(0))
+    with pytest.warns(UserWarning, match="mask_token_id"):
+        IntermediateStateMatcher(PROCESS, num_steps=(2,))(dropping_student(), x_init=x_init, generator=seeded(0))
+
+
 def test_the_earliest_step_is_named() -> None:
     student = lambda x, t: torch.full((*x.shape, 6), float("nan"))  # noqa: E731
     for seed in range(5):

@@ -1,6 +1,7 @@
 """The comparison from the command line, at tiny size: every method, the report, the ablation, and what it refuses."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from discrete_distill.recipes.compare.plots import step_curves
 from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.report import diagnostics, perplexity_table, readings_table
 from discrete_distill.recipes.compare.settings import PRESETS, ComparisonConfig
+from discrete_distill.recipes.tasks.settings import PRESETS as TASK_PRESETS
+from discrete_distill.recipes.tasks.settings import MeasureConfig, TaskConfig
+from discrete_distill.recipes.tasks.settings import demo as tasks_demo
 from discrete_distill.recipes.text.judge import JudgeConfig, save_judge
 
 SIZE = 300
@@ -124,6 +128,44 @@ def test_every_method_is_trained_measured_and_reported(flags: list[str]) -> None
     }
     exact = {line["method"] for line in results["likelihood"] if not line["bound"]}
     assert exact == {"ar"}
+
+
+def small_task() -> TaskConfig:
+    """The recipe of tasks on few answers, with the networks that ship."""
+    config = tasks_demo()
+    measure = MeasureConfig(num_prompts=4, decodings=("confidence",), forwards=(4,), shown=0)
+    return replace(config, measure=measure, alpha=replace(config.alpha, batch_size=4))
+
+
+def test_tasks_are_compared_by_the_same_methods_in_the_same_report(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASK_PRESETS, "demo", small_task)
+    arguments = [*flags, "--name=tasks", "--amount=60", "--methods", "alpha", "mmd", "--tasks", "sudoku"]
+    assert main([*arguments, "--task-evaluations=100"]) == 0
+    run, results = results_of(flags, "tasks")
+    assert set(results["training"]) == {"alpha", "mmd"}
+    answers = json.loads((run / "sudoku" / "evaluation.json").read_text())
+    assert set(answers["training"]) == {"alpha"}  # The other one is not known to the recipe of tasks.
+    assert 50.0 < answers["training"]["alpha"]["network_evaluations"] < 200.0
+    report = (run / "report.md").read_text()
+    assert "At equal entropy" in report
+    assert "Right answers" in report
+    for link in re.findall(r"\]\((sudoku/[^)]+)\)", report):
+        assert (run / link).is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ablation": True}, "--ablation"),
+        ({"methods": ("mmd", "ar")}, "mmd"),
+        ({"task_evaluations": 0.0}, "--task-evaluations"),
+    ],
+)
+def test_tasks_that_cannot_be_compared_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PRESETS["demo"](), tasks=("sudoku",), **changes)
 
 
 def test_several_trainings_take_turns_over_the_seeds_and_nothing_is_trained_twice(flags: list[str]) -> None:

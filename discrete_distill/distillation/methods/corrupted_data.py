@@ -5,6 +5,7 @@ Shape suffixes: B batch, L length, V vocabulary, N masked positions, M fills.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...checks import NO_MASK
 from ...distributed.collectives import mean_over_processes
 from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
@@ -118,6 +120,8 @@ def clean_sequences(
     if attention_mask is not None:
         real = attention_mask.bool()
         generation_mask = real if generation_mask is None else generation_mask & real
+    if generation_mask is not None and not bool(generation_mask.any()):
+        warnings.warn(NO_MASK, stacklevel=3)
     return reference, generation_mask
 
 

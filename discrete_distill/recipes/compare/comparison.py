@@ -26,6 +26,7 @@ from .likelihoods import likelihoods
 from .measurement import Measurement
 from .report import comparison_tables, write_comparison
 from .settings import ComparisonConfig
+from .tasks import ComparedTask
 from .training import train_method
 
 RESULTS_FILE, COSTS_FILE = "comparison.json", "costs.json"
@@ -45,15 +46,17 @@ class Comparison:
 
     Attributes:
         methods: settings of what is trained, by name.
+        tasks: on which those methods are compared as well.
     """
 
     def __init__(self, config: ComparisonConfig, command: str) -> None:
         self.config = config
         self.run = text_run(config, command)
         self.methods = config.trained()
+        self.tasks = [ComparedTask(name, config, command) for name in dict.fromkeys(config.tasks)]
 
     def train(self, *, late: Callable[[], bool] = lambda: False) -> None:
-        """Train every method with every seed; costs go to ``costs.json`` as each ends.
+        """Train every method with every seed, then on every task; costs go to ``costs.json`` as each ends.
 
         Args:
             late: called before each method; once it is true, no further one is trained, and the comparison goes on with
@@ -74,6 +77,9 @@ class Comparison:
             ]
             costs[name] = [asdict(cost) for cost in trained]
             write_results(folder / COSTS_FILE, costs)
+        for task in self.tasks:
+            if not late():
+                task.train()
 
     def judges(self) -> list[Judge]:
         """The recipe's own judge, then the others."""
@@ -123,12 +129,15 @@ class Comparison:
         }
         results["seconds"] = time.perf_counter() - started
         write_results(make_folder(run.directory) / RESULTS_FILE, results)
+        for task in self.tasks:
+            task.evaluate()
 
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""
         results = self.results()
-        path = write_comparison(self.run, results)
-        Console().print(Markdown(comparison_tables(results)))
+        answers = [task.report() for task in self.tasks]
+        path = write_comparison(self.run, results, answers)
+        Console().print(Markdown("\n\n".join((comparison_tables(results), *answers))))
         print(path)
 
     def results(self) -> dict[str, Any]:

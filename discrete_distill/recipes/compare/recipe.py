@@ -29,5 +29,6 @@ def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
         },
         default=("train", "evaluate", "report"),
         distillations={name: each for name, each in trained.items() if isinstance(each, DistillConfig)},
-        note=f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps",
+        note=f"budget: {config.amount:g} {config.budget} for each of {', '.join(trained)}, which sets the steps"
+        + "".join(f"; {task.config.task}: {task.config.amount:g} network evaluations" for task in comparison.tasks),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ from .plots import draw_plots
 from .readings import collapses, reading_of
 
 
-def write_comparison(run: Run, results: dict[str, Any]) -> Path:
-    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run."""
+def write_comparison(run: Run, results: dict[str, Any], answers: Sequence[str] = ()) -> Path:
+    """Write ``report.md``, ``frontier.png`` and ``steps.png`` into the folder of a run.
+
+    Args:
+        run: of the comparison.
+        results: of its evaluation.
+        answers: what the report says of each task.
+    """
     title = "Ablation of DiDi-Instruct" if results["ablation"] else "Few-step language models, compared"
     draw_plots(results, run.directory, title)
     parts = [
@@ -30,6 +37,7 @@ def write_comparison(run: Run, results: dict[str, Any]) -> Path:
         comparison_tables(results),
         "![Perplexity at the entropy of data against steps](steps.png)",
         f"![Perplexity against entropy at {results['frontier_steps']} steps](frontier.png)",
+        *answers,
         "## Every reading\n\n" + readings_table(results),
         "## Diversity\n\n" + diversity_table(results),
         "## Cost of training\n\n" + training_table(results),

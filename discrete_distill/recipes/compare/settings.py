@@ -26,6 +26,7 @@ from ..common.discriminator import DiscriminatorConfig
 from ..common.distill_config import DistillConfig
 from ..common.evaluation import EvaluateConfig
 from ..common.methods import MethodsConfig
+from ..tasks.named_tasks import TaskName
 from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
 from .ablation import variants
@@ -53,6 +54,9 @@ class ComparisonConfig(MethodsConfig):
         autoregressive_share: budgets that the autoregressive model is given, since it starts from nothing.
         train_seeds: trainings of each method; the seeds of sampling take turns over them. With one, spread is that of
             sampling alone.
+        tasks: tasks with a verifier on which those methods are compared as well that the recipe of tasks knows: sudoku,
+            permutations, brackets, countdown, arithmetic; each with a small teacher and settings of its own.
+        task_evaluations: network evaluations of each method on each task.
         ablation: instead of ``methods``, compare DiDi-Instruct as published with itself less one technique at a time.
         temperatures: measured first; more follow until the entropy of held-out text is enclosed.
         temperature_spacing: of those that follow.
@@ -74,6 +78,8 @@ class ComparisonConfig(MethodsConfig):
     amount: float = 200.0
     autoregressive_share: float = 1.0
     train_seeds: tuple[int, ...] = (0,)
+    tasks: tuple[TaskName, ...] = ()
+    task_evaluations: float = 60_000.0
     ablation: bool = False
     temperatures: tuple[float, ...] = (0.88, 1.0)
     temperature_spacing: float = 0.12
@@ -92,6 +98,14 @@ class ComparisonConfig(MethodsConfig):
         check_number("--autoregressive-share", self.autoregressive_share, exclusive_minimum=0.0)
         check_number("--temperature-spacing", self.temperature_spacing, exclusive_minimum=0.0)
         check_count("--bound-sequences", self.bound_sequences)
+        check_number("--task-evaluations", self.task_evaluations, exclusive_minimum=0.0)
+        if self.tasks and self.ablation:
+            raise ValueError("--ablation compares settings on text alone: leave out --tasks")
+        if self.tasks and not set(self.methods) & set(MethodsConfig.KNOWN):
+            raise ValueError(
+                f"--tasks {' '.join(self.tasks)} knows none of --methods {' '.join(self.methods)}: add one of "
+                f"{', '.join(MethodsConfig.KNOWN)}"
+            )
         for temperature in (*self.temperatures, *self.temperature_limits):
             check_number("--temperatures and --temperature-limits", temperature, exclusive_minimum=0.0)
         if not self.temperatures:

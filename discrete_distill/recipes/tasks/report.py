@@ -23,7 +23,7 @@ TITLES = {
 
 def write_report(run: TaskRun, results: dict[str, Any]) -> Path:
     """Write ``report.md`` and its plots into the folder of a run."""
-    title = f"{TITLES[results['task']]}, size {results['size']}"
+    title = title_of(results)
     plots = draw_plots(results, run.directory, title)
     parts = [
         f"# {title}",
@@ -39,6 +39,11 @@ def write_report(run: TaskRun, results: dict[str, Any]) -> Path:
     ]
     left_out = ("data", "discriminator", "evaluate")
     return write_page(run.directory, parts, flat_settings(run.config, leave_out=left_out))
+
+
+def title_of(results: dict[str, Any]) -> str:
+    """The task and its size."""
+    return f"{TITLES[results['task']]}, size {results['size']}"
 
 
 def provenance(run: TaskRun, results: dict[str, Any]) -> str:
