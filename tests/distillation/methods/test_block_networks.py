@@ -19,7 +19,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
 )
 from discrete_distill.distillation.methods.parts import tokens_per_part
-from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.models import DiT, DiTConfig, guide_by_prior
 
 MASK, LENGTH, BLOCK = 7, 10, 4
 PROCESS = MaskedDiffusion(MASK)
@@ -246,6 +246,10 @@ def test_what_blocks_cannot_have_is_refused(seeded) -> None:
         RolloutMMD(networks, PROCESS)
     with pytest.raises(ValueError, match="discriminator reads whole sequences"):
         DiDiInstruct(make_networks(network("dit"), log_ratio="discriminator", step_conditioning=False), PROCESS)
+    for wrapped in (lambda: make_networks(network("llama"), step_conditioning=True),
+                    lambda: guide_by_prior(network("llama"), 0.5, MASK, length=LENGTH)):  # fmt: skip
+        with pytest.raises(ValueError, match="reads by blocks of 4"):
+            wrapped()
     config = DiTConfig(vocab_size=8, max_length=12, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
     with pytest.raises(ValueError, match="does not read by blocks"):
         SDTT(replace(networks, teacher=DiT(config)), PROCESS, SDTTConfig(step_conditioning=False))
