@@ -2,8 +2,10 @@
 
 The bundled teacher is distilled by every method under one budget of network evaluations, and all are compared at equal
 entropy, as `recipes.compare` does on two cores in hours. Networks are so small that the GPU waits for the host, so the
-methods train side by side, each in a process of its own; seconds are therefore not compared. The report, its plots and
-`comparison.json` go to `--out`. `--tiny` walks through all of it on any device, and its figures mean nothing.
+methods train side by side, each in a process of its own; seconds are therefore not compared. The report, its plots,
+`comparison.json` and the samples go to `--out`; `recipes.compare judge` prices the samples by further judges on any
+machine (`--output docs/results --name gpu-compare`). `--tiny` walks through all of it on any device, and its figures
+mean nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from discrete_distill.recipes.common.distill_config import DistillConfig
 from discrete_distill.recipes.common.evaluation import EvaluateConfig
 from discrete_distill.recipes.common.results import read_results, write_results
 from discrete_distill.recipes.compare.comparison import COSTS_FILE, RESULTS_FILE, Comparison
+from discrete_distill.recipes.compare.further_judges import SAMPLES_FILE
 from discrete_distill.recipes.compare.settings import ComparisonConfig
 from discrete_distill.recipes.compare.settings import demo as comparison_demo
 from discrete_distill.recipes.compare.training import train_method
@@ -123,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     comparison.evaluate()
     comparison.report()
     folder = comparison.run.directory
-    for name in (RESULTS_FILE, "report.md", "frontier.png", "steps.png"):
+    for name in (RESULTS_FILE, SAMPLES_FILE, "report.md", "frontier.png", "steps.png"):
         shutil.copy(folder / name, options.out / name)
     shutil.rmtree(options.out / "work")
     return 0 if len(comparison.methods) == len(options.methods) else 1

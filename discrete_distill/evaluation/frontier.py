@@ -11,7 +11,7 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -209,6 +209,24 @@ class Frontier:
             f"{self.method}: entropy {entropy:.3f} is outside of what all seeds reach "
             f"({low:.3f} to {high:.3f} nats); add {remedy} temperatures"
         )
+
+    def priced_by(
+        self, judge: Judge, sample: Callable[[float, int], Tensor], *, mask_token_id: int | None = None
+    ) -> Frontier:
+        """The same samples under another judge.
+
+        Args:
+            judge: who prices them.
+            sample: ``sample(temperature, seed) -> [N, L]``, the samples that were measured.
+            mask_token_id: with it, samples that still hold masks are refused.
+        """
+        points = []
+        for point in self.points:
+            sequences_NL = sample(point.temperature, point.seed)
+            _same_shape((self.num_samples, self.length), sequences_NL)
+            judged = generative_perplexity(sequences_NL, judge, precision=self.precision, mask_token_id=mask_token_id)
+            points.append(replace(point, nats_per_token=judged.nats_per_token, standard_error=judged.standard_error))
+        return replace(self, judge=judge.name, points=tuple(points))
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Frontier:

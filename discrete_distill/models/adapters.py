@@ -13,9 +13,9 @@ from torch import nn
 from ..process import Denoiser, FeatureDenoiser, MaskingSchedule
 from ..process.conditions import name_of
 from .call_signature import Attention, CallSignature, output_head, recognise
-from .capabilities import forgo
+from .capabilities import BlockDenoiser, forgo
 from .verification import Verification
-from .wrapped_denoiser import WrappedDenoiser
+from .wrapped_denoiser import WITH_A_CACHE, WrappedDenoiser
 from .wrappers import unwrap
 
 AUTO = "auto"
@@ -62,10 +62,11 @@ def as_denoiser(
         embedding: likewise.
         blocks: likewise.
         schedule: whose sigma a model that is passed the time is given; MDLM's log-linear one by default.
-        verify: call the model on one sequence of four tokens, ten times at most, and give up with a warning what does
-            not hold: ``project(features(x_t))`` are the logits (not in Gemma 2, which caps them), calls with
-            ``inputs_embeds=embed(x_t)`` equal those with ``x_t``, and the content of padding does not matter (else
-            ``attention_mask`` is refused). A model that reads from left to right is warned of.
+        verify: call the model on one sequence of four tokens (of a block and two), fifteen times at most, and give up
+            with a warning what does not hold: ``project(features(x_t))`` are the logits (not in Gemma 2, which caps
+            them), calls with ``inputs_embeds=embed(x_t)`` equal those with ``x_t``, the content of padding does not
+            matter (else ``attention_mask`` is refused), and tokens read against kept keys and values have the logits of
+            the whole sequence. A model that reads from left to right is warned of.
 
     Returns:
         A `WrappedDenoiser`, or the model itself.
@@ -159,6 +160,9 @@ def _verified(made: WrappedDenoiser) -> WrappedDenoiser:
     if made.input_embeddings is not None and (why := verification.why_not_embedded()) is not None:
         _warn(f"a {name} is no EmbeddingDenoiser: {why}")
         forgo(made, "embed", "embedding_weight")
+    if isinstance(made, BlockDenoiser) and (why := verification.why_not_cached()) is not None:
+        _warn(f"a {name} is no BlockDenoiser, and is sampled without a cache: {why}")
+        forgo(made, *WITH_A_CACHE)
     return made
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .attention import PairMask
+
 
 def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
     """Bool ``[B, L]``, true at real tokens."""
@@ -49,24 +51,25 @@ def readable(query_positions: Tensor, key_positions: Tensor, block_length: int |
     return (real_BC[:, None, :] & (key_block_BC[:, None, :] <= query_block_BQ[:, :, None]))[:, None]
 
 
-def noisy_and_clean(positions: Tensor, block_length: int) -> Tensor:
-    """Bool ``[B, 1, 2 L, 2 L]`` of a pass over ``[x_t | x_0]`` (BD3-LM, arXiv 2503.09573).
+def noisy_and_clean(positions: Tensor, block_length: int) -> PairMask:
+    """The mask of a pass over ``[x_t | x_0]`` (BD3-LM, arXiv 2503.09573).
 
     A noisy token reads the noisy tokens of its own block and the clean ones of earlier blocks; a clean token reads
-    clean ones up to its own block.
+    clean ones up to its own block. Padding reads the padding of its own half, so that no row of a softmax is empty.
 
     Args:
         positions: int64 ``[B, L]``, -1 at padding; see `row_positions`.
         block_length: positions in a block.
     """
-    block = positions // block_length
-    query, key = block[:, :, None], block[:, None, :]
-    real = (positions >= 0)[:, None, :]
-    # Padding is a block of its own, so that it reads itself.
-    within = (query == key) & (real | (query < 0))
-    noisy = torch.cat((within, (key < query) & real), dim=2)
-    clean = torch.cat((torch.zeros_like(within), (key <= query) & (real | (query < 0))), dim=2)
-    return torch.cat((noisy, clean), dim=1)[:, None]
+    block, padding = positions // block_length, positions < 0
+    never, noisy_padding, clean_padding, clean_query, clean_key = torch.iinfo(torch.long).max, -1, -2, -3, -4
+    noisy = torch.where(padding, noisy_padding, block)
+    return PairMask(
+        query_group=torch.cat((noisy, torch.where(padding, clean_padding, clean_query)), dim=1),
+        key_group=torch.cat((noisy, torch.where(padding, clean_padding, clean_key)), dim=1),
+        query_limit=torch.cat((torch.where(padding, -1, block), torch.where(padding, -1, block + 1)), dim=1),
+        key_time=torch.cat((torch.full_like(block, never), torch.where(padding, never, block)), dim=1),
+    )
 
 
 def additive(readable: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,15 +78,22 @@ def additive(readable: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~readable, torch.finfo(dtype).min)
 
 
-def biased(bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What is added to attention scores: a bias for each pair of positions, ``[1, H, L, L]``, and where there is a mask
-    -inf at the keys that it hides, ``[B, H, L, L]``.
+def biased(
+    bias_HMM: Tensor, q_BHLd: Tensor, attention_mask: Tensor | None, places: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """What is added to attention scores: a bias for each pair of positions, ``[B or 1, H, L, C]``, and where there is a
+    mask -inf at the keys that it hides.
 
     Args:
         bias_HMM: for sequences of up to ``M`` positions.
         q_BHLd: the queries, whose precision is taken.
-        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, L]``.
+        attention_mask: bool, true at keys that are attended to; broadcast to ``[B, H, L, C]``.
+        places: positions of the queries, int64 ``[B or 1, L]``, and of the keys, ``[B or 1, C]``; None if both are
+            ``0 ... L - 1``.
     """
-    length = q_BHLd.shape[2]
-    bias = bias_HMM[None, :, :length, :length].to(q_BHLd.dtype)
+    if places is None:
+        bias = bias_HMM[None, :, : q_BHLd.shape[2], : q_BHLd.shape[2]]
+    else:
+        bias = bias_HMM[:, places[0][:, :, None], places[1][:, None, :]].transpose(0, 1)
+    bias = bias.to(q_BHLd.dtype)
     return bias if attention_mask is None else bias.masked_fill(~attention_mask, float("-inf"))

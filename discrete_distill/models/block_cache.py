@@ -28,6 +28,7 @@ class BlockCache:
 
     Attributes:
         positions: int64 ``[B, C]``, -1 at padding, which is never read.
+        ragged: whether rows may be at different places, and have padding.
         features: ``[B, C, D]``: what the head reads at each slot, before logits are moved to the token that they
             predict; None while there is no slot.
 
@@ -37,6 +38,8 @@ class BlockCache:
         >>> logits = network.denoise(torch.full((8, 4), 8), t, cache)  # The third block, masked: [8, 4, 9].
         >>> network.commit(logits[..., :8].argmax(-1), cache)  # The third block, finished.
     """
+
+    ragged = True
 
     def __init__(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype

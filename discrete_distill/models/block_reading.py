@@ -21,10 +21,12 @@ class BlockReading:
         block_length: positions in a block of a network in which a token reads its own block and all earlier ones; None
             for attention both ways. Blocks are counted from the first real token of each row.
         shifted: features at a position predict the token behind it.
+        kind_of_cache: what `prefill` makes.
     """
 
     block_length: int | None
     shifted: bool
+    kind_of_cache: type[BlockCache] = BlockCache
 
     def read_part(
         self,
@@ -32,7 +34,7 @@ class BlockReading:
         t: Tensor,
         cache: BlockCache | None,
         positions: Tensor,
-        mask: Tensor,
+        mask: Any,
         model_kwargs: dict[str, Any],
     ) -> Tensor:
         """Features ``[B, K, D]`` of tokens ``[B, K]``, whose keys go through ``cache.update``, if there is a cache.
@@ -42,7 +44,8 @@ class BlockReading:
             t: ``[B]``.
             cache: of the rows.
             positions: int64 ``[B, K]``, 0 at padding.
-            mask: bool ``[B, 1, K or 1, C + K]``, true where a token is read.
+            mask: bool ``[B, 1, K or 1, C + K]``, true where a token is read; or what `PairMask.tiled` returns, if the
+                network asks for it.
             model_kwargs: of the network's call.
         """
         raise NotImplementedError
@@ -54,6 +57,10 @@ class BlockReading:
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
         raise NotImplementedError
+
+    def pays_in_tiles(self, tokens: Tensor) -> bool:
+        """Whether a pass over tokens ``[B, K]`` is to be given the tiles of its mask."""
+        return False
 
     def check_length(self, length: int) -> None:
         """Raise ValueError if whole rows are longer than the network takes."""
@@ -80,9 +87,10 @@ class BlockReading:
             raise ValueError(f"x_t has shape {list(x_t.shape)} and x_0 {list(x_0.shape)}; they must agree")
         self.check_length(length)
         positions = row_positions(_real(attention_mask, x_0))
-        mask, t = noisy_and_clean(positions, block_length), torch.zeros(len(x_0), device=x_0.device)
-        twice = positions.clamp(min=0).repeat(1, 2)
-        features = self.read_part(torch.cat((x_t, x_0), dim=1), t, None, twice, mask, model_kwargs)
+        t, both = torch.zeros(len(x_0), device=x_0.device), torch.cat((x_t, x_0), dim=1)
+        mask: Any = noisy_and_clean(positions, block_length)
+        mask = mask.tiled() if self.pays_in_tiles(both) else mask.dense()
+        features = self.read_part(both, t, None, positions.clamp(min=0).repeat(1, 2), mask, model_kwargs)
         noisy, clean = features.split(length, dim=1)
         if not self.shifted:
             return noisy
@@ -104,7 +112,7 @@ class BlockReading:
             **model_kwargs: of the network's call.
         """
         self.check_length(x.shape[1])
-        cache = BlockCache(len(x), self.weights_dtype(), x.device)
+        cache = self.kind_of_cache(len(x), self.weights_dtype(), x.device)
         if x.shape[1]:
             self._keep(x, t, cache, row_positions(_real(attention_mask, x)), model_kwargs)
         return cache

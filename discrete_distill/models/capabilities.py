@@ -140,7 +140,8 @@ OFFERS: dict[Any, tuple[str, str]] = {
     ),
     BlockDenoiser: (
         "prefill(x, t), block_features and denoise(x_block, t, cache), commit(x_block, cache) and project(features)",
-        'take a DiT, or as_denoiser(model, attention="full") of a model that takes past_key_values and position_ids',
+        'take a DiT, as_denoiser(model, attention="full") of a model that takes past_key_values and position_ids, '
+        "Dream, or LLaDA by the code of Fast-dLLM (LLaDA's own refuses a cache)",
     ),
 }
 

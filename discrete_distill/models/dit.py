@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
 from ..process import evaluation_mode
+from .attention import attend, pays_in_tiles
 from .attention_masks import biased, readable, real_tokens, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
-from .layers import LayerNorm, Rotary, TimestepEmbedder, rotate, zero_initialised
+from .layers import LayerNorm, Rotary, TimestepEmbedder, modulate, rotate, zero_initialised
 from .lora import refuse_unmerged
 
 Cached = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -68,29 +69,30 @@ class Block(nn.Module):
             self.position_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_length, config.max_length))
 
     def attend(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None, cached: Cached | None
+        self, x_BLD: Tensor, places: tuple[Tensor, Tensor] | None, attention_mask: Any, cached: Cached | None
     ) -> Tensor:
         q, k, v = rearrange(self.attn_qkv(x_BLD), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        if rotary is None:
-            attention_mask = biased(self.position_bias, q, attention_mask)
+        if hasattr(self, "position_bias"):
+            attention_mask = biased(self.position_bias, q, attention_mask, places)
         else:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            assert places is not None
+            q, k = rotate(q, *places), rotate(k, *places)
         if cached is not None:
             k, v = cached(k, v)
-        out_BHLd = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        out_BHLd = attend(q, k, v, attention_mask)
         return self.attn_out(rearrange(out_BHLd, "b h l d -> b l (h d)"))
 
     def forward(
         self,
         x_BLD: Tensor,
         cond_BC: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        attention_mask: Tensor | None,
+        places: tuple[Tensor, Tensor] | None,
+        attention_mask: Any,
         cached: Cached | None = None,
     ) -> Tensor:
         modulation = self.adaLN_modulation(cond_BC)[:, None].chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        out = self.attend(modulate(self.norm1(x_BLD), shift_attn, scale_attn), rotary, attention_mask, cached)
+        out = self.attend(modulate(self.norm1(x_BLD), shift_attn, scale_attn), places, attention_mask, cached)
         x_BLD = x_BLD + gate_attn * F.dropout(out, self.dropout, self.training)
         out = self.mlp(modulate(self.norm2(x_BLD), shift_mlp, scale_mlp))
         return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
@@ -100,11 +102,6 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
     be in training mode again by then."""
     return nullcontext(), nullcontext() if block.training else evaluation_mode(block)
-
-
-def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """``x (1 + scale) + shift``."""
-    return x_BLD * (1.0 + scale_B1D) + shift_B1D
 
 
 class FinalLayer(nn.Module):
@@ -191,7 +188,7 @@ class DiT(BlockReading, HubNetwork):
         return self._look_up(x_t)
 
     def check_length(self, length: int) -> None:
-        """Raise ValueError if whole rows are longer than ``config.max_length``; a cache continues beyond it."""
+        """Raise ValueError if rows are longer than ``config.max_length``; with rotary positions a cache goes on."""
         if length > self.config.max_length:
             raise ValueError(
                 f"a sequence of {length} tokens is longer than the model's max_length {self.config.max_length}; cut "
@@ -249,42 +246,36 @@ class DiT(BlockReading, HubNetwork):
             TypeError: if it is of floating point, as additive masks are.
         """
         check_per_row("t", t, len(h_BLD))
-        rotary = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
-        mask = self._mask(h_BLD, attention_mask)
-        return self._run(h_BLD, self.condition(t, s), rotary, mask, layer)
-
-    def _mask(self, h_BLD: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """Which tokens a token reads, bool ``[B or 1, 1, L or 1, L]``; None for all of them."""
         real_BL = None if attention_mask is None else real_tokens(attention_mask, h_BLD.shape[:2])
+        first = h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool)
+        positions = row_positions(first if real_BL is None else real_BL)
+        mask = None if real_BL is None else real_BL[:, None, None, :]
         if self.block_length is not None:
-            positions = self._positions(h_BLD, real_BL)
-            return readable(positions, positions, self.block_length)
-        return None if real_BL is None else real_BL[:, None, None, :]
-
-    @staticmethod
-    def _positions(h_BLD: Tensor, real_BL: Tensor | None) -> Tensor:
-        """Positions ``[B or 1, L]``, -1 at padding."""
-        return row_positions(h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool) if real_BL is None else real_BL)
+            mask = readable(positions, positions, self.block_length)
+        places = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
+        if self.config.position_bias and real_BL is not None:
+            places = (positions.clamp(min=0),) * 2
+        return self._run(h_BLD, self.condition(t, s), places, mask, layer)
 
     def _run(
         self,
         h_BLD: Tensor,
         cond: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        places: tuple[Tensor, Tensor] | None,
+        mask: Any,
         layer: int = -1,
         cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor]:
         with self.precision(h_BLD.device):
             for number, block in enumerate(self.blocks[: layer % len(self.blocks) + 1]):
                 if cache is not None:
-                    h_BLD = block(h_BLD, cond, rotary, mask, partial(cache.update, layer_idx=number))
+                    h_BLD = block(h_BLD, cond, places, mask, partial(cache.update, layer_idx=number))
                 elif self.checkpoint_blocks and torch.is_grad_enabled():
                     h_BLD = torch.utils.checkpoint.checkpoint(
-                        block, h_BLD, cond, rotary, mask, use_reentrant=False, context_fn=partial(_contexts, block)
+                        block, h_BLD, cond, places, mask, use_reentrant=False, context_fn=partial(_contexts, block)
                     )
                 else:
-                    h_BLD = block(h_BLD, cond, rotary, mask)
+                    h_BLD = block(h_BLD, cond, places, mask)
         return h_BLD, cond
 
     def hidden_states(
@@ -334,18 +325,26 @@ class DiT(BlockReading, HubNetwork):
         t: Tensor,
         cache: BlockCache | None,
         positions: Tensor,
-        mask: Tensor,
+        mask: Any,
         model_kwargs: dict[str, Any],
     ) -> Tensor:
         """See `BlockReading`."""
         if unknown := set(model_kwargs) - {"s"}:
             raise TypeError(f"a DiT takes no keyword {min(unknown)!r}: leave it out")
         cond = self.condition(t, model_kwargs.get("s"))
+        places = self.rotary_emb.at(positions[:, None])
         if self.config.position_bias:
-            raise ValueError("a DiT with position_bias reads whole sequences alone: sample it without a cache")
-        h_BLD, cond = self._run(self._look_up(x), cond, self.rotary_emb.at(positions[:, None]), mask, cache=cache)
+            keys = positions if cache is None else torch.cat((cache.positions.clamp(min=0), positions), dim=1)
+            if self.block_length is not None and cache is not None:  # Else a part takes the place of slots.
+                self.check_length(keys.shape[1])
+            places = positions, keys
+        h_BLD, cond = self._run(self._look_up(x), cond, places, mask, cache=cache)
         with self.precision(h_BLD.device):
             return self.output_layer.features(h_BLD, cond)
+
+    def pays_in_tiles(self, tokens: Tensor) -> bool:
+        """See `BlockReading`."""
+        return not self.config.position_bias and pays_in_tiles(tokens, self.rotary_emb.head_dim)
 
     def weights_dtype(self) -> torch.dtype:
         """Of the embeddings."""

@@ -48,7 +48,7 @@ class DiTConfig:
             every token reads every other.
         position_bias: in the place of rotary positions, add a learned bias ``[num_heads, max_length, max_length]`` to
             the attention scores of each block, one for each pair of positions; it starts at zero. For sequences whose
-            positions are no line, such as the cells of a grid.
+            positions are no line, such as the cells of a grid; nothing longer than ``max_length`` is generated.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 
@@ -83,11 +83,6 @@ class DiTConfig:
             check_count(name, getattr(self, name))
         if self.block_length is not None:
             check_count("block_length", self.block_length)
-            if self.position_bias:
-                raise ValueError(
-                    f"block_length = {self.block_length} goes on past max_length, and position_bias has no numbers "
-                    "there: leave one of them out"
-                )
         for name in ("time_conditioning", "step_conditioning", "position_bias", "bf16_blocks"):
             check_flag(name, getattr(self, name))
         check_number("dropout", self.dropout, minimum=0.0, exclusive_maximum=1.0)

@@ -58,6 +58,11 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x.float(), (x.shape[-1],), self.weight.float()).to(x.dtype)
 
 
+def modulate(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """``x (1 + scale) + shift``."""
+    return x_BLD * (1.0 + scale_B1D) + shift_B1D
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoidal features of a scalar, then a two-layer network: ``[B] -> [B, C]``."""
 

@@ -20,6 +20,7 @@ from .wrappers import unwrap
 LARGEST_LOGIT = 1e4  # at which a cap on the logits shows, also in fp16
 TOLERANCE = 0.02  # relative; a scale that is applied in half precision before the head or after it
 UNCHANGED = 1e-3  # relative; below it, an answer is the same
+ROUNDING = 16  # of the dtype's precision; between passes over different numbers of tokens
 # Of a model that cannot be called in this way, say without a condition, nothing is known.
 FAILURES = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
 
@@ -58,6 +59,10 @@ class Verification:
     def why_not_padded(self) -> str | None:
         """Why padding is not left out: its content changes the logits of other positions."""
         return self._ask(self._padding_difference)
+
+    def why_not_cached(self) -> str | None:
+        """Why reading some of the tokens against kept keys and values does not return what reading all returns."""
+        return self._ask(self._cache_difference)
 
     def _ask(self, question: Callable[[], str | None]) -> str | None:
         # Neither weights that are not there nor those of FSDP, which all processes would have to gather.
@@ -130,6 +135,27 @@ class Verification:
             plain, other = (self._call(ids, attention_mask=real)[:, :3] for ids in ([2, 3, 2, 3], [2, 3, 2, 2]))
         difference = _relative(plain, other)
         return f"the content of padding changes other logits by {difference:.1%}" if difference > UNCHANGED else None
+
+    def _cache_difference(self) -> str | None:
+        block = self.denoiser.block_length
+        length = 4 if block is None else block + 2
+        x, t = self._ids([2, 3] * length)[:, :length], torch.ones(1, device=self.device)
+        # Attention both ways: the last two tokens, and two that stand before others. By blocks: behind the first block.
+        begins = (2, 1) if block is None else (block,)
+        with evaluation_mode(self.denoiser):
+            whole = self.denoiser(x, t)
+            try:
+                cache = self.denoiser.prefill(x if block is None else x[:, :block], t)
+                for begin in begins:
+                    part = slice(begin, begin + 2 if block is None else begin + min(2, block))
+                    starts = torch.tensor([begin], device=self.device)
+                    logits = self.denoiser.denoise(x[:, part], t, cache, starts=starts)
+                    difference = _relative(whole[:, part], logits)
+                    if difference > max(UNCHANGED, ROUNDING * torch.finfo(whole.dtype).eps):
+                        return f"logits of tokens read against kept keys differ by {difference:.1%}"
+            except FAILURES as error:
+                return f"a call with kept keys ends in {type(error).__name__}: {error}"
+        return None
 
 
 def _relative(values: Tensor, others: Tensor) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from .block_reading import BlockReading
 from .call_signature import POSITIONAL, CallSignature, input_table
 from .capabilities import forgo
 from .keywords import Keywords
+from .listed_cache import ListedCache
 from .lora import refuse_unmerged
 from .replaced import output_kept, replaced, set_aside
 from .token_dropout import finite_token_dropout, token_dropout_layers
@@ -31,16 +33,18 @@ from .wrappers import unwrap
 
 DENOISER_FILE = "denoiser.json"
 WEIGHTS_FILE = "model.safetensors"
+WITH_A_CACHE = ("prefill", "block_features", "denoise", "commit")
 
 
 class WrappedDenoiser(BlockReading, nn.Module):
     """``logits = model(ids, ...)`` under a `CallSignature`. Its parameters are the model's.
 
     It is a `FeatureDenoiser` where the head is known, an `EmbeddingDenoiser` where the table of input embeddings is,
-    a `HiddenStatesDenoiser` where the list of blocks is, and a `BlockDenoiser` where the head is known, the attention
-    is "full" and the model takes ``past_key_values`` and ``position_ids``, as those of transformers do. For these the
-    model runs with its head, its table or both set aside for the call, so that it needs no support for
-    ``inputs_embeds``; one model must not be called from two threads at a time.
+    a `HiddenStatesDenoiser` where the list of blocks is, and a `BlockDenoiser` where the head is known and the model
+    takes ``past_key_values``: with attention "full" or "pairs", beside ``position_ids``, as models of transformers and
+    Dream do; else beside ``replace_position``, as LLaDA and Dream in Fast-dLLM's code do. For these the model runs with
+    its head, its table or both set aside for the call, so that it needs no support for ``inputs_embeds``; one model
+    must not be called from two threads at a time.
 
     Args:
         model: any callable that returns logits ``[B, L, V]``, or an output that holds them.
@@ -74,8 +78,12 @@ class WrappedDenoiser(BlockReading, nn.Module):
             absent += ["embed", "embedding_weight"]
         if not self.blocks:
             absent += ["hidden_states"]
-        if self.vocabulary_head is None or call_signature.attention != "full" or not self._takes_cache():
-            absent += ["prefill", "block_features", "denoise", "commit", "paired_features"]
+        names, attention = set(self.keywords.names), call_signature.attention
+        listed = attention != "full" and {"past_key_values", "replace_position"} <= names
+        held = attention in ("full", "pairs") and {"past_key_values", "position_ids"} <= names
+        self.kind_of_cache = ListedCache if listed else BlockCache
+        if self.vocabulary_head is None or not (listed or held):
+            absent += [*WITH_A_CACHE, "paired_features"]
         forgo(self, *absent)
 
     def _part(self, name: str) -> nn.Module | None:
@@ -235,9 +243,10 @@ class WrappedDenoiser(BlockReading, nn.Module):
     ) -> Tensor:
         """See `BlockReading`."""
         batch, length = x.shape
+        mask = mask.expand(batch, -1, length, -1)
         given = {
             **model_kwargs,
-            "attention_mask": additive(mask.expand(batch, -1, length, -1), self._dtype()),
+            "attention_mask": mask if self.call_signature.attention == "pairs" else additive(mask, self._dtype()),
             "position_ids": positions,
             "past_key_values": cache,
             "use_cache": cache is not None,
@@ -249,8 +258,17 @@ class WrappedDenoiser(BlockReading, nn.Module):
         """Of the model's first floating weight."""
         return self._dtype()
 
-    def _takes_cache(self) -> bool:
-        return {"past_key_values", "position_ids"} <= set(self.keywords.names)
+    def _read(self, x: Tensor, t: Tensor, cache: BlockCache, positions: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        if not isinstance(cache, ListedCache):
+            return super()._read(x, t, cache, positions, model_kwargs)
+        first, last = cache.span(positions)
+        with cache.lent(first, last) as keywords, set_aside(cast(nn.Module, self.vocabulary_head)):
+            if "dual_cache" in self.keywords.names:  # Dream's switch
+                keywords["dual_cache"] = "replace_position" in keywords
+            output = self._output(x[:, : last - first], t, {**model_kwargs, **keywords})
+        if not cache.size:
+            cache.take(output.past_key_values)
+        return F.pad(_logits_of(output), (0, 0, 0, x.shape[1] - (last - first)))
 
     def _run(
         self,
@@ -290,9 +308,12 @@ class WrappedDenoiser(BlockReading, nn.Module):
         given = {**model_kwargs, **self._attention(x_t, attention_mask)}
         return self._send(x_t, t, given, embedded=embedded, eager=eager)
 
-    def _send(
+    def _send(self, x_t: Tensor, t: Tensor, keywords: dict[str, Any], **how: bool) -> Tensor:
+        return _logits_of(self._output(x_t, t, keywords, **how))
+
+    def _output(
         self, x_t: Tensor, t: Tensor, keywords: dict[str, Any], *, embedded: bool = False, eager: bool = False
-    ) -> Tensor:
+    ) -> Any:
         positional: list[Tensor] = []
         self.keywords.check(keywords, self.model)
         arguments = [(self.call_signature.ids, x_t)]
@@ -307,10 +328,10 @@ class WrappedDenoiser(BlockReading, nn.Module):
         # A compiled model would keep the table and the hooks of its first call.
         model = getattr(self.model, "_orig_mod", self.model) if eager else self.model
         if not self._token_dropout:
-            return _logits_of(model(*positional, **keywords))
+            return model(*positional, **keywords)
         layers = self._token_dropout_layers()
         with finite_token_dropout(layers, x_t, keywords.get("attention_mask"), zero_masks=not embedded):
-            return _logits_of(model(*positional, **keywords))
+            return model(*positional, **keywords)
 
     def _token_dropout_layers(self) -> list[Any]:
         return [cast(nn.Module, self.model).get_submodule(name) for name in self._token_dropout]

@@ -92,6 +92,17 @@ class BlockLayout:
                 "follow one another: pad on the left or on the right"
             )
 
+    def check_together(self) -> None:
+        """Raise ValueError if the blocks of one sequence lie elsewhere than those of another, or there is padding."""
+        rows = self.count > 0
+        padded = False if self.real is None else not bool(self.real[rows].all())
+        if padded or len(places := self.before[rows].unique()) > 1:
+            what = "there is padding" if padded else f"prompts have {places.tolist()} tokens"
+            raise ValueError(
+                f"the model counts positions from the first key of its cache, alike in all sequences, and {what}: give "
+                "prompts and sequences of one length, or one sequence at a time"
+            )
+
     def prompts(self) -> Block:
         """What stands before block 0 of all sequences, from the first real token on; not real behind it."""
         rows = torch.arange(len(self.before), device=self.before.device)

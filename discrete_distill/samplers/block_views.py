@@ -125,6 +125,8 @@ class RefreshedView(BlockView):
     def __init__(self, network: BlockDenoiser, state: SamplerState, layout: BlockLayout, *, suffix: bool) -> None:
         super().__init__(network, state, layout)
         self.suffix = suffix
+        if not getattr(network, "kind_of_cache", BlockCache).ragged:
+            layout.check_together()
 
     def open(self, number: int, block: Block) -> None:
         self.block, self.cache = block, None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pretended_cuda as pretended
 import pytest
 import torch
 from pretended_cuda import CUDA, PretendedCuda, PretendedGenerator
+from torch.nn.attention.flex_attention import BlockMask
 
 from discrete_distill import (
     AnalyticSampler,
@@ -153,6 +155,20 @@ def test_logits_on_the_device_have_aligned_rows() -> None:
         logits = denoiser(torch.full((2, LENGTH), 5, device=CUDA), torch.ones(2, device=CUDA))
         assert logits.shape == (2, LENGTH, VOCAB)
         assert logits.inner.stride() == (LENGTH * 128, 128, 1)
+
+
+def test_the_tiles_of_a_mask_are_listed_without_waiting() -> None:
+    """A pass over noisy and clean tokens of blocks lists them on the device of its tokens, and is given them."""
+    with pretended.pretended_cuda():
+        denoiser = DiT(DiTConfig(vocab_size=VOCAB, max_length=300, hidden_size=32, num_heads=2, block_length=16))
+        given = mock.Mock(side_effect=lambda x, *_, **__: torch.zeros(*x.shape, 1, device=x.device))
+        x = torch.full((2, 300), 5, device=CUDA)
+        with mock.patch.object(denoiser, "read_part", given), mock.patch.object(BlockMask, "from_kv_blocks") as made:
+            denoiser.paired_features(x, x)
+        assert given.call_args.args[4] is made.return_value
+        assert [each.shape for each in made.call_args.args] == [(2, 1, 5), (2, 1, 5, 5)] * 2
+        assert all(isinstance(each, PretendedCuda) for each in made.call_args.args)
+        assert pretended.waits.total() == 0
 
 
 def test_the_pretence_refuses_what_a_gpu_refuses() -> None:

@@ -101,16 +101,28 @@ class TinyDream(nn.Module):
         self.lm_head = nn.Linear(16, V, bias=False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | str = "full", position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | str = "full",
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
     ) -> Any:
         batch, length = input_ids.shape
-        allowed = torch.ones(batch, 1, length, length, dtype=torch.bool)
+        before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        allowed = torch.ones(batch, 1, length, before + length, dtype=torch.bool)
         if isinstance(attention_mask, Tensor):
             assert attention_mask.shape == allowed.shape
             allowed = attention_mask
         self.positions = position_ids
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)  # a row of nothing but these gives NaN
-        h = self.model(input_ids=input_ids, attention_mask=bias, position_ids=position_ids).last_hidden_state
+        h = self.model(
+            input_ids=input_ids,
+            attention_mask=bias,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        ).last_hidden_state
         return SimpleNamespace(logits=self.lm_head(h))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from external import SIZE, TinyDream, randomised, transformers
+from external import SIZE, TinyDream, TinyLLaDA, randomised, transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +31,7 @@ def llama(block_length=K, shifted=False):
 
 NETWORKS = {
     "DiT": dit,
+    "DiT with a bias for each pair of positions": lambda block_length=K: dit(block_length, position_bias=True),
     "Llama": llama,
     "shifted Llama": lambda block_length=K: llama(block_length, shifted=True),
 }
@@ -41,9 +42,15 @@ def by_blocks(request):
     return NETWORKS[request.param]()
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def dream():
+    model = TinyDream()
+    model.model.config.max_position_embeddings = 64
+    return as_denoiser(randomised(model))
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, "Dream"])
 def both_ways(request):
-    return NETWORKS[request.param](None)
+    return dream() if request.param == "Dream" else NETWORKS[request.param](None)
 
 
 def ids(*shape, seed=0):
@@ -148,6 +155,18 @@ def test_positions_continue_beyond_the_length_of_training() -> None:
         short.prefill(x[:, :9])
 
 
+def test_a_bias_has_no_positions_beyond_the_length_of_training() -> None:
+    network = dit(max_length=8, position_bias=True)
+    x = ids(2, 8)
+    with pytest.raises(ValueError, match=r"12.*8"):
+        network.denoise(x[:, :K], torch.zeros(2), network.prefill(x))
+    both_ways = dit(None, max_length=8, position_bias=True)
+    starts, whole = torch.tensor([0, 4]), both_ways(x, torch.zeros(2))
+    part = torch.stack((x[0, :K], x[1, K:]))
+    again = both_ways.denoise(part, torch.zeros(2), both_ways.prefill(x), starts=starts)
+    torch.testing.assert_close(again, torch.stack((whole[0, :K], whole[1, K:])), **CLOSE)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_one_pass_over_noisy_and_clean_tokens_is_a_pass_for_each_block(by_blocks, side) -> None:
     network = by_blocks
@@ -196,9 +215,10 @@ def test_what_does_not_fit_is_refused_before_a_pass() -> None:
 def test_who_offers_a_cache() -> None:
     assert isinstance(dit(None), BlockDenoiser)
     assert isinstance(llama(None), BlockDenoiser)
-    dream = as_denoiser(randomised(TinyDream()))
-    assert isinstance(dream, FeatureDenoiser)
-    assert not isinstance(dream, BlockDenoiser)
+    assert isinstance(dream(), BlockDenoiser)
+    llada = as_denoiser(randomised(TinyLLaDA()))
+    assert isinstance(llada, FeatureDenoiser)
+    assert not isinstance(llada, BlockDenoiser)
     with pytest.raises(TypeError, match="BlockDenoiser"):
         require(lambda x, t: x, BlockDenoiser, needed_by="a test")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,36 @@ def test_tasks_are_compared_by_the_same_methods_in_the_same_report(
     assert "Right answers" in report
     for link in re.findall(r"\]\((sudoku/[^)]+)\)", report):
         assert (run / link).is_file()
+
+
+def test_samples_are_priced_by_a_further_judge_as_if_it_had_been_there(flags: list[str]) -> None:
+    from transformers import GPT2LMHeadModel
+
+    judge = Path(next(flag for flag in flags if flag.startswith("--judge.path=")).removeprefix("--judge.path="))
+    other = judge.parent / "other-judge"
+    shutil.copytree(judge, other, dirs_exist_ok=True)
+    torch.manual_seed(1)
+    GPT2LMHeadModel(GPT2LMHeadModel.from_pretrained(judge).config).save_pretrained(other)
+    both = [*flags, "--amount=60", "--methods", "alpha", f"--extra-judges={other}"]
+    assert main([*both, "--name=at-once"]) == 0
+    alone = [*flags, "--name=later", "--amount=60", "--methods", "alpha"]
+    assert main(alone) == 0
+    assert main(["judge", *alone]) == 2  # Without a further judge there is nothing to do.
+    run, before = results_of(flags, "later")
+    shutil.rmtree(run / "alpha")
+    assert main(["judge", *both, "--name=later"]) == 0
+    assert main(["report", *both, "--name=later"]) == 0
+    _, later = results_of(flags, "later")
+    _, at_once = results_of(flags, "at-once")
+    assert before["judges"] == later["judges"][:1] == at_once["judges"][:1]
+    for key in ("lines", "data", "judges"):
+        assert later[key] == at_once[key]
+    first, second = (frontier["points"][0] for frontier in later["lines"][0]["frontiers"])
+    assert first["nats_per_token"] != second["nats_per_token"]
+    assert main(["judge", *both, "--name=later"]) == 0
+    assert results_of(flags, "later")[1] == later
+    (run / "samples.safetensors").write_bytes((run.parent / "at-once" / "samples.safetensors").read_bytes()[:-1])
+    assert main(["judge", *both, "--name=later"]) == 2
 
 
 @pytest.mark.parametrize(

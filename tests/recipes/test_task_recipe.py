@@ -74,13 +74,13 @@ def test_a_task_is_solved_block_by_block(
 ) -> None:
     flags = [
         *TINY, f"--output={tmp_path}", "--name=blocks", f"--task={task}", f"--size={size}", "--methods", "didi",
-        "alpha", "--teacher.model.block-length=4", "--teacher.model.no-position-bias", "--measure.num-clues=0",
+        "alpha", "--teacher.model.block-length=4", "--measure.num-clues=0",
         "--measure.forwards", "2", "8",
         "--distill.method.paths.no-step-conditioning", "--distill.method.log-ratio.no-step-conditioning",
     ]  # fmt: skip
     assert main(["all", *flags, "--teacher.path="]) == 0
     config = json.loads((tmp_path / "blocks" / "teacher" / "config.json").read_text())
-    assert (config["block_length"], config["position_bias"]) == (4, False)
+    assert (config["block_length"], config["position_bias"]) == (4, task == "sudoku")
     lines = json.loads((tmp_path / "blocks" / "evaluation.json").read_text())["lines"]
     assert {line["network"] for line in lines} == {"teacher", "didi", "alpha"}
     # Two steps are fewer than blocks, and left out; in eight a Sudoku of four blocks takes two a block, and the keys of

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
+from torch import Tensor
 
 from ...evaluation import Judge
 from ..common.distill_config import DistillConfig
@@ -22,6 +23,7 @@ from ..text.judge_loading import load_judge_for
 from ..text.run import text_run
 from .autoregressive import AutoregressiveConfig
 from .evaluated_models import evaluated_models, load_checked
+from .further_judges import price, read_samples, write_samples
 from .likelihoods import likelihoods
 from .measurement import Measurement
 from .report import comparison_tables, write_comparison
@@ -32,8 +34,8 @@ from .training import train_method
 RESULTS_FILE, COSTS_FILE = "comparison.json", "costs.json"
 RESULTS: dict[str, type] = {
     "budget": str, "amount": float, "train_seeds": list, "seeds": list, "num_samples": int, "judges": list,
-    "length": int, "ablation": bool, "frontier_steps": int, "data": dict, "lines": list, "training": dict,
-    "parameters": dict, "speed": list, "likelihood": list, "seconds": float,
+    "samples": str, "length": int, "ablation": bool, "frontier_steps": int, "data": dict, "lines": list,
+    "training": dict, "parameters": dict, "speed": list, "likelihood": list, "seconds": float,
 }  # fmt: skip
 
 
@@ -102,13 +104,12 @@ class Comparison:
         """
         started = time.perf_counter()
         run, config, teacher = self.run, self.config, self.run.load_teacher()
-        heldout = run.streams["heldout"].packed(1024).to(run.accelerator.device)
-        judges = self.judges()
+        heldout, judges = self.heldout(), self.judges()
         evaluation = Evaluation(config.evaluate, run.process, judges[0], run.accelerator, run.streams["heldout"].shape)
         models = evaluated_models(run, config, self.methods, evaluation, teacher)
-        measured = Measurement(evaluation, config, judges, heldout)
+        measured = Measurement(evaluation, config, judges[0], heldout)
         costs = read_results(run.directory / COSTS_FILE, {}, stage="train")
-        results = {
+        results: dict[str, Any] = {
             "budget": config.budget,
             "amount": config.amount,
             "autoregressive_share": config.autoregressive_share,
@@ -116,7 +117,7 @@ class Comparison:
             "seeds": list(config.evaluate.seeds),
             "num_samples": config.evaluate.num_samples,
             "precision": evaluation.precision,
-            "judges": [judge.name for judge in judges],
+            "judges": [judges[0].name],
             "length": heldout.shape[1],
             "ablation": config.ablation,
             "frontier_steps": config.evaluate.frontier_steps,
@@ -127,10 +128,31 @@ class Comparison:
             "speed": measured.speeds(models),
             "likelihood": likelihoods(run, config, models, heldout),
         }
+        results["samples"] = write_samples(make_folder(run.directory), measured.samples)
+        for judge in judges[1:]:
+            price(results, measured.samples, judge, heldout, run.process.mask_token_id)
         results["seconds"] = time.perf_counter() - started
-        write_results(make_folder(run.directory) / RESULTS_FILE, results)
+        write_results(run.directory / RESULTS_FILE, results)
         for task in self.tasks:
             task.evaluate()
+
+    def heldout(self) -> Tensor:
+        """Held-out text, int64 ``[1024, L]`` or fewer."""
+        return self.run.streams["heldout"].packed(1024).to(self.run.accelerator.device)
+
+    def judge(self) -> None:
+        """Price the samples of the last evaluation by those of ``--extra-judges`` that have not."""
+        run, results = self.run, self.results()
+        samples, heldout = read_samples(run.directory, results), self.heldout()
+        for judge in map(self._extra_judge, self.config.extra_judges):
+            price(results, samples, judge, heldout, run.process.mask_token_id)
+            write_results(run.directory / RESULTS_FILE, results)
+
+    def check_samples(self) -> None:
+        """Look for the samples of the last evaluation, and for judges to price them."""
+        read_samples(self.run.directory, self.results())
+        if not self.config.extra_judges:
+            raise ValueError("the judge stage prices samples by further judges: name one or more by --extra-judges")
 
     def report(self) -> None:
         """Write ``report.md`` with its plots, and print the tables."""

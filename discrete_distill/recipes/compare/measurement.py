@@ -16,7 +16,6 @@ from ...evaluation import (
     Judge,
     TextJudge,
     encode_with_judge,
-    generative_perplexity,
     mauve,
     measure_diversity,
     measure_frontier_around,
@@ -26,30 +25,32 @@ from ...evaluation import (
 from ...training import fold_seed
 from ..common.evaluation import Evaluation, between_samples_of_data
 from .evaluated_models import EvaluatedModel
+from .further_judges import Samples, nats_of_text
 from .settings import ComparisonConfig
 
 
 class Measurement:
-    """Draws and judges; every set of samples is drawn once."""
+    """Draws, and judges by the recipe's own judge; every set of samples is drawn once.
 
-    def __init__(self, evaluation: Evaluation, config: ComparisonConfig, judges: list[Judge], heldout: Tensor) -> None:
+    Attributes:
+        samples: of each line, by temperature and seed.
+    """
+
+    def __init__(self, evaluation: Evaluation, config: ComparisonConfig, judge: Judge, heldout: Tensor) -> None:
         self.evaluation = evaluation
         self.config = config
-        self.judges = judges
+        self.judge = judge
+        self.samples: list[Samples] = []
         self.heldout = heldout
         self.entropy = measure_diversity(heldout).entropy
         count = config.evaluate.num_samples * len(config.evaluate.seeds)
         # As many sequences of data as of samples: figures of sets depend on their size.
         self.real, self.other_real = heldout[0::2][:count], heldout[1::2][:count]
-        self.encoder = judges[0]
 
     def data(self) -> dict[str, Any]:
-        """Held-out text under every judge, and a set of it beside another: what a perfect model would get."""
+        """Held-out text under the judge, and a set of it next to another: what a perfect model would get."""
         return {
-            "nats_per_token": {
-                judge.name: generative_perplexity(self.heldout, judge, precision="text").nats_per_token
-                for judge in self.judges
-            },
+            "nats_per_token": {self.judge.name: nats_of_text(self.heldout, self.judge)},
             "entropy": self.entropy,
             "between_samples": between_samples_of_data(self.real, self.other_real, self.config.evaluate.num_samples),
             "set": self._set_figures(self.other_real),
@@ -61,8 +62,8 @@ class Measurement:
             "self_bleu": self_bleu(sequences),
             "mauve": None,
         }
-        if isinstance(self.encoder, CausalLMJudge | TextJudge) and min(len(sequences), len(self.real)) > 1:
-            features = [encode_with_judge(self.encoder, each) for each in (sequences, self.real)]
+        if isinstance(self.judge, CausalLMJudge | TextJudge) and min(len(sequences), len(self.real)) > 1:
+            features = [encode_with_judge(self.judge, each) for each in (sequences, self.real)]
             generator = Generator().manual_seed(fold_seed("mauve"))
             figures["mauve"] = mauve(*(each.cpu() for each in features), generator=generator).score
         return figures
@@ -73,12 +74,18 @@ class Measurement:
         todo = [(model, steps) for model in models for steps in model.steps]
         urgent = sorted(range(len(todo)), key=lambda index: todo[index][1] != compared)
         measured = {index: self._line(*todo[index]) for index in tqdm(urgent, desc="evaluate") if not late()}
-        return [measured[index] for index in sorted(measured)]
+        chosen = sorted(measured)
+        self.samples = [self._samples(measured[index], *todo[index]) for index in chosen]
+        return [measured[index] for index in chosen]
+
+    def _samples(self, line: dict[str, Any], model: EvaluatedModel, steps: int) -> Samples:
+        points = {(point["temperature"], point["seed"]) for point in line["frontiers"][0]["points"]}
+        return {key: model.sample(self.evaluation, steps, *key).sequences for key in points}
 
     def _line(self, model: EvaluatedModel, steps: int) -> dict[str, Any]:
-        frontiers = [self._frontier(model, steps, judge) for judge in self.judges]
+        frontier = self._frontier(model, steps)
         # The set at the temperature whose entropy is nearest to the data's.
-        nearest = min(frontiers[0].means(), key=lambda mean: abs(mean.entropy - self.entropy)).temperature
+        nearest = min(frontier.means(), key=lambda mean: abs(mean.entropy - self.entropy)).temperature
         outputs = [model.sample(self.evaluation, steps, nearest, seed) for seed in self.config.evaluate.seeds]
         sequences = torch.cat([out.sequences for out in outputs])
         return {
@@ -86,17 +93,17 @@ class Measurement:
             "steps": steps,
             "nfe": max(out.nfe for out in outputs),
             "network_evaluations": max(out.network_evaluations for out in outputs),
-            "frontiers": [frontier.to_dict() for frontier in frontiers],
+            "frontiers": [frontier.to_dict()],
             "temperature": nearest,
             **self._set_figures(sequences),
             "samples": sequences[: self.config.evaluate.shown].tolist(),
         }
 
-    def _frontier(self, model: EvaluatedModel, steps: int, judge: Judge) -> Frontier:
+    def _frontier(self, model: EvaluatedModel, steps: int) -> Frontier:
         return measure_frontier_around(
             self.entropy,
             lambda temperature, seed: model.sample(self.evaluation, steps, temperature, seed).sequences,
-            judge,
+            self.judge,
             method=f"{model.name}, {steps} steps",
             seeds=self.config.evaluate.seeds,
             temperatures=self.config.temperatures,

@@ -107,8 +107,7 @@ class NamedTask:
             config,
             vocab_size=self.mask_token_id + 1,
             max_length=self.length,
-            # Rotary positions where those of the task are a line, or go on block after block.
-            position_bias=not self.has_start and config.block_length is None,
+            position_bias=not self.has_start,  # rotary positions where those of the task are a line
         )
 
     def new_network(self, config: DiTConfig) -> DiT:
