@@ -54,7 +54,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         config = replace(config, trajectories=tempfile.mkdtemp(), trajectory_rows=config.batch_size)
     stream, process = TokenStream(ids, length), MaskedDiffusion(mask)
     training = Distillation(config, teacher, stream, process, make_accelerator("fp32"))
-    counter = EvaluationCounter()
+    counter = EvaluationCounter(length)
     gc.collect()
     before, seconds, evaluations = peak_megabytes(), [], []
     for index in range(FIRST_TRIED, FIRST_TRIED + options.steps + 1):  # The first one is not counted.

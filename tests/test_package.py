@@ -150,4 +150,4 @@ def test_each_floor_imports_only_floors_below() -> None:
         if part != part_of(file) and FLOORS[part] >= FLOORS[part_of(file)]
     ]
     assert not wrong, "\n".join(wrong)
-    assert imported_parts(PACKAGE / "process" / "masking.py") == {"checks", "draws", "kernels", "process"}
+    assert imported_parts(PACKAGE / "process" / "masking.py") == {"checks", "draws", "process"}

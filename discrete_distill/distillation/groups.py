@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.inputs import has_rows
+from ..process.conditions import has_rows
 
 
 def first_of_each(values: Tensor | None, copies: int) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import Generator, nn
@@ -118,9 +118,12 @@ class Networks:
             for name, network in self.trained().items()
         }
 
-    def in_blocks(self) -> Networks:
+    def in_blocks(self, *, reads_teacher: bool = True) -> Networks:
         """The same networks where the student attends both ways; where it reads by blocks, views of them that predict
-        every block given the clean ones before it (`InBlocks`), as methods on paths and states read them.
+        every block given the clean ones before it (`InBlocks`), as methods read them.
+
+        Args:
+            reads_teacher: whether states of the student are read by the others; without, it alone is viewed.
 
         Raises:
             ValueError: if another denoiser does not read by blocks, or there is a discriminator, which reads whole
@@ -128,6 +131,8 @@ class Networks:
         """
         if not reads_blocks(self.student):
             return self
+        if not reads_teacher:
+            return replace(self, student=InBlocks(self.student))
         if self.discriminator is not None:
             raise ValueError(
                 "a discriminator reads whole sequences, and the student reads by blocks: take an auxiliary alone, "

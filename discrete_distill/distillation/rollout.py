@@ -42,6 +42,10 @@ class DrawnBatch(Protocol):
         """Bool ``[B, L]``, true at the positions that the losses count."""
         ...
 
+    def num_counted(self) -> Tensor:
+        """What the losses of this process are averages over, a number: the positions of ``loss_mask`` in most."""
+        ...
+
     def without_logits(self) -> DrawnBatch:
         """A copy without what takes one value for each word of the vocabulary."""
         ...
@@ -248,10 +252,14 @@ class Rollout:
         x_0, masks, pairs = self.sequences, (self.generation_mask, self.loss_mask), self.branching
         return sample_agreement(x_0, *masks, group_size=self.group_size, branching=pairs)
 
+    def num_counted(self) -> Tensor:
+        """Tokens that count (`loss_mask`), on this process."""
+        return self.loss_mask.sum()
+
     def num_tokens(self) -> Tensor:
-        """Tokens that count (`loss_mask`), mean over processes, at least 1: what losses of all tokens are divided by,
-        so that each token counts alike wherever it is. All processes must call it."""
-        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
+        """Tokens that count, mean over processes, at least 1: what losses of all tokens are divided by, so that each
+        token counts alike wherever it is. All processes must call it."""
+        return mean_over_processes(self.num_counted().float()).clamp(min=1.0)
 
     def without_logits(self) -> Rollout:
         """A copy without the student's logits."""

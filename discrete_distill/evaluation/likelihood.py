@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from .. import draws
 from ..checks import check_count
-from ..process import Denoiser, MaskedDiffusion, block_nelbo
-from ..process.blocks import reads_blocks
+from ..process import Denoiser, MaskedDiffusion
 from .checks import check_token_ids, exponential
 
 
@@ -60,7 +57,7 @@ def likelihood_bound(
 
     Every sequence is corrupted ``repeats`` times, at numbers of masks that are spread evenly over all corruptions of a
     batch; the mean is unbiased for the bound. The error over sequences holds the noise of the masks too. Of a network
-    that reads by blocks it is the bound of block diffusion, `block_nelbo`.
+    that reads by blocks it is the bound of block diffusion.
 
     Args:
         process: mask and schedule.
@@ -90,10 +87,6 @@ def likelihood_bound(
     meant = torch.ones_like(sequences_NL, dtype=torch.bool)
     if generation_mask is not None:
         meant = meant & generation_mask.to(meant.device)
-    reader: Any = denoiser
-    nelbo: Any = partial(process.nelbo, denoiser)
-    if reads_blocks(reader):
-        nelbo = partial(block_nelbo, process, reader, block_length=reader.block_length)
     sums, num_tokens = [], int(meant.sum())
     if not num_tokens:
         raise ValueError("generation_mask leaves no token whose likelihood is meant")
@@ -102,7 +95,7 @@ def likelihood_bound(
         # In random order, so that the even levels of a batch do not favour a sequence.
         order = draws.randperm(len(many), device=many.device, generator=generator)
         nats = torch.zeros(len(many), dtype=torch.float64, device=many.device)
-        bound = nelbo(many[order], by="count", generation_mask=generated[order], generator=generator)
+        bound = process.nelbo(denoiser, many[order], by="count", generation_mask=generated[order], generator=generator)
         nats[order] = bound.nats.double()
         sums.append(nats.view(repeats, -1).mean(0))
     nats_N = torch.cat(sums)

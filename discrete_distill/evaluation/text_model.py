@@ -15,8 +15,7 @@ from torch import Generator, Tensor
 from ..checks import check_count
 from ..process import Denoiser, MaskedDiffusion, evaluation_mode
 from ..process.denoiser import device_of
-from ..process.outputs import Corruption
-from ..samplers import ConfidenceSampler, Sampler, prompted
+from ..samplers import ConfidenceSampler, Sampler, in_blocks_of, prompted
 
 Encode = Callable[[str], Sequence[int]]
 Decode = Callable[[list[int]], str]
@@ -32,7 +31,7 @@ class TextModel:
     Args:
         process: mask and schedule.
         denoiser: any `Denoiser`; read in evaluation mode.
-        sampler: draws completions.
+        sampler: draws completions; of a network that reads by blocks, each block in turn (see `in_blocks_of`).
         encode: ids of a text, without special tokens, such as ``partial(tokenizer.encode, add_special_tokens=False)``.
         decode: text of ids.
         max_length: tokens of the longest sequence that the denoiser reads. Longer contexts lose their first tokens.
@@ -148,7 +147,8 @@ class TextModel:
         x_0, generation_mask = self._row(given, wanted)
         with torch.no_grad(), evaluation_mode(self.denoiser):
             nats = self._bound(x_0, generation_mask)
-            sampler = ConfidenceSampler(self.process, num_steps=len(wanted), greedy=True)
+            one_by_one = ConfidenceSampler(self.process, num_steps=len(wanted), greedy=True)
+            sampler = in_blocks_of(self.denoiser, one_by_one)
             x_init = x_0.masked_fill(generation_mask, self.process.mask_token_id)
             greedy = sampler(self.denoiser, x_init=x_init, generator=self._generator())
         return -nats, torch.equal(greedy.sequences, x_0)
@@ -183,18 +183,15 @@ class TextModel:
     def _bound(self, x_0: Tensor, generation_mask: Tensor) -> float:
         """NELBO of one sequence, in nats."""
         repeats = self.num_samples if int(generation_mask.sum()) > 1 else 1
-        x_0_RL, mask_RL = x_0.repeat(repeats, 1), generation_mask.repeat(repeats, 1)
-        drawn = self.process.draw_corruption(x_0_RL, by="count", generation_mask=mask_RL, generator=self._generator())
-        nats = [
-            self.process.nelbo(
-                self.denoiser,
-                x_0_RL[part],
-                generation_mask=mask_RL[part],
-                corruption=Corruption(*(each[part] for each in drawn)),
-            ).nats.double()
-            for part in (slice(first, first + self.batch_size) for first in range(0, repeats, self.batch_size))
-        ]
-        return float(torch.cat(nats).mean())
+        bound = self.process.nelbo(
+            self.denoiser,
+            x_0.repeat(repeats, 1),
+            by="count",
+            generation_mask=generation_mask.repeat(repeats, 1),
+            generator=self._generator(),
+            batch_size=self.batch_size,
+        )
+        return float(bound.nats.double().mean())
 
     def _complete(self, contexts: Sequence[Sequence[int]], size: int, first_row: int) -> list[list[int]]:
         """Generated ids behind contexts of one length, the first of which has the number ``first_row``."""
@@ -208,7 +205,8 @@ class TextModel:
             device=device_of(self.denoiser),
         )
         with torch.no_grad(), evaluation_mode(self.denoiser):
-            out = self.sampler(self.denoiser, x_init=x_init, generator=self._generator(), first_row=first_row)
+            sampler = in_blocks_of(self.denoiser, self.sampler)
+            out = sampler(self.denoiser, x_init=x_init, generator=self._generator(), first_row=first_row)
         start = len(before[0])
         generated: Any = out.sequences[:, start : start + size].tolist()
         return generated

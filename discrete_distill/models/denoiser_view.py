@@ -5,11 +5,12 @@ Shape suffixes: B batch, L length, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from ..process import FeatureDenoiser
+from ..process.blocks import reads_blocks
 from .capabilities import EmbeddingDenoiser, HiddenStatesDenoiser, forgo
 
 
@@ -18,10 +19,23 @@ class DenoiserView(nn.Module):
 
     Args:
         denoiser: the other one; a function or a network.
+
+    Raises:
+        ValueError: if it reads by blocks, which a view hides that is not made for it.
+
+    Attributes:
+        takes_blocks: whether the view is made for networks that read by blocks.
     """
+
+    takes_blocks: ClassVar[bool] = False
 
     def __init__(self, denoiser: Any) -> None:
         super().__init__()
+        if reads_blocks(denoiser) and not self.takes_blocks:
+            raise ValueError(
+                f"a {type(self).__name__} around the {type(denoiser).__name__} would hide that it reads by blocks of "
+                f"{denoiser.block_length}, and it would be read as a whole: leave the {type(self).__name__} out"
+            )
         self.denoiser = denoiser
         absent: list[str] = []
         for capability, methods in (

@@ -32,6 +32,8 @@ class InBlocks(DenoiserView):
         torch.Size([8, 16, 9])
     """
 
+    takes_blocks = True
+
     def __init__(self, denoiser: Any) -> None:
         if not reads_blocks(denoiser):
             raise ValueError(f"a {type(denoiser).__name__} does not read by blocks: it has no block_length")

@@ -1,6 +1,6 @@
 """The forward and reverse process of masked diffusion."""
 
-from .blocks import PairedDenoiser, block_nelbo
+from .blocks import PairedDenoiser
 from .denoiser import Denoiser, FeatureDenoiser, ignores_time, logits_at, logits_in_parts, step_kwargs
 from .masking import Corruption, MaskedDiffusion, NelboOutput
 from .modes import evaluation_mode
@@ -36,7 +36,6 @@ __all__ = [
     "TimeSample",
     "TimeWeight",
     "UniformTime",
-    "block_nelbo",
     "evaluation_mode",
     "ignores_time",
     "logits_at",

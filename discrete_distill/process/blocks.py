@@ -1,25 +1,19 @@
-"""Likelihood bound of block diffusion: each block given the clean blocks before it.
+"""Block diffusion: denoisers that read noisy blocks, each given the clean ones before it, and where blocks lie.
 
-Shape suffixes: B batch, L length, N blocks, K positions of a block, V vocabulary, R masked positions.
+Shape suffixes: B batch, L length, N blocks, K positions of a block, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..checks import check_count, check_mask
-from ..kernels import token_losses
-from .conditions import call_network, check_conditions
-from .denoiser import Denoiser, LogitsOfPart, check_ids, logits_in_parts
-from .masking import MaskedDiffusion
-from .outputs import NelboOutput
-from .sequences import check_sequences
-from .time import TimeDistribution
+from .conditions import call_network
+from .denoiser import LogitsOfPart
 
 
 @runtime_checkable
@@ -93,113 +87,37 @@ def paired_logits(
     return lambda part: denoiser.project(features_RD[positions[part]])
 
 
-def block_nelbo(
-    process: MaskedDiffusion,
-    denoiser: Denoiser,
-    x_0: Tensor,
-    *,
-    block_length: int,
-    by: Literal["time", "count"] = "time",
-    time_distribution: TimeDistribution | None = None,
-    generation_mask: Tensor | None = None,
-    generator: Generator | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-) -> NelboOutput:
-    r"""Estimate the negative evidence lower bound of block diffusion (BD3-LM, arXiv 2503.09573).
-
-    .. math:: -\log p(x) \le \sum_b \int \omega(t)\, E \sum_{i \in b, x_{t,i} = m} -\log p(x_i | x_t^b, x^{<b})\, dt
-
-    Each block ``b`` has its own time. A `PairedDenoiser` reads all blocks in one pass over ``[x_t | x_0]``; any other
-    denoiser is called once a block, on the clean blocks before it, the noisy block, and masks behind it. Blocks are
-    counted from the first real token of each row. With blocks of one token by count, this is the exact negative
-    log-likelihood of an autoregressive model.
+class BlockRows:
+    """The blocks of sequences as rows of their own, and back again.
 
     Args:
-        process: mask and schedule.
-        denoiser: any `Denoiser`.
-        x_0: clean tokens, int64 ``[B, L]``.
-        block_length: positions in a block; the last one may be shorter.
-        by: see `MaskedDiffusion.draw_corruption`, which draws each block as a row of its own.
-        time_distribution: of the times of the blocks, for ``by="time"``; likewise.
-        generation_mask: bool ``[B, L]``; tokens that count (no prompt, no padding). All by default.
-        generator: source of randomness.
-        model_kwargs: passed to the denoiser by keyword, with the ``attention_mask`` of padded rows.
+        x_0: int64 ``[B, L]``.
+        attention_mask: bool ``[B, L]``, true at real tokens; blocks are counted from the first of them.
+        block_length: positions in a block, ``K``; the last block of a sequence is filled up.
 
-    Returns:
-        `NelboOutput`.
-
-    Raises:
-        ValueError: if shapes do not fit, or the denoiser was trained with other blocks.
-        TypeError: if an argument has a wrong type.
-
-    Examples:
-        >>> loss = block_nelbo(process, teacher, data, block_length=4, by="count", generator=generator).loss
-        >>> loss.item()  # log(8)
-        2.079...
+    Attributes:
+        number: int64 ``[B, L]``, the block of each position in its sequence; -1 at padding.
+        num_blocks: of the longest sequence, ``N``.
     """
-    check_count("block_length", block_length)
-    check_sequences(x_0, generation_mask)
-    check_conditions(model_kwargs, denoiser)
-    check_ids(denoiser, process.mask_token_id)
-    trained = getattr(denoiser, "block_length", None)
-    if trained not in (None, block_length):
-        raise ValueError(
-            f"block_length is {block_length} and the denoiser reads blocks of {trained}; pass block_length={trained}"
-        )
-    given = dict(model_kwargs or {})
-    real = given.get("attention_mask")
-    if real is not None:
-        check_mask("attention_mask", real, x_0.shape)
-        # Rows begin with their first real token, so that blocks lie alike in all of them.
-        places = real.to(torch.uint8).argmax(1, keepdim=True) + torch.arange(x_0.shape[1], device=x_0.device)
-        inside, places = places < x_0.shape[1], places.clamp(max=x_0.shape[1] - 1)
-        given["attention_mask"] = real = real.gather(1, places) & inside
-        x_0 = x_0.gather(1, places)
-        generation_mask = real if generation_mask is None else generation_mask.gather(1, places) & real
-    batch, length = x_0.shape
-    counted = torch.ones_like(x_0, dtype=torch.bool) if generation_mask is None else generation_mask
-    padding = (0, -length % block_length)
-    x_t, t, weight = process.draw_corruption(
-        F.pad(x_0, padding).view(-1, block_length),
-        by=by,
-        generation_mask=F.pad(counted, padding).view(-1, block_length),
-        time_distribution=time_distribution,
-        generator=generator,
-    )
-    x_t, t_BN, weight_BN = x_t.view(batch, -1)[:, :length], t.view(batch, -1), weight.view(batch, -1)
-    masked = process.is_masked(x_t, counted)
-    block_L = torch.arange(length, device=x_0.device) // block_length
-    nats = torch.zeros(batch, device=x_0.device, dtype=torch.promote_types(weight.dtype, torch.float32))
-    for positions, logits_RV in _logits(process, denoiser, x_t, x_0, t_BN, masked, block_L, given):
-        losses = token_losses(
-            process.forbid(logits_RV), None, x_0.flatten()[positions], mask_token_id=process.mask_token_id
-        )
-        weights = weight_BN[positions // length, block_L[positions % length]]
-        nats = nats.index_add(0, positions // length, (-losses.log_prob * weights).to(nats.dtype))
-    num_tokens = counted.sum(1)
-    return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)
 
+    def __init__(self, x_0: Tensor, attention_mask: Tensor | None, block_length: int) -> None:
+        self.block_length, (self.batch, self.length) = block_length, x_0.shape
+        self.num_blocks = -(-self.length // block_length)
+        here = torch.arange(self.length, device=x_0.device).expand(self.batch, -1)
+        places = here
+        self.number = here // block_length
+        if attention_mask is not None:
+            first_B1 = attention_mask.to(torch.uint8).argmax(1, keepdim=True)
+            places = here + first_B1
+            self.number = torch.where(attention_mask.bool(), (here - first_B1) // block_length, -1)
+        self.inside, self.places = places < self.length, places % self.length
 
-def _logits(
-    process: MaskedDiffusion,
-    denoiser: Denoiser,
-    x_t: Tensor,
-    x_0: Tensor,
-    t_BN: Tensor,
-    masked: Tensor,
-    block_L: Tensor,
-    model_kwargs: Mapping[str, Any],
-) -> list[tuple[Tensor, Tensor]]:
-    """Flattened masked positions ``[R]`` with their logits ``[R, V]``, in one part or one for each block."""
-    if reads_blocks(denoiser):
-        positions = masked.flatten().nonzero().squeeze(1)
-        paired: Any = denoiser
-        return [(positions, paired_logits(paired, x_t, x_0, positions, model_kwargs=model_kwargs)(slice(None)))]
-    parts = []
-    for block in range(t_BN.shape[1]):
-        x_block = torch.where(block_L < block, x_0, torch.where(block_L == block, x_t, process.mask_token_id))
-        positions = (masked & (block_L == block)).flatten().nonzero().squeeze(1)
-        t, largest = t_BN[:, block], process.mask_token_id
-        logits_of = logits_in_parts(denoiser, x_block, t, positions, model_kwargs=model_kwargs, largest_id=largest)
-        parts.append((positions, logits_of(slice(None))))
-    return parts
+    def blocks(self, values: Tensor, filling: int | bool) -> Tensor:
+        """``[B, L]`` to ``[B * N, K]``."""
+        ordered = values.gather(1, self.places).masked_fill(~self.inside, filling)
+        return F.pad(ordered, (0, -self.length % self.block_length), value=filling).view(-1, self.block_length)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Bool ``[B * N, K]`` to ``[B, L]``; false at what no block holds."""
+        ordered = chosen.view(self.batch, -1)[:, : self.length] & self.inside
+        return torch.zeros_like(ordered).scatter(1, self.places, ordered)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from torch import Tensor
+
 RESERVED = frozenset({"x", "x_t", "z", "t", "s", "denoiser", "model_kwargs", "generation_mask", "x_init"})
 """Names that the library passes itself, and no condition may have."""
 
@@ -64,6 +66,19 @@ def check_conditions(model_kwargs: Mapping[str, Any] | None, denoiser: Any, argu
         close = get_close_matches(name, {"attention_mask"}, n=1, cutoff=0.85)
         if close and name != "attention_mask" and name not in stated:
             raise TypeError(f"{name!r} is no argument that is known here; is {close[0]!r} meant?")
+
+
+def take_rows(model_kwargs: Mapping[str, Any], sequences: Tensor | slice | None, batch: int) -> dict[str, Any]:
+    """The keyword arguments of some sequences, int64 ``[b]`` or a slice, or of all if None: tensors with an entry for
+    each of the batch are indexed, other values are shared."""
+    if sequences is None:
+        return dict(model_kwargs)
+    return {name: value[sequences] if has_rows(value, batch) else value for name, value in model_kwargs.items()}
+
+
+def has_rows(value: Any, batch: int) -> bool:
+    """Whether the value is a tensor with an entry for each sequence."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
 
 
 def name_of(network: Any) -> str:

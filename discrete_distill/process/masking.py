@@ -15,10 +15,9 @@ from torch import Generator, Tensor
 
 from .. import draws
 from ..checks import check_count, check_floats, check_generator, check_mask, check_same_shape
-from ..kernels import token_losses
-from .conditions import check_conditions
-from .denoiser import Denoiser, logits_in_parts
+from .denoiser import Denoiser
 from .forbidden import checked_forbidden_ids, without_ids
+from .likelihood import nelbo
 from .outputs import Corruption, NelboOutput
 from .schedules import LogLinearSchedule, MaskingSchedule
 from .sequences import check_level, check_sequences
@@ -331,50 +330,52 @@ class MaskedDiffusion:
         denoiser: Denoiser,
         x_0: Tensor,
         *,
+        block_length: int | None = None,
         by: Literal["time", "count"] = "time",
         time_distribution: TimeDistribution | None = None,
         generation_mask: Tensor | None = None,
         generator: Generator | None = None,
         s: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-        corruption: Corruption | None = None,
+        batch_size: int | None = None,
     ) -> NelboOutput:
-        """One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
+        r"""One estimate of ``-log p(x) <= integral of omega(t) E[sum_masked -log p(x_i | x_t)] dt``.
 
         The Rao-Blackwellised form of MDLM (arXiv 2406.07524, eq. 10), with low-discrepancy times (or counts)
-        over the batch. Vocabulary logits are computed at masked positions only.
+        over the batch. Vocabulary logits are computed at masked positions only. Of a denoiser that reads by blocks it
+        is the bound of block diffusion, in which each block has a time of its own; see `likelihood.nelbo`.
 
         Args:
             denoiser: any `Denoiser`.
             x_0: clean tokens, int64 ``[B, L]``.
-            by: see `draw_corruption`.
+            block_length: positions in a block, each given the clean ones before it; by default those of the denoiser,
+                the whole sequence where it attends both ways.
+            by: see `draw_corruption`, which draws each block as a row of its own.
             time_distribution: distribution of ``t`` for ``by="time"``; see `draw_corruption` for the default, which is
                 exact.
             generation_mask: bool ``[B, L]``; tokens that count (no prompt, no padding, even if padded with masks).
-                All by default.
+                All by default; in blocks, all real ones.
             generator: source of randomness.
             s: ``[B]``, passed to a denoiser that ``accepts_step``: a label of the samples, as there are no steps here.
-            model_kwargs: passed to the denoiser by keyword.
-            corruption: of these rows, drawn before by `draw_corruption`; with it nothing is drawn.
+            model_kwargs: passed to the denoiser by keyword, with the ``attention_mask`` of padded rows.
+            batch_size: sequences that are read at once, all by default; the draws do not depend on it.
+
+        Raises:
+            ValueError: if shapes do not fit, or the denoiser was trained with other blocks.
         """
-        check_conditions(model_kwargs, denoiser)
-        if corruption is None:
-            corruption = self.draw_corruption(
-                x_0, by=by, generation_mask=generation_mask, time_distribution=time_distribution, generator=generator
-            )
-        x_t, t, weight = corruption
-        masked = self.is_masked(x_t, generation_mask)
-        positions = masked.flatten().nonzero().squeeze(1)
-        logits_of = logits_in_parts(
-            denoiser, x_t, t, positions, s=s, model_kwargs=model_kwargs, largest_id=self.mask_token_id
+        return nelbo(
+            self,
+            denoiser,
+            x_0,
+            block_length=block_length,
+            by=by,
+            time_distribution=time_distribution,
+            generation_mask=generation_mask,
+            generator=generator,
+            s=s,
+            model_kwargs=model_kwargs,
+            batch_size=batch_size,
         )
-        logits_NV = self.forbid(logits_of(slice(None)))
-        token_nats = -token_losses(logits_NV, None, x_0.flatten()[positions], mask_token_id=self.mask_token_id).log_prob
-        owner = positions // x_0.shape[1]
-        nats = torch.zeros(x_0.shape[0], device=x_0.device, dtype=token_nats.dtype)
-        nats = nats.index_add(0, owner, token_nats * weight.to(token_nats.dtype)[owner])
-        num_tokens = self.num_generated(x_0, generation_mask)
-        return NelboOutput(nats.sum() / num_tokens.sum().clamp(min=1), nats, num_tokens)
 
 
 def _ranks(x_0: Tensor, generation_mask: Tensor | None, generator: Generator | None, group_size: int) -> Tensor:

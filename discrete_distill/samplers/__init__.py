@@ -2,7 +2,7 @@
 
 from .analytic import AnalyticSampler
 from .ancestral import AncestralSampler
-from .blockwise import BlockwiseSampler, FinishedBlock
+from .blockwise import BlockwiseSampler, FinishedBlock, in_blocks_of
 from .call import Sampler
 from .confidence import ConfidenceSampler
 from .cuda_graph import CudaGraphSampler
@@ -38,5 +38,6 @@ __all__ = [
     "SamplerOutput",
     "SamplerState",
     "TeacherRatio",
+    "in_blocks_of",
     "prompted",
 ]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..models import BlockCache, BlockDenoiser
+from ..process.conditions import take_rows
 from .block_layout import Block, BlockLayout
-from .inputs import take_rows
 from .state import SamplerState
 
 

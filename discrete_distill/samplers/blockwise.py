@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -148,10 +149,10 @@ class BlockwiseSampler(Sampler):
         generator: Generator | None = None,
         device: torch.device | str | None = None,
         first_row: int = 0,
-    ) -> Iterator[FinishedBlock]:
+    ) -> Stream[FinishedBlock, None, SamplerOutput]:
         """Draw sequences as a call does, and yield each block when it is finished.
 
-        The arguments are those of a call.
+        The arguments are those of a call; the generator returns what a call returns (``yield from``).
 
         Examples:
             >>> sampler = BlockwiseSampler(FirstHittingSampler(process), block_length=8)
@@ -162,7 +163,9 @@ class BlockwiseSampler(Sampler):
             "shape": shape, "x_init": x_init, "attention_mask": attention_mask, "generation_mask": generation_mask,
             "model_kwargs": model_kwargs, "generator": generator, "device": device, "first_row": first_row,
         }  # fmt: skip
-        yield from _Run(self, SamplerCall(denoiser, inputs))
+        run = _Run(self, SamplerCall(denoiser, inputs))
+        yield from run
+        return run.output()
 
     def view(self, state: SamplerState, layout: BlockLayout) -> BlockView | None:
         """The denoiser of a block, or None without a cache.
@@ -193,6 +196,26 @@ class BlockwiseSampler(Sampler):
                 f"block_length={trained}"
             )
         return ExactView(network, state, layout)
+
+
+def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
+    """The sampler as the denoiser reads: around a network that reads by blocks, one block after another on its cache.
+
+    Args:
+        denoiser: that will be sampled.
+        sampler: of whole sequences; its steps are then those of each block. Another one, such as a `BlockwiseSampler`,
+            stays as it is.
+
+    Examples:
+        >>> network = DiT(DiTConfig(**{**vars(shape), "block_length": 4})).eval()
+        >>> sampler = AncestralSampler(process, num_steps=2)
+        >>> in_blocks_of(network, sampler).cache, in_blocks_of(teacher, sampler) is sampler
+        ('exact', True)
+    """
+    block_length = getattr(denoiser, "block_length", None)
+    if block_length is None or not isinstance(sampler, SamplerOptions):
+        return sampler
+    return BlockwiseSampler(sampler, block_length=block_length, align="start", cache="exact")
 
 
 class _Run:

@@ -81,19 +81,6 @@ def check_rows(model_kwargs: Mapping[str, Any], batch: int) -> None:
             )
 
 
-def take_rows(model_kwargs: Mapping[str, Any], sequences: Tensor | None, batch: int) -> dict[str, Any]:
-    """The keyword arguments of some sequences, int64 ``[b]``, or of all if None: tensors with an entry for each of the
-    batch are indexed, other values are shared."""
-    if sequences is None:
-        return dict(model_kwargs)
-    return {name: value[sequences] if has_rows(value, batch) else value for name, value in model_kwargs.items()}
-
-
-def has_rows(value: Any, batch: int) -> bool:
-    """Whether the value is a tensor with an entry for each sequence."""
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-
-
 def _checked_shape(shape: Any) -> tuple[int, Frame]:
     """Number of sequences and their frame, if the shape is an integer of 1 or more and another one or a frame."""
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:

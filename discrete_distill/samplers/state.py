@@ -16,11 +16,11 @@ from .. import draws
 from ..checks import check_generator
 from ..kernels import STREAM_UNMASK, SampledRows, uniform
 from ..process import Denoiser, MaskedDiffusion, ignores_time
-from ..process.conditions import check_conditions
+from ..process.conditions import check_conditions, take_rows
 from ..process.denoiser import LogitsOfPart, check_ids, device_of
 from .faults import Faults, check_logits
 from .filtering import TokenDistribution
-from .inputs import check_rows, checked_first_row, checked_mask, start_of, take_rows
+from .inputs import check_rows, checked_first_row, checked_mask, start_of
 from .logits import evaluate, guided
 from .output import SamplerOutput
 from .positions import Positions, padded_positions, positions_at

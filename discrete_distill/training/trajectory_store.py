@@ -23,8 +23,8 @@ from ..digests import weights_digest
 from ..distillation.trajectories import PADDING, Trajectories, draw_trajectories
 from ..files import read_json_object, write_text
 from ..process import Denoiser
+from ..process.conditions import take_rows
 from ..samplers import Frame, Sampler
-from ..samplers.inputs import take_rows
 from .seeding import step_generator
 from .stored_settings import Setting, flat_settings, refuse_changes
 from .token_cache import cached_arrays

@@ -1,13 +1,16 @@
 """A denoiser as a model of text, on a language whose every probability is known; letters are tokens."""
 
+import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from discrete_distill import AncestralSampler, ConfidenceSampler, MaskedDiffusion, exact
+from discrete_distill import AncestralSampler, BlockwiseSampler, ConfidenceSampler, MaskedDiffusion, exact
 from discrete_distill.evaluation import TextModel
+from discrete_distill.models import DiT, DiTConfig
 
 LETTERS = "abcd"
 K = len(LETTERS)
@@ -156,3 +159,83 @@ def test_what_does_not_fit_is_refused() -> None:
             make(**{name: 0})
     with pytest.raises(TypeError, match="new tokens"):
         make().complete(["a"], max_new_tokens=[1.5])  # type: ignore[list-item]
+
+
+def in_blocks(block_length: int) -> DiT:
+    shape = {"vocab_size": K + 1, "max_length": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "cond_size": 4}
+    network = DiT(DiTConfig(**shape, block_length=block_length)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            parameter.normal_(std=0.4, generator=torch.Generator().manual_seed(number))
+    return network
+
+
+@torch.no_grad()
+def block_log_probs(network: DiT, ids: list[int], hidden: set[int], end: int) -> Tensor:
+    """Of a block that ends before ``end``, in a pass of its own, log-probabilities ``[end, K]``."""
+    x = torch.tensor([[K if place in hidden else each for place, each in enumerate(ids[:end])]])
+    return network(x, torch.zeros(1))[0, :, :K].log_softmax(-1)
+
+
+def enumerated(network: DiT, ids: list[int], start: int) -> float:
+    """The bound of what stands from ``start`` on: over blocks, and over sets of masks in each of them."""
+    total = 0.0
+    for low in range(0, len(ids), network.block_length or len(ids)):
+        end = min(low + (network.block_length or len(ids)), len(ids))
+        places = [place for place in range(low, end) if place >= start]
+        for size in range(1, len(places) + 1):
+            weight = 1.0 / (size * math.comb(len(places), size))
+            for hidden in itertools.combinations(places, size):
+                log_probs = block_log_probs(network, ids, set(hidden), end)
+                total += weight * sum(float(log_probs[place, ids[place]]) for place in hidden)
+    return total
+
+
+@pytest.mark.parametrize(("context", "continuation"), [("abc", "dab"), ("", "badac"), ("ab", "c")])
+def test_a_network_that_reads_single_tokens_has_its_exact_likelihood(context: str, continuation: str) -> None:
+    network, ids = in_blocks(1), encode(context + continuation)
+    expected = 0.0
+    for place in range(len(context), len(ids)):
+        expected += float(block_log_probs(network, ids, {place}, place + 1)[place, ids[place]])
+    model = make(network, num_samples=3)
+    assert model.log_likelihood(context, continuation)[0] == pytest.approx(expected, abs=1e-5)
+    if not context:
+        assert model.rolling_log_likelihood(continuation) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("context", "continuation"), [("abc", "dabc"), ("", "badac")])
+def test_the_bound_in_blocks_is_that_of_all_their_masks(context: str, continuation: str) -> None:
+    network = in_blocks(2)
+    models = [make(network, num_samples=32, batch_size=7, seed=seed) for seed in range(40)]
+    values = torch.tensor([each.log_likelihood(context, continuation)[0] for each in models])
+    expected = enumerated(network, encode(context + continuation), len(context))
+    assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / 40**0.5
+    assert models[0].log_likelihood(context, continuation) == models[0].log_likelihood(context, continuation)
+
+
+def test_completions_of_a_network_that_reads_by_blocks_are_drawn_on_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, whole = in_blocks(2), []
+    sampler = AncestralSampler(PROCESS, num_steps=2)
+    x_init = torch.tensor([[0, 1, 2] + [K] * 4] * 3)
+    in_turn = BlockwiseSampler(sampler, block_length=2, align="start")  # Without a cache.
+    expected = in_turn(network, x_init=x_init, generator=torch.Generator().manual_seed(0)).sequences[:, 3:]
+    monkeypatch.setattr(network, "features", lambda *inputs, **given: whole.append(inputs))
+    drawn = make(network, sampler).complete(["abc"] * 3, max_new_tokens=4)
+    assert not whole
+    assert drawn == [decode(row) for row in expected.tolist()]
+
+
+def test_the_greedy_continuation_of_a_network_that_reads_by_blocks() -> None:
+    network = in_blocks(2)
+    ids = encode("abc")
+    for low in (3, 4, 6):  # The rest of the second block, and the two behind it.
+        end = low + 1 if low == 3 else low + 2
+        hidden, ids = set(range(low, end)), ids + [K] * (end - low)
+        while hidden:
+            log_probs = block_log_probs(network, ids, hidden, end)
+            place = max(hidden, key=lambda each: float(log_probs[each].max()))
+            ids[place] = int(log_probs[place].argmax())
+            hidden -= {place}
+    best = decode(ids[3:])
+    assert make(network).log_likelihood("abc", best)[1]
+    assert not make(network).log_likelihood("abc", best[:-1] + next(each for each in LETTERS if each != best[-1]))[1]

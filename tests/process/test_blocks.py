@@ -8,7 +8,6 @@ import torch
 
 from discrete_distill import MaskedDiffusion, exact
 from discrete_distill.models import DiT, DiTConfig
-from discrete_distill.process import block_nelbo
 
 WORDS, LENGTH = 3, 5
 PROCESS = MaskedDiffusion(WORDS)
@@ -50,9 +49,7 @@ def test_its_expectation_is_the_sum_over_blocks_and_masks(by, block_length, coun
     draws = 20_000
     x_0, mask = torch.tensor([row]).expand(draws, -1), torch.tensor([counted]).bool().expand(draws, -1)
     with torch.no_grad():
-        out = block_nelbo(
-            PROCESS, denoiser, x_0, block_length=block_length, by=by, generation_mask=mask, generator=seeded(1)
-        )
+        out = PROCESS.nelbo(denoiser, x_0, block_length=block_length, by=by, generation_mask=mask, generator=seeded(1))
     error = out.nats.std() / math.sqrt(draws)
     expected = enumerated(denoiser, row, block_length, counted)
     assert abs(float(out.nats.mean()) - expected) < 5 * float(error) + 1e-5  # the rounding, where nothing is random
@@ -63,8 +60,8 @@ def test_its_expectation_is_the_sum_over_blocks_and_masks(by, block_length, coun
 def test_of_an_exact_denoiser_it_is_the_likelihood(block_length) -> None:
     x_0 = CHAIN.sample(4, LENGTH, generator=seeded(2))
     draws = 1 if block_length == 1 else 4000
-    out = block_nelbo(
-        PROCESS, CHAIN.denoiser(WORDS), x_0.repeat(draws, 1), block_length=block_length, by="count", generator=seeded(3)
+    out = PROCESS.nelbo(
+        CHAIN.denoiser(WORDS), x_0.repeat(draws, 1), block_length=block_length, by="count", generator=seeded(3)
     )
     nats = out.nats.view(draws, 4)
     error = 1e-6 if draws == 1 else 5 * nats.std(0) / math.sqrt(draws)
@@ -92,9 +89,9 @@ def test_one_pass_is_a_pass_for_each_block_whatever_the_padding(side) -> None:
     real = torch.arange(11) < lengths[:, None]
     real = real.flip(1) if side == "left" else real
     options = {"block_length": 4, "by": "count", "model_kwargs": {"attention_mask": real}}
-    once = block_nelbo(PROCESS, network, x_0, generator=seeded(5), **options)
-    often = block_nelbo(
-        PROCESS, lambda x, t, attention_mask: network(x, t, attention_mask=attention_mask), x_0, generator=seeded(5),
+    once = PROCESS.nelbo(network, x_0, generator=seeded(5), **options)
+    often = PROCESS.nelbo(
+        lambda x, t, attention_mask: network(x, t, attention_mask=attention_mask), x_0, generator=seeded(5),
         **options,
     )  # fmt: skip
     torch.testing.assert_close(once.nats, often.nats, rtol=1e-4, atol=1e-5)
@@ -105,7 +102,7 @@ def test_one_pass_is_a_pass_for_each_block_whatever_the_padding(side) -> None:
 
 def test_a_network_that_attends_both_ways_has_a_bound_in_blocks_too() -> None:
     network, x_0 = dit(None), torch.randint(WORDS, (2, 7), generator=seeded(6))
-    out = block_nelbo(PROCESS, network, x_0, block_length=1, by="count")
+    out = PROCESS.nelbo(network, x_0, block_length=1, by="count")
     nats = torch.zeros(2)
     for i in range(7):
         x = torch.where(torch.arange(7) < i, x_0, WORDS)
@@ -116,6 +113,6 @@ def test_a_network_that_attends_both_ways_has_a_bound_in_blocks_too() -> None:
 def test_other_blocks_than_those_of_training_are_refused() -> None:
     x_0 = torch.zeros(2, 8, dtype=torch.long)
     with pytest.raises(ValueError, match=r"2.*4"):
-        block_nelbo(PROCESS, dit(4), x_0, block_length=2)
+        PROCESS.nelbo(dit(4), x_0, block_length=2)
     with pytest.raises(ValueError, match="0"):
-        block_nelbo(PROCESS, dit(4), x_0, block_length=0)
+        PROCESS.nelbo(dit(4), x_0, block_length=0)

@@ -462,19 +462,19 @@ def test_padding_that_looks_like_the_mask_is_not_counted(seeded: Seeded) -> None
 
 
 @pytest.mark.parametrize("by", ["time", "count"])
-def test_a_corruption_that_was_drawn_before_is_the_one_that_would_be_drawn(by: Any, seeded: Seeded) -> None:
+def test_sequences_that_are_read_a_few_at_once_are_corrupted_together(by: Any, seeded: Seeded) -> None:
     process, x_0 = MaskedDiffusion(3), torch.randint(3, (6, 4), generator=seeded(0))
+    seen = []
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.arange(4.0) * (1.0 + x_t[..., None] + t[:, None, None])
+    def denoiser(x_t: Tensor, t: Tensor, *, label: Tensor, scale: float) -> Tensor:
+        seen.append(len(x_t))
+        return torch.arange(4.0) * (scale + label[:, None, None] + x_t[..., None] + t[:, None, None])
 
-    whole = process.nelbo(denoiser, x_0, by=by, generator=seeded(1)).nats
-    drawn = process.draw_corruption(x_0, by=by, generator=seeded(1))
-    parts = [
-        process.nelbo(denoiser, x_0[rows], corruption=Corruption(*(each[rows] for each in drawn))).nats
-        for rows in (slice(0, 4), slice(4, 6))
-    ]
-    torch.testing.assert_close(torch.cat(parts), whole)
+    given: dict[str, Any] = {"by": by, "model_kwargs": {"label": torch.arange(6.0), "scale": 2.0}}
+    whole = process.nelbo(denoiser, x_0, generator=seeded(1), **given)
+    parts = process.nelbo(denoiser, x_0, generator=seeded(1), batch_size=4, **given)
+    assert seen == [6, 4, 2]
+    torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("by", ["time", "count"])

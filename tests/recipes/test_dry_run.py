@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill import DiDiInstructConfig, MaskedDiffusion
 from discrete_distill.distillation.methods import (
+    AlphaLossConfig,
+    FeatureMMDConfig,
     IDLMConfig,
     Regularization,
     RolloutMMDConfig,
@@ -90,11 +92,43 @@ def test_the_evaluations_of_a_step_are_those_that_are_counted(method, told) -> N
     torch.manual_seed(0)
     stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
     trainee = Distillation(config, DiT(shape), stream, MaskedDiffusion(11), Accelerator(cpu=True))
-    counter = EvaluationCounter()
+    counter = EvaluationCounter(32)
     counter.watch(trainee.networks())
     for index in range(3):
         trainee.step(index, torch.Generator().manual_seed(index))
     assert counter.take() / 3 == pytest.approx(step_cost(config, shape).evaluations, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DiDiInstructConfig.recommended(
+            advantages={"group_size": 4},
+            paths={"num_steps": (4,), "step_conditioning": False},
+            log_ratio={"warmup": 0, "step_conditioning": False},
+            regularization=Regularization(),
+        ),
+        SDTTConfig(teacher_steps=8, rounds=1),
+        AlphaLossConfig(),
+        FeatureMMDConfig(),
+    ],
+    ids=["didi", "sdtt", "alpha", "feature-mmd"],
+)
+def test_networks_that_read_by_blocks_read_every_state_beside_clean_tokens(method) -> None:
+    """Features are of clean sequences alone."""
+    shape = replace(SHAPE, block_length=8)
+    config = DistillConfig(method=method, batch_size=8, discriminator=False)
+    torch.manual_seed(0)
+    stream = TokenStream(torch.randint(10, (500,)).numpy(), 32)
+    trainee = Distillation(config, DiT(shape), stream, MaskedDiffusion(11), Accelerator(cpu=True))
+    counter = EvaluationCounter(32)
+    counter.watch(trainee.networks())
+    for index in range(3):
+        trainee.step(index, torch.Generator().manual_seed(index))
+    expected = step_cost(config, shape).evaluations
+    assert counter.take() / 3 == pytest.approx(expected, rel=0.1)
+    assert expected > step_cost(config, SHAPE).evaluations
+    assert network_shape(DiT(shape)).block_length == 8
 
 
 def test_memory_and_time_follow_sizes() -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from discrete_distill.process import block_nelbo
-from discrete_distill.recipes.common import teacher as teacher_module
+from discrete_distill.process import likelihood
 from discrete_distill.recipes.common.teacher import load_teacher
 from discrete_distill.recipes.owt import default_preset, main
 from discrete_distill.training import loop as loop_module
@@ -69,13 +68,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_teacher_stage_trains_a_network_that_reads_by_blocks_by_its_own_bound(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths = []
+    lengths, paired_logits = [], likelihood.paired_logits
 
-    def noted(process, denoiser, x_0, *, block_length, **given):
-        lengths.append(block_length)
-        return block_nelbo(process, denoiser, x_0, block_length=block_length, **given)
+    def noted(denoiser, *inputs, **given):
+        lengths.append(denoiser.block_length)
+        return paired_logits(denoiser, *inputs, **given)
 
-    monkeypatch.setattr(teacher_module, "block_nelbo", noted)
+    monkeypatch.setattr(likelihood, "paired_logits", noted)
     flags = [f"--output={tmp_path}", f"--data.source={text}", "--name=blocks", *TINY_MODEL, *TINY_TRAINING]
     sizes = ["--data.vocab-size=300", "--teacher.model.vocab-size=300", "--judge.vocab-size=300"]
     assert main(["teacher", *flags, *sizes, "--data.tokenizer=train", "--teacher.model.block-length=4"]) == 0
@@ -103,7 +102,13 @@ def test_a_teacher_that_reads_by_blocks_is_distilled_evaluated_and_sampled_block
     assert main(["evaluate", *flags, "--evaluate.steps", "4", "8"]) == 0, capsys.readouterr().err
     results = json.loads((output / "of-blocks" / "evaluation.json").read_text())
     assert {line["nfe"] for line in results["by_steps"]} == {4, 8}  # four blocks of one or two steps
-    assert main(["sample", *flags, "--sample.steps=8", "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+    capsys.readouterr()
+    for whose in ("--sample.no-teacher", "--sample.teacher"):
+        watching = ["--sample.steps=8", "--sample.watch", "--sample.seconds-per-step=0", whose]
+        assert main(["sample", *flags, *watching]) == 0
+        assert "tokens 13 to 16 of 16" in capsys.readouterr().out
+    assert main(["sample", *flags, "--name=nobody", "--sample.steps=8"]) == 2  # There is no such student.
+    assert main(["sample", *flags, "--name=nobody", "--sample.steps=8", "--sample.teacher"]) == 0
 
 
 @pytest.mark.parametrize(

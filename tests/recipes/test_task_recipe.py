@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from discrete_distill.evaluation.tasks import Prompts, Sudoku, TokenizedTask, ch
 from discrete_distill.evaluation.tasks.sudoku_grids import random_cell_order
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.teacher import load_network
 from discrete_distill.recipes.sudoku import main
 from discrete_distill.recipes.tasks.decoding import Decoding, decode, decodings
 from discrete_distill.recipes.tasks.evaluate import areas
@@ -67,7 +69,9 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("task", "size", "tokens"), [("sudoku", "4", 16), ("countdown", "2", None)])
-def test_a_task_is_solved_block_by_block(task: str, size: str, tokens: int | None, tmp_path: Path) -> None:
+def test_a_task_is_solved_block_by_block(
+    task: str, size: str, tokens: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [
         *TINY, f"--output={tmp_path}", "--name=blocks", f"--task={task}", f"--size={size}", "--methods", "didi",
         "alpha", "--teacher.model.block-length=4", "--measure.num-clues=0",
@@ -88,6 +92,10 @@ def test_a_task_is_solved_block_by_block(task: str, size: str, tokens: int | Non
         slow = {line["tokens_per_forward"] for line in lines if line["setting"] == f"{tokens} steps"}
         assert slow == {tokens / (tokens + 3)}
     assert main(["sample", *flags, "--sample.method=teacher", "--sample.forwards=8"]) == 0
+    capsys.readouterr()
+    assert main(["sample", *flags, "--sample.forwards=8", "--sample.watch", "--sample.seconds-per-step=0"]) == 0
+    length = named_task(task, int(size)).length
+    assert f"to {length} of {length}" in capsys.readouterr().out
 
 
 def test_a_task_behind_a_start_token_trains_its_own_teacher_first(tmp_path: Path) -> None:
@@ -235,3 +243,82 @@ def test_a_plot_of_accuracy_needs_a_curve_with_an_interval_for_each_point(tmp_pa
         AccuracyCurve(label="a", tokens_per_forward=(1.0,), accuracies=(0.5, 0.5), intervals=((0.4, 0.6),))
     curve = AccuracyCurve(label="a", tokens_per_forward=(2.0, 1.0), accuracies=(0.5, 0.9), intervals=((0.4, 0.6),) * 2)
     assert plot_accuracy([curve], tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def saved_model(
+    folder: Path, kind: str = "modernbert", vocab_size: int = 5, max_length: int = 16, **stated: int
+) -> Path:
+    """A model of transformers with random weights, which knows the tokens of a Sudoku of 4x4."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"vocab_size": vocab_size, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 24, "max_position_embeddings": max_length}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    if kind == "modernbert":
+        model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**size, **special, **stated))
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **special, **stated))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+ANY_TEACHER = [
+    *TINY, "--name=any", "--measure.num-clues=0", "--measure.decodings", "confidence",
+    "--distill.method.paths.num-steps", "2", "--feature-mmd.batch-size=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "called", "methods"),
+    [("modernbert", [], ("alpha", "didi", "feature-mmd")), ("llama", ["--teacher.attention=full"], ("alpha", "didi"))],
+)
+def test_a_teacher_of_transformers_is_distilled_measured_and_reported(
+    kind: str, called: list[str], methods: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The student of the paths is passed its step, by an embedding of its own beside the weights of the model."""
+    folder = saved_model(tmp_path / "model", kind)
+    flags = [*ANY_TEACHER, f"--output={tmp_path}", f"--teacher.path={folder}", *called, "--methods", *methods]
+    capsys.readouterr()
+    assert main(["distill", *flags]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "alpha: 100%" in shown
+    assert "weights" not in shown  # Neither loaded nor written with a bar of its own.
+    assert "shards" not in shown
+    student = json.loads((tmp_path / "any" / "alpha" / "student" / "config.json").read_text())
+    assert student["model_type"] == kind
+    assert main(["evaluate", *flags]) == 0, capsys.readouterr().err
+    assert main(["report", *flags]) == 0
+    results = json.loads((tmp_path / "any" / "evaluation.json").read_text())
+    assert {line["network"] for line in results["lines"]} == {"teacher", *methods}
+    costs = json.loads((tmp_path / "any" / "costs.json").read_text())
+    assert all(cost["steps"] >= 2 for cost in costs.values())
+    before = load_network(str(folder), **({"attention": "full"} if called else {})).state_dict()
+    for name, prefix in (("alpha", ""), ("didi", "denoiser.")):
+        after = load_network(str(tmp_path / "any" / name / "student")).state_dict()
+        assert any(not torch.equal(after[prefix + key], before[key]) for key in before)
+    assert main(["sample", *flags, "--sample.method=alpha", "--sample.forwards=4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        ({"vocab_size": 7}, "7 classes"),
+        ({"vocab_size": 4}, "none for the mask"),
+        ({"mask_token_id": 2}, "token 2 as its mask"),
+        ({"max_length": 12}, "12 tokens"),
+        ({"kind": "llama"}, "attention"),
+    ],
+)
+def test_a_teacher_of_transformers_that_does_not_fit_the_task_is_refused(
+    made: dict[str, Any], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved_model(tmp_path / "model", **made)
+    capsys.readouterr()
+    assert main(["distill", *ANY_TEACHER, f"--output={tmp_path}", f"--teacher.path={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert found in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "any").exists()

@@ -17,15 +17,15 @@ no teacher: the student starts as a trained model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Generator
+from torch import Tensor
 
 from ...checks import check_number
-from ...models.attention_masks import row_positions
+from ...distributed.collectives import mean_over_processes
 from ...process import MaskedDiffusion
-from ...process.blocks import reads_blocks
+from ...process.blocks import BlockRows
 from ..networks import Networks
 from .corrupted_data import CorruptedData, log_probs_of
 from .data_method import DataMethod, DataMethodConfig
@@ -55,6 +55,21 @@ class AlphaLossConfig(DataMethodConfig):
         check_number("k", self.k, minimum=1e-6)
 
 
+@dataclass
+class PartedData(CorruptedData):
+    """Corrupted data, of which each sequence or block counts equally.
+
+    Attributes:
+        num_parts: sequences or blocks with a mask, a number.
+    """
+
+    num_parts: Tensor
+
+    def num_counted(self) -> Tensor:
+        """``num_parts``."""
+        return self.num_parts
+
+
 class AlphaLoss(DataMethod[AlphaLossConfig]):
     """Train a trained model further by the alpha loss, for sampling in few passes. The teacher is not read.
 
@@ -73,32 +88,42 @@ class AlphaLoss(DataMethod[AlphaLossConfig]):
 
     config_class = AlphaLossConfig
     takes_blocks = True
+    reads_teacher = False
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: AlphaLossConfig | None = None) -> None:
         super().__init__(networks, process, config if config is not None else AlphaLossConfig())
 
-    def student_loss(self, rollout: CorruptedData, *, generator: Generator | None = None, **given: Any) -> StepOutput:
+    def corrupt(self, x_0: Tensor, **given: Any) -> PartedData:
+        """See `DataMethod.corrupt`."""
+        rollout: Any = super().corrupt(x_0, **given)
+        return PartedData(**vars(rollout), num_parts=(self.masks_of_parts(rollout)[1] > 0).sum())
+
+    def student_loss(
+        self, rollout: CorruptedData, *, num_tokens: Tensor | float | None = None, **given: Any
+    ) -> StepOutput:
         """Compute the mean of ``L`` over the sequences with a masked position; of a student that reads by blocks, over
         the blocks with one, each with a mean of its own.
 
         Args:
             rollout: of this step.
-            generator: not read; the other keywords of `loss` neither.
-            **given: these keywords.
+            num_tokens: what the sum of ``L`` is divided by: sequences or blocks with a mask of the whole batch, where
+                the rollout is a part of it, as a mean over processes.
+            **given: the other keywords of `loss`; not read.
         """
-        positions, (batch, length) = rollout.positions, rollout.x_0.shape
+        positions = rollout.positions
         logits_of = self.student_logits(rollout)
         log_prob_N = log_probs_of(self.process, logits_of, rollout.x_0.flatten()[positions, None])[:, 0]
-        part_N, num_parts = positions // length, batch
-        if reads_blocks(self.student):
-            block_length = cast(Any, self.student).block_length
-            real = torch.ones_like(rollout.x_0, dtype=torch.bool)
-            block_BL = row_positions(real if rollout.attention_mask is None else rollout.attention_mask) // block_length
-            blocks = -(-length // block_length)
-            part_N, num_parts = part_N * blocks + block_BL.flatten()[positions], batch * blocks
-        count_P = torch.bincount(part_N, minlength=num_parts)
-        mean_P = log_prob_N.new_zeros(num_parts).index_add(0, part_N, log_prob_N) / count_P.clamp(min=1)
-        counted = batch if num_parts == batch else (count_P > 0).sum().clamp(min=1)
-        loss = -torch.expm1(self.config.k * mean_P).sum() / (self.config.k * counted)
-        metrics = {"log_prob": mean_P.detach().sum() / counted, "alpha_loss": loss.detach()}
+        part_N, count_P = self.masks_of_parts(rollout)
+        mean_P = log_prob_N.new_zeros(len(count_P)).index_add(0, part_N, log_prob_N) / count_P.clamp(min=1)
+        if num_tokens is None:
+            num_tokens = mean_over_processes((count_P > 0).sum().float()).clamp(min=1.0)
+        loss = -torch.expm1(self.config.k * mean_P).sum() / (self.config.k * num_tokens)
+        metrics = {"log_prob": mean_P.detach().sum() / num_tokens, "alpha_loss": loss.detach()}
         return StepOutput(loss, metrics)
+
+    def masks_of_parts(self, rollout: CorruptedData) -> tuple[Tensor, Tensor]:
+        """The sequence or block of each masked position, int64 ``[N]``, and how many masks each has, ``[P]``."""
+        positions, (batch, length) = rollout.positions, rollout.x_0.shape
+        layout = BlockRows(rollout.x_0, rollout.attention_mask, self.block_length or length)
+        part_N = positions // length * layout.num_blocks + layout.number.flatten()[positions]
+        return part_N, torch.bincount(part_N, minlength=batch * layout.num_blocks)

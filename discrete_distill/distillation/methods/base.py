@@ -34,11 +34,14 @@ class BaseMethod(Generic[ConfigT]):
     Raises:
         TypeError: if an argument is of another class.
         ValueError: if the student is to be passed its step and has no true attribute ``accepts_step``; or if it reads
-            by blocks, and the method does not.
+            by blocks, and the method does not, or other networks do not.
 
     Attributes:
         config_class: configuration of a class; its ``method_class`` is then that class.
-        takes_blocks: whether the student may be a block-diffusion network (`PairedDenoiser` with a ``block_length``).
+        takes_blocks: whether the student may be a block-diffusion network (`PairedDenoiser` with a ``block_length``),
+            which the method then reads through a view; see `Networks.in_blocks`.
+        reads_teacher: whether other networks read states of the student.
+        block_length: positions in a block of such a student; None for one that attends both ways.
 
     Examples:
         >>> class NelboConfig(MethodConfig):
@@ -56,6 +59,7 @@ class BaseMethod(Generic[ConfigT]):
 
     config_class: ClassVar[type[MethodConfig]]
     takes_blocks: ClassVar[bool] = False
+    reads_teacher: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -70,11 +74,15 @@ class BaseMethod(Generic[ConfigT]):
                 f"{networks.student.block_length}, each given finished ones: take DiDiInstruct, IDLM, SDTT, AlphaLoss, "
                 "FeatureMMD or CertaintyForcing"
             )
+        student: Any = networks.student
+        self.block_length: int | None = student.block_length if reads_blocks(student) else None
+        networks = networks.in_blocks(reads_teacher=self.reads_teacher)
         if config.step_conditioning:
             check_accepts_step(networks.student, "student", "step_conditioning")
         self.config = config
         self.student = networks.student
         self.teacher: Any = networks.teacher
+        self.auxiliary, self.discriminator = networks.auxiliary, networks.discriminator
         self.process = process
 
     @staticmethod

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...checks import check_number
 from ...process import MaskedDiffusion
-from ...samplers.inputs import take_rows
+from ...process.conditions import take_rows
 from ..networks import Networks
 from .block_states import BlockHalves, TrajectoryStates
 from .corrupted_data import CorruptedData, chunks_of
@@ -93,6 +93,7 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
 
     config_class = CertaintyForcingConfig
     takes_blocks = True
+    reads_teacher = False
 
     def __init__(
         self, networks: Networks, process: MaskedDiffusion, config: CertaintyForcingConfig | None = None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +18,7 @@ from ...checks import NO_MASK
 from ...distributed.collectives import mean_over_processes
 from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
+from ...process.blocks import BlockRows
 from ...process.denoiser import LogitsOfPart
 from ...samplers import Frame
 
@@ -46,9 +46,13 @@ class MaskedBatch:
         """Flattened positions of the loss, int64 ``[N]``, ascending."""
         return self.loss_mask.flatten().nonzero().squeeze(1)
 
+    def num_counted(self) -> Tensor:
+        """What the losses are averages over, on this process: the number of these positions."""
+        return self.loss_mask.sum()
+
     def num_tokens(self) -> Tensor:
-        """Number of these positions, mean over processes, at least 1. All processes must call it."""
-        return mean_over_processes(self.loss_mask.sum().float()).clamp(min=1.0)
+        """`num_counted`, mean over processes, at least 1. All processes must call it."""
+        return mean_over_processes(self.num_counted().float()).clamp(min=1.0)
 
     def denoiser_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of a denoiser's call."""
@@ -119,33 +123,6 @@ def clean_sequences(
     if generation_mask is not None and not bool(generation_mask.any()):
         warnings.warn(NO_MASK, stacklevel=3)
     return reference, generation_mask
-
-
-class BlockRows:
-    """The blocks of sequences as rows of their own, and back again.
-
-    Args:
-        x_0: int64 ``[B, L]``.
-        attention_mask: bool ``[B, L]``, true at real tokens; blocks are counted from the first of them.
-        block_length: positions in a block, ``K``; the last block of a sequence is filled up.
-    """
-
-    def __init__(self, x_0: Tensor, attention_mask: Tensor | None, block_length: int) -> None:
-        self.block_length, (self.batch, self.length) = block_length, x_0.shape
-        places = torch.arange(self.length, device=x_0.device).expand(self.batch, -1)
-        if attention_mask is not None:
-            places = places + attention_mask.to(torch.uint8).argmax(1, keepdim=True)
-        self.inside, self.places = places < self.length, places % self.length
-
-    def blocks(self, values: Tensor, filling: int | bool) -> Tensor:
-        """``[B, L]`` to ``[B * N, K]``."""
-        ordered = values.gather(1, self.places).masked_fill(~self.inside, filling)
-        return F.pad(ordered, (0, -self.length % self.block_length), value=filling).view(-1, self.block_length)
-
-    def rows(self, chosen: Tensor) -> Tensor:
-        """Bool ``[B * N, K]`` to ``[B, L]``; false at what no block holds."""
-        ordered = chosen.view(self.batch, -1)[:, : self.length] & self.inside
-        return torch.zeros_like(ordered).scatter(1, self.places, ordered)
 
 
 def corrupt_data(

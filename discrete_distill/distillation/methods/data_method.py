@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
-from ...process.blocks import paired_logits, reads_blocks
 from ...process.denoiser import LogitsOfPart, logits_in_parts
 from ...samplers import Frame
 from ..trajectories import Trajectories
 from .base import BaseMethod
-from .corrupted_data import CorruptedData, MaskedBatch, clean_sequences, corrupt_data
+from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
 from .method_config import MethodConfig
 from .protocol import UpdatePlan
 
@@ -42,14 +41,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
     minimum_masks: ClassVar[int] = 1
 
     def student_logits(self, rollout: MaskedBatch) -> LogitsOfPart:
-        """Call the student once; its logits at the positions of the loss are computed when a part is read.
-
-        A student that reads by blocks predicts each block given the clean blocks before it.
-        """
-        if reads_blocks(self.student):
-            student, kwargs = cast(Any, self.student), rollout.denoiser_kwargs()
-            x_0 = cast(CorruptedData, rollout).x_0
-            return paired_logits(student, rollout.x_t, x_0, rollout.positions, model_kwargs=kwargs)
+        """Call the student once; its logits at the positions of the loss are computed when a part is read."""
         return logits_in_parts(
             self.student, rollout.x_t, rollout.t, rollout.positions, model_kwargs=rollout.denoiser_kwargs()
         )
@@ -93,6 +85,8 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
         if generated is not None:
             generation_mask = generated if generation_mask is None else generated & generation_mask
+        if self.block_length:
+            model_kwargs = {**(model_kwargs or {}), "clean": x_0}
         return self.corrupt(
             x_0,
             generation_mask=generation_mask,
@@ -117,11 +111,10 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
 
         For a student that reads by blocks, each block has so many masks of its own.
         """
-        block_length = cast(Any, self.student).block_length if reads_blocks(self.student) else None
         return corrupt_data(
             self.process,
             x_0,
-            block_length=block_length,
+            block_length=self.block_length,
             generation_mask=generation_mask,
             attention_mask=attention_mask,
             minimum_masks=self.minimum_masks,

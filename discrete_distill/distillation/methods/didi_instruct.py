@@ -4,12 +4,12 @@ divergence. `DistillationMethod` has the training loop."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from ...process import Denoiser, MaskedDiffusion
+from ...process import MaskedDiffusion
 from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..networks import Networks
 from ..paths import IntermediateStateMatcher
@@ -25,7 +25,7 @@ from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
 from .protocol import UpdatePlan
 from .sample_credit import SampleCredit
-from .step_check import check_accepts_step, check_parts
+from .step_check import check_accepts_step
 from .vocabulary_credit import VocabularyLosses
 
 
@@ -64,35 +64,29 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         config = config if config is not None else DiDiInstructConfig()
-        networks = check_parts(self, networks, process, config).in_blocks()
-        positions: Literal["revealed", "masked"] = (
-            "masked" if isinstance(config.credit, VocabularyCredit) else "revealed"
-        )
-        if matcher is None:
-            matcher = config.paths.matcher(process, positions=positions)
-        check_matcher(matcher, config)
-        process = matcher.process
-        if isinstance(config.log_ratio, DiscriminatorRatio) and networks.discriminator is None:
+        super().__init__(networks, process, config, estimator=None, matcher=matcher)
+        if matcher is None and isinstance(config.credit, VocabularyCredit):
+            self.matcher = config.paths.matcher(process, positions="masked")
+        check_matcher(self.matcher, config)
+        self.process = self.matcher.process
+        if isinstance(config.log_ratio, DiscriminatorRatio) and self.discriminator is None:
             raise ValueError(
                 'a DiscriminatorRatio needs a discriminator: make_networks(teacher, log_ratio="discriminator")'
             )
         if isinstance(config.log_ratio, AuxiliaryRatio):
-            if networks.auxiliary is None:
+            if self.auxiliary is None:
                 raise ValueError('an AuxiliaryRatio needs an auxiliary: make_networks(teacher, log_ratio="auxiliary")')
             if config.log_ratio.step_conditioning:
-                check_accepts_step(networks.auxiliary, "auxiliary", "log_ratio.step_conditioning")
-        self.discriminator, self.auxiliary = networks.discriminator, networks.auxiliary
-        estimator = None
+                check_accepts_step(self.auxiliary, "auxiliary", "log_ratio.step_conditioning")
         if not isinstance(config.credit, VocabularyCredit):
-            estimator = make_estimator(
+            self.estimator = make_estimator(
                 config.credit,
-                process,
-                self._log_ratio(process, networks.teacher, config),
+                self.process,
+                self._log_ratio(),
                 paths=config.paths,
                 advantages=config.advantages,
                 reward_clip=config.reward_clip,
             )
-        super().__init__(networks, process, config, estimator=estimator, matcher=matcher)
         self.diversity = config.regularization.data_kl.control(config.log_ratio.warmup)
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,14 +109,12 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             self.diversity.load_state_dict(diversity)
         super().load_state_dict(state)
 
-    def _log_ratio(
-        self, process: MaskedDiffusion, teacher: nn.Module | Denoiser, config: DiDiInstructConfig
-    ) -> LogRatioEstimator:
-        if isinstance(config.log_ratio, DiscriminatorRatio):
+    def _log_ratio(self) -> LogRatioEstimator:
+        if isinstance(self.config.log_ratio, DiscriminatorRatio):
             assert self.discriminator is not None
-            return DiscriminatorLogRatio(process, self.discriminator)
+            return DiscriminatorLogRatio(self.process, self.discriminator)
         assert self.auxiliary is not None
-        return AuxiliaryDenoiserLogRatio(process, self.auxiliary, teacher)
+        return AuxiliaryDenoiserLogRatio(self.process, self.auxiliary, self.teacher)
 
     @property
     def update_plan(self) -> UpdatePlan:
@@ -265,7 +257,7 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
             metrics["data_kl_weight"] = torch.full_like(out.loss.detach(), weight)
         if not weight or reference is None:
             return StepOutput(out.loss, metrics)
-        reference = rollout.model_kwargs["clean"] if self.in_blocks else reference
+        reference = rollout.model_kwargs["clean"] if self.block_length else reference
         divergence = data_divergence(
             self.process, self.student, self.teacher, rollout, reference, num_tokens=num_tokens, generator=generator
         )

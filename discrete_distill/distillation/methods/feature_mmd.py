@@ -30,8 +30,8 @@ from ...kernels import sample_rows
 from ...models import HiddenStatesDenoiser
 from ...models.capabilities import require
 from ...process import MaskedDiffusion
+from ...process.conditions import take_rows
 from ...process.denoiser import LogitsOfPart
-from ...samplers.inputs import take_rows
 from ..divergence.mmd import check_bandwidth, median_bandwidth, rbf_kernel
 from ..networks import Networks
 from ..rewards import group_advantages
@@ -103,6 +103,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
 
     config_class = FeatureMMDConfig
     takes_blocks = True
+    reads_teacher = False
     minimum_masks = 2
 
     def __init__(
@@ -176,6 +177,8 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
         """
         x_0, mask_BL = rollout.x_0, rollout.loss_mask
         given = rollout.denoiser_kwargs()
+        if self.block_length:  # Features are of clean sequences as a whole.
+            del given["clean"]
         data_BLD = self._features(x_0, given)
         bandwidth = self.config.bandwidth
         h = (

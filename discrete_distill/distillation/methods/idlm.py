@@ -17,7 +17,7 @@ from .output import StepOutput
 from .path_config import PathConfig
 from .path_method import PathMethod, divisor
 from .protocol import UpdatePlan
-from .step_check import check_accepts_step, check_parts
+from .step_check import check_accepts_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +96,18 @@ class IDLM(PathMethod[IDLMConfig]):
         config: IDLMConfig | None = None,
     ) -> None:
         config = config if config is not None else IDLMConfig()
-        networks = check_parts(self, networks, process, config).in_blocks()
-        auxiliary = networks.auxiliary
-        if auxiliary is None:
+        super().__init__(networks, process, config, estimator=None)
+        if self.auxiliary is None:
             raise ValueError("IDLM needs an auxiliary denoiser; see make_networks")
         if config.log_ratio.step_conditioning:
-            check_accepts_step(auxiliary, "auxiliary", "log_ratio.step_conditioning")
-        estimator = make_estimator(
+            check_accepts_step(self.auxiliary, "auxiliary", "log_ratio.step_conditioning")
+        self.estimator = make_estimator(
             SequenceCredit(corruption=config.corruption),
             process,
-            AuxiliaryDenoiserLogRatio(process, auxiliary, networks.teacher),
+            AuxiliaryDenoiserLogRatio(process, self.auxiliary, self.teacher),
             paths=config.paths,
             advantages=config.advantages,
         )
-        super().__init__(networks, process, config, estimator=estimator)
-        self.auxiliary = auxiliary
 
     def auxiliary_loss(
         self, rollout: Rollout, *, generator: Generator | None = None, num_tokens: Tensor | float | None = None
@@ -122,6 +119,7 @@ class IDLM(PathMethod[IDLMConfig]):
             generator: source of randomness.
             num_tokens: see `student_loss`.
         """
+        assert self.auxiliary is not None
         tokens = divisor(rollout, num_tokens)
         return fit_auxiliary(self.auxiliary, self.process, rollout, num_tokens=tokens, generator=generator)
 

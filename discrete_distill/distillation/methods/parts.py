@@ -51,8 +51,9 @@ def draw_part(draw: Draw, generator: Generator, *, keep_logits: bool) -> DrawnPa
 
 
 def tokens_per_part(rollouts: Sequence[DrawnBatch]) -> Tensor:
-    """Tokens that the student wrote in the whole batch, over its parts and processes: what each part's losses are
-    divided by, if the mean of the parts' gradients is taken. All processes must call it, with as many parts.
+    """What the losses of the whole batch are averages over, such as the tokens that the student wrote, over its parts
+    and processes: what each part's losses are divided by, if the mean of the parts' gradients is taken. All processes
+    must call it, with as many parts.
     """
-    total = torch.stack([rollout.loss_mask.sum() for rollout in rollouts]).sum().float()
+    total = torch.stack([rollout.num_counted() for rollout in rollouts]).sum().float()
     return mean_over_processes(total).clamp(min=1.0) / len(rollouts)

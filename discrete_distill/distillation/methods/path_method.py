@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ...models.in_blocks import InBlocks
 from ...process import MaskedDiffusion
 from ...samplers import Frame
 from ..divergence import ScoreFunctionIntegralKL
@@ -67,7 +66,6 @@ class PathMethod(BaseMethod[ConfigT]):
         matcher: IntermediateStateMatcher | None = None,
     ) -> None:
         super().__init__(networks, process, config)
-        self.in_blocks = isinstance(self.student, InBlocks)
         self.matcher = matcher or config.paths.matcher(process)
         self.estimator = estimator
 
@@ -90,7 +88,7 @@ class PathMethod(BaseMethod[ConfigT]):
         return self._with_data(super().update_plan)
 
     def _with_data(self, plan: UpdatePlan) -> UpdatePlan:
-        return replace(plan, reads_reference=(*plan.reads_reference, "rollout")) if self.in_blocks else plan
+        return replace(plan, reads_reference=(*plan.reads_reference, "rollout")) if self.block_length else plan
 
     def rollout(
         self,
@@ -117,7 +115,7 @@ class PathMethod(BaseMethod[ConfigT]):
             ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given, or there
                 is no reference for blocks to follow.
         """
-        if self.in_blocks:
+        if self.block_length:
             clean, _ = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
             group_size = self.config.advantages.group_size
             clean = clean[::group_size].repeat_interleave(group_size, dim=0)[: len(clean)]

@@ -35,7 +35,6 @@ from .data_method import DataMethod
 from .method_config import MethodConfig
 from .output import StepOutput
 from .protocol import UpdatePlan
-from .step_check import check_parts
 from .teacher_targets import TeacherTargets, teacher_targets
 
 Target = Literal["forward", "reverse", "tv", "mse"]
@@ -128,9 +127,7 @@ class SDTT(DataMethod[SDTTConfig]):
     takes_blocks = True
 
     def __init__(self, networks: Networks, process: MaskedDiffusion, config: SDTTConfig | None = None) -> None:
-        config = config if config is not None else SDTTConfig()
-        super().__init__(check_parts(self, networks, process, config).in_blocks(), process, config)
-        self.in_blocks = isinstance(self.student, InBlocks)
+        super().__init__(networks, process, config if config is not None else SDTTConfig())
         self.round = 0
 
     def begin_step(self, step: int, num_steps: int, *, average: nn.Module | None = None) -> None:
@@ -150,7 +147,7 @@ class SDTT(DataMethod[SDTTConfig]):
             raise ValueError(f"there are {self.config.rounds} rounds, counted from 0; got {index}")
         view = network.denoiser if isinstance(network, InBlocks) else network
         teacher = copy.deepcopy(unreplicated(view)).requires_grad_(False).eval()
-        self.teacher = InBlocks(teacher) if self.in_blocks else teacher
+        self.teacher = InBlocks(teacher) if self.block_length else teacher
         self.round = index
 
     def corrupt(
@@ -159,8 +156,6 @@ class SDTT(DataMethod[SDTTConfig]):
         """The teacher's targets at the masks of corrupted sequences; see `targets`."""
         t, s = self.times(len(x_0), x_0.device, generator)
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
-        if self.in_blocks:
-            given["model_kwargs"] = {**(given.get("model_kwargs") or {}), "clean": x_0}
         return self.targets(x_t, t, s, generation_mask=generation_mask, generator=generator, **given)
 
     def student_loss(

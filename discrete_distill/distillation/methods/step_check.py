@@ -9,8 +9,8 @@ from ...process import MaskedDiffusion
 from ..networks import Networks
 
 
-def check_parts(method: Any, networks: Any, process: Any, config: Any) -> Networks:
-    """Refuse parts of another class than the method's; return the networks.
+def check_parts(method: Any, networks: Any, process: Any, config: Any) -> None:
+    """Refuse parts of another class than the method's.
 
     Args:
         method: with a ``config_class``, if it has one.
@@ -27,7 +27,6 @@ def check_parts(method: Any, networks: Any, process: Any, config: Any) -> Networ
         raise TypeError(
             f"the config of {type(method).__name__} must be {wanted.__name__}(...), got {type(config).__name__}"
         )
-    return networks
 
 
 def check_accepts_step(network: Any, role: str, choice: str) -> None:

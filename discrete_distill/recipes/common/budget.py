@@ -23,10 +23,17 @@ FIRST_TRIED = 10_000  # A step of the middle of a run: no warm-up in which the s
 
 class EvaluationCounter:
     """Count evaluations of whole sequences: one for each forward pass of one sequence through one network, two more
-    where a backward pass follows. Passes are seen at the first block, those with a graph at the last, so that any
-    network of blocks will do, and a pass that ends at hidden states counts as a whole one."""
+    where a backward pass follows. A pass over noisy and clean tokens, ``[x_t | x_0]``, reads a sequence twice and
+    counts as two; one over a block of a sequence counts as one, as in `SamplerOutput`. Passes are seen at the first
+    block, those with a graph at the last, so that any network of blocks will do, and a pass that ends at hidden states
+    counts as a whole one.
 
-    def __init__(self) -> None:
+    Args:
+        length: tokens of a sequence.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
         self.count = 0
         self._watched: WeakSet[nn.Module] = WeakSet()
 
@@ -40,10 +47,15 @@ class EvaluationCounter:
                 blocks[-1].register_forward_hook(self._note_graph)
 
     def _note_pass(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self.count += len(_hidden(output))
+        self.count += self._sequences(output)
 
     def _note_graph(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self.count += 2 * len(_hidden(output)) * _hidden(output).requires_grad
+        self.count += 2 * self._sequences(output) * _hidden(output).requires_grad
+
+    def _sequences(self, output: Any) -> int:
+        """Sequences that hidden states ``[B, T, D]`` stand for."""
+        hidden = _hidden(output)
+        return len(hidden) * max(1, round(hidden.shape[1] / self.length))
 
     def take(self) -> int:
         """The count since the last take."""
@@ -91,16 +103,18 @@ def plan_steps(
     amount: float,
     file: Path,
     *,
+    length: int,
     seed: int,
     tried_steps: int = 8,
 ) -> Plan:
     """Steps that ``amount`` pays for, from a few steps of a throw-away training; written to ``file``, and read from
     there the next time, so that a run that is taken up again keeps its length. Another budget is another plan.
+    Sequences have ``length`` tokens.
     """
     known = _read_plan(file)
     if known is not None and (known.kind, known.amount) == (kind, amount):
         return known
-    training, counter = make(2 * FIRST_TRIED), EvaluationCounter()
+    training, counter = make(2 * FIRST_TRIED), EvaluationCounter(length)
     seconds = []
     for index in range(FIRST_TRIED - 1, FIRST_TRIED + tried_steps):
         counter.watch(training.networks())

@@ -23,7 +23,8 @@ class Cost:
     Attributes:
         steps: training steps.
         seconds: of the loop.
-        network_evaluations: passes of one sequence through one network; a backward pass counts as two.
+        network_evaluations: passes of one sequence through one network; a backward pass counts as two, see
+            `EvaluationCounter`.
         discriminator_seconds: what fitting a discriminator to the finished student took on top; 0 without one.
     """
 
@@ -68,8 +69,9 @@ def train_within_budget(
         plan_file: where the number of steps is kept.
         settings: what the student depends on; a run that goes on with others is refused.
     """
-    plan = plan_steps(make, kind, amount, plan_file, seed=seed)
-    training, counter = make(plan.num_steps), EvaluationCounter()
+    length = run.config.data.length
+    plan = plan_steps(make, kind, amount, plan_file, length=length, seed=seed)
+    training, counter = make(plan.num_steps), EvaluationCounter(length)
     history = TrainingLoop(
         # A method that collapses is measured like the others, and its figures say so.
         replace(loop, num_steps=plan.num_steps, seed=seed, stop_on_collapse=0),

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from .distill_config import DistillConfig, Sharing
 from .environment import describe_machine
 from .network_shape import NetworkShape, network_shape
 from .settings import RecipeConfig
+from .stage_clock import about
 
 Shape = DiTConfig | NetworkShape
 
@@ -42,15 +44,22 @@ class StepCost:
 
     @property
     def evaluations(self) -> float:
-        """Passes of one sequence through one network; a backward pass counts as two."""
+        """Passes of one sequence through one network; a backward pass counts as two. See `EvaluationCounter`."""
         return self.forward + 2.0 * self.backward
 
 
 def step_cost(config: DistillConfig, model: Shape) -> StepCost:
-    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence."""
+    """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence.
+
+    Networks that read by blocks read states beside clean tokens, which are two sequences.
+    """
     batch, time_conditioning = config.batch_size, model.time_conditioning
     _, states, graph = config.method.path_evaluations(batch, time_conditioning=time_conditioning)
     forward, backward = config.method.loss_evaluations(batch, time_conditioning=time_conditioning)
+    if model.block_length:
+        kind: Any = config.method.method_class
+        states, graph, backward = 2.0 * states, 2.0 * graph, 2.0 * backward
+        forward = 2.0 * forward if kind.reads_teacher else forward
     forward, backward = forward + states, backward + graph
     if config.discriminator:
         forward += 2.0 * batch / config.discriminator_every
@@ -177,7 +186,7 @@ def _describe_method(
     return [
         f"{name}: {steps} steps of {distill.batch_size} sequences, {step_cost(distill, model).evaluations:.0f} network "
         f"evaluations a step",
-        f"  time expected: {per_step:.2f} s a step, {_duration(per_step * steps)} in all",
+        f"  time expected: {per_step:.2f} s a step, {about(per_step * steps)} in all",
         f"  memory on each device: {sum(needed.values()) / GIGABYTE:.2f} GB "
         f"({', '.join(f'{part} {size / GIGABYTE:.2f}' for part, size in needed.items())})",
         *_room(accelerator.device, sum(needed.values())),
@@ -202,9 +211,3 @@ def _room(device: torch.device, needed: float) -> list[str]:
         devices = [("this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     judged = {True: "enough", False: "TOO LITTLE: raise --distill.accumulate, or lower --distill.batch-size"}
     return [f"  {name}: {size / GIGABYTE:.1f} GB, {judged[needed < 0.9 * size]}" for name, size in devices]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120.0:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"

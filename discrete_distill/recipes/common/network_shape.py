@@ -27,6 +27,7 @@ class NetworkShape:
         parameters: numbers that it holds.
         rank_parameters: numbers that low-rank matrices of rank 1 on its linear layers hold.
         max_length: longest sequence, in tokens; None where it is not known.
+        block_length: positions in a block; None for attention both ways.
     """
 
     vocab_size: int
@@ -37,6 +38,7 @@ class NetworkShape:
     parameters: int
     rank_parameters: int
     max_length: int | None = None
+    block_length: int | None = None
 
 
 def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape:
@@ -58,6 +60,7 @@ def network_shape(network: DiTConfig | NetworkShape | nn.Module) -> NetworkShape
         "parameters": sum(parameter.numel() for parameter in inner.parameters()),
         "rank_parameters": lora_size(inner, rank=1),
         "num_layers": len(getattr(inner, "blocks", ())),
+        "block_length": getattr(inner, "block_length", None),
     }
     if isinstance(inner, DiT):
         config = inner.config

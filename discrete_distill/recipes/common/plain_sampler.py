@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...process import MaskedDiffusion
-from ...samplers import AncestralSampler, BlockwiseSampler, ConfidenceSampler, Frame, Sampler
+from ...samplers import AncestralSampler, ConfidenceSampler, Frame, Sampler, in_blocks_of
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,6 @@ class BlockLayout:
     def count(self) -> int:
         """Blocks of a sequence."""
         return -(-self.tokens // self.block_length)
-
-    def sampler(self, inner: Any) -> BlockwiseSampler:
-        """One block after another, on a cache."""
-        return BlockwiseSampler(inner, block_length=self.block_length, align="start", cache="exact")
 
 
 def plain_sampler(
@@ -72,4 +68,5 @@ def plain_sampler(
             f"{layout.tokens} tokens in blocks of {layout.block_length} take {layout.count} steps or more, got "
             f"{num_steps}; raise the steps"
         )
-    return layout.sampler(kind(process, num_steps=num_steps // layout.count, temperature=temperature))
+    in_block = kind(process, num_steps=num_steps // layout.count, temperature=temperature)
+    return in_blocks_of(denoiser, in_block)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 from torch import Generator, Tensor
@@ -18,6 +18,7 @@ from .plain_sampler import plain_sampler
 from .printing import printable
 from .run import Run
 from .tokenizer import TextTokenizer
+from .watch import watch
 
 
 @dataclass(kw_only=True)
@@ -29,8 +30,9 @@ class SampleConfig:
         steps: student evaluations for each.
         temperature: of the tokens.
         prompt: text that every sequence starts with.
+        teacher: draw from the teacher, in the place of the student.
         guided: re-rank with the discriminator (RGAS), as ``--evaluate.*`` has it.
-        watch: show the text resolving, step by step.
+        watch: show the text resolving, step by step, or block by block where the network reads so.
         seconds_per_step: how long each state stays while watching.
     """
 
@@ -38,6 +40,7 @@ class SampleConfig:
     steps: int = 8
     temperature: float = 1.0
     prompt: str = ""
+    teacher: bool = False
     guided: bool = False
     watch: bool = False
     seconds_per_step: float = 0.5
@@ -50,17 +53,17 @@ class SampleConfig:
 
 
 def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
-    """Draw samples of the student, and print them.
+    """Draw samples of the student or the teacher, and print them.
 
     Returns:
         The samples, or None for a process other than the first.
     """
     if not run.accelerator.is_main_process:
         return None
-    student, discriminator = run.load_student()
-    run.compile(student)
+    network, discriminator = (run.load_teacher(), None) if config.teacher else run.load_student()
+    run.compile(network)
     if config.guided and discriminator is None:
-        raise ValueError("guided sampling needs a discriminator, and this student has none; leave --sample.guided out")
+        raise ValueError("guided sampling needs a discriminator, and this network has none; leave --sample.guided out")
     process, tokenizer, length = run.process, run.tokenizer, run.config.data.length
     ids = [*tokenizer.prefix, *(tokenizer.encode([config.prompt])[0] if config.prompt else [])]
     if len(ids) + len(tokenizer.suffix) >= length:
@@ -74,13 +77,16 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
         assert discriminator is not None
         sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature)
     else:
-        sampler = plain_sampler(process, student, length, num_steps=config.steps, temperature=config.temperature)
-    with run.accelerator.autocast():
-        out = sampler(student, x_init=x_init, generator=generator, return_history=True)
+        sampler = plain_sampler(process, network, length, num_steps=config.steps, temperature=config.temperature)
     console = Console()
-    if config.watch and out.history is not None:
-        _show_history(out.history, process, tokenizer, console, config.seconds_per_step)
-    else:
+    with run.accelerator.autocast():
+        if config.watch:
+            frame = partial(_frame, process, tokenizer)
+            pause = config.seconds_per_step
+            out = watch(sampler, network, x_init, frame=frame, console=console, pause=pause, generator=generator)
+        else:
+            out = sampler(network, x_init=x_init, generator=generator)
+    if not config.watch:
         for row in out.sequences.tolist():
             text = Text(printable(tokenizer.decode(row).strip()))  # Not read as markup.
             console.print(Panel(text, width=min(100, console.width)))
@@ -88,21 +94,8 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     return out
 
 
-def _show_history(
-    history: list[Tensor], process: MaskedDiffusion, tokenizer: TextTokenizer, console: Console, pause: float
-) -> None:
-    import time
-
-    with Live(console=console, refresh_per_second=20) as live:
-        for step, state in enumerate(history):
-            live.update(_frame(state, history[max(step - 1, 0)], process, tokenizer, step, len(history) - 1))
-            time.sleep(pause)
-
-
-def _frame(
-    state: Tensor, before: Tensor, process: MaskedDiffusion, tokenizer: TextTokenizer, step: int, last: int
-) -> Panel:
-    """The first sequences of a state: masks dim, what this step revealed bright."""
+def _frame(process: MaskedDiffusion, tokenizer: TextTokenizer, state: Tensor, before: Tensor, title: str) -> Panel:
+    """The first sequences of a state: masks dim, what is new since the state before bright."""
     text = Text()
     for row, row_before in zip(state[:4].tolist(), before[:4].tolist(), strict=True):
         for token, old in zip(row, row_before, strict=True):
@@ -111,4 +104,4 @@ def _frame(
             else:
                 text.append(printable(tokenizer.decode([token])), style="bold green" if old != token else "")
         text.append("\n\n")
-    return Panel(text, title=f"step {step} of {last}")
+    return Panel(text, title=title)

@@ -58,7 +58,10 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
             evaluations=lambda model: run.config.discriminator.network_evaluations,
         ),
         "sample": Stage(
-            run=lambda: show_samples(run, sample), inputs=(run.load_student,), reads_corpus=False, writes=False
+            run=lambda: show_samples(run, sample),
+            inputs=(run.load_teacher if sample.teacher else run.load_student,),
+            reads_corpus=False,
+            writes=False,
         ),
     }
 

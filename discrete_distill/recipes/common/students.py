@@ -15,6 +15,7 @@ from ...models import merge_lora
 from ...models.lora import has_lora
 from ...training import ModuleOptimizer
 from .discriminator_files import save_discriminator
+from .quiet import without_bars
 
 
 class StudentTraining(Protocol):
@@ -52,4 +53,5 @@ def save_denoiser(student: ModuleOptimizer, directory: Path) -> None:
     """The averaged student: a `DiT`, or a plain model of the teacher's class; low-rank matrices are folded in."""
     whole: Any = student.gather_averaged()
     if student.accelerator.is_main_process:
-        (merge_lora(copy.deepcopy(whole)) if has_lora(whole) else whole).save_pretrained(directory)
+        with without_bars():
+            (merge_lora(copy.deepcopy(whole)) if has_lora(whole) else whole).save_pretrained(directory)

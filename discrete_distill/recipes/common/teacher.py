@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +17,13 @@ from torch import Generator, Tensor, nn
 from ...models import DiT, DiTConfig, load_denoiser
 from ...models.call_signature import Attention
 from ...models.io.loading import transformers_config
-from ...process import MaskedDiffusion, block_nelbo, evaluation_mode
+from ...process import MaskedDiffusion, evaluation_mode
 from ...process.outputs import NelboOutput
 from ...training import LoopConfig, OptimizerConfig, fold_seed
 from .assets import BUNDLED
 from .corpus import SequenceStream
 from .likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
+from .quiet import without_bars
 
 
 @dataclass(kw_only=True)
@@ -105,12 +107,7 @@ def train_teacher(
     text_L = streams["train"].text_mask().to(accelerator.device)
 
     def bound(network: nn.Module, x_0: Tensor, generator: Generator) -> NelboOutput:
-        counted, blocks = text_L.expand_as(x_0), getattr(network, "block_length", None)
-        if blocks is None:
-            return process.nelbo(network, x_0, by="count", generation_mask=counted, generator=generator)
-        return block_nelbo(
-            process, network, x_0, block_length=blocks, by="count", generation_mask=counted, generator=generator
-        )
+        return process.nelbo(network, x_0, by="count", generation_mask=text_L.expand_as(x_0), generator=generator)
 
     averaged = train_by_likelihood(
         config,
@@ -124,7 +121,8 @@ def train_teacher(
     )
     if accelerator.is_main_process:
         trained: Any = copy.deepcopy(averaged)
-        (trained.half() if config.half_precision else trained).save_pretrained(directory)
+        with without_bars():
+            (trained.half() if config.half_precision else trained).save_pretrained(directory)
     accelerator.wait_for_everyone()
     return load_network(str(directory)).to(accelerator.device)
 
@@ -183,7 +181,9 @@ def load_network(path: str, **called: Any) -> Any:
     if not path:
         raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
-        return load_denoiser(path, **called)
+        # Of a name on the hub, bars show what is fetched.
+        with without_bars(expected=external_config(path) is not None) if Path(path).is_dir() else nullcontext():
+            return load_denoiser(path, **called)
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(missing) from error
     except TypeError as error:

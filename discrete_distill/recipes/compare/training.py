@@ -16,6 +16,7 @@ from ..common.budgeted_training import Cost, train_within_budget
 from ..common.distill import Distillation
 from ..common.distill_config import DistillConfig
 from ..common.network_shape import network_shape
+from ..common.quiet import without_bars
 from ..common.run import Run
 from ..common.student_stages import fit_discriminator
 from ..common.students import StudentTraining, save_student
@@ -79,6 +80,7 @@ def _maker(run: Run, method: MethodConfig, teacher: Any, seed: int) -> Callable[
 def _save(training: StudentTraining, folder: Path) -> None:
     if isinstance(training, AutoregressiveTraining):
         network: Any = copy.deepcopy(training.student.averaged)
-        network.save_pretrained(folder)
+        with without_bars():
+            network.save_pretrained(folder)
     else:
         save_student(training, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...samplers import (
     ConfidenceSampler,
     EntropyBoundedSampler,
     FirstHittingSampler,
+    in_blocks_of,
 )
 from ..common.plain_sampler import BlockLayout
 from .settings import MeasureConfig
@@ -28,7 +29,7 @@ class Decoding:
     Attributes:
         name: of the kind.
         setting: what its speed depends on.
-        sampler: called with a denoiser and prompts.
+        sampler: of whole sequences, or of each block of a network that reads by blocks.
         num_steps: of a sampler with a grid; None where the network decides.
     """
 
@@ -65,24 +66,19 @@ def decodings(
         length: generated tokens of a sequence without a prompt.
         blocks: of a network that reads by blocks. They share the steps; numbers of steps below theirs are left out.
     """
-    for each in _whole(process, config, length, 1 if blocks is None else blocks.count):
-        yield each if blocks is None else replace(each, sampler=blocks.sampler(each.sampler))
-
-
-def _whole(process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: int) -> Iterator[Decoding]:
-    """Decodings of a block, or of the whole sequence."""
-    chosen = {min(forwards, length) for forwards in config.forwards if forwards >= blocks}
+    num_blocks = 1 if blocks is None else blocks.count
+    chosen = {min(forwards, length) for forwards in config.forwards if forwards >= num_blocks}
     steps = sorted(chosen | {length}, reverse=True)
     if "ancestral" in config.decodings:
         for num_steps in steps:
             # In as many steps as tokens exactly one is revealed in each, in random order.
             sampler: Any = FirstHittingSampler(process)
             if num_steps < length:
-                sampler = AncestralSampler(process, num_steps=num_steps // blocks)
+                sampler = AncestralSampler(process, num_steps=num_steps // num_blocks)
             yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "confidence" in config.decodings:
         for num_steps in steps:
-            sampler = ConfidenceSampler(process, num_steps=-(-num_steps // blocks))
+            sampler = ConfidenceSampler(process, num_steps=-(-num_steps // num_blocks))
             yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "entropy-bounded" in config.decodings:
         for gamma in sorted(config.gammas):
@@ -95,11 +91,10 @@ def _whole(process: MaskedDiffusion, config: MeasureConfig, length: int, blocks:
 
 
 def decode(decoding: Decoding, denoiser: Denoiser, prompts: Prompts, generator: Generator | None) -> Decoded:
-    """Sample answers to prompts."""
+    """Sample answers to prompts, block by block where the network reads so."""
     x_init, generation_mask = prompts
-    out = decoding.sampler(
-        denoiser, x_init=x_init, generation_mask=generation_mask, generator=generator, return_history=True
-    )
+    sampler: Any = in_blocks_of(denoiser, decoding.sampler)
+    out = sampler(denoiser, x_init=x_init, generation_mask=generation_mask, generator=generator, return_history=True)
     history_KBL = torch.stack(out.history)
     revealing_KB = (history_KBL[1:] != history_KBL[:-1]).any(2)
     return Decoded(out.sequences, float(revealing_KB.sum(0).float().mean()), out.commits)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from ...models import DiT
 from ..common.assets import BUNDLED, asset
 from ..common.fingerprint import read_fingerprint
+from ..common.network_shape import network_shape
 from ..common.run import Run
-from ..common.teacher import load_teacher
+from ..common.teacher import external_config, load_network
 from .named_tasks import SymbolTokenizer
 from .settings import TaskConfig
 from .stream import TaskStream
@@ -62,26 +62,34 @@ class TaskRun(Run):
             path = str(own) if (own / "config.json").exists() or not self.has_shipped_teacher() else BUNDLED
         return super().teacher_location(path)
 
-    def load_teacher(self) -> DiT:
-        """The teacher, on the device.
+    def load_teacher(self) -> Any:
+        """The teacher of ``--teacher.path``, in any layout that `load_denoiser` reads, on the device.
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is of another task, by its vocabulary, its length, or the task that its folder names.
+            ValueError: if it is of another task, by its vocabulary, its mask, its length, or the task that its folder
+                names; or nothing says how it is called.
         """
         location = self.teacher_location(self.config.teacher.path)
-        teacher = load_teacher(location)
-        found = (teacher.config.vocab_size, teacher.config.max_length)
-        named = self.named
-        remedy = "give --teacher.path a teacher of this task and size, or train one by the stage teacher"
-        if found != (self.tokenizer.vocab_size, named.length):
-            raise ValueError(
-                f"the teacher of {location} has {found[0]} classes and a length of {found[1]}, and {named.name} of "
-                f"size {named.size} has {self.tokenizer.vocab_size} and {named.length}; {remedy}"
+        teacher = load_network(location, **self.config.teacher.called())
+        shape, named = network_shape(teacher), self.named
+        mask = (external_config(location) or {}).get("mask_token_id")
+        problem = ""
+        if shape.vocab_size == named.mask_token_id:
+            problem = f"has {shape.vocab_size} classes, and none for the mask, which is token {named.mask_token_id}"
+        elif shape.vocab_size != self.tokenizer.vocab_size:
+            problem = f"has {shape.vocab_size} classes, and the task {self.tokenizer.vocab_size} with the mask"
+        elif mask not in (None, named.mask_token_id):
+            problem = (
+                f"states token {mask} as its mask, and the mask of the task is the last one, {named.mask_token_id}"
             )
-        if read_fingerprint(location) not in (None, self.tokenizer.fingerprint()):
+        elif shape.max_length is not None and shape.max_length < named.length:
+            problem = f"reads {shape.max_length} tokens, and the task has {named.length}"
+        elif read_fingerprint(location) not in (None, self.tokenizer.fingerprint()):
+            problem = "was trained on another task"
+        if problem:
             raise ValueError(
-                f"the teacher of {location} was trained on another task than {named.name} of size {named.size}; "
-                f"{remedy}"
+                f"the teacher of {location} {problem}: give --teacher.path a teacher of {named.name} of size "
+                f"{named.size}, or train one by the stage teacher"
             )
         return teacher.to(self.accelerator.device)

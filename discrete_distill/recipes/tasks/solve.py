@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
+from typing import Any
 
 import torch
 from rich.columns import Columns
 from rich.console import Console
-from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 from torch import Generator, Tensor
@@ -17,6 +17,7 @@ from ...process import evaluation_mode
 from ...samplers import SamplerOutput
 from ...training import fold_seed
 from ..common.plain_sampler import plain_sampler
+from ..common.watch import watch
 from .run import TaskRun
 from .settings import SolveConfig
 
@@ -53,26 +54,22 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
         num_steps=config.forwards,
         by_confidence=config.decoding == "confidence",
     )
-    with torch.no_grad(), evaluation_mode(network), run.accelerator.autocast():
-        out = sampler(
-            network,
-            x_init=placed.x_init,
-            generation_mask=placed.generation_mask,
-            generator=generator,
-            return_history=True,
-        )
-    right = task.verify(out.sequences.cpu(), prompts).tolist()
-    history = [state[:SIDE_BY_SIDE].cpu() for state in out.history or []]
     console = Console()
-    if config.watch:
-        with Live(console=console, refresh_per_second=20) as live:
-            for step, state in enumerate(history):
-                live.update(frame(run, state, history[max(step - 1, 0)], f"evaluation {step} of {len(history) - 1}"))
-                time.sleep(config.seconds_per_step)
-    else:
-        console.print(frame(run, out.sequences.cpu(), prompts.x_init, config.method))
+    given: Any = {"generation_mask": placed.generation_mask, "generator": generator}
+    with torch.no_grad(), evaluation_mode(network), run.accelerator.autocast():
+        if config.watch:
+            pause, few = config.seconds_per_step, partial(_few, run)
+            out = watch(sampler, network, placed.x_init, frame=few, console=console, pause=pause, **given)
+        else:
+            out = sampler(network, x_init=placed.x_init, **given)
+            console.print(frame(run, out.sequences.cpu(), prompts.x_init, config.method))
+    right = task.verify(out.sequences.cpu(), prompts).tolist()
     console.print(f"{sum(right)} of {len(right)} right, {out.nfe} evaluations of the network", style="dim")
     return out
+
+
+def _few(run: TaskRun, state: Tensor, before: Tensor, title: str) -> Panel:
+    return frame(run, state[:SIDE_BY_SIDE].cpu(), before[:SIDE_BY_SIDE].cpu(), title)
 
 
 def frame(run: TaskRun, state: Tensor, before: Tensor, title: str) -> Panel:

@@ -21,6 +21,7 @@ from ...process import evaluation_mode
 from ...training import LoopConfig, OptimizerConfig
 from ..common.corpus import TokenStream
 from ..common.likelihood import MeasuredLikelihoodConfig, from_scratch, train_by_likelihood
+from ..common.quiet import without_bars
 
 if TYPE_CHECKING:
     from transformers import GPT2Config
@@ -145,7 +146,8 @@ def save_judge(network: Any, config: JudgeConfig, directory: Path) -> None:
 
     copy = GPT2LMHeadModel(config.network_config())
     copy.load_state_dict(network.state_dict())
-    copy.to(getattr(torch, config.saved_dtype)).save_pretrained(directory)
+    with without_bars():
+        copy.to(getattr(torch, config.saved_dtype)).save_pretrained(directory)
 
 
 def load_gpt2(directory: Path) -> Any:

@@ -18,7 +18,8 @@ from discrete_distill.distillation.methods import (
     SDTTConfig,
     VocabularyCredit,
 )
-from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.distillation.methods.parts import tokens_per_part
+from discrete_distill.models import DiT, DiTConfig, guide_by_prior
 
 MASK, LENGTH, BLOCK = 7, 10, 4
 PROCESS = MaskedDiffusion(MASK)
@@ -26,9 +27,9 @@ PROCESS = MaskedDiffusion(MASK)
 
 def network(kind):
     torch.manual_seed(0)
-    if kind == "dit":
+    if kind in ("dit", "both ways"):
         shape = {"vocab_size": 8, "max_length": 12, "hidden_size": 16, "num_layers": 4, "num_heads": 2, "cond_size": 8}
-        made = DiT(DiTConfig(**shape, block_length=BLOCK))
+        made = DiT(DiTConfig(**shape, block_length=BLOCK if kind == "dit" else None))
     else:
         transformers = pytest.importorskip("transformers")
         size = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
@@ -72,12 +73,38 @@ def test_the_alpha_loss_of_each_block_is_that_of_its_own_pass(kind, mask, seeded
         for start in range(0, len(x_0), BLOCK):
             end = min(start + BLOCK, len(x_0))
             alone = torch.cat((x_0[:start], x_t[start:end]))[None]  # The clean blocks before it, and itself.
-            log_probs = PROCESS.masked_log_probs(method.student(alone, torch.zeros(1))[0])
+            log_probs = PROCESS.masked_log_probs(method.student.denoiser(alone, torch.zeros(1))[0])
             places = masked[start:end].nonzero()[:, 0] + start
             assert len(places)  # Each block has a mask.
             losses.append((1.0 - (2.0 * log_probs[places, x_0[places]].mean()).exp()) / 2.0)
     expected = torch.stack(losses).mean()
     torch.testing.assert_close(method.student_loss(rollout).loss, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dit", "both ways"])
+def test_parts_of_a_batch_with_unequal_numbers_of_blocks_have_its_alpha_loss(kind, seeded) -> None:
+    """A half with two sequences, or five blocks, and one with four sequences of three blocks each."""
+    method = method_of(kind, AlphaLoss, AlphaLossConfig(k=2.0))
+    real = torch.ones(6, LENGTH, dtype=torch.bool)
+    real[0, :3] = False
+    whole = method.rollout(reference=reference(seeded), attention_mask=real, generator=seeded(0))
+    parts = []
+    for rows in (slice(0, 2), slice(2, 6)):
+        cut = {
+            name: value[rows] for name, value in vars(whole).items() if isinstance(value, torch.Tensor) and value.dim()
+        }
+        kwargs = {name: value[rows] for name, value in whole.model_kwargs.items()}
+        num_parts = method.masks_of_parts(replace(whole, **cut))[1].count_nonzero()
+        parts.append(replace(whole, **cut, model_kwargs=kwargs, num_parts=num_parts))
+    divisor = tokens_per_part(parts)
+    assert [int(each.num_parts) for each in (whole, *parts)] == ([17, 5, 12] if kind == "dit" else [6, 2, 4])
+    losses = [method.loss("student", each, num_tokens=divisor).loss for each in parts]
+    expected = method.loss("student", whole).loss
+    torch.testing.assert_close(sum(losses) / 2, expected)
+    weights = [each for each in method.student.parameters() if each.requires_grad]
+    gradients = [torch.autograd.grad(each, weights, allow_unused=True) for each in (sum(losses) / 2, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+    assert any(each is not None and bool(each.any()) for each in gradients[0])
 
 
 def test_each_block_has_a_number_of_masks_of_its_own(seeded) -> None:
@@ -219,6 +246,10 @@ def test_what_blocks_cannot_have_is_refused(seeded) -> None:
         RolloutMMD(networks, PROCESS)
     with pytest.raises(ValueError, match="discriminator reads whole sequences"):
         DiDiInstruct(make_networks(network("dit"), log_ratio="discriminator", step_conditioning=False), PROCESS)
+    for wrapped in (lambda: make_networks(network("llama"), step_conditioning=True),
+                    lambda: guide_by_prior(network("llama"), 0.5, MASK, length=LENGTH)):  # fmt: skip
+        with pytest.raises(ValueError, match="reads by blocks of 4"):
+            wrapped()
     config = DiTConfig(vocab_size=8, max_length=12, hidden_size=16, num_layers=1, num_heads=2, cond_size=8)
     with pytest.raises(ValueError, match="does not read by blocks"):
         SDTT(replace(networks, teacher=DiT(config)), PROCESS, SDTTConfig(step_conditioning=False))
