@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_count, check_flag, check_number
 from ..process import MaskedDiffusion
+from ..process.blocks import reads_blocks
 from ..process.forbidden import checked_forbidden_ids
 from .call import Sampler, SamplerCall
 from .filtering import TokenDistribution
@@ -124,7 +126,15 @@ class SamplerOptions(Sampler):
         return state
 
     def draw(self, call: SamplerCall) -> SamplerOutput:
-        return self.finish(self.begin(call), call)
+        state, network = self.begin(call), cast(Any, call.denoiser)
+        if reads_blocks(network) and network.block_length < state.length:
+            warnings.warn(
+                f"a {type(network).__name__} reads by blocks of {network.block_length}, each behind finished ones, and "
+                f"is shown whole sequences of {state.length}: take BlockwiseSampler(sampler, "
+                f'block_length={network.block_length}, align="start", cache="exact")',
+                stacklevel=3,
+            )
+        return self.finish(state, call)
 
     def finish(self, state: SamplerState, call: SamplerCall) -> SamplerOutput:
         """Take all steps from a state, and return what the call returns."""

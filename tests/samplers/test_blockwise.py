@@ -17,6 +17,7 @@ from discrete_distill import (
     MaskedDiffusion,
     RGASampler,
 )
+from discrete_distill.models import DiT, DiTConfig
 
 MASK = 2
 PROCESS = MaskedDiffusion(MASK)
@@ -175,6 +176,19 @@ def test_blocks_begin_behind_the_prompt_or_at_the_first_real_token() -> None:
             firsts[align] = [(out.history[1] != x_init)[row][real[row]].nonzero().flatten().tolist() for row in (0, 1)]
         # Blocks of the start hold positions 0 to 3 and 4 to 7: each row begins with the first that it has to write in.
         assert firsts == {"prompt": [[5, 6, 7, 8], [1, 2, 3, 4]], "start": [[5, 6, 7], [1, 2, 3]]}
+
+
+def test_a_network_that_reads_by_blocks_is_not_shown_whole_sequences_in_silence(recwarn) -> None:
+    config = DiTConfig(
+        vocab_size=PROCESS.mask_token_id + 1, max_length=8, hidden_size=8, num_layers=1, num_heads=1, cond_size=4,
+        block_length=4,
+    )  # fmt: skip
+    sampler, network = AncestralSampler(PROCESS, num_steps=2), DiT(config)
+    BlockwiseSampler(sampler, block_length=4, align="start", cache="exact")(network, (1, 8), generator=seeded(0))
+    sampler(network, (1, 4), generator=seeded(0))  # One block.
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="block_length=4"):
+        sampler(network, (1, 8), generator=seeded(0))
 
 
 def test_what_is_no_sampler_or_no_alignment_is_refused() -> None:
