@@ -337,8 +337,8 @@ class DiT(BlockReading, HubNetwork):
         places = self.rotary_emb.at(positions[:, None])
         if self.config.position_bias:
             keys = positions if cache is None else torch.cat((cache.positions.clamp(min=0), positions), dim=1)
-            if self.block_length is not None and cache is not None:  # Else a part takes the place of slots.
-                self.check_length(keys.shape[1])
+            if cache is not None and keys.shape[1] > self.config.max_length:  # of slots, which are more with padding
+                self.check_length(int(keys.max()) + 1)
             places = positions, keys
         h_BLD, cond = self._run(self._look_up(x), cond, places, mask, cache=cache)
         with self.precision(h_BLD.device):

@@ -199,7 +199,8 @@ class BlockwiseSampler(Sampler):
 
 
 def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
-    """The sampler as the denoiser reads: around a network that reads by blocks, one block after another on its cache.
+    """The sampler as the denoiser reads: around a network that reads by blocks, one block after another, on its cache
+    where it has one.
 
     Args:
         denoiser: that will be sampled.
@@ -215,7 +216,8 @@ def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
     block_length = getattr(denoiser, "block_length", None)
     if block_length is None or not isinstance(sampler, SamplerOptions):
         return sampler
-    return BlockwiseSampler(sampler, block_length=block_length, align="start", cache="exact")
+    cache: Cache | None = "exact" if isinstance(denoiser, BlockDenoiser) else None
+    return BlockwiseSampler(sampler, block_length=block_length, align="start", cache=cache)
 
 
 class _Run:

@@ -11,6 +11,7 @@ from torch import Tensor
 from discrete_distill import AncestralSampler, BlockwiseSampler, ConfidenceSampler, MaskedDiffusion, exact
 from discrete_distill.evaluation import TextModel
 from discrete_distill.models import DiT, DiTConfig
+from discrete_distill.models.capabilities import forgo
 
 LETTERS = "abcd"
 K = len(LETTERS)
@@ -223,6 +224,17 @@ def test_completions_of_a_network_that_reads_by_blocks_are_drawn_on_its_cache(mo
     drawn = make(network, sampler).complete(["abc"] * 3, max_new_tokens=4)
     assert not whole
     assert drawn == [decode(row) for row in expected.tolist()]
+
+
+def test_a_network_that_reads_by_blocks_and_has_no_cache_is_drawn_from_in_blocks_too() -> None:
+    network, without = in_blocks(2), in_blocks(2)
+    forgo(without, "prefill", "block_features", "denoise", "commit")
+    answers = [
+        (model.complete(["abc"] * 3, max_new_tokens=4), model.log_likelihood("abc", "dab"))
+        for model in (make(each, AncestralSampler(PROCESS, num_steps=2)) for each in (network, without))
+    ]
+    assert answers[0][0] == answers[1][0]
+    assert answers[0][1] == pytest.approx(answers[1][1])
 
 
 def test_the_greedy_continuation_of_a_network_that_reads_by_blocks() -> None:

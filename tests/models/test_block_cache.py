@@ -165,6 +165,22 @@ def test_a_bias_has_no_positions_beyond_the_length_of_training() -> None:
     part = torch.stack((x[0, :K], x[1, K:]))
     again = both_ways.denoise(part, torch.zeros(2), both_ways.prefill(x), starts=starts)
     torch.testing.assert_close(again, torch.stack((whole[0, :K], whole[1, K:])), **CLOSE)
+    with pytest.raises(ValueError, match=r"12.*8"):
+        both_ways.denoise(x[:, :K], torch.zeros(2), both_ways.prefill(x))  # Behind the cache.
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_bias_reads_as_many_positions_as_it_has_behind_prompts_of_unequal_numbers_of_blocks(side) -> None:
+    """With padding there are more slots than positions."""
+    network = dit(max_length=3 * K, position_bias=True)
+    prompts, real = padded([ids(K, seed=1), ids(2 * K, seed=2)], side)
+    cache = network.prefill(prompts, attention_mask=real)
+    block = ids(2, K, seed=3)
+    network.commit(block, cache, attention_mask=torch.tensor([[True], [False]]).expand(2, K))
+    rows, behind = cache.rows(torch.tensor([0])), ids(1, K, seed=4)
+    whole = torch.cat((prompts[0][real[0]], block[0], behind[0]))
+    logits = network.denoise(behind, torch.zeros(1), rows)[0]
+    torch.testing.assert_close(logits, logits_of(network, whole)[2 * K :], **CLOSE)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -5,6 +5,8 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -16,6 +18,7 @@ from discrete_distill.recipes.common.fingerprint import write_fingerprint
 from discrete_distill.recipes.compare.__main__ import main
 from discrete_distill.recipes.compare.ablation import TECHNIQUES, published_order, rank_correlation, variants
 from discrete_distill.recipes.compare.ablation_report import ablation_factors, ablation_table
+from discrete_distill.recipes.compare.comparison import Comparison
 from discrete_distill.recipes.compare.plots import step_curves
 from discrete_distill.recipes.compare.readings import collapses
 from discrete_distill.recipes.compare.report import diagnostics, perplexity_table, readings_table
@@ -156,6 +159,13 @@ def test_tasks_are_compared_by_the_same_methods_in_the_same_report(
         assert (run / link).is_file()
 
 
+def test_a_task_that_is_not_trained_because_it_is_late_is_not_measured(tmp_path: Path) -> None:
+    run = SimpleNamespace(load_teacher=lambda: None, directory=tmp_path)
+    comparison: Any = SimpleNamespace(run=run, methods={"alpha": None}, tasks=["sudoku", "brackets"])
+    Comparison.train(comparison, late=lambda: True)
+    assert (comparison.methods, comparison.tasks) == ({}, [])
+
+
 def test_samples_are_priced_by_a_further_judge_as_if_it_had_been_there(flags: list[str]) -> None:
     from transformers import GPT2LMHeadModel
 
@@ -171,7 +181,7 @@ def test_samples_are_priced_by_a_further_judge_as_if_it_had_been_there(flags: li
     assert main(["judge", *alone]) == 2  # Without a further judge there is nothing to do.
     run, before = results_of(flags, "later")
     shutil.rmtree(run / "alpha")
-    assert main(["judge", *both, "--name=later"]) == 0
+    assert main(["judge", *both, "--name=later", f"--judge.path={judge.parent}/left-behind"]) == 0
     assert main(["report", *both, "--name=later"]) == 0
     _, later = results_of(flags, "later")
     _, at_once = results_of(flags, "at-once")

@@ -61,8 +61,8 @@ class Comparison:
         """Train every method with every seed, then on every task; costs go to ``costs.json`` as each ends.
 
         Args:
-            late: called before each method; once it is true, no further one is trained, and the comparison goes on with
-                those that were.
+            late: called before each method and task; once it is true, no further one is trained, and the comparison
+                goes on with those that were.
         """
         teacher = self.run.load_teacher()
         folder = make_folder(self.run.directory)
@@ -79,14 +79,20 @@ class Comparison:
             ]
             costs[name] = [asdict(cost) for cost in trained]
             write_results(folder / COSTS_FILE, costs)
-        for task in self.tasks:
-            if not late():
-                task.train()
+        for task in list(self.tasks):
+            if late():
+                self.tasks.remove(task)
+                continue
+            task.train()
 
     def judges(self) -> list[Judge]:
         """The recipe's own judge, then the others."""
         own = load_judge_for(self.config.judge.path, self.run.tokenizer, device=self.run.accelerator.device)
-        return [own, *map(self._extra_judge, self.config.extra_judges)]
+        return [own, *self.further_judges()]
+
+    def further_judges(self) -> list[Judge]:
+        """Those of ``--extra-judges``."""
+        return [self._extra_judge(name) for name in self.config.extra_judges]
 
     def _extra_judge(self, name: str) -> Judge:
         tokenizer, device = self.run.tokenizer, self.run.accelerator.device
@@ -144,7 +150,7 @@ class Comparison:
         """Price the samples of the last evaluation by those of ``--extra-judges`` that have not."""
         run, results = self.run, self.results()
         samples, heldout = read_samples(run.directory, results), self.heldout()
-        for judge in map(self._extra_judge, self.config.extra_judges):
+        for judge in self.further_judges():
             price(results, samples, judge, heldout, run.process.mask_token_id)
             write_results(run.directory / RESULTS_FILE, results)
 

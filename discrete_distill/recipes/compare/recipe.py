@@ -25,7 +25,9 @@ def make_recipe(config: ComparisonConfig, command: str) -> Recipe:
                 needs=(*common, partial(find_judge, config.judge.path), comparison.judges, comparison.check_texts),
                 inputs=(comparison.check_costs,),
             ),
-            "judge": Stage(run=comparison.judge, needs=(comparison.judges,), inputs=(comparison.check_samples,)),
+            "judge": Stage(
+                run=comparison.judge, needs=(comparison.further_judges,), inputs=(comparison.check_samples,)
+            ),
             "report": Stage(run=comparison.report, inputs=(comparison.results,), reads_corpus=False),
         },
         default=("train", "evaluate", "report"),
