@@ -20,6 +20,7 @@ from discrete_distill.recipes.sudoku import main
 from discrete_distill.recipes.tasks.decoding import Decoding, decode, decodings
 from discrete_distill.recipes.tasks.evaluate import areas
 from discrete_distill.recipes.tasks.named_tasks import MAKERS, SymbolTokenizer, named_task, sudoku_peers
+from discrete_distill.recipes.tasks.report import collapse_warnings, summary
 from discrete_distill.recipes.tasks.settings import MeasureConfig
 from discrete_distill.recipes.tasks.stream import TaskStream
 from discrete_distill.samplers import AncestralSampler
@@ -322,3 +323,20 @@ def test_a_teacher_of_transformers_that_does_not_fit_the_task_is_refused(
     assert found in error
     assert error.count("\n") == 1
     assert not (tmp_path / "any").exists()
+
+
+def test_an_answer_that_repeats_itself_is_marked_and_named_once() -> None:
+    def line(network: str, setting: str, distinct: int) -> dict:
+        coverage = {"num_distinct": distinct, "distinct_expected": 100.0, "num_solutions": 132}
+        return {
+            "network": network, "prompts": "empty", "decoding": "ancestral", "setting": setting,
+            "accuracy": {"value": 0.5}, "coverage": coverage,
+        }  # fmt: skip
+
+    lines = [line("teacher", "8 steps", 96), line("teacher", "4 steps", 95)]
+    lines += [line("alpha", "8 steps", 94), line("alpha", "4 steps", 7)]
+    aup = [{"prompts": "empty", "network": name, "decoding": "ancestral", "aup": 1.0} for name in ("teacher", "alpha")]
+    table = summary({"lines": lines, "aup": aup})
+    assert [row.count("50.0% †") for row in table.splitlines() if "ancestral" in row] == [1, 1]
+    (warning,) = collapse_warnings({"lines": lines})
+    assert warning.startswith("COLLAPSE: alpha, ancestral, 4 steps: 7 ")

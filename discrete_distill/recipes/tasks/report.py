@@ -21,6 +21,9 @@ TITLES = {
 }
 
 
+LEAST_COVERAGE = 0.95
+
+
 def write_report(run: TaskRun, results: dict[str, Any]) -> Path:
     """Write ``report.md`` and its plots into the folder of a run."""
     title = title_of(results)
@@ -81,9 +84,15 @@ def percent(line: Line) -> str:
     return f"{accuracy['value']:.1%} ± {(accuracy['high'] - accuracy['low']) / 2:.1%}".replace("%", "")
 
 
+def is_collapsed(line: Line) -> bool:
+    """Whether there are too few distinct answers among the right ones."""
+    coverage = line["coverage"]
+    return bool(coverage) and coverage["num_distinct"] < LEAST_COVERAGE * coverage["distinct_expected"]
+
+
 def summary(results: dict[str, Any]) -> str:
     """Accuracy of each network by number of forwards, and its best AUP; narrow enough for a terminal."""
-    parts, networks = [], networks_of(results)
+    parts, networks, mark = [], networks_of(results), {False: "", True: " †"}
     for prompts in prompts_of(results):
         rows = []
         for line in lines_of(results, prompts=prompts, network=networks[0]):
@@ -91,7 +100,7 @@ def summary(results: dict[str, Any]) -> str:
                 continue
             same = {"prompts": prompts, "decoding": line["decoding"], "setting": line["setting"]}
             cells = [
-                f"{each['accuracy']['value']:.1%}"
+                f"{each['accuracy']['value']:.1%}{mark[is_collapsed(each)]}"
                 for name in networks
                 for each in lines_of(results, network=name, **same)
             ]
@@ -99,6 +108,11 @@ def summary(results: dict[str, Any]) -> str:
         areas = [max(each["aup"] for each in _areas(results, prompts, name)) for name in networks]
         rows.append(["best AUP", "", *(f"{area:.0f}" for area in areas)])
         parts.append(f"Right answers, {prompts}:\n\n" + markdown_table(["decoding", "forwards", *networks], rows))
+    if "†" in "".join(parts):
+        parts.append(
+            f"† repeats itself: fewer than {LEAST_COVERAGE:.0%} of the distinct answers that a uniform sampler has "
+            "among as many right ones."
+        )
     return "\n\n".join(parts)
 
 
@@ -213,12 +227,23 @@ def limitations(results: dict[str, Any]) -> list[str]:
             f"Of {solutions} right answers a uniform sampler repeats none among {results['num_prompts']}: distinct "
             "ones show gross repetition, and nothing finer."
         )
-    found += [
-        f"COLLAPSE: {line['network']}, {line['decoding']}, {line['setting']}: {coverage['num_distinct']} distinct "
-        f"answers where a uniform sampler has {coverage['distinct_expected']:.0f}."
-        for line in results["lines"]
-        if (coverage := line["coverage"]) and coverage["num_distinct"] < 0.95 * coverage["distinct_expected"]
-    ]
+    return found + collapse_warnings(results)
+
+
+def collapse_warnings(results: dict[str, Any]) -> list[str]:
+    """One sentence for each network and decoding that repeats itself: its worst setting, and how many are like it."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in filter(is_collapsed, results["lines"]):
+        groups.setdefault((line["network"], line["decoding"]), []).append(line)
+    found = []
+    for (network, decoding), lines in groups.items():
+        worst = min(lines, key=lambda line: line["coverage"]["num_distinct"] / line["coverage"]["distinct_expected"])
+        others = f", and {len(lines) - 1} other setting(s)" if len(lines) > 1 else ""
+        coverage = worst["coverage"]
+        found.append(
+            f"COLLAPSE: {network}, {decoding}, {worst['setting']}: {coverage['num_distinct']} distinct answer(s) where "
+            f"a uniform sampler has {coverage['distinct_expected']:.0f}{others}."
+        )
     return found
 
 
