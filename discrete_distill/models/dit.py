@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
-from ..process import evaluation_mode
 from .attention import as_bias, attend, pays_in_tiles
 from .attention_masks import biased, readable, real_tokens, row_positions
 from .block_cache import BlockCache
@@ -30,7 +29,7 @@ from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
 from .head import VocabularyHead
 from .io.hub import HubNetwork
-from .layers import LayerNorm, Rotary, TimestepEmbedder, modulate, rotate, zero_initialised
+from .layers import LayerNorm, Rotary, TimestepEmbedder, block_contexts, modulate, rotate, zero_initialised
 from .lora import refuse_unmerged
 
 Cached = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -99,12 +98,6 @@ class Block(nn.Module):
         return x_BLD + gate_mlp * F.dropout(out, self.dropout, self.training)
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
-    be in training mode again by then."""
-    return nullcontext(), nullcontext() if block.training else evaluation_mode(block)
-
-
 class FinalLayer(nn.Module):
     """Norm, modulation and the vocabulary head. The head starts at zero: uniform predictions."""
 
@@ -150,6 +143,8 @@ class DiT(BlockReading, HubNetwork):
         self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.output_layer = FinalLayer(config)
+        if config.position_bias:
+            self.position_embedding = nn.Parameter(torch.zeros(config.max_length, config.hidden_size))
         if config.step_conditioning:
             self.step_map = zero_initialised(TimestepEmbedder(config.cond_size, num_scalars=2))
 
@@ -248,14 +243,12 @@ class DiT(BlockReading, HubNetwork):
         """
         check_per_row("t", t, len(h_BLD))
         real_BL = None if attention_mask is None else real_tokens(attention_mask, h_BLD.shape[:2])
-        first = h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool)
-        positions = row_positions(first if real_BL is None else real_BL)
+        positions = row_positions(h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool) if real_BL is None else real_BL)
         mask = None if real_BL is None else real_BL[:, None, None, :]
         if self.block_length is not None:
             mask = readable(positions, positions, self.block_length)
-        places = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
-        if self.config.position_bias and real_BL is not None:
-            places = (positions.clamp(min=0),) * 2
+        in_order = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
+        places = (positions.clamp(min=0),) * 2 if self.config.position_bias and real_BL is not None else in_order
         return self._run(h_BLD, self.condition(t, s), places, mask, layer)
 
     def _run(
@@ -267,6 +260,8 @@ class DiT(BlockReading, HubNetwork):
         layer: int = -1,
         cache: BlockCache | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.config.position_bias:
+            h_BLD = h_BLD + self.position_embedding[slice(h_BLD.shape[1]) if places is None else places[0]]
         with self.precision(h_BLD.device):
             mask = mask if self.config.position_bias else as_bias(mask, autocast_dtype(h_BLD))
             for number, block in enumerate(self.blocks[: layer % len(self.blocks) + 1]):
@@ -274,7 +269,13 @@ class DiT(BlockReading, HubNetwork):
                     h_BLD = block(h_BLD, cond, places, mask, partial(cache.update, layer_idx=number))
                 elif self.checkpoint_blocks and torch.is_grad_enabled():
                     h_BLD = torch.utils.checkpoint.checkpoint(
-                        block, h_BLD, cond, places, mask, use_reentrant=False, context_fn=partial(_contexts, block)
+                        block,
+                        h_BLD,
+                        cond,
+                        places,
+                        mask,
+                        use_reentrant=False,
+                        context_fn=partial(block_contexts, block),
                     )
                 else:
                     h_BLD = block(h_BLD, cond, places, mask)

@@ -47,8 +47,10 @@ class DiTConfig:
             reads its own block and all earlier ones; blocks are counted from the first real token of a row. None:
             every token reads every other.
         position_bias: in the place of rotary positions, add a learned bias ``[num_heads, max_length, max_length]`` to
-            the attention scores of each block, one for each pair of positions; it starts at zero. For sequences whose
-            positions are no line, such as the cells of a grid; nothing longer than ``max_length`` is generated.
+            the attention scores of each block, one for each pair of positions, and a learned embedding to the tokens of
+            each position, without which a sequence of masks has one prediction everywhere; both start at zero. For
+            sequences whose positions are no line, such as the cells of a grid; nothing longer than ``max_length`` is
+            generated.
         bf16_blocks: run the blocks and the head under bf16 autocast, as MDLM does; weights, the residual stream and the
             conditioning stay in their own precision. Off by default: the caller's autocast decides.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..process import evaluation_mode
 from .shapes import ROTARY_BASE
 
 NUM_FREQUENCIES = 128
@@ -89,3 +91,9 @@ def sinusoidal_features(scalar_B: Tensor) -> Tensor:
     frequencies = torch.exp(-math.log(10_000.0) * steps / NUM_FREQUENCIES)
     angle = scalar_B[:, None].float() * frequencies
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def block_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a checkpointed block's run and of its run in the backward pass. Behind a call in evaluation mode the block may
+    be in training mode again by then."""
+    return nullcontext(), nullcontext() if block.training else evaluation_mode(block)

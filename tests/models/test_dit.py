@@ -86,6 +86,7 @@ def plain_network(
     cond = silu(exact_linear("sigma_map.mlp.2", silu(exact_linear("sigma_map.mlp.0", waves))))
     h = weights["vocab_embed.embedding"][x]
     length, size = h.shape
+    h = h + weights.get("position_embedding", np.zeros((length, size)))[:length]
     half = size // heads // 2
     turn = np.exp(1j * np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / half)))
     for block in (f"blocks.{i}" for i in range(SHAPE["num_layers"])):
@@ -155,8 +156,9 @@ def test_a_position_bias_takes_the_place_of_the_order_of_positions(tmp_path: Pat
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))
     moved = copy.deepcopy(model)
     with torch.no_grad():
+        length = len(order)
+        moved.position_embedding[:length] = moved.position_embedding[order]
         for block in moved.blocks:
-            length = len(order)
             block.position_bias[:, :length, :length] = block.position_bias[:, order][:, :, order]
         torch.testing.assert_close(moved(x[:, order], t), model(x, t)[:, order])
         assert (model(x[:, order], t) - model(x, t)[:, order]).abs().max() > 0.01
@@ -165,6 +167,14 @@ def test_a_position_bias_takes_the_place_of_the_order_of_positions(tmp_path: Pat
     loaded = load_denoiser(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(x, t), moved(x, t))
+
+
+def test_a_sequence_of_masks_has_a_prediction_for_each_position() -> None:
+    model, x = randomised(position_bias=True), torch.full((1, 7), SHAPE["vocab_size"] - 1)
+    with torch.no_grad():
+        assert model(x, torch.ones(1)).std(1).max() > 0.01
+        model.position_embedding.zero_()  # The bias alone weighs values that are all the same.
+        torch.testing.assert_close(model(x, torch.ones(1)), model(x, torch.ones(1))[:, :1].expand(-1, 7, -1))
 
 
 def test_bf16_blocks_train_weights_of_full_precision() -> None:

@@ -196,7 +196,7 @@ def test_a_new_network_of_a_grid_does_not_know_the_cells_apart_but_by_their_peer
     generator = Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if "position_bias" not in name:
+            if "position" not in name:
                 parameter.normal_(std=0.3, generator=generator)
     x, t = torch.randint(7, (3, 36), generator=generator), torch.ones(3)
     symmetry, other = random_cell_order(6, 1, generator)[0], torch.arange(36).roll(1)
