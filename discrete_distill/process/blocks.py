@@ -52,7 +52,9 @@ def reads_blocks(denoiser: Any) -> bool:
         >>> reads_blocks(teacher), reads_blocks(DiT(DiTConfig(**{**vars(shape), "block_length": 4})))
         (False, True)
     """
-    return isinstance(denoiser, PairedDenoiser) and denoiser.block_length is not None
+    # By name: from Python 3.12 on isinstance does not see what torch.compile and peft pass on.
+    methods = (getattr(denoiser, name, None) for name in ("paired_features", "project"))
+    return getattr(denoiser, "block_length", None) is not None and all(map(callable, methods))
 
 
 def paired_logits(

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from ..checks import check_choice, check_count
 from ..models.capabilities import BlockDenoiser, require
+from ..models.wrappers import unwrap
 from ..process import Denoiser
 from .block_layout import Align, Block, BlockLayout, part_of, take_over, with_room
 from .block_views import BlockView, ExactView, RefreshedView
@@ -216,7 +217,8 @@ def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
     block_length = getattr(denoiser, "block_length", None)
     if block_length is None or not isinstance(sampler, SamplerOptions):
         return sampler
-    cache: Cache | None = "exact" if isinstance(denoiser, BlockDenoiser) else None
+    cached = any(isinstance(each, BlockDenoiser) for each in (denoiser, unwrap(denoiser)[0]))
+    cache: Cache | None = "exact" if cached else None
     return BlockwiseSampler(sampler, block_length=block_length, align="start", cache=cache)
 
 
