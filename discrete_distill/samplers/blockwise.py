@@ -214,11 +214,11 @@ def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
         >>> in_blocks_of(network, sampler).cache, in_blocks_of(teacher, sampler) is sampler
         ('exact', True)
     """
-    block_length = getattr(denoiser, "block_length", None)
+    network = unwrap(denoiser)[0]
+    block_length = getattr(network, "block_length", None)
     if block_length is None or not isinstance(sampler, SamplerOptions):
         return sampler
-    cached = any(isinstance(each, BlockDenoiser) for each in (denoiser, unwrap(denoiser)[0]))
-    cache: Cache | None = "exact" if cached else None
+    cache: Cache | None = "exact" if isinstance(network, BlockDenoiser) else None
     return BlockwiseSampler(sampler, block_length=block_length, align="start", cache=cache)
 
 

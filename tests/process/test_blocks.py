@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from discrete_distill import MaskedDiffusion, exact
+from discrete_distill import AncestralSampler, MaskedDiffusion, exact
 from discrete_distill.models import DiT, DiTConfig, InBlocks
 from discrete_distill.models.capabilities import forgo
 from discrete_distill.process.blocks import reads_blocks
+from discrete_distill.samplers import in_blocks_of
 
 WORDS, LENGTH = 3, 5
 PROCESS = MaskedDiffusion(WORDS)
@@ -135,6 +136,21 @@ def test_a_network_in_a_wrapper_reads_by_blocks_too(wrapped) -> None:
     torch.testing.assert_close(InBlocks(around)(x_0, t, clean=x_0), InBlocks(network)(x_0, t, clean=x_0))
     forgo(network, "paired_features")
     assert not reads_blocks(network)
+
+
+def test_a_bare_ddp_that_hides_blocks_is_refused() -> None:
+    class Bare(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module) -> None:  # without processes
+            torch.nn.Module.__init__(self)
+            self.module = module
+
+    x_0 = torch.zeros(2, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"DiT reads by blocks of 4.*replicate"):
+        PROCESS.nelbo(Bare(dit(4)), x_0)
+    assert not reads_blocks(Bare(dit(None)))
+    sampler = AncestralSampler(PROCESS, num_steps=2)
+    assert in_blocks_of(Bare(dit(4)), sampler).cache == "exact"
+    assert in_blocks_of(Bare(dit(None)), sampler) is sampler
 
 
 def test_other_blocks_than_those_of_training_are_refused() -> None:
