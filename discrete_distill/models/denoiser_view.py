@@ -43,7 +43,7 @@ class DenoiserView(nn.Module):
             (EmbeddingDenoiser, ("embed", "embedding_weight")),
             (HiddenStatesDenoiser, ("hidden_states",)),
         ):
-            absent += () if isinstance(denoiser, capability) else methods
+            absent += () if self.takes_blocks or isinstance(denoiser, capability) else methods
         forgo(self, *absent)
 
     @property

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .conditions import call_network
+from .conditions import call_network, name_of
 from .denoiser import LogitsOfPart
 
 
@@ -48,11 +48,21 @@ class PairedDenoiser(Protocol):
 def reads_blocks(denoiser: Any) -> bool:
     """Whether it is a `PairedDenoiser` with attention by blocks.
 
+    Raises:
+        ValueError: of one in a bare DDP, which hides it.
+
     Examples:
         >>> reads_blocks(teacher), reads_blocks(DiT(DiTConfig(**{**vars(shape), "block_length": 4})))
         (False, True)
     """
-    return isinstance(denoiser, PairedDenoiser) and denoiser.block_length is not None
+    if isinstance(denoiser, nn.parallel.DistributedDataParallel | nn.DataParallel) and reads_blocks(denoiser.module):
+        raise ValueError(
+            f"a bare {type(denoiser).__name__} hides that the {name_of(denoiser.module)} reads by blocks of "
+            f"{denoiser.module.block_length}, and it would be read as a whole: take replicate(network, device)"
+        )
+    # By name: from Python 3.12 on isinstance does not see what torch.compile and peft pass on.
+    methods = (getattr(denoiser, name, None) for name in ("paired_features", "project"))
+    return getattr(denoiser, "block_length", None) is not None and all(map(callable, methods))
 
 
 def paired_logits(

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from ..checks import check_choice, check_count
 from ..models.capabilities import BlockDenoiser, require
+from ..models.wrappers import unwrap
 from ..process import Denoiser
 from .block_layout import Align, Block, BlockLayout, part_of, take_over, with_room
 from .block_views import BlockView, ExactView, RefreshedView
@@ -213,10 +214,11 @@ def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
         >>> in_blocks_of(network, sampler).cache, in_blocks_of(teacher, sampler) is sampler
         ('exact', True)
     """
-    block_length = getattr(denoiser, "block_length", None)
+    network = unwrap(denoiser)[0]
+    block_length = getattr(network, "block_length", None)
     if block_length is None or not isinstance(sampler, SamplerOptions):
         return sampler
-    cache: Cache | None = "exact" if isinstance(denoiser, BlockDenoiser) else None
+    cache: Cache | None = "exact" if isinstance(network, BlockDenoiser) else None
     return BlockwiseSampler(sampler, block_length=block_length, align="start", cache=cache)
 
 

@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 
-from discrete_distill import MaskedDiffusion, exact
-from discrete_distill.models import DiT, DiTConfig
+from discrete_distill import AncestralSampler, MaskedDiffusion, exact
+from discrete_distill.models import DiT, DiTConfig, InBlocks
+from discrete_distill.models.capabilities import forgo
+from discrete_distill.process.blocks import reads_blocks
+from discrete_distill.samplers import in_blocks_of
 
 WORDS, LENGTH = 3, 5
 PROCESS = MaskedDiffusion(WORDS)
@@ -108,6 +111,46 @@ def test_a_network_that_attends_both_ways_has_a_bound_in_blocks_too() -> None:
         x = torch.where(torch.arange(7) < i, x_0, WORDS)
         nats -= PROCESS.masked_log_probs(network(x, torch.ones(2)))[:, i].gather(1, x_0[:, i : i + 1])[:, 0]
     torch.testing.assert_close(out.nats, nats, rtol=1e-4, atol=1e-5)
+
+
+class Passing(torch.nn.Module):
+    """A wrapper that passes on what it lacks, as peft's does."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.inner = network
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("wrapped", [Passing, lambda network: torch.compile(network, backend="eager")])
+def test_a_network_in_a_wrapper_reads_by_blocks_too(wrapped) -> None:
+    """From Python 3.12 on isinstance of a protocol does not see what a wrapper passes on."""
+    network, x_0 = dit(4), torch.randint(WORDS, (3, 10), generator=seeded(6))
+    around = wrapped(network)
+    assert reads_blocks(around)
+    nats = [PROCESS.nelbo(each, x_0, by="count", generator=seeded(5)).nats for each in (network, around)]
+    torch.testing.assert_close(*nats)
+    t = torch.ones(3)
+    torch.testing.assert_close(InBlocks(around)(x_0, t, clean=x_0), InBlocks(network)(x_0, t, clean=x_0))
+    forgo(network, "paired_features")
+    assert not reads_blocks(network)
+
+
+def test_a_bare_ddp_that_hides_blocks_is_refused() -> None:
+    class Bare(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module) -> None:  # without processes
+            torch.nn.Module.__init__(self)
+            self.module = module
+
+    x_0 = torch.zeros(2, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"DiT reads by blocks of 4.*replicate"):
+        PROCESS.nelbo(Bare(dit(4)), x_0)
+    assert not reads_blocks(Bare(dit(None)))
+    sampler = AncestralSampler(PROCESS, num_steps=2)
+    assert in_blocks_of(Bare(dit(4)), sampler).cache == "exact"
+    assert in_blocks_of(Bare(dit(None)), sampler) is sampler
 
 
 def test_other_blocks_than_those_of_training_are_refused() -> None:

@@ -84,7 +84,7 @@ class SolveConfig:
         method: whose student; "teacher" for the teacher.
         decoding: ancestral or confidence.
         forwards: evaluations of the network.
-        watch: show the answers being filled in, step by step.
+        watch: show the answers being filled in, step by step, or block by block where the network reads so.
         seconds_per_step: how long each state stays while watching.
     """
 
