@@ -91,23 +91,18 @@ def is_collapsed(line: Line) -> bool:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Accuracy of each network by number of forwards, and its best AUP; narrow enough for a terminal."""
-    parts, networks, mark = [], networks_of(results), {False: "", True: " †"}
-    for prompts in prompts_of(results):
-        rows = []
-        for line in lines_of(results, prompts=prompts, network=networks[0]):
-            if line["decoding"] not in ("ancestral", "confidence"):
-                continue
-            same = {"prompts": prompts, "decoding": line["decoding"], "setting": line["setting"]}
-            cells = [
-                f"{each['accuracy']['value']:.1%}{mark[is_collapsed(each)]}"
-                for name in networks
-                for each in lines_of(results, network=name, **same)
-            ]
-            rows.append([line["decoding"], line["setting"].removesuffix(" steps"), *cells])
-        areas = [max(each["aup"] for each in _areas(results, prompts, name)) for name in networks]
-        rows.append(["best AUP", "", *(f"{area:.0f}" for area in areas)])
-        parts.append(f"Right answers, {prompts}:\n\n" + markdown_table(["decoding", "forwards", *networks], rows))
+    """Accuracy of each network by number of forwards, and its AUP; narrow enough for a terminal."""
+    parts, mark = [], {False: "", True: " †"}
+    every = [line for line in results["lines"] if line["decoding"] in ("ancestral", "confidence")]
+    for prompts, decoding in dict.fromkeys((line["prompts"], line["decoding"]) for line in every):
+        rows, header = [], []
+        for network in networks_of(results):
+            lines = lines_of(results, prompts=prompts, decoding=decoding, network=network)
+            areas = [each for each in _areas(results, prompts, network) if each["decoding"] == decoding]
+            cells = [f"{line['accuracy']['value']:.1%}{mark[is_collapsed(line)]}" for line in lines]
+            rows.append([network, *cells, *(f"{each['aup']:.0f}" for each in areas)])
+            header = ["forwards", *(line["setting"].removesuffix(" steps") for line in lines), "AUP"]
+        parts.append(f"Right answers, {prompts}, {decoding}:\n\n" + markdown_table(header, rows))
     if "†" in "".join(parts):
         parts.append(
             f"† repeats itself: fewer than {LEAST_COVERAGE:.0%} of the distinct answers that a uniform sampler has "
