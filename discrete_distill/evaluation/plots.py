@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, distinguishable for colour-blind readers; the markers repeat the distinction in grey.
+# Okabe and Ito's colours, distinguishable for colour-blind readers; the markers repeat the distinction in grey, and are
+# one more, so that a ninth curve has the colour of the first and not its marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4B8A", "#7F7F7F")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h", "*")
 INK, FAINT = "#222222", "#8A8A8A"
 LETTERS_OF_HALF_A_LINE = 45  # of the legend
 LESS_DIVERSE = "less diverse than data"

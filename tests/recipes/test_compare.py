@@ -298,6 +298,9 @@ def test_a_method_whose_samples_resemble_one_another_has_no_figure_and_no_factor
     assert "collapsed, agreement of two samples 60%" in row
     assert "| 1.20% ± 0.07% | 148 ± 0.7% |" in readings_table(results)
     assert [curve.less_diverse for curve in step_curves(results)] == [(False,), (False,), (True,), (False,)]
+    # Less diverse than the teacher, and not than data.
+    results["data"] = {**data, "between_samples": {"agreement": [0.9, 0.001]}}
+    assert [curve.less_diverse for curve in step_curves(results)] == [(False,), (False,), (True,), (False,)]
 
 
 def test_a_comparison_that_was_written_without_figures_between_samples_is_still_read() -> None:

@@ -15,7 +15,7 @@ from ...evaluation import (
 )
 from ...evaluation.checks import exponential
 from ..common.diversity_columns import figures_of
-from .readings import reading_of
+from .readings import collapses, reading_of
 
 
 def draw_plots(results: dict[str, Any], directory: Path, title: str) -> None:
@@ -52,6 +52,7 @@ def _steps_of(results: dict[str, Any], method: str) -> list[int]:
 def step_curves(results: dict[str, Any], judge: int = 0) -> list[StepCurve]:
     """Log-perplexity at the entropy of data against steps, one curve a method."""
     curves, data = [], of_samples_alone(figures_of(results["data"].get("between_samples")))
+    collapsed = collapses(results, judge)
     for name in dict.fromkeys(line["method"] for line in results["lines"]):
         lines = [line for line in results["lines"] if line["method"] == name]
         readings = [reading_of(line, judge, results["data"]["entropy"]) for line in lines]
@@ -61,7 +62,10 @@ def step_curves(results: dict[str, Any], judge: int = 0) -> list[StepCurve]:
                 steps=tuple(line["steps"] for line in lines),
                 nats_per_token=tuple(reading.nats_per_token for reading in readings),
                 standard_errors=tuple(reading.standard_error for reading in readings),
-                less_diverse=tuple(bool(lost_diversity(reading.diversity, data)) for reading in readings),
+                less_diverse=tuple(
+                    (name, line["steps"]) in collapsed or bool(lost_diversity(reading.diversity, data))
+                    for line, reading in zip(lines, readings, strict=True)
+                ),
             )
         )
     return curves
