@@ -243,12 +243,12 @@ class DiT(BlockReading, HubNetwork):
         """
         check_per_row("t", t, len(h_BLD))
         real_BL = None if attention_mask is None else real_tokens(attention_mask, h_BLD.shape[:2])
-        positions = row_positions(h_BLD.new_ones(1, h_BLD.shape[1], dtype=torch.bool) if real_BL is None else real_BL)
         mask = None if real_BL is None else real_BL[:, None, None, :]
-        if self.block_length is not None:
-            mask = readable(positions, positions, self.block_length)
-        in_order = None if self.config.position_bias else self.rotary_emb(h_BLD.shape[1])
-        places = (positions.clamp(min=0),) * 2 if self.config.position_bias and real_BL is not None else in_order
+        places, biased_BL = (None, real_BL) if self.config.position_bias else (self.rotary_emb(h_BLD.shape[1]), None)
+        if self.block_length is not None or biased_BL is not None:
+            positions = row_positions(h_BLD.new_ones(1, h_BLD.shape[1]).bool() if real_BL is None else real_BL)
+            mask = mask if self.block_length is None else readable(positions, positions, self.block_length)
+            places = places if biased_BL is None else (positions.clamp(min=0),) * 2
         return self._run(h_BLD, self.condition(t, s), places, mask, layer)
 
     def _run(
@@ -335,7 +335,7 @@ class DiT(BlockReading, HubNetwork):
         if unknown := set(model_kwargs) - {"s"}:
             raise TypeError(f"a DiT takes no keyword {min(unknown)!r}: leave it out")
         cond = self.condition(t, model_kwargs.get("s"))
-        places = self.rotary_emb.at(positions[:, None])
+        places = None if self.config.position_bias else self.rotary_emb.at(positions[:, None])
         if self.config.position_bias:
             keys = positions if cache is None else torch.cat((cache.positions.clamp(min=0), positions), dim=1)
             if cache is not None and keys.shape[1] > self.config.max_length:  # of slots, which are more with padding

@@ -40,7 +40,7 @@ class ListedCache(BlockCache):
             row = next(each for each in positions.tolist() if first < 0 or each[:used] != expected.tolist())
             raise ValueError(
                 f"the model counts positions from the first key of its cache, so that no row may have padding, and "
-                f"blocks of all rows begin at one position; got positions {row[:8]} beside {first}, ... of the first "
+                f"blocks of all rows begin at one position; got positions {row[:8]}, and {first}, ... in the first "
                 "row: give rows of one length with prompts of one length, or one row at a time"
             )
         return first, first + used

@@ -41,8 +41,8 @@ class WrappedDenoiser(BlockReading, nn.Module):
 
     It is a `FeatureDenoiser` where the head is known, an `EmbeddingDenoiser` where the table of input embeddings is,
     a `HiddenStatesDenoiser` where the list of blocks is, and a `BlockDenoiser` where the head is known and the model
-    takes ``past_key_values``: with attention "full" or "pairs", beside ``position_ids``, as models of transformers and
-    Dream do; else beside ``replace_position``, as LLaDA and Dream in Fast-dLLM's code do. For these the model runs with
+    takes ``past_key_values``: with attention "full" or "pairs", and ``position_ids``, as models of transformers and
+    Dream do; else with ``replace_position``, as LLaDA and Dream in Fast-dLLM's code do. For these the model runs with
     its head, its table or both set aside for the call, so that it needs no support for ``inputs_embeds``; one model
     must not be called from two threads at a time.
 

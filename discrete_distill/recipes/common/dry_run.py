@@ -51,7 +51,7 @@ class StepCost:
 def step_cost(config: DistillConfig, model: Shape) -> StepCost:
     """Expected over numbers of steps of a path; every state is assumed to reveal something in every sequence.
 
-    Networks that read by blocks read states beside clean tokens, which are two sequences.
+    Networks that read by blocks read states together with clean tokens, which are two sequences.
     """
     batch, time_conditioning = config.batch_size, model.time_conditioning
     _, states, graph = config.method.path_evaluations(batch, time_conditioning=time_conditioning)
