@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .plots import _LINE, _figure, _finish, _footnote, _style
+from .plots import _LINE, _cross, _figure, _finish, _footnote, _style
+
+REPEATING = "repeats itself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class AccuracyCurve:
         accuracies: of each point, in ``[0, 1]``.
         intervals: lower and upper end of each accuracy's interval.
         dashed: whether the line is dashed.
+        repeating: of each point, whether its answers repeat themselves, so that the accuracy is worth little; none by
+            default.
 
     Raises:
         ValueError: if they are not equally many.
@@ -34,8 +38,14 @@ class AccuracyCurve:
     accuracies: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
     dashed: bool = False
+    repeating: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.repeating and len(self.repeating) != len(self.accuracies):
+            raise ValueError(
+                f"{self.label!r}: {len(self.accuracies)} accuracies and {len(self.repeating)} marks of repeating ones; "
+                "give one for every point, or none"
+            )
         if not len(self.tokens_per_forward) == len(self.accuracies) == len(self.intervals):
             raise ValueError(
                 f"{self.label!r}: {len(self.tokens_per_forward)} speeds, {len(self.accuracies)} accuracies and "
@@ -67,6 +77,13 @@ def plot_accuracy(curves: Sequence[AccuracyCurve], path: Path, *, title: str = "
         style = {**_style(index), **_LINE, "linestyle": "--" if curve.dashed else "-"}
         axes.plot(xs, ys, label=curve.label, **style)
         axes.vlines(xs, [low for low, _ in ends], [high for _, high in ends], color=style["color"], linewidth=1.6)
+    repeating = [
+        (x, y)
+        for curve in curves
+        for x, y, marked in zip(curve.tokens_per_forward, curve.accuracies, curve.repeating, strict=False)
+        if marked
+    ]
+    _cross(axes, repeating, label=REPEATING)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(-0.03, 1.03)

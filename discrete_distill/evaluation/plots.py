@@ -266,10 +266,15 @@ def _draw_curve(
 
 
 def _mark_less_diverse(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """A cross over each point, given as its abscissa and its log-perplexity, and one entry in the legend."""
+    """A cross over each point, given as its abscissa and its log-perplexity."""
+    _cross(axes, [(x, exponential(nats)) for x, nats in points], label=LESS_DIVERSE)
+
+
+def _cross(axes: Axes, points: Sequence[tuple[float, float]], *, label: str) -> None:
+    """A cross over each point, and one entry in the legend."""
     if points:
-        xs, perplexities = [x for x, _ in points], [exponential(nats) for _, nats in points]
-        axes.scatter(xs, perplexities, marker="x", s=70, color=INK, linewidths=1.6, zorder=5, label=LESS_DIVERSE)
+        xs, ys = zip(*points, strict=True)
+        axes.scatter(xs, ys, marker="x", s=70, color=INK, linewidths=1.6, zorder=5, label=label)
 
 
 def _perplexity_bars(nats: Sequence[float], errors: Sequence[float | None]) -> list[list[float]]:

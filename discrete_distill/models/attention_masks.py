@@ -6,23 +6,10 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .attention import PairMask
-
-
-def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """Bool ``[B, L]``, true at real tokens."""
-    if tuple(attention_mask.shape) != tuple(shape):
-        raise ValueError(
-            f"attention_mask must have the shape of the tokens, {list(shape)}, got {list(attention_mask.shape)}"
-        )
-    if attention_mask.is_floating_point() or attention_mask.is_complex():
-        raise TypeError(f"attention_mask must be bool, or integers of which 0 is padding, got {attention_mask.dtype}")
-    return attention_mask.bool()
 
 
 def row_positions(real_BL: Tensor) -> Tensor:

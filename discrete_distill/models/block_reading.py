@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_masks import noisy_and_clean, readable, real_tokens, row_positions
+from ..process.sequences import real_tokens
+from .attention_masks import noisy_and_clean, readable, row_positions
 from .block_cache import BlockCache
 
 

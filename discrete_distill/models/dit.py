@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..checks import check_per_row
 from ..kernels.autocast import autocast_dtype
+from ..process.sequences import real_tokens
 from .attention import as_bias, attend, pays_in_tiles
-from .attention_masks import biased, readable, real_tokens, row_positions
+from .attention_masks import biased, readable, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .dit_config import MAX_SIGMA, SCHEDULES, DiTConfig
@@ -269,13 +270,7 @@ class DiT(BlockReading, HubNetwork):
                     h_BLD = block(h_BLD, cond, places, mask, partial(cache.update, layer_idx=number))
                 elif self.checkpoint_blocks and torch.is_grad_enabled():
                     h_BLD = torch.utils.checkpoint.checkpoint(
-                        block,
-                        h_BLD,
-                        cond,
-                        places,
-                        mask,
-                        use_reentrant=False,
-                        context_fn=partial(block_contexts, block),
+                        block, h_BLD, cond, places, mask, use_reentrant=False, context_fn=partial(block_contexts, block)
                     )
                 else:
                     h_BLD = block(h_BLD, cond, places, mask)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..distributed.parallel import blocks_of
 from ..process import LogLinearSchedule, MaskingSchedule
-from .attention_masks import additive, readable, real_tokens, row_positions
+from ..process.sequences import real_tokens
+from .attention_masks import additive, readable, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .call_signature import POSITIONAL, CallSignature, input_table

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from ..checks import check_count, check_mask
+from ..checks import check_count
 from ..kernels import token_losses
 from .blocks import BlockRows, paired_logits, reads_blocks
 from .conditions import check_conditions, take_rows
 from .denoiser import Denoiser, check_ids, logits_in_parts
 from .outputs import NelboOutput
-from .sequences import check_sequences
+from .sequences import check_sequences, real_tokens
 from .time import TimeDistribution
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def nelbo(
     block_length, real = _block_length(denoiser, block_length), None
     counted = torch.ones_like(x_0, dtype=torch.bool) if generation_mask is None else generation_mask
     if block_length is not None and "attention_mask" in kwargs:
-        real = kwargs["attention_mask"]
-        check_mask("attention_mask", real, x_0.shape)
+        real = real_tokens(kwargs["attention_mask"], x_0.shape)
         counted = counted & real
     layout = BlockRows(x_0, real, x_0.shape[1] if block_length is None else block_length)
     counted_blocks = layout.blocks(counted, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,17 @@ def check_sequences(x: Tensor, generation_mask: Tensor | None) -> None:
     if x.dim() != 2:
         raise ValueError(f"token ids must be [batch, length], got shape {tuple(x.shape)}")
     check_mask("generation_mask", generation_mask, x.shape)
+
+
+def real_tokens(attention_mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """Bool ``[B, L]``, true at real tokens."""
+    if tuple(attention_mask.shape) != tuple(shape):
+        raise ValueError(
+            f"attention_mask must have the shape of the tokens, {list(shape)}, got {list(attention_mask.shape)}"
+        )
+    if attention_mask.is_floating_point() or attention_mask.is_complex():
+        raise TypeError(f"attention_mask must be bool, or integers of which 0 is padding, got {attention_mask.dtype}")
+    return attention_mask.bool()
 
 
 def check_level(name: str, value_B: Tensor, x: Tensor, *, integers: bool, maximum: Tensor | float = 1.0) -> None:

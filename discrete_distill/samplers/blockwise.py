@@ -201,7 +201,7 @@ class BlockwiseSampler(Sampler):
 
 def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
     """The sampler as the denoiser reads: around a network that reads by blocks, one block after another, on its cache
-    where it has one.
+    where it has one and the sampler can take it: guidance, and another network of the sampler, read whole sequences.
 
     Args:
         denoiser: that will be sampled.
@@ -218,7 +218,8 @@ def in_blocks_of(denoiser: Denoiser, sampler: Sampler) -> Sampler:
     block_length = getattr(network, "block_length", None)
     if block_length is None or not isinstance(sampler, SamplerOptions):
         return sampler
-    cache: Cache | None = "exact" if isinstance(network, BlockDenoiser) else None
+    whole = sampler.cfg_scale != 1.0 or sampler.reads_whole_sequences
+    cache: Cache | None = "exact" if isinstance(network, BlockDenoiser) and not whole else None
     return BlockwiseSampler(sampler, block_length=block_length, align="start", cache=cache)
 
 

@@ -98,6 +98,8 @@ def test_one_pass_is_a_pass_for_each_block_whatever_the_padding(side) -> None:
         **options,
     )  # fmt: skip
     torch.testing.assert_close(once.nats, often.nats, rtol=1e-4, atol=1e-5)
+    options["model_kwargs"] = {"attention_mask": real.long()}  # as tokenizers make it
+    assert PROCESS.nelbo(network, x_0, generator=seeded(5), **options).nats.tolist() == once.nats.tolist()
     assert once.num_tokens.tolist() == lengths.tolist()
     once.loss.backward()
     assert all(parameter.grad is not None for name, parameter in network.named_parameters() if "sigma" not in name)
@@ -151,6 +153,15 @@ def test_a_bare_ddp_that_hides_blocks_is_refused() -> None:
     sampler = AncestralSampler(PROCESS, num_steps=2)
     assert in_blocks_of(Bare(dit(4)), sampler).cache == "exact"
     assert in_blocks_of(Bare(dit(None)), sampler) is sampler
+
+
+def test_guidance_in_blocks_reads_whole_sequences_without_a_cache() -> None:
+    x_init = torch.full((2, 8), WORDS)
+    x_init[:, :2] = 0
+    guided = in_blocks_of(dit(4), AncestralSampler(PROCESS, num_steps=2, cfg_scale=2.0))
+    assert guided.cache is None
+    out = guided(dit(4), x_init=x_init, generator=seeded(0))
+    assert not bool((out.sequences == WORDS).any())
 
 
 def test_other_blocks_than_those_of_training_are_refused() -> None:

@@ -209,6 +209,23 @@ def test_tasks_that_cannot_be_compared_are_refused(changes: dict, message: str) 
         replace(PRESETS["demo"](), tasks=("sudoku",), **changes)
 
 
+def test_a_budget_of_tasks_without_tasks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--task-evaluations .* --tasks"):
+        replace(PRESETS["demo"](), task_evaluations=500.0)
+
+
+def test_a_further_judge_that_fails_leaves_the_figures_of_the_first(flags: list[str], monkeypatch: Any) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("discrete_distill.recipes.compare.comparison.price", broken)
+    judge = next(flag for flag in flags if flag.startswith("--judge.path=")).removeprefix("--judge.path=")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main([*flags, "--amount=60", "--methods", "alpha", f"--extra-judges={judge}", "--name=fails"])
+    monkeypatch.undo()
+    assert main(["report", *flags, "--amount=60", "--methods", "alpha", "--name=fails"]) == 0
+
+
 def test_several_trainings_take_turns_over_the_seeds_and_nothing_is_trained_twice(flags: list[str]) -> None:
     arguments = [*flags, "--name=twice", "--amount=60", "--methods", "mmd", "--train-seeds", "3", "4"]
     assert main(["train", *arguments]) == 0

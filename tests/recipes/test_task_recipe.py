@@ -1,6 +1,7 @@
 """The recipe of tasks at tiny size: teacher, students, figures, report; the network of a grid; what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,19 @@ def test_a_plot_of_accuracy_needs_a_curve_with_an_interval_for_each_point(tmp_pa
         AccuracyCurve(label="a", tokens_per_forward=(1.0,), accuracies=(0.5, 0.5), intervals=((0.4, 0.6),))
     curve = AccuracyCurve(label="a", tokens_per_forward=(2.0, 1.0), accuracies=(0.5, 0.9), intervals=((0.4, 0.6),) * 2)
     assert plot_accuracy([curve], tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="1 marks"):
+        replace(curve, repeating=(True,))
+
+
+def test_points_that_repeat_themselves_are_crossed(tmp_path: Path, monkeypatch: Any) -> None:
+    from matplotlib.axes import Axes
+
+    crossed = []
+    monkeypatch.setattr(Axes, "scatter", lambda _, xs, ys, **style: crossed.append((xs, ys, style["label"])))
+    values = {"tokens_per_forward": (2.0, 1.0), "accuracies": (0.5, 0.9), "intervals": ((0.4, 0.6),) * 2}
+    curves = [AccuracyCurve(label="a", repeating=(True, False), **values), AccuracyCurve(label="b", **values)]
+    plot_accuracy(curves, tmp_path / "plot.png")
+    assert crossed == [((2.0,), (0.5,), "repeats itself")]
 
 
 def saved_model(

@@ -10,7 +10,7 @@ from ...samplers import AncestralSampler, ConfidenceSampler, Frame, Sampler, in_
 
 
 @dataclass(frozen=True)
-class BlockLayout:
+class BlocksOfSequence:
     """How a network that reads by blocks cuts a sequence.
 
     Attributes:
@@ -22,7 +22,7 @@ class BlockLayout:
     tokens: int
 
     @classmethod
-    def of(cls, network: Any, length: int | Frame) -> BlockLayout | None:
+    def of(cls, network: Any, length: int | Frame) -> BlocksOfSequence | None:
         """The layout of sequences of ``length`` tokens; None for a network that attends both ways."""
         block_length = getattr(network, "block_length", None)
         if block_length is None:
@@ -60,7 +60,7 @@ def plain_sampler(
         ValueError: if there are more blocks than steps.
     """
     kind = ConfidenceSampler if by_confidence else AncestralSampler
-    layout = BlockLayout.of(denoiser, length)
+    layout = BlocksOfSequence.of(denoiser, length)
     if layout is None:
         return kind(process, num_steps=num_steps, temperature=temperature)
     if num_steps < layout.count:

@@ -135,10 +135,11 @@ class Comparison:
             "likelihood": likelihoods(run, config, models, heldout),
         }
         results["samples"] = write_samples(make_folder(run.directory), measured.samples)
-        for judge in judges[1:]:
-            price(results, measured.samples, judge, heldout, run.process.mask_token_id)
-        results["seconds"] = time.perf_counter() - started
-        write_results(run.directory / RESULTS_FILE, results)
+        for judge in (None, *judges[1:]):  # Written after each, so that a run that ends early keeps what it has.
+            if judge is not None:
+                price(results, measured.samples, judge, heldout, run.process.mask_token_id)
+            results["seconds"] = time.perf_counter() - started
+            write_results(run.directory / RESULTS_FILE, results)
         for task in self.tasks:
             task.evaluate()
 

@@ -99,6 +99,10 @@ class ComparisonConfig(MethodsConfig):
         check_number("--temperature-spacing", self.temperature_spacing, exclusive_minimum=0.0)
         check_count("--bound-sequences", self.bound_sequences)
         check_number("--task-evaluations", self.task_evaluations, exclusive_minimum=0.0)
+        if not self.tasks and self.task_evaluations != type(self).task_evaluations:
+            raise ValueError(
+                "--task-evaluations is the budget of --tasks, and there are none: name a task, or leave it out"
+            )
         if self.tasks and self.ablation:
             raise ValueError("--ablation compares settings on text alone: leave out --tasks")
         if self.tasks and not set(self.methods) & set(MethodsConfig.KNOWN):

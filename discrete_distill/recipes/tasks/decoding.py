@@ -18,7 +18,7 @@ from ...samplers import (
     FirstHittingSampler,
     in_blocks_of,
 )
-from ..common.plain_sampler import BlockLayout
+from ..common.plain_sampler import BlocksOfSequence
 from .settings import MeasureConfig
 
 
@@ -56,7 +56,7 @@ class Decoded:
 
 
 def decodings(
-    process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: BlockLayout | None = None
+    process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: BlocksOfSequence | None = None
 ) -> Iterator[Decoding]:
     """The decodings that are measured, slow to fast.
 

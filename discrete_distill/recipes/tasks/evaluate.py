@@ -13,7 +13,7 @@ from torch import Generator
 from ...evaluation.tasks import Prompts, Task, accuracy_under_parallelism, measure_task
 from ...process import evaluation_mode
 from ...training import fold_seed
-from ..common.plain_sampler import BlockLayout
+from ..common.plain_sampler import BlocksOfSequence
 from .decoding import Decoded, Decoding, decode, decodings
 from .run import TaskRun
 from .settings import MeasureConfig
@@ -48,7 +48,7 @@ def evaluate(run: TaskRun, config: MeasureConfig, networks: Mapping[str, Any]) -
     """
     started = time.perf_counter()
     named = run.named
-    blocks = BlockLayout.of(networks["teacher"], named.length)
+    blocks = BlocksOfSequence.of(networks["teacher"], named.length)
     todo = [
         (network, prompts, task, decoding)
         for network in networks
@@ -118,7 +118,7 @@ def areas(lines: list[Line]) -> list[dict[str, Any]]:
 def _shown(run: TaskRun, config: MeasureConfig, network: Any) -> list[dict[str, Any]]:
     """Answers in the most steps that are at most half as many as tokens, and whether each is right."""
     length = run.named.symbols_task.length
-    every = decodings(run.process, config, length, BlockLayout.of(network, run.named.length))
+    every = decodings(run.process, config, length, BlocksOfSequence.of(network, run.named.length))
     fast = [each for each in every if each.num_steps and each.num_steps <= length // 2]
     if not fast or not config.shown:
         return []

@@ -276,4 +276,5 @@ def _curve(results: dict[str, Any], prompts: str, network: str, decoding: str) -
         accuracies=tuple(line["accuracy"]["value"] for line in lines),
         intervals=tuple((line["accuracy"]["low"], line["accuracy"]["high"]) for line in lines),
         dashed=network == networks_of(results)[0],
+        repeating=tuple(map(is_collapsed, lines)),
     )
