@@ -1,6 +1,7 @@
 """The feature-space MMD, paired with data: rewards by their definition, the gradient by enumeration."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from discrete_distill import MaskedDiffusion, as_denoiser, make_networks
 from discrete_distill.distillation.methods import FeatureMMD, FeatureMMDConfig
 from discrete_distill.distillation.methods.corrupted_data import CorruptedData, log_probs_of
+from discrete_distill.distillation.methods.parts import tokens_per_part
 from discrete_distill.distillation.networks import Networks
 
 K, MASK, WIDTH = 2, 2, 3
@@ -136,6 +138,28 @@ def test_the_loss_is_the_weighted_log_probability_of_its_own_fills() -> None:
         start += n
     assert bool((advantages[0] == 0).all())
     assert float(out.loss) == pytest.approx(expected, abs=1e-7)
+
+
+def test_parts_of_a_batch_with_unequal_numbers_of_sequences_have_its_gradient(monkeypatch) -> None:
+    method, student = make(6)
+    reference = torch.randint(K, (5, 6), generator=torch.Generator().manual_seed(2))
+    whole = method.rollout(reference=reference, generator=torch.Generator().manual_seed(3))
+    fills_NM = torch.randint(K, (len(whole.positions), 8), generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(FeatureMMD, "draw_fills", lambda *_: drawn.pop(0))
+    ends = [0, int(whole.loss_mask[:2].sum()), len(fills_NM)]
+    drawn = [fills_NM[ends[0] : ends[1]], fills_NM[ends[1] :], fills_NM]
+    parts = []
+    for rows in (slice(0, 2), slice(2, 5)):
+        cut = {
+            name: value[rows] for name, value in vars(whole).items() if isinstance(value, torch.Tensor) and value.dim()
+        }
+        parts.append(replace(whole, **cut, num_parts=torch.tensor(rows.stop - rows.start)))
+    divisor = tokens_per_part(parts)
+    losses = [method.loss("student", each, num_tokens=divisor).loss for each in parts]
+    expected = method.loss("student", whole).loss
+    gradients = [torch.autograd.grad(loss, [student.logits_LV])[0] for loss in (sum(losses) / 2, expected)]
+    torch.testing.assert_close(*gradients)
+    assert bool(gradients[0].any())
 
 
 def test_fills_follow_the_answer_and_never_hold_the_mask() -> None:

@@ -27,7 +27,7 @@ from ...distributed.collectives import mean_over_processes
 from ...process import MaskedDiffusion
 from ...process.blocks import BlockRows
 from ..networks import Networks
-from .corrupted_data import CorruptedData, log_probs_of
+from .corrupted_data import CorruptedData, PartedData, log_probs_of
 from .data_method import DataMethod, DataMethodConfig
 from .output import StepOutput
 
@@ -53,21 +53,6 @@ class AlphaLossConfig(DataMethodConfig):
 
     def __post_init__(self) -> None:
         check_number("k", self.k, minimum=1e-6)
-
-
-@dataclass
-class PartedData(CorruptedData):
-    """Corrupted data, of which each sequence or block counts equally.
-
-    Attributes:
-        num_parts: sequences or blocks with a mask, a number.
-    """
-
-    num_parts: Tensor
-
-    def num_counted(self) -> Tensor:
-        """``num_parts``."""
-        return self.num_parts
 
 
 class AlphaLoss(DataMethod[AlphaLossConfig]):

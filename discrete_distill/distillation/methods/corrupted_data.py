@@ -81,6 +81,21 @@ class CorruptedData(MaskedBatch):
         return self
 
 
+@dataclass
+class PartedData(CorruptedData):
+    """Corrupted data, of which each sequence or block counts equally.
+
+    Attributes:
+        num_parts: sequences or blocks, a number.
+    """
+
+    num_parts: Tensor
+
+    def num_counted(self) -> Tensor:
+        """``num_parts``."""
+        return self.num_parts
+
+
 def clean_sequences(
     process: MaskedDiffusion,
     reference: Tensor | None,

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from ... import draws
 from ...checks import check_all_counts
+from ...distributed.collectives import mean_over_processes
 from ...kernels import sample_rows
 from ...models import HiddenStatesDenoiser
 from ...models.capabilities import require
@@ -35,7 +36,7 @@ from ...process.denoiser import LogitsOfPart
 from ..divergence.mmd import check_bandwidth, median_bandwidth, rbf_kernel
 from ..networks import Networks
 from ..rewards import group_advantages
-from .corrupted_data import CorruptedData, chunks_of, log_probs_of
+from .corrupted_data import CorruptedData, PartedData, chunks_of, log_probs_of
 from .data_method import DataMethod, DataMethodConfig
 from .mmd import FeatureNetwork, FrozenFeatures
 from .output import StepOutput
@@ -120,15 +121,33 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
             features = FrozenFeatures(teacher, block=(len(teacher.blocks) - 1) // 4, normalize=False)
         self.features = features
 
-    def student_loss(self, rollout: CorruptedData, *, generator: Generator | None = None, **given: Any) -> StepOutput:
-        """Compute the score-function loss; its gradient is that of ``MMD^2`` in expectation.
+    def corrupt(self, x_0: Tensor, **given: Any) -> PartedData:
+        """See `DataMethod.corrupt`."""
+        rollout: Any = super().corrupt(x_0, **given)
+        return PartedData(**vars(rollout), num_parts=torch.tensor(len(x_0), device=x_0.device))
+
+    def student_loss(
+        self,
+        rollout: CorruptedData,
+        *,
+        generator: Generator | None = None,
+        num_tokens: Tensor | float | None = None,
+        **given: Any,
+    ) -> StepOutput:
+        """Compute the score-function loss; its gradient is that of ``MMD^2`` in expectation, mean over sequences.
+
+        A bandwidth by the median, and scaled advantages, are those of the rollout alone.
 
         Args:
             rollout: of this step.
             generator: draws the fills.
+            num_tokens: what sums over sequences are divided by: those of the whole batch where the rollout is a part of
+                it, as a mean over processes.
             **given: the other keywords of `loss`; not read.
         """
-        positions, (batch, length) = rollout.positions, rollout.x_0.shape
+        positions, length = rollout.positions, rollout.x_0.shape[1]
+        if num_tokens is None:
+            num_tokens = mean_over_processes(torch.tensor(float(len(rollout.x_0)), device=positions.device))
         logits_of = self.student_logits(rollout)
         fills_NM = self.draw_fills(logits_of, positions, generator)
         rewards_BG = self.rewards(rollout, fills_NM)
@@ -138,7 +157,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
         if self.config.scaled_advantages:
             advantages_BG = advantages_BG / advantages_BG.square().mean().sqrt().clamp(min=1e-12)
         row_N = positions // length
-        weight_BG = advantages_BG / (rollout.num_masked.clamp(min=1)[:, None] * fills_NM.shape[1] * batch)
+        weight_BG = advantages_BG / (rollout.num_masked.clamp(min=1)[:, None] * fills_NM.shape[1] * num_tokens)
         log_prob_NM = log_probs_of(self.process, logits_of, fills_NM)
         loss = -(weight_BG.repeat_interleave(self.config.fills, 1)[row_N] * log_prob_NM).sum()
         metrics = {
