@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...process import MaskedDiffusion
 from ...samplers import AncestralSampler, ConfidenceSampler, Frame, Sampler, in_blocks_of
 
 
-@dataclass(frozen=True)
-class BlocksOfSequence:
-    """How a network that reads by blocks cuts a sequence.
+def blocks_to_draw(network: Any, length: int | Frame, *, num_given: int = 0) -> int:
+    """Blocks of a sequence in which something is drawn; 1 of a network that attends both ways.
 
-    Attributes:
-        block_length: positions in a block.
-        tokens: of a sequence.
+    Args:
+        network: that will be sampled.
+        length: tokens of a sequence.
+        num_given: tokens of the prompt that it begins with.
     """
-
-    block_length: int
-    tokens: int
-
-    @classmethod
-    def of(cls, network: Any, length: int | Frame) -> BlocksOfSequence | None:
-        """The layout of sequences of ``length`` tokens; None for a network that attends both ways."""
-        block_length = getattr(network, "block_length", None)
-        if block_length is None:
-            return None
-        if isinstance(length, Frame):
-            length = len(length.prefix) + length.length + len(length.suffix)
-        return cls(block_length, length)
-
-    @property
-    def count(self) -> int:
-        """Blocks of a sequence."""
-        return -(-self.tokens // self.block_length)
+    block_length = getattr(network, "block_length", None)
+    if block_length is None:
+        return 1
+    if isinstance(length, Frame):
+        length = len(length.prefix) + length.length + len(length.suffix)
+    return -(-length // block_length) - num_given // block_length
 
 
 def plain_sampler(
@@ -43,6 +30,7 @@ def plain_sampler(
     length: int | Frame,
     *,
     num_steps: int,
+    num_given: int = 0,
     temperature: float = 1.0,
     by_confidence: bool = False,
 ) -> Sampler:
@@ -53,6 +41,7 @@ def plain_sampler(
         denoiser: that will be sampled.
         length: tokens of a sequence.
         num_steps: evaluations for a sequence; blocks share them, and each has one pass more that keeps its keys.
+        num_given: tokens of the prompt that every sequence begins with; blocks of it have no share.
         temperature: of the tokens.
         by_confidence: reveal the most certain tokens first.
 
@@ -60,13 +49,10 @@ def plain_sampler(
         ValueError: if there are more blocks than steps.
     """
     kind = ConfidenceSampler if by_confidence else AncestralSampler
-    layout = BlocksOfSequence.of(denoiser, length)
-    if layout is None:
-        return kind(process, num_steps=num_steps, temperature=temperature)
-    if num_steps < layout.count:
+    blocks = blocks_to_draw(denoiser, length, num_given=num_given)
+    if num_steps < blocks:
         raise ValueError(
-            f"{layout.tokens} tokens in blocks of {layout.block_length} take {layout.count} steps or more, got "
-            f"{num_steps}; raise the steps"
+            f"{blocks} blocks of {denoiser.block_length} tokens take {blocks} steps or more, got {num_steps}; raise "
+            "the steps"
         )
-    in_block = kind(process, num_steps=num_steps // layout.count, temperature=temperature)
-    return in_blocks_of(denoiser, in_block)
+    return in_blocks_of(denoiser, kind(process, num_steps=num_steps // blocks, temperature=temperature))

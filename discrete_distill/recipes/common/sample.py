@@ -77,7 +77,14 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
         assert discriminator is not None
         sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature)
     else:
-        sampler = plain_sampler(process, network, length, num_steps=config.steps, temperature=config.temperature)
+        sampler = plain_sampler(
+            process,
+            network,
+            length,
+            num_steps=config.steps,
+            num_given=len(ids),
+            temperature=config.temperature,
+        )
     console = Console()
     with run.accelerator.autocast():
         if config.watch:

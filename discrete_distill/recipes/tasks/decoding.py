@@ -18,7 +18,6 @@ from ...samplers import (
     FirstHittingSampler,
     in_blocks_of,
 )
-from ..common.plain_sampler import BlocksOfSequence
 from .settings import MeasureConfig
 
 
@@ -55,18 +54,15 @@ class Decoded:
     commits: int = 0
 
 
-def decodings(
-    process: MaskedDiffusion, config: MeasureConfig, length: int, blocks: BlocksOfSequence | None = None
-) -> Iterator[Decoding]:
+def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int, num_blocks: int = 1) -> Iterator[Decoding]:
     """The decodings that are measured, slow to fast.
 
     Args:
         process: mask and schedule.
         config: what is measured.
-        length: generated tokens of a sequence without a prompt.
-        blocks: of a network that reads by blocks. They share the steps; numbers of steps below theirs are left out.
+        length: tokens of an answer.
+        num_blocks: of an answer. They share the steps; numbers of steps below theirs are left out.
     """
-    num_blocks = 1 if blocks is None else blocks.count
     chosen = {min(forwards, length) for forwards in config.forwards if forwards >= num_blocks}
     steps = sorted(chosen | {length}, reverse=True)
     if "ancestral" in config.decodings:
@@ -78,7 +74,9 @@ def decodings(
             yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "confidence" in config.decodings:
         for num_steps in steps:
-            sampler = ConfidenceSampler(process, num_steps=-(-num_steps // num_blocks))
+            # One token a step is as many steps as the longest block has tokens, or more.
+            in_block = num_steps if num_steps == length else -(-num_steps // num_blocks)
+            sampler = ConfidenceSampler(process, num_steps=in_block)
             yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "entropy-bounded" in config.decodings:
         for gamma in sorted(config.gammas):

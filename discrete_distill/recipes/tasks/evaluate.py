@@ -13,7 +13,7 @@ from torch import Generator
 from ...evaluation.tasks import Prompts, Task, accuracy_under_parallelism, measure_task
 from ...process import evaluation_mode
 from ...training import fold_seed
-from ..common.plain_sampler import BlocksOfSequence
+from ..common.plain_sampler import blocks_to_draw
 from .decoding import Decoded, Decoding, decode, decodings
 from .run import TaskRun
 from .settings import MeasureConfig
@@ -48,12 +48,12 @@ def evaluate(run: TaskRun, config: MeasureConfig, networks: Mapping[str, Any]) -
     """
     started = time.perf_counter()
     named = run.named
-    blocks = BlocksOfSequence.of(networks["teacher"], named.length)
+    blocks = blocks_to_draw(networks["teacher"], named.length, num_given=named.num_given)
     todo = [
         (network, prompts, task, decoding)
         for network in networks
         for prompts, task in prompt_sets(run, config).items()
-        for decoding in decodings(run.process, config, named.symbols_task.length, blocks)
+        for decoding in decodings(run.process, config, named.answer_length, blocks)
     ]
     lines = []
     with run.clock.bar(total=len(todo), desc="evaluate", disable=not run.accelerator.is_main_process) as bar:
@@ -64,7 +64,7 @@ def evaluate(run: TaskRun, config: MeasureConfig, networks: Mapping[str, Any]) -
     return {
         "task": named.name,
         "size": named.size,
-        "length": named.symbols_task.length,
+        "length": named.answer_length,
         "num_prompts": config.num_prompts,
         "lines": lines,
         "aup": areas(lines),
@@ -117,8 +117,8 @@ def areas(lines: list[Line]) -> list[dict[str, Any]]:
 
 def _shown(run: TaskRun, config: MeasureConfig, network: Any) -> list[dict[str, Any]]:
     """Answers in the most steps that are at most half as many as tokens, and whether each is right."""
-    length = run.named.symbols_task.length
-    every = decodings(run.process, config, length, BlocksOfSequence.of(network, run.named.length))
+    named, length = run.named, run.named.answer_length
+    every = decodings(run.process, config, length, blocks_to_draw(network, named.length, num_given=named.num_given))
     fast = [each for each in every if each.num_steps and each.num_steps <= length // 2]
     if not fast or not config.shown:
         return []

@@ -71,6 +71,16 @@ class NamedTask:
         return self.symbols_task.length + len(self.prefix)
 
     @property
+    def num_given(self) -> int:
+        """Tokens of the prompt that a sequence begins with, start token included; clues of a grid are not counted."""
+        return int((~self.task.sample_prompts(1).generation_mask).sum())
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        return self.length - self.num_given
+
+    @property
     def task(self) -> Task:
         """The task in the tokens of the network."""
         return self.in_tokens(self.symbols_task)

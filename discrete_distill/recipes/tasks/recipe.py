@@ -75,7 +75,7 @@ def make_recipe(config: TaskConfig, command: str) -> Recipe:
 
 def sampling_evaluations(run: TaskRun, config: TaskConfig) -> float:
     """Passes of one sequence in the evaluation, if samplers without a grid spare half of the steps."""
-    length, measured = run.named.symbols_task.length, config.measure
+    length, measured = run.named.answer_length, config.measure
     steps = sum(each.num_steps or length / 2 for each in decodings(run.process, measured, length))
     return steps * measured.num_prompts * len(prompt_sets(run, measured)) * (1 + len(config.methods))
 

@@ -52,6 +52,7 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
         network,
         run.named.length,
         num_steps=config.forwards,
+        num_given=run.named.num_given,
         by_confidence=config.decoding == "confidence",
     )
     console = Console()
