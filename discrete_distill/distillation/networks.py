@@ -90,6 +90,8 @@ class Networks:
         teacher: the denoiser that it is distilled from.
         auxiliary: a denoiser that is fitted to the student, or None.
         discriminator: a `RatioNetwork`, or None.
+        target: an autoregressive network of the same tokens, whose distribution the student is to have in the place of
+            the teacher's, or None; see `AutoregressiveRatio`.
 
     Examples:
         >>> networks = Networks(student, teacher, discriminator=discriminator)
@@ -102,6 +104,7 @@ class Networks:
     teacher: Denoiser
     auxiliary: nn.Module | None = None
     discriminator: nn.Module | None = None
+    target: nn.Module | None = None
 
     def named(self) -> dict[str, Any]:
         """All networks by name; absent ones are None."""
@@ -109,7 +112,8 @@ class Networks:
 
     def trained(self) -> dict[str, nn.Module]:
         """The networks that are trained, by name."""
-        return {name: each for name, each in self.named().items() if name != "teacher" and each is not None}
+        frozen = ("teacher", "target")
+        return {name: each for name, each in self.named().items() if name not in frozen and each is not None}
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Parameters with gradients of each network that is trained; those of an optimiser of its own."""
@@ -138,6 +142,8 @@ class Networks:
                 "a discriminator reads whole sequences, and the student reads by blocks: take an auxiliary alone, "
                 'make_networks(teacher, log_ratio="auxiliary")'
             )
+        if self.target is not None:
+            raise ValueError("a target reads whole samples, and the student reads by blocks: leave the target out")
         auxiliary = None if self.auxiliary is None else InBlocks(self.auxiliary)
         return Networks(InBlocks(self.student), InBlocks(self.teacher), auxiliary=auxiliary)
 
@@ -166,6 +172,7 @@ class Networks:
 def make_networks(
     teacher: Denoiser,
     *,
+    target: nn.Module | None = None,
     log_ratio: LogRatioKind | Sequence[LogRatioKind] | None = "auxiliary",
     step_conditioning: bool = True,
     log_ratio_conditioning: bool | None = None,
@@ -177,6 +184,8 @@ def make_networks(
 
     Args:
         teacher: a network of this library, a model behind `as_denoiser`, or any module that is a denoiser.
+        target: an autoregressive network of the same tokens, `AutoregressiveRatio` needs it; the auxiliary is then a
+            copy of it.
         log_ratio: what estimates the log-ratio of student and teacher: an "auxiliary" denoiser, a "discriminator", or
             None for methods without either; or both in a sequence.
         step_conditioning: pass student and auxiliary the step ``(t, s)``. A model without a way of its own must be an
@@ -242,9 +251,18 @@ def make_networks(
             return Discriminator.from_denoiser(inner, blocks).eval()
 
         given = teacher
+
+    def auxiliary() -> nn.Module:
+        if target is None:
+            return denoiser(auxiliary_conditioning)
+        if isinstance(sharing, SharedBase):
+            return sharing.adapted(shared_copy(unwrap(target)[0]).eval(), generator=generator)
+        return trainable_copy(target, step_conditioning=False)
+
     return Networks(
         student=denoiser(step_conditioning),
         teacher=given,
-        auxiliary=denoiser(auxiliary_conditioning) if "auxiliary" in kinds else None,
+        auxiliary=auxiliary() if "auxiliary" in kinds else None,
         discriminator=discriminator() if "discriminator" in kinds else None,
+        target=target,
     )

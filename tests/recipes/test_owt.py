@@ -359,3 +359,27 @@ def test_a_student_that_collapses_ends_the_run_with_one_sentence(
     assert message.removeprefix("error: ") in report
     assert "| 16 | " in report
     assert "distill.loop.stop_on_collapse = 6" in report
+
+
+def test_a_student_learns_from_an_autoregressive_target_that_the_run_trains(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = trained
+    flags = [*flags, "--preset=demo-target", "--discriminator.updates=0", "--teacher.init", f"{output}/made/teacher"]
+    assert main(["distill", *flags, "--name=early"]) == 2  # There is no target yet.
+    assert "--distill.target" in capsys.readouterr().err
+    assert main([*flags, "--name=to-target"]) == 0, capsys.readouterr().err
+    target = output / "to-target" / "teacher"
+    assert load_teacher(str(target)).block_length == 1
+    assert load_teacher(str(output / "to-target" / "student")).block_length is None
+    lines = [json.loads(line) for line in (output / "to-target" / "metrics.jsonl").read_text().splitlines()]
+    assert "auxiliary_loss" in lines[-1]
+    named = ["distill", *flags, "--name=named", f"--distill.target={target}"]
+    assert main(named) == 0
+    student, same = (output / name / "student" / "model.safetensors" for name in ("to-target", "named"))
+    assert student.read_bytes() == same.read_bytes()
+    assert main([*named[:-1], f"--distill.target={output}/made/teacher", "--name=both-ways"]) == 2
+    assert "attends both ways" in capsys.readouterr().err
+    plain = [flag for flag in flags if not flag.startswith("--preset")]
+    assert main(["distill", *plain, "--name=plain", f"--distill.target={target}"]) == 2
+    assert "--preset demo-target" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Divergences: integral KL, log-ratios, and between single tokens."""
 
 from ...kernels import DivergenceKind, token_divergence
+from .autoregressive_log_ratio import AutoregressiveLogRatio, check_autoregressive
 from .log_ratio import (
     AuxiliaryDenoiserLogRatio,
     DiscriminatorLogRatio,
@@ -16,6 +17,7 @@ from .surrogate import SurrogateOutput, integral_kl
 from .vocabulary import vocabulary_cost
 
 __all__ = [
+    "AutoregressiveLogRatio",
     "AuxiliaryDenoiserLogRatio",
     "DiscriminatorLogRatio",
     "DivergenceKind",
@@ -25,6 +27,7 @@ __all__ = [
     "SampleScores",
     "ScoreFunctionIntegralKL",
     "SurrogateOutput",
+    "check_autoregressive",
     "difference_of_logs",
     "integral_kl",
     "median_bandwidth",

@@ -155,16 +155,22 @@ class AuxiliaryDenoiserLogRatio:
         positions = masked.flatten().nonzero().squeeze(1)
         with evaluation_mode(self.auxiliary, self.teacher):
             auxiliary_NV = logits_at(self.auxiliary, x_t, t, positions, s=s, model_kwargs=model_kwargs)
-            auxiliary_N = self._log_prob(auxiliary_NV, x_0.flatten()[positions])
+            auxiliary_N = log_prob_of(self.process, auxiliary_NV, x_0.flatten()[positions])
             teacher_NV = logits_at(self.teacher, x_t, t, positions, model_kwargs=model_kwargs)
-            values = auxiliary_N - self._log_prob(teacher_NV, x_0.flatten()[positions])
-        per_position = torch.zeros(x_t.shape, dtype=values.dtype, device=x_t.device)
-        per_position = per_position.flatten().index_put((positions,), values).view_as(x_t)
-        return LogRatio(per_position, per_position.sum(1))
+            values = auxiliary_N - log_prob_of(self.process, teacher_NV, x_0.flatten()[positions])
+        return summed(values, positions, x_t)
 
-    def _log_prob(self, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-        logits_NV = self.process.forbid(logits_NV)
-        return token_losses(logits_NV, None, tokens_N, mask_token_id=self.process.mask_token_id).log_prob
+
+def log_prob_of(process: MaskedDiffusion, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    """Log-probability of each token, ``[N]``; forbidden ids and the mask have none."""
+    return token_losses(process.forbid(logits_NV), None, tokens_N, mask_token_id=process.mask_token_id).log_prob
+
+
+def summed(values_N: Tensor, positions: Tensor, x_t: Tensor) -> LogRatio:
+    """Values at flattened positions of ``x_t``, 0 elsewhere, and their sum for each sequence."""
+    per_position = torch.zeros(x_t.shape, dtype=values_N.dtype, device=x_t.device)
+    per_position = per_position.flatten().index_put((positions,), values_N).view_as(x_t)
+    return LogRatio(per_position, per_position.sum(1))
 
 
 @dataclass(frozen=True)

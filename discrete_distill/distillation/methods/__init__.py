@@ -13,6 +13,7 @@ from .mmd import FrozenFeatures, MMDLogRatio
 from .on_policy import OnPolicyConfig, OnPolicyDistillation
 from .options import (
     Advantages,
+    AutoregressiveRatio,
     AuxiliaryRatio,
     CorruptionByCount,
     CorruptionByParts,
@@ -44,6 +45,7 @@ __all__ = [
     "Advantages",
     "AlphaLoss",
     "AlphaLossConfig",
+    "AutoregressiveRatio",
     "AuxiliaryRatio",
     "BaseMethod",
     "BlockHalves",

@@ -83,6 +83,7 @@ class BaseMethod(Generic[ConfigT]):
         self.student = networks.student
         self.teacher: Any = networks.teacher
         self.auxiliary, self.discriminator = networks.auxiliary, networks.discriminator
+        self.target: Any = networks.target
         self.process = process
 
     @staticmethod

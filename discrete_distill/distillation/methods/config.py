@@ -8,7 +8,9 @@ from typing import Any
 from ...checks import check_number
 from .options import (
     Advantages,
+    AutoregressiveRatio,
     AuxiliaryRatio,
+    CorruptionByParts,
     CorruptionByTime,
     DataKL,
     DiscriminatorRatio,
@@ -53,7 +55,9 @@ class DiDiInstructConfig(PathConfig):
 
     paths: Paths = field(default_factory=Paths)
     advantages: Advantages = field(default_factory=Advantages)
-    log_ratio: DiscriminatorRatio | AuxiliaryRatio | PathRatio = field(default_factory=DiscriminatorRatio)
+    log_ratio: DiscriminatorRatio | AuxiliaryRatio | AutoregressiveRatio | PathRatio = field(
+        default_factory=DiscriminatorRatio
+    )
     credit: SequenceCredit | TokenCredit | VocabularyCredit = field(default_factory=SequenceCredit)
     regularization: Regularization = field(
         default_factory=lambda: Regularization(path_kl=PathKL(coefficient=0.02), entropy_coefficient=5e-4)
@@ -63,6 +67,13 @@ class DiDiInstructConfig(PathConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("reward_clip", self.reward_clip, exclusive_minimum=0.0, finite=False)
+        if isinstance(self.log_ratio, AutoregressiveRatio):
+            corruption = getattr(self.credit, "corruption", None)
+            if corruption != CorruptionByParts(num_parts=1):
+                raise ValueError(
+                    "an AutoregressiveRatio reads whole samples: credit.corruption must be "
+                    f"CorruptionByParts(num_parts=1), got {corruption or self.credit}"
+                )
         if isinstance(self.credit, VocabularyCredit):
             if isinstance(self.log_ratio, DiscriminatorRatio):
                 raise ValueError(
@@ -83,7 +94,7 @@ class DiDiInstructConfig(PathConfig):
     def auxiliary_step_conditioning(self) -> bool:
         """Whether the auxiliary is passed the step that made its input (credit over the vocabulary), or the last step
         of its samples' paths, if so configured."""
-        conditioned = isinstance(self.log_ratio, AuxiliaryRatio) and self.log_ratio.step_conditioning
+        conditioned = getattr(self.log_ratio, "step_conditioning", False)
         return conditioned or isinstance(self.credit, VocabularyCredit)
 
     def update_plan(self, *, discriminator: bool = False) -> UpdatePlan:
@@ -95,7 +106,7 @@ class DiDiInstructConfig(PathConfig):
             discriminator: whether one is trained, for the log-ratio or for guided sampling alone.
         """
         order, updates = ["student"], {}
-        if isinstance(self.log_ratio, AuxiliaryRatio):
+        if isinstance(self.log_ratio, AuxiliaryRatio | AutoregressiveRatio):
             order.append("auxiliary")
             updates["auxiliary"] = self.log_ratio.updates
         if isinstance(self.log_ratio, DiscriminatorRatio):
@@ -117,7 +128,9 @@ class DiDiInstructConfig(PathConfig):
         forward, backward = states if self.regularization.path_kl.coefficient else 0.0, 0.0
         if self.regularization.data_kl.coefficient:
             forward, backward = forward + 2.0 * batch, backward + batch
-        updates = self.log_ratio.updates if isinstance(self.log_ratio, AuxiliaryRatio) else 0
+        updates = getattr(self.log_ratio, "updates", 0)
+        if isinstance(self.log_ratio, AutoregressiveRatio):  # Passes over noisy and clean tokens count as two.
+            return forward + 2.0 * (2.0 + updates) * batch, backward + 2.0 * updates * batch
         if isinstance(self.credit, VocabularyCredit):
             return forward + (1.0 + bool(updates) + updates) * steps * batch, backward + updates * steps * batch
         draws = self.credit.corruption.num_draws
@@ -155,3 +168,13 @@ class DiDiInstructConfig(PathConfig):
             reward_clip=float("inf"),
         )
         return with_changes(config, **changes)
+
+    @classmethod
+    def autoregressive(cls, **changes: Any) -> DiDiInstructConfig:
+        """Return `recommended` with an autoregressive target, which `make_networks` is given; with changes.
+
+        Args:
+            **changes: see `with_changes`.
+        """
+        credit = TokenCredit(window=2, corruption=CorruptionByParts(num_parts=1))
+        return with_changes(cls.recommended(log_ratio=AutoregressiveRatio(), credit=credit), **changes)

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...process import MaskedDiffusion
-from ..divergence import AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
+from ..divergence import AutoregressiveLogRatio, AuxiliaryDenoiserLogRatio, DiscriminatorLogRatio, LogRatioEstimator
 from ..networks import Networks
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
@@ -19,7 +19,14 @@ from .config import DiDiInstructConfig
 from .data_divergence import data_divergence
 from .discriminator_fit import fit_discriminator
 from .matcher_check import check_matcher
-from .options import AuxiliaryRatio, CorruptionByTime, DiscriminatorRatio, VocabularyCredit, make_estimator
+from .options import (
+    AutoregressiveRatio,
+    AuxiliaryRatio,
+    CorruptionByTime,
+    DiscriminatorRatio,
+    VocabularyCredit,
+    make_estimator,
+)
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_method import PathMethod, divisor
 from .path_metrics import reference_agreement
@@ -110,6 +117,11 @@ class DiDiInstruct(PathMethod[DiDiInstructConfig]):
         super().load_state_dict(state)
 
     def _log_ratio(self) -> LogRatioEstimator:
+        if isinstance(self.config.log_ratio, AutoregressiveRatio):
+            if self.auxiliary is None or self.target is None:
+                raise ValueError("an AutoregressiveRatio needs a target: make_networks(teacher, target=network)")
+            fitted: Any = self.auxiliary
+            return AutoregressiveLogRatio(self.process, fitted, self.target)
         if isinstance(self.config.log_ratio, DiscriminatorRatio):
             assert self.discriminator is not None
             return DiscriminatorLogRatio(self.process, self.discriminator)

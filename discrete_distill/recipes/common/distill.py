@@ -43,6 +43,7 @@ from .distill_config import DistillConfig
 from .plain_sampler import plain_sampler
 from .results import write_results
 from .students import save_student
+from .teacher import load_network
 from .teacher_check import check_teacher
 
 SETTINGS_FILE = "settings.json"
@@ -68,8 +69,10 @@ class Distillation:
             teacher = guide_by_prior(teacher, config.prior_guidance, process.mask_token_id)
         self._teacher_id = weights_digest(teacher) if config.trajectories else ""
         method, parallel, updates = config.method, config.parallel, config.planned_updates()
+        target = load_network(config.target, flag="--distill.target") if config.target else None
         made = make_networks(
             teacher,
+            target=None if target is None else target.to(accelerator.device),
             log_ratio=[name for name in ("auxiliary", "discriminator") if name in updates],
             step_conditioning=method.step_conditioning,
             log_ratio_conditioning=method.auxiliary_step_conditioning,
@@ -89,8 +92,11 @@ class Distillation:
         self.discriminator = module_optimizers.get("discriminator")
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
         kind: Any = method.method_class
-        self.teacher = self._place_teacher(made.teacher)
-        self.method: BaseMethod[Any] = kind(Networks(teacher=self.teacher, **networks), process, method)
+        self.teacher = self._place(made.teacher)
+        self.target = None if made.target is None else self._place(made.target)
+        self.method: BaseMethod[Any] = kind(
+            Networks(teacher=self.teacher, target=self.target, **networks), process, method
+        )
 
     @cached_property
     def trajectories(self) -> TrajectoryStore:
@@ -116,10 +122,10 @@ class Distillation:
             by_confidence=self.config.follows_order,
         )
 
-    def _place_teacher(self, teacher: Any) -> nn.Module:
-        """A frozen copy, or the base that all networks share; compiled and sharded as the student is."""
+    def _place(self, network: Any) -> nn.Module:
+        """A frozen copy, or the base that networks share; compiled and sharded as the student is."""
         parallel = self.config.parallel
-        frozen = teacher if self.config.sharing == "adapters" else copy.deepcopy(teacher).requires_grad_(False).eval()
+        frozen = network if self.config.sharing == "adapters" else copy.deepcopy(network).requires_grad_(False).eval()
         save_memory(frozen, replace(parallel, activation_checkpointing=False))
         if self.accelerator.num_processes > 1 and parallel.strategy == "fsdp":
             shard(frozen, self.accelerator.device, self.accelerator.mixed_precision)
@@ -140,7 +146,8 @@ class Distillation:
 
     def networks(self) -> list[nn.Module]:
         """All networks that a step calls."""
-        return [self.method.teacher, *(module_optimizer.module for module_optimizer in self.parts().values())]
+        frozen = [self.method.teacher] if self.target is None else [self.method.teacher, self.target]
+        return [*frozen, *(module_optimizer.module for module_optimizer in self.parts().values())]
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:
         """One step; see `DistillationStep`."""
@@ -241,5 +248,6 @@ def distil(
 def distill_settings(config: DistillConfig, teacher: nn.Module) -> dict[str, Setting]:
     """What a student depends on: the configuration, and the weights of its teacher. How long it is trained may change,
     and how networks lie on processes."""
-    settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel"))
-    return {**settings, "teacher": weights_digest(teacher)}
+    settings = flat_settings(config, "distill", leave_out=("distill.loop", "distill.parallel", "distill.target"))
+    target = {"target": weights_digest(load_network(config.target))} if config.target else {}
+    return {**settings, "teacher": weights_digest(teacher), **target}

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ...checks import check_all_counts, check_count, check_number
-from ...distillation.methods import DiDiInstructConfig, MethodConfig, OnPolicyConfig, TrajectoryStates
+from ...distillation.methods import (
+    AutoregressiveRatio,
+    DiDiInstructConfig,
+    MethodConfig,
+    OnPolicyConfig,
+    TrajectoryStates,
+)
 from ...training import LoopConfig, OptimizerConfig, ParallelConfig
 
 Sharing = Literal["copies", "adapters"]
@@ -32,6 +38,8 @@ class DistillConfig:
         trajectories: folder where so many samples of the teacher, with their order, are recorded once and read by later
             runs; if empty, new samples are drawn in every step.
         trajectory_rows: how many.
+        target: folder of an autoregressive network of the same tokens, whose distribution the student is to have, for
+            `AutoregressiveRatio` alone (preset demo-target); empty for the one that the stage teacher of the run made.
         prior_guidance: weight of `guide_by_prior` for the teacher, from which the student starts (paper: 0).
         parallel: many processes, and what saves memory; ``--distill.parallel.*``.
         sharing: "copies", each network with weights of its own; or "adapters", low-rank matrices on one set of frozen
@@ -51,6 +59,7 @@ class DistillConfig:
     teacher_steps: int = 64
     trajectories: str = ""
     trajectory_rows: int = 1024
+    target: str = ""
     prior_guidance: float = 0.0
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sharing: Sharing = "copies"
@@ -91,6 +100,11 @@ class DistillConfig:
             )
         if self.follows_order and not self.trajectories:
             raise ValueError("TrajectoryStates needs recorded trajectories: give --distill.trajectories a folder")
+        if self.target and not self.learns_target:
+            raise ValueError(
+                f"{self.method.method_class.__name__} as configured has no AutoregressiveRatio, and reads no target: "
+                f"leave out --distill.target {self.target}, or take --preset demo-target"
+            )
         if self.parallel.strategy == "fsdp" and plan.rounds > 1:
             raise ValueError(
                 f"a sharded student cannot become the teacher of the next of {plan.rounds} rounds; take "
@@ -110,6 +124,11 @@ class DistillConfig:
     def follows_order(self) -> bool:
         """Whether the method learns the order in which its teacher reveals tokens."""
         return isinstance(getattr(self.method, "corruption", None), TrajectoryStates)
+
+    @property
+    def learns_target(self) -> bool:
+        """Whether the student is to have the distribution of ``target``."""
+        return isinstance(getattr(self.method, "log_ratio", None), AutoregressiveRatio)
 
     def planned_updates(self) -> dict[str, int]:
         """Updates of each network in the whole run, over which its learning-rate schedule is spread."""

@@ -152,6 +152,12 @@ class Run:
         self.check_length(shape.max_length)
         return teacher.to(self.accelerator.device)
 
+    @property
+    def target(self) -> str:
+        """Folder of the autoregressive network whose distribution the student is to have; empty where there is none."""
+        config = self.config.distill
+        return config.target or (str(self.directory / "teacher") if config.learns_target else "")
+
     def seconds_per_evaluation(self, teacher: Any) -> float:
         """Time a pass of one sequence in a batch through the teacher.
 

@@ -19,19 +19,21 @@ from .sample import SampleConfig, show_samples
 from .stages import Recipe, Stage
 from .stopped_report import write_report_of_stopped_run
 from .teacher import external_config, initial_network, train_teacher
-from .teacher_check import check_teacher
+from .teacher_check import check_target, check_teacher
 
 
 def student_recipe(run: Run, sample: SampleConfig, **stages: Stage) -> Recipe:
     """Compose a recipe of the stages teacher, distill, discriminator and sample, and of its own stages.
 
-    The stage "all" distils, fits a discriminator if it is to be updated, evaluates and reports.
+    The stage "all" trains a target where the student needs one and none is named, distils, fits a discriminator if it
+    is to be updated, evaluates and reports.
     """
     discriminator = ("discriminator",) if run.config.discriminator.updates else ()
+    target = ("teacher",) if run.config.distill.learns_target and not run.config.distill.target else ()
     return Recipe(
         run=run,
         stages={**student_stages(run, sample), **stages},
-        default=("distill", *discriminator, "evaluate", "report"),
+        default=(*target, "distill", *discriminator, "evaluate", "report"),
         distillations={"distillation": run.config.distill},
     )
 
@@ -47,6 +49,7 @@ def student_stages(run: Run, sample: SampleConfig) -> dict[str, Stage]:
         "distill": Stage(
             run=lambda: make_student(run),
             needs=(lambda: check_teacher(run.config.distill, run.load_teacher()),),
+            inputs=(lambda: check_target_of(run),),
             may_round=True,
             evaluations=lambda model: distillation_evaluations(run.config.distill, model),
         ),
@@ -97,10 +100,19 @@ def check_initial_teacher(run: Run) -> None:
             check_tokenizer(location, shape.vocab_size, run.tokenizer, flag="--teacher.init")
 
 
+def check_target_of(run: Run) -> None:
+    """Refuse a target that the student cannot learn from, or that was trained with another tokenizer."""
+    if run.target:
+        check_target(run.target, run.load_teacher())
+        if not isinstance(run.tokenizer, ModelTokenizer):
+            check_tokenizer(run.target, run.tokenizer.vocab_size, run.tokenizer, flag="--distill.target")
+
+
 def make_student(run: Run) -> None:
     """Distil the teacher; the student goes to ``student/``."""
     teacher, folder, config = run.load_teacher(), make_folder(run.directory), run.config.distill
-    seeded = replace(config, loop=replace(config.loop, seed=run.config.seed))
+    check_target_of(run)
+    seeded = replace(config, target=run.target, loop=replace(config.loop, seed=run.config.seed))
     try:
         distil(seeded, teacher, run.streams["train"], run.process, run.accelerator, folder, make_bar=run.clock.bar)
     except TrainingCollapsed as error:

@@ -166,18 +166,19 @@ def external_config(path: str) -> dict[str, Any] | None:
         return None
 
 
-def load_network(path: str, **called: Any) -> Any:
+def load_network(path: str, *, flag: str = "--teacher.path", **called: Any) -> Any:
     """Load a denoiser in any layout that `load_denoiser` reads; in fp32, in evaluation mode.
 
     Args:
         path: folder, file of weights, or hub name.
+        flag: that names it, for messages.
         **called: of a Hugging Face model, what its files do not say; see `load_denoiser`.
 
     Raises:
         FileNotFoundError: if it cannot be had, with the flag that names another.
         ValueError: if it is damaged, or nothing says how it is called.
     """
-    missing = f"no teacher at {path!r}: give --teacher.path a folder with config.json and model.safetensors"
+    missing = f"no network at {path!r}: give {flag} a folder with config.json and model.safetensors"
     if not path:
         raise FileNotFoundError(f"{missing}, or train one with the teacher stage")
     try:
@@ -187,7 +188,7 @@ def load_network(path: str, **called: Any) -> Any:
     except (OSError, HfHubHTTPError) as error:
         raise FileNotFoundError(missing) from error
     except TypeError as error:
-        raise ValueError(f"{path} cannot be the teacher: {error}") from error
+        raise ValueError(f"{path} cannot be read as {flag}: {error}") from error
 
 
 def load_teacher(path: str) -> DiT:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from ...distillation.divergence import check_autoregressive
 from ...models import DiT, EmbeddingDenoiser, HiddenStatesDenoiser
 from ...process.blocks import reads_blocks
 from .distill_config import DistillConfig
+from .network_shape import network_shape
+from .teacher import load_network
 
 
 def check_teacher(config: DistillConfig, teacher: Any) -> None:
     """Refuse a teacher of which the configured networks cannot be made, before any is."""
     if config.sharing == "adapters" and importlib.util.find_spec("peft") is None:
         raise ValueError("--distill.sharing adapters needs peft: pip install 'discrete_distill[lora]'")
+    if config.target:
+        check_target(config.target, teacher)
     if reads_blocks(teacher):
         _check_blocks(config)
     if isinstance(teacher, DiT):
@@ -29,6 +34,26 @@ def check_teacher(config: DistillConfig, teacher: Any) -> None:
         problems.append("guidance by the prior is not merged into its head: set --distill.prior-guidance 0")
     if problems:
         raise ValueError(f"a {name} cannot be distilled like this: {'; '.join(problems)}")
+
+
+def check_target(path: str, teacher: Any) -> None:
+    """Refuse a target that is missing, not autoregressive, or of other tokens.
+
+    Args:
+        path: folder of the target.
+        teacher: whose student is to learn from it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the student cannot learn from it.
+    """
+    target = load_network(path, flag="--distill.target")
+    check_autoregressive(target, f"network of --distill.target {path}")
+    classes, own = (network_shape(each).vocab_size for each in (target, teacher))
+    if classes != own:
+        raise ValueError(
+            f"--distill.target {path} has {classes} classes and the teacher {own}; give networks of the same tokens"
+        )
 
 
 def _check_blocks(config: DistillConfig) -> None:

@@ -4,12 +4,13 @@ from .advantages import Advantages
 from .changes import with_changes
 from .corruption import Corruption, CorruptionByCount, CorruptionByParts, CorruptionByTime, ElboTimeWeight
 from .credit import SequenceCredit, TokenCredit, VocabularyCredit, make_estimator
-from .log_ratio import AuxiliaryRatio, DiscriminatorRatio, PathRatio
+from .log_ratio import AutoregressiveRatio, AuxiliaryRatio, DiscriminatorRatio, PathRatio
 from .paths import Paths
 from .regularization import DataKL, PathKL, Regularization
 
 __all__ = [
     "Advantages",
+    "AutoregressiveRatio",
     "AuxiliaryRatio",
     "Corruption",
     "CorruptionByCount",

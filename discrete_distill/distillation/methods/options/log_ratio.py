@@ -70,6 +70,34 @@ class AuxiliaryRatio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoregressiveRatio:
+    """The log-ratio of two autoregressive networks on whole samples: a target, whose distribution the student is to
+    have, and a copy of it that is fitted to the student; see `AutoregressiveLogRatio`.
+
+    A masked teacher of few steps is no better than itself in many; the target is a network of its own.
+
+    Args:
+        updates: number of updates of the copy for each update of the student.
+        warmup: training steps in which the copy alone is updated.
+
+    Raises:
+        TypeError: if a number is not an integer.
+
+    Examples:
+        >>> plan = DiDiInstructConfig.autoregressive(log_ratio={"updates": 2, "warmup": 0}).update_plan()
+        >>> plan.networks(0)
+        ('student', 'auxiliary', 'auxiliary')
+    """
+
+    updates: int = 4
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        check_count("updates", self.updates)
+        check_count("warmup", self.warmup, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PathRatio:
     """The log-ratio of the student's own probabilities in a step and the teacher: an upper bound, without a network.
 
