@@ -73,6 +73,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         config: of any method of the library, such as `DiDiInstructConfig` (the default) or `SDTTConfig`.
         discriminator: a `RatioNetwork`, or None.
         auxiliary: denoiser that follows the student, or None.
+        target: autoregressive network whose distribution the student is to have, or None; see `make_networks`.
         train_dataset: see above.
         **kwargs: of `Trainer`.
 
@@ -101,6 +102,7 @@ class DiDiInstructTrainer(CheckpointingTrainer):
         config: MethodConfig | None = None,
         discriminator: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
+        target: nn.Module | None = None,
         train_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
@@ -157,11 +159,13 @@ class DiDiInstructTrainer(CheckpointingTrainer):
             )
             self.add_callback(_MovingAverage(self))
         self.teacher, self.process = teacher, process
+        self.target = target if target is None else target.to(args.device)
         self.method = self._make_method(self.ratio_networks)
 
     def _make_method(self, ratio_networks: Mapping[str, nn.Module | None]) -> DistillationMethod:
         kind: Any = self.config.method_class
-        return kind(Networks(self.model, self.teacher, **ratio_networks), self.process, self.config)
+        networks = Networks(self.model, self.teacher, target=self.target, **ratio_networks)
+        return kind(networks, self.process, self.config)
 
     @property
     def averaged_student(self) -> nn.Module:

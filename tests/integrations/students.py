@@ -35,7 +35,7 @@ def denoiser(kind: str) -> Any:
         made = as_denoiser(nn.Sequential(nn.Embedding(V, 16), nn.GELU(), nn.Linear(16, V)), ids="positional")
     else:
         shape = {"vocab_size": V, "max_length": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
-        made = DiT(DiTConfig(**shape, block_length=4 if kind == "blocks" else None))
+        made = DiT(DiTConfig(**shape, block_length={"blocks": 4, "causal": 1}.get(kind)))
     for name, parameter in made.named_parameters():
         if "norm" not in name.lower():
             nn.init.normal_(parameter, std=0.3)
@@ -66,10 +66,11 @@ def trainer(
     config: MethodConfig = CONFIG,
     data: Any = None,
     teacher: Any = None,
+    target: Any = None,
     **settings: Any,
 ) -> DiDiInstructTrainer:
     teacher = denoiser(kind) if teacher is None else teacher
-    auxiliary = copy.deepcopy(teacher)
+    auxiliary = copy.deepcopy(teacher if target is None else target)
     with torch.no_grad():
         for parameter in auxiliary.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -96,6 +97,7 @@ def trainer(
         config=config,
         discriminator=Discriminator.from_denoiser(denoiser("dit"), 1) if wants else None,
         auxiliary=auxiliary if "auxiliary" in config.update_plan().order else None,
+        target=target,
         train_dataset=data,
     )
 

@@ -96,6 +96,19 @@ def test_a_student_that_reads_by_blocks_walks_them_behind_the_rows(data: Rows, t
         assert torch.equal(clean, clean[::4].repeat_interleave(4, 0))
 
 
+def test_a_student_learns_from_an_autoregressive_target(tmp_path: Path) -> None:
+    config = DiDiInstructConfig.autoregressive(
+        advantages={"group_size": 4}, paths={"num_steps": (2,), "step_conditioning": False}, log_ratio={"warmup": 1}
+    )
+    target = denoiser("causal")
+    made = trainer(tmp_path, "bert", config, Rows((8, 5), prompt=2), target=target)
+    before, kept = weights_of(made.model), weights_of(target)
+    made.train()
+    assert all("auxiliary_loss" in line for line in made.state.log_history[:-1])
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(made.model).items())
+    assert all(torch.equal(value, kept[name]) for name, value in weights_of(target).items())
+
+
 def test_a_wrapper_that_hides_blocks_is_refused() -> None:
     student = denoiser("blocks")
     with pytest.raises(ValueError, match=r"reads by blocks.*DataParallel"):
