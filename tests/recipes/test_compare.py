@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 
 from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.recipes.common.fingerprint import write_fingerprint
+from discrete_distill.recipes.common.teacher import load_teacher
 from discrete_distill.recipes.compare.__main__ import main
 from discrete_distill.recipes.compare.ablation import TECHNIQUES, published_order, rank_correlation, variants
 from discrete_distill.recipes.compare.ablation_report import ablation_factors, ablation_table
@@ -364,3 +365,21 @@ def test_presets_are_whole() -> None:
             assert distill == replace(distill), "checked again, as when it was made"
     assert PRESETS["demo"]().evaluate.steps == (4, 8, 16, 32, 64, 128)
     assert len(PRESETS["demo"]().evaluate.seeds) >= 3
+
+
+def test_didi_instruct_with_a_target_is_compared_and_refused_without(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*flags, "--amount=400", "--methods", "didi-target", "--name=targets"]
+    arguments += ["--didi-target.batch-size=4", "--didi-target.method.advantages.group-size=2"]
+    arguments += ["--didi-target.method.log-ratio.warmup=1"]
+    assert main(["train", *arguments]) == 2
+    assert "--didi-target.target" in capsys.readouterr().err
+    teacher = load_teacher(next(flag for flag in flags if flag.startswith("--teacher.path=")).split("=", 1)[1])
+    causal = DiT(replace(teacher.config, block_length=1))
+    causal.load_state_dict(teacher.state_dict())
+    folder = Path(flags[5].removeprefix("--output=")) / "causal"
+    causal.save_pretrained(folder)
+    assert main(["train", *arguments, f"--didi-target.target={folder}"]) == 0, capsys.readouterr().err
+    costs = json.loads((folder.parent / "targets" / "costs.json").read_text())
+    assert costs["didi-target"][0]["network_evaluations"] <= 500.0

@@ -202,9 +202,15 @@ class Comparison:
         """Look for the teacher, and refuse methods that cannot be made of it, and steps that cannot be sampled."""
         teacher = self.run.load_teacher()
         self.run.check_steps(teacher)
-        for method in self.methods.values():
-            if isinstance(method, DistillConfig):
-                check_teacher(method, teacher)
+        for name, method in self.methods.items():
+            if not isinstance(method, DistillConfig):
+                continue
+            if method.learns_target and not method.target:
+                raise ValueError(
+                    f"{name} learns from an autoregressive network: name its folder by --{name}.target, or leave "
+                    f"{name} out of --methods"
+                )
+            check_teacher(method, teacher)
 
     def check_costs(self) -> None:
         """Look for what the train stage wrote."""

@@ -29,6 +29,7 @@ from ..common.methods import MethodsConfig
 from ..tasks.named_tasks import TaskName
 from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
+from ..text.settings import to_target
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
 
@@ -48,9 +49,9 @@ class ComparisonConfig(MethodsConfig):
     """Methods trained from one teacher under one budget, and evaluated alike.
 
     Args:
-        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, idlm, mmd, feature-mmd, alpha, certainty,
-            on-policy and ar. The teacher is always there, and each method that has a discriminator is sampled with RGAS
-            too.
+        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, didi-target, idlm, mmd, feature-mmd, alpha,
+            certainty, on-policy and ar. The teacher is always there, and each method that has a discriminator is
+            sampled with RGAS too.
         autoregressive_share: budgets that the autoregressive model is given, since it starts from nothing.
         train_seeds: trainings of each method; the seeds of sampling take turns over them. With one, spread is that of
             sampling alone.
@@ -65,13 +66,15 @@ class ComparisonConfig(MethodsConfig):
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.
         didi_paper: the published method, ``didi-paper``, and what is ablated.
+        didi_target: DiDi-Instruct with an autoregressive target, which ``--didi-target.target`` names; the training of
+            the target is in no budget.
         mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
         sdtt: rounds of self-distillation (paper: 70 000 steps of 128 sequences, rate 6e-5, EMA 0.9999).
         autoregressive: trained anew within the budget, unless it has a path.
         judge: the first judge, whose path alone is read.
     """
 
-    KNOWN: ClassVar[tuple[str, ...]] = (*MethodsConfig.KNOWN, "didi-paper", "mmd", "ar")
+    KNOWN: ClassVar[tuple[str, ...]] = (*MethodsConfig.KNOWN, "didi-paper", "didi-target", "mmd", "ar")
 
     methods: tuple[str, ...] = ("sdtt", "didi", "mmd", "ar")
     budget: BudgetKind = "seconds"
@@ -88,6 +91,7 @@ class ComparisonConfig(MethodsConfig):
     texts: tuple[Path, ...] = ()
     bound_sequences: int = 64
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
+    didi_target: DistillConfig = field(default_factory=lambda: to_target(DistillConfig(discriminator=False)))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
@@ -129,6 +133,7 @@ class ComparisonConfig(MethodsConfig):
         every: dict[str, DistillConfig | AutoregressiveConfig] = {
             **self.distillations(),
             "didi-paper": self.didi_paper,
+            "didi-target": self.didi_target,
             "mmd": self.mmd,
             "ar": self.autoregressive,
         }
@@ -164,6 +169,7 @@ def demo() -> ComparisonConfig:
         distill=base.distill,
         discriminator=replace(base.discriminator, updates=160),
         didi_paper=distilled(base.distill, DiDiInstructConfig.paper(), discriminator=True, learning_rate=1e-4),
+        didi_target=to_target(base.distill),
         idlm=distilled(
             base.distill,
             IDLMConfig.recommended(paths={"gradient_steps": 2}, advantages={"group_size": base.distill.batch_size}),

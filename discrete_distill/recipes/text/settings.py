@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -98,8 +99,18 @@ def demo_target() -> TextConfig:
     config.teacher.loop = LoopConfig(num_steps=650, log_every=10, checkpoint_every=100, keep_checkpoints=1)
     config.teacher.optimizer = from_scratch(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99)
     config.teacher.batch_size, config.teacher.evaluate_every = 16, 325
-    config.distill.method = DiDiInstructConfig.autoregressive(advantages={"group_size": 24})
+    config.distill = to_target(config.distill)
+    config.distill.loop = LoopConfig(num_steps=115, log_every=5, checkpoint_every=20)
     return config
+
+
+def to_target(base: DistillConfig) -> DistillConfig:
+    """The same distillation, its student of eight steps held against an autoregressive target."""
+    made = copy.deepcopy(base)
+    made.method = DiDiInstructConfig.autoregressive(
+        paths={"num_steps": (8,)}, advantages={"group_size": base.batch_size}
+    )
+    return made
 
 
 def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teacher: str) -> TextConfig:
