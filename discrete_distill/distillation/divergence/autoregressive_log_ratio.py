@@ -32,8 +32,8 @@ class AutoregressiveLogRatio:
     ``log q(x) / p(x)``, given the prompt. Nothing is estimated but ``q``: biased by what the auxiliary has not learned
     and by its lag behind the student. Both networks are read in evaluation mode.
 
-    A token that the student draws together with others is judged by those before it alone; those behind it are judged
-    given it. So its credit is the ratios from its own on; see `TokenCredit`.
+    A token is judged given those before it, and those behind it are judged given it: it bears on the ratios from its
+    own on, ``window_before=0`` of `TokenCredit`.
 
     Args:
         process: names the mask.

@@ -63,6 +63,8 @@ def mean_score(scores: Sequence[CorruptionScore], group_size: int, generation_ma
     return SampleScores(ratio_B, ratio_BL, weight_MB.mean(0), generation_mask, group_size)
 
 
-def windowed_sum(values_BL: Tensor, window: int) -> Tensor:
-    """Sum over positions at most ``window`` away, ``[B, L]``. Nothing further off enters, not by rounding either."""
-    return F.pad(values_BL, (window, window)).unfold(1, 2 * window + 1, 1).sum(-1)
+def windowed_sum(values_BL: Tensor, window: int, before: int | None = None) -> Tensor:
+    """Sum over positions at most ``window`` behind and ``before`` (as many by default) before each, ``[B, L]``. Nothing
+    further off enters, not by rounding either."""
+    before = window if before is None else before
+    return F.pad(values_BL, (before, window)).unfold(1, before + 1 + window, 1).sum(-1)

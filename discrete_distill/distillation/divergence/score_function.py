@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from ... import draws
-from ...checks import check_generator, check_mask, check_per_row
+from ...checks import check_count, check_generator, check_mask, check_per_row
 from ...process import ConstantWeight, MaskedDiffusion, TimeDistribution, TimeWeight, UniformTime
 from ...process.sequences import check_sequences
 from ..rewards import Baseline, LogRatioReward, RunningMean, Scale, check_advantages
@@ -54,6 +54,8 @@ class ScoreFunctionIntegralKL:
         credit: one advantage for the whole "sequence"; or to each "token" the log-ratios at positions up to ``window``
             away from it: far less variance, blind to what a token did to tokens further off (biased).
         window: of token credit; 0 is the token's own position alone.
+        window_before: positions before a token that count for it, where they are not as many as behind it: 0 for a
+            log-ratio in which a token bears on itself and on those behind it alone, as that of autoregressive networks.
         corruptions: draws of ``(t, x_t)`` for each sample, averaged.
         by: corruption by "time"; by "count" of masks, weighted so that sums over masked positions estimate
             ``log q(x) / p(x)``; or by "parts": the positions are dealt out at random to ``corruptions`` equal parts,
@@ -85,6 +87,7 @@ class ScoreFunctionIntegralKL:
     importance_weight: bool = True
     credit: Literal["sequence", "token"] = "sequence"
     window: int = 0
+    window_before: int | None = None
     corruptions: int = 1
     by: Literal["time", "count", "parts"] = "time"
     shared_masks: bool = False
@@ -100,6 +103,8 @@ class ScoreFunctionIntegralKL:
             raise ValueError(f'credit is "sequence" or "token", got {self.credit!r}')
         if self.window < 0:
             raise ValueError(f"window must not be negative, got {self.window}")
+        if self.window_before is not None:
+            check_count("window_before", self.window_before, minimum=0)
         if self.by not in ("time", "count", "parts"):
             raise ValueError(f'by is "time", "count" or "parts", got {self.by!r}')
         check_advantages(self.scale, self.baseline, self.advantage_clip)
@@ -279,7 +284,9 @@ class ScoreFunctionIntegralKL:
         """Log-ratio that each sequence ``[B]`` or token ``[B, L]`` is credited with."""
         if self.credit == "sequence":
             return scores.per_sequence
-        return windowed_sum(torch.where(scores.generation_mask, scores.per_position, 0.0), self.window)
+        return windowed_sum(
+            torch.where(scores.generation_mask, scores.per_position, 0.0), self.window, self.window_before
+        )
 
     @torch.no_grad()
     def _score(

@@ -176,5 +176,5 @@ class DiDiInstructConfig(PathConfig):
         Args:
             **changes: see `with_changes`.
         """
-        credit = TokenCredit(window=2, corruption=CorruptionByParts(num_parts=1))
+        credit = TokenCredit(window=2, window_before=0, corruption=CorruptionByParts(num_parts=1))
         return with_changes(cls.recommended(log_ratio=AutoregressiveRatio(), credit=credit), **changes)

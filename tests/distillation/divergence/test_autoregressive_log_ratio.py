@@ -60,8 +60,10 @@ def test_given_a_prompt_it_is_that_of_the_conditional_distributions() -> None:
     assert not bool(out.per_position[:, 0].any())
 
 
-def test_the_expected_gradient_is_that_of_the_divergence_from_the_target() -> None:
-    """Of a student with independent tokens, over all its samples, with the auxiliary at its optimum."""
+@pytest.mark.parametrize("credit", [{}, {"credit": "token", "window": 2, "window_before": 0}, {"credit": "token"}])
+def test_the_expected_gradient_is_that_of_the_divergence_from_the_target(credit: dict) -> None:
+    """Of a student with independent tokens, over all its samples, with the auxiliary at its optimum: a token bears on
+    nothing before it, and on all that is behind it."""
     logits_LK = torch.randn(LENGTH, K, generator=torch.Generator().manual_seed(2), dtype=torch.double).requires_grad_()
     log_probs_BL = logits_LK.log_softmax(-1)[torch.arange(LENGTH), SAMPLES]
     q = log_probs_BL.sum(1).exp()
@@ -71,12 +73,19 @@ def test_the_expected_gradient_is_that_of_the_divergence_from_the_target() -> No
         by="parts",
         corruptions=1,
         baseline="none",
+        **credit,
     )
     scores = estimator.score(SAMPLES)
-    surrogates = -(estimator.advantages([scores])[0] * log_probs_BL.sum(1))  # of each sample by itself
+    advantages = estimator.advantages([scores])[0].view(len(SAMPLES), -1)
+    surrogates = -(advantages * (log_probs_BL if credit else log_probs_BL.sum(1, keepdim=True))).sum(1)
     got = torch.autograd.grad((q.detach() * surrogates).sum(), logits_LK, retain_graph=True)[0]
     divergence = (q * (q / TARGET.flatten()).log()).sum()
-    torch.testing.assert_close(got, torch.autograd.grad(divergence, logits_LK)[0], atol=1e-10, rtol=1e-8)
+    expected = torch.autograd.grad(divergence, logits_LK)[0]
+    if not credit or "window" in credit:
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
+    else:  # Without what is behind it, only the last token has its whole gradient.
+        torch.testing.assert_close(got[-1], expected[-1], atol=1e-10, rtol=1e-8)
+        assert float((got[0] - expected[0]).abs().max()) > 0.01
 
 
 SHAPE = {"vocab_size": 8, "max_length": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "cond_size": 8}

@@ -404,6 +404,8 @@ def test_a_window_sums_what_is_at_most_that_far_away(window) -> None:
     values = torch.randn(3, 6, dtype=torch.float64, generator=seeded(0))
     near = (torch.arange(6)[:, None] - torch.arange(6)).abs() <= window
     torch.testing.assert_close(windowed_sum(values, window), values @ near.double())
+    behind = near & (torch.arange(6)[:, None] >= torch.arange(6))  # of values in rows, at positions in columns
+    torch.testing.assert_close(windowed_sum(values, window, 0), values @ behind.double())
 
 
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out", "batch", "none"])

@@ -44,6 +44,8 @@ class TokenCredit:
 
     Args:
         window: positions up to this far away count for a token.
+        window_before: positions up to this far before a token, where they are not as many as behind it; see
+            `ScoreFunctionIntegralKL`.
         corruption: corruption in which the log-ratio of a sample is read.
 
     Raises:
@@ -59,11 +61,14 @@ class TokenCredit:
     """
 
     window: int = 6
+    window_before: int | None = None
     corruption: Corruption = field(default_factory=CorruptionByCount)
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_count("window", self.window, minimum=0)
+        if self.window_before is not None:
+            check_count("window_before", self.window_before, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ def make_estimator(
     """
     options: dict[str, Any] = {}
     if isinstance(credit, TokenCredit):
-        options = {"credit": "token", "window": credit.window}
+        options = {"credit": "token", "window": credit.window, "window_before": credit.window_before}
     return ScoreFunctionIntegralKL(
         process,
         log_ratio,
