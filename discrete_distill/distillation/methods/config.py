@@ -173,8 +173,11 @@ class DiDiInstructConfig(PathConfig):
     def autoregressive(cls, **changes: Any) -> DiDiInstructConfig:
         """Return `recommended` with an autoregressive target, which `make_networks` is given; with changes.
 
+        The KL to the masked teacher in states of data is left out: it pulls towards what the target is to replace.
+
         Args:
             **changes: see `with_changes`.
         """
         credit = TokenCredit(window=2, window_before=0, corruption=CorruptionByParts(num_parts=1))
-        return with_changes(cls.recommended(log_ratio=AutoregressiveRatio(), credit=credit), **changes)
+        config = cls.recommended(log_ratio=AutoregressiveRatio(), credit=credit, regularization=Regularization())
+        return with_changes(config, **changes)
