@@ -130,9 +130,11 @@ class Networks:
             reads_teacher: whether states of the student are read by the others; without, it alone is viewed.
 
         Raises:
-            ValueError: if another denoiser does not read by blocks, or there is a discriminator, which reads whole
-                sequences.
+            ValueError: if another denoiser that reads states of the student has not its blocks, or there is a
+                discriminator, which reads whole sequences.
         """
+        if reads_teacher:
+            self._check_same_blocks()
         if not reads_blocks(self.student):
             return self
         if not reads_teacher:
@@ -146,6 +148,18 @@ class Networks:
             raise ValueError("a target reads whole samples, and the student reads by blocks: leave the target out")
         auxiliary = None if self.auxiliary is None else InBlocks(self.auxiliary)
         return Networks(InBlocks(self.student), InBlocks(self.teacher), auxiliary=auxiliary)
+
+    def _check_same_blocks(self) -> None:
+        """Raise ValueError if teacher or auxiliary condition a token on others than the student does."""
+        blocks = _blocks_of(self.student)
+        for name in ("teacher", "auxiliary"):
+            network = self.named()[name]
+            if network is not None and (others := _blocks_of(network)) != blocks:
+                raise ValueError(
+                    f"the {name} {_reading(others)} and the student {_reading(blocks)}, so that their predictions are "
+                    "given other tokens: take networks with the same block_length, such as those of "
+                    "make_networks(teacher)"
+                )
 
     def merge(self, name: str = "student") -> nn.Module:
         """A denoiser with weights of its own: low-rank matrices folded in; the networks stay as they are.
@@ -167,6 +181,14 @@ class Networks:
             )
         merged = copy.deepcopy(network)
         return merge_lora(merged) if has_lora(merged) else merged
+
+
+def _blocks_of(network: Any) -> int | None:
+    return network.block_length if reads_blocks(network) else None
+
+
+def _reading(block_length: int | None) -> str:
+    return "does not read by blocks" if block_length is None else f"reads by blocks of {block_length}"
 
 
 def make_networks(

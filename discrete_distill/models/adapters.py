@@ -62,7 +62,7 @@ def as_denoiser(
         embedding: likewise.
         blocks: likewise.
         schedule: whose sigma a model that is passed the time is given; MDLM's log-linear one by default.
-        verify: call the model on one sequence of four tokens (of a block and two), fifteen times at most, and give up
+        verify: call the model on one sequence of four tokens (of a block and two), sixteen times at most, and give up
             with a warning what does not hold: ``project(features(x_t))`` are the logits (not in Gemma 2, which caps
             them), calls with ``inputs_embeds=embed(x_t)`` equal those with ``x_t``, the content of padding does not
             matter (else ``attention_mask`` is refused), and tokens read against kept keys and values have the logits of
@@ -75,7 +75,8 @@ def as_denoiser(
         TypeError: if the model is of no known kind and no `CallSignature` is given, or it is a denoiser already and
             something does.
         ValueError: if it is causal and not stated to attend both ways, there is no module of that name, it is
-            a uniform-state model, such as DUO, or the arguments make no `CallSignature`.
+            a uniform-state model, such as DUO, the arguments make no `CallSignature`, or it is stated to read by blocks
+            and does not.
 
     Examples:
         >>> denoiser = as_denoiser(bert)
@@ -147,6 +148,13 @@ def _verified(made: WrappedDenoiser) -> WrappedDenoiser:
     if signature.head is not None and (why := verification.why_not_apart()) is not None:
         _warn(f"a {name} is run with its head on all positions: {why}")
         signature = replace(signature, head=None)
+        verification = Verification(WrappedDenoiser(made.model, signature, made.schedule))
+    if signature.block_length is not None and (why := verification.why_not_by_blocks()) is not None:
+        raise ValueError(
+            f"a {name} does not read by blocks of {signature.block_length}, as the mask [B, 1, L, L] and position_ids "
+            f"of its call say: {why}; load it with an attention that obeys them, such as attn_implementation="
+            '"sdpa", or leave block_length out'
+        )
     if signature.attention != "none" and (why := verification.why_not_padded()) is not None:
         _warn(f"a {name} is given no attention_mask, and one is refused: {why}")
         signature = replace(signature, attention="none")

@@ -19,6 +19,13 @@ def row_positions(real_BL: Tensor) -> Tensor:
     return torch.where(real_BL, places_L - first_B1, -1)
 
 
+def places_before(real_BL: Tensor) -> Tensor:
+    """Where a shifted model predicts each token, one place before it, int64 ``[B, L]``. Nothing stands before the first
+    real token of a row, which keeps its own place."""
+    places_L = torch.arange(real_BL.shape[1], device=real_BL.device)
+    return torch.where(row_positions(real_BL) == 0, places_L, (places_L - 1).clamp(min=0))
+
+
 def readable(query_positions: Tensor, key_positions: Tensor, block_length: int | None) -> Tensor:
     """Bool ``[B, 1, Q or 1, C]``, true where a token is read: real ones, and with blocks those up to the reader's own.
 

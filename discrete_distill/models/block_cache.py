@@ -79,6 +79,15 @@ class BlockCache:
         made._buffers = [(keys[index], values[index]) for keys, values in self._buffers]
         return made
 
+    def put(self, index: Tensor, other: BlockCache) -> None:
+        """Replace some rows, int64 ``[b]``, by those of another cache with as many slots."""
+        self.positions = self.positions.index_copy(0, index, other.positions)
+        if self.features is not None and other.features is not None:
+            self.features = self.features.index_copy(0, index, other.features)
+        for held, new in zip(self._buffers, other._buffers, strict=True):
+            for mine, theirs in zip(held, new, strict=True):
+                mine.narrow(-2, 0, self.size).index_copy_(0, index, theirs.narrow(-2, 0, self.size))
+
     def check(self, x_block: Tensor, dtype: torch.dtype) -> None:
         """Refuse a cache of other rows or of a network of another dtype.
 

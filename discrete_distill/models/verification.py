@@ -56,6 +56,10 @@ class Verification:
         """Why the model does not read both ways: the last position reads the first, and not the first the last."""
         return self._ask(self._direction)
 
+    def why_not_by_blocks(self) -> str | None:
+        """Why a token does not read its own block and all earlier ones, as the mask of the call says."""
+        return self._ask(self._block_difference)
+
     def why_not_padded(self) -> str | None:
         """Why padding is not left out: its content changes the logits of other positions."""
         return self._ask(self._padding_difference)
@@ -126,6 +130,28 @@ class Verification:
         if reads_right or _relative(plain[:, -1:], first[:, -1:]) == 0.0:
             return None
         return "its first position does not read the last, as in a model that reads from left to right"
+
+    def _block_difference(self) -> str | None:
+        denoiser, block = self.denoiser, cast(int, self.denoiser.block_length)
+        x = ([2, 3] * block + [2])[: block + 2]
+        x_last, x_first = [*x[:-1], 5 - x[-1]], [5 - x[0], *x[1:]]
+        x_inner = [*x[: block - 1], 5 - x[block - 1], *x[block:]]
+        with evaluation_mode(denoiser):
+            plain, last = self._call(x), self._call(x_last)
+            unchanged = max(UNCHANGED, ROUNDING * torch.finfo(plain.dtype).eps)
+            if (difference := _relative(plain[:, :block], last[:, :block])) > unchanged:
+                return f"a later block changes its logits by {difference:.1%}"
+            if block > 1:
+                inner, first = self._call(x_inner)[:, :1], self._call(x_first)[:, block - 1 : block]
+                forward = _relative(plain[:, block - 1 : block], first) > 0.0
+                if forward and _relative(plain[:, :1], inner) == 0.0:
+                    return "the first position of a block does not read the last"
+            if callable(getattr(denoiser, "paired_features", None)):
+                x_t = self._ids([*x_first[:-1], x_last[-1]])
+                paired = denoiser.project(denoiser.paired_features(x_t, self._ids(x)))
+                if (difference := _relative(last[:, block:], paired[:, block:])) > unchanged:
+                    return f"logits of noisy blocks, read in one pass behind clean ones, differ by {difference:.1%}"
+        return None
 
     def _padding_difference(self) -> str | None:
         if self.denoiser.call_signature.attention == "none":

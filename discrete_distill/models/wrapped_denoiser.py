@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..distributed.parallel import blocks_of
 from ..process import LogLinearSchedule, MaskingSchedule
 from ..process.sequences import real_tokens
-from .attention_masks import additive, readable, row_positions
+from .attention_masks import additive, places_before, readable, row_positions
 from .block_cache import BlockCache
 from .block_reading import BlockReading
 from .call_signature import POSITIONAL, CallSignature, input_table
@@ -182,7 +182,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
         **model_kwargs: Any,
     ) -> Tensor:
         """Raw logits ``[B, L, V]`` of ids ``[B, L]`` at times ``[B]``."""
-        return self._aligned(self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs))
+        return self._aligned(self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs), attention_mask)
 
     def features(
         self,
@@ -195,7 +195,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
     ) -> Tensor:
         """What the head reads, ``[B, L, D]``."""
         with set_aside(cast(nn.Module, self.vocabulary_head)):
-            return self._aligned(self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs))
+            return self._aligned(self._run(x_t, t, attention_mask, inputs_embeds, model_kwargs), attention_mask)
 
     def project(self, features: Tensor) -> Tensor:
         """Vocabulary logits ``[..., V]`` of features ``[..., D]``."""
@@ -318,8 +318,9 @@ class WrappedDenoiser(BlockReading, nn.Module):
         embedded: bool = False,
         eager: bool = False,
     ) -> Tensor:
-        given = {**model_kwargs, **self._attention(x_t, attention_mask)}
-        return self._send(x_t, t, given, embedded=embedded, eager=eager)
+        return self._send(
+            x_t, t, {**self._attention(x_t, attention_mask), **model_kwargs}, embedded=embedded, eager=eager
+        )
 
     def _send(self, x_t: Tensor, t: Tensor, keywords: dict[str, Any], **how: bool) -> Tensor:
         return _logits_of(self._output(x_t, t, keywords, **how))
@@ -355,7 +356,9 @@ class WrappedDenoiser(BlockReading, nn.Module):
         if kind == "full":
             positions = row_positions(torch.ones_like(x_t, dtype=torch.bool) if real is None else real)
             mask = readable(positions, positions, self.block_length)
-            return {"attention_mask": additive(mask.expand(-1, -1, x_t.shape[1], -1), self._dtype())}
+            counted = {} if real is None else {"position_ids": positions.clamp(min=0)}
+            counted = counted if "position_ids" in self.keywords.names else {}
+            return {"attention_mask": additive(mask.expand(-1, -1, x_t.shape[1], -1), self._dtype()), **counted}
         if real is None:
             return {}
         if kind == "none":
@@ -373,11 +376,14 @@ class WrappedDenoiser(BlockReading, nn.Module):
     def _dtype(self) -> torch.dtype:
         return next((value.dtype for value in self.parameters() if value.is_floating_point()), torch.float32)
 
-    def _aligned(self, values_BLX: Tensor) -> Tensor:
-        """In the place of the token that they speak of. The first token has no place before it and keeps its own."""
+    def _aligned(self, values_BLX: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """In the place of the token that they speak of. The first real token has none before it and keeps its own."""
         if not self.call_signature.shifted:
             return values_BLX
-        return torch.cat((values_BLX[:, :1], values_BLX[:, :-1]), dim=1)
+        if attention_mask is None:
+            return torch.cat((values_BLX[:, :1], values_BLX[:, :-1]), dim=1)
+        source = places_before(real_tokens(attention_mask, values_BLX.shape[:2]))
+        return values_BLX[torch.arange(len(source), device=source.device)[:, None], source]
 
 
 def _one_row(value: Any) -> Any:

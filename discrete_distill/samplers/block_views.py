@@ -28,7 +28,7 @@ class BlockView:
 
     Attributes:
         commits: passes that kept a finished block.
-        other_passes: passes that filled a cache and drew nothing.
+        other_passes: passes that filled a cache, beyond the calls of the denoiser.
     """
 
     def __init__(self, network: BlockDenoiser, state: SamplerState, layout: BlockLayout) -> None:
@@ -113,7 +113,8 @@ class RefreshedView(BlockView):
     """Over a network that attends both ways: Fast-dLLM's caches (arXiv 2505.22618).
 
     The first step of a block reads the whole sequences and keeps all keys and values; the other steps read the block
-    and all tokens behind it anew ("prefix"), or the block alone ("dual").
+    and all tokens behind it anew ("prefix"), or the block alone ("dual"). The first step of a sequence is the one that
+    reveals its first token there: a network that is passed the time reads each sequence at the time of its own.
 
     Args:
         network: with a cache.
@@ -124,12 +125,13 @@ class RefreshedView(BlockView):
 
     def __init__(self, network: BlockDenoiser, state: SamplerState, layout: BlockLayout, *, suffix: bool) -> None:
         super().__init__(network, state, layout)
-        self.suffix = suffix
+        self.suffix, self.timed = suffix, self.time_conditioned or self.accepts_step
         if not getattr(network, "kind_of_cache", BlockCache).ragged:
             layout.check_together()
 
     def open(self, number: int, block: Block) -> None:
         self.block, self.cache = block, None
+        self.unread = torch.ones_like(block.rows, dtype=torch.bool)
         self.starts = self.layout.before[block.rows] + number * self.layout.block_length
         self.part = block
         if self.suffix:
@@ -142,8 +144,18 @@ class RefreshedView(BlockView):
     def features(
         self, x_block: Tensor, t: Tensor, /, *, rows: Tensor, attention_mask: Tensor, **model_kwargs: Any
     ) -> Tensor:
-        if self.cache is None:
-            return self._first(t, rows, model_kwargs)
+        unread = self.unread[rows]
+        if self.cache is None or (self.timed and bool(unread.any())):
+            if self.timed:
+                s = {"s": model_kwargs["s"][unread]} if "s" in model_kwargs else {}
+                self.cache = self._filled(self.cache, rows[unread], t[unread], **s)
+            else:
+                all_rows = torch.arange(len(self.block.rows), device=rows.device)
+                self.cache = self._filled(None, all_rows, t[:1].expand(len(all_rows)))
+            if bool(unread.all()):
+                places = self.starts[:, None] + torch.arange(self.block.positions.shape[1], device=rows.device)
+                return self.cache.features_at((places - int(self.network.shifted)).clamp(min=0))[rows]
+            self.other_passes += 1
         width, starts = x_block.shape[1], self.starts[rows]
         if self.suffix:
             behind = self.part.of(self.state.tokens)[rows, width:]
@@ -153,23 +165,22 @@ class RefreshedView(BlockView):
         )
         return features[:, :width]
 
-    def _first(self, t: Tensor, rows: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        """Read the whole sequences; those that take no step yet at the time of the others."""
-        all_rows, real = self.block.rows, self.state.attention_mask
-        kwargs = self.kwargs_of(all_rows)
+    def _filled(self, cache: BlockCache | None, rows: Tensor, t: Tensor, **step: Tensor) -> BlockCache:
+        """The cache of the block, with whole sequences of it, int64 ``[b]``, read at their times."""
+        numbers, real = self.block.rows[rows], self.state.attention_mask
+        kwargs = {**self.kwargs_of(numbers), **step}
         if real is not None:
-            kwargs["attention_mask"] = real[all_rows]
-        if "s" in model_kwargs:
-            kwargs["s"] = _spread(model_kwargs["s"], rows, len(all_rows))
-        self.cache = self.network.prefill(self.state.tokens[all_rows], _spread(t, rows, len(all_rows)), **kwargs)
-        places = self.starts[:, None] + torch.arange(self.block.positions.shape[1], device=rows.device)
-        return self.cache.features_at((places - int(self.network.shifted)).clamp(min=0))[rows]
+            kwargs["attention_mask"] = real[numbers]
+        new = self.network.prefill(self.state.tokens[numbers], t, **kwargs)
+        self.unread = self.unread.index_fill(0, rows, False)
+        if len(rows) == len(self.block.rows):
+            return new
+        if cache is None:  # The first of them stands for those that are read later.
+            places = torch.arange(len(rows), device=rows.device)
+            return new.rows(torch.zeros_like(self.block.rows).index_copy(0, rows, places))
+        cache.put(rows, new)
+        return cache
 
 
 def _some(cache: BlockCache, rows: Tensor) -> BlockCache:
     return cache if len(rows) == cache.batch else cache.rows(rows)
-
-
-def _spread(times: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Times ``[count]`` of all sequences of a block: those given, and the latest of them for the others."""
-    return times.max().expand(count).index_copy(0, rows, times)

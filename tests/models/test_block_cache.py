@@ -137,9 +137,41 @@ def test_a_part_read_at_once_has_the_logits_of_the_whole_rows(both_ways, lengths
     places = places.clamp(max=x.shape[1] - 1)
     part = both_ways.denoise(x.gather(1, places), torch.zeros(len(x)), cache, starts=starts, attention_mask=inside)
     expected = whole.gather(1, places[..., None].expand(-1, -1, V))
-    if both_ways.shifted:  # The first token of padded rows is predicted by nothing, or by padding.
-        inside = inside & ((starts > 0)[:, None] | (torch.arange(width) > 0))
     torch.testing.assert_close(part[inside], expected[inside], **CLOSE)
+
+
+def gpt2(block_length, shifted=False):
+    """Positions are learned: where they are counted from matters."""
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    model = randomised(transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=V, **size)))
+    return as_denoiser(model, attention="full", block_length=block_length, shifted=shifted)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("kind", [llama, gpt2])
+def test_a_padded_row_has_the_logits_of_the_row_alone(kind, shifted, side) -> None:
+    """By whole passes, by passes over noisy and clean tokens and by parts alike, the first token included."""
+    network, rows = kind(K, shifted), [ids(11, seed=1), ids(6, seed=2)]
+    x, real = padded(rows, side)
+    with torch.no_grad():
+        whole = network(x, torch.zeros(2), attention_mask=real)
+        apart = network.project(network.features(x, torch.zeros(2), attention_mask=real))
+        paired = network.project(network.paired_features(x, x, attention_mask=real))
+    for number, row in enumerate(rows):
+        for logits in (whole, apart, paired):
+            # Nothing stands before the first token, which is predicted as in a row of its own.
+            torch.testing.assert_close(logits[number][real[number]], logits_of(network, row), **CLOSE)
+
+
+def test_positions_that_the_caller_gives_are_those_of_the_model() -> None:
+    network, x, real = gpt2(None), ids(1, 5), torch.tensor([[False, True, True, True, True]])
+    given = torch.tensor([[0, 3, 2, 1, 0]])
+    with torch.no_grad():
+        counted, other = (
+            network(x, torch.zeros(1), attention_mask=real, **each) for each in ({}, {"position_ids": given})
+        )
+    assert not torch.allclose(counted[real], other[real])
 
 
 def test_positions_continue_beyond_the_length_of_training() -> None:
@@ -241,6 +273,46 @@ def test_who_offers_a_cache() -> None:
 
 def test_short_blocks_are_no_reason_for_a_warning(recwarn) -> None:
     llama(2)
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
+
+
+class Disobedient(transformers.LlamaForCausalLM):
+    """Its call names a mask and positions, one of which it does not obey."""
+
+    drops = ""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False):
+        if self.drops == "mask":
+            attention_mask = torch.zeros_like(attention_mask)
+        if self.drops == "later tokens":
+            attention_mask = None
+        if self.drops == "positions":
+            position_ids = None
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+
+@pytest.mark.parametrize("block_length", [1, 3])
+@pytest.mark.parametrize(
+    ("drops", "why"),
+    [("mask", "a later block changes"), ("later tokens", "does not read the last"), ("positions", "noisy blocks")],
+)
+def test_a_model_that_does_not_read_by_blocks_as_stated_is_refused(drops, why, block_length, recwarn) -> None:
+    """Trained on a pass over noisy and clean tokens, it would read what it is to predict."""
+    model = randomised(Disobedient(transformers.LlamaConfig(**SIZE, max_position_embeddings=64)))
+    stated = {"attention": "full", "shifted": False, "block_length": block_length}
+    assert as_denoiser(model, **stated).block_length == block_length
+    model.drops = drops
+    # Blocks of one token read no token behind them.
+    why = "noisy blocks" if block_length == 1 and drops == "later tokens" else why
+    with pytest.raises(ValueError, match=rf"blocks of {block_length}.*{why}"):
+        as_denoiser(model, **stated)
+    assert as_denoiser(model, **stated, verify=False).block_length == block_length
     assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
 
 

@@ -112,12 +112,14 @@ class PathMethod(BaseMethod[ConfigT]):
         row of each group.
 
         Raises:
-            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given, or there
-                is no reference for blocks to follow.
+            ValueError: if the group size does not divide the batch, or neither sizes nor ``x_init`` are given; if the
+                student reads by blocks, and there is no reference for them to follow, or prompts or padding differ
+                within a group.
         """
         if self.block_length:
             clean, _ = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
             group_size = self.config.advantages.group_size
+            check_groups(group_size, x_init=x_init, attention_mask=attention_mask)
             clean = clean[::group_size].repeat_interleave(group_size, dim=0)[: len(clean)]
             model_kwargs = {**(model_kwargs or {}), "clean": clean}
         shape = None
@@ -224,6 +226,16 @@ class PathMethod(BaseMethod[ConfigT]):
         if self.estimator is None:
             raise ValueError("a method without an estimator has no rewards of samples")
         return SampleCredit(self.process, self.teacher, self.estimator)
+
+
+def check_groups(group_size: int, **values: Tensor | None) -> None:
+    """Refuse rows ``[B, L]`` that differ within a group, whose samples follow the clean blocks of its first row."""
+    for name, each in values.items():
+        if each is not None and not torch.equal(each, each[::group_size].repeat_interleave(group_size, 0)[: len(each)]):
+            raise ValueError(
+                f"the rows of a group follow the same clean blocks, and {name} differs within groups of {group_size}: "
+                f"repeat each row, {name}.repeat_interleave({group_size}, dim=0)"
+            )
 
 
 def divisor(rollout: Rollout, num_tokens: Tensor | float | None) -> Tensor | float:

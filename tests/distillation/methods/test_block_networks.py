@@ -19,6 +19,7 @@ from discrete_distill.distillation.methods import (
     VocabularyCredit,
 )
 from discrete_distill.distillation.methods.parts import tokens_per_part
+from discrete_distill.distillation.networks import Networks
 from discrete_distill.models import DiT, DiTConfig, guide_by_prior
 
 MASK, LENGTH, BLOCK = 7, 10, 4
@@ -255,3 +256,32 @@ def test_what_blocks_cannot_have_is_refused(seeded) -> None:
         SDTT(replace(networks, teacher=DiT(config)), PROCESS, SDTTConfig(step_conditioning=False))
     with pytest.raises(ValueError, match="pass reference="):
         path_method("dit", seeded).rollout(4, LENGTH)
+
+
+def test_networks_that_condition_on_other_blocks_are_refused() -> None:
+    """What a token is predicted from differs, so that a log-ratio of both is none of one state."""
+    shape = {"vocab_size": 8, "max_length": 12, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "cond_size": 8}
+    four, five, whole = (DiT(DiTConfig(**shape, block_length=length)) for length in (4, 5, None))
+    config = SDTTConfig(step_conditioning=False)
+    with pytest.raises(ValueError, match=r"teacher reads by blocks of 5.*student reads by blocks of 4"):
+        SDTT(Networks(four, five), PROCESS, config)
+    with pytest.raises(ValueError, match=r"teacher reads by blocks of 4.*student does not"):
+        SDTT(Networks(whole, four), PROCESS, config)
+    recommended = DiDiInstructConfig.recommended(**IN_BLOCKS, **AUXILIARY)
+    with pytest.raises(ValueError, match=r"auxiliary reads by blocks of 5"):
+        DiDiInstruct(Networks(four, four, auxiliary=five), PROCESS, recommended)
+    AlphaLoss(Networks(four, five), PROCESS)  # The teacher is not read.
+
+
+@pytest.mark.parametrize("what", ["x_init", "attention_mask"])
+def test_rows_of_a_group_with_other_prompts_or_padding_are_refused(what, seeded) -> None:
+    """They would follow the prompt of the first."""
+    data = reference(seeded)
+    x_init = torch.full_like(data, MASK)
+    x_init[:, :BLOCK] = data[:, :BLOCK]
+    given = {"x_init": x_init} if what == "x_init" else {"batch_size": 6, "length": LENGTH, "attention_mask": padded()}
+    method = path_method("dit", seeded)
+    with pytest.raises(ValueError, match=rf"{what} differs within groups of 2"):
+        method.rollout(**given, reference=data, generator=seeded(0))
+    alike = {name: value[::2].repeat_interleave(2, 0) for name, value in given.items() if torch.is_tensor(value)}
+    assert method.rollout(**{**given, **alike}, reference=data, generator=seeded(0)).group_size == 2
