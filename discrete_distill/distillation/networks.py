@@ -150,9 +150,10 @@ class Networks:
         return Networks(InBlocks(self.student), InBlocks(self.teacher), auxiliary=auxiliary)
 
     def _check_same_blocks(self) -> None:
-        """Raise ValueError if teacher or auxiliary condition a token on others than the student does."""
+        """Raise ValueError if teacher or auxiliary condition a token on others than the student does; an auxiliary that
+        is a copy of a target reads as the target does."""
         blocks = _blocks_of(self.student)
-        for name in ("teacher", "auxiliary"):
+        for name in ("teacher", "auxiliary") if self.target is None else ("teacher",):
             network = self.named()[name]
             if network is not None and (others := _blocks_of(network)) != blocks:
                 raise ValueError(
