@@ -29,7 +29,7 @@ def longest_sequence(model: Any) -> int | None:
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if name.rpartition(".")[2] in POSITION_TABLES and isinstance(module, nn.Embedding):
             behind_padding = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - int(getattr(module, "offset", behind_padding))  # type: ignore[arg-type]
+            return module.num_embeddings - int(getattr(module, "offset", behind_padding))
     return None
 
 
