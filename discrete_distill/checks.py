@@ -113,6 +113,17 @@ def check_floats(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a tensor of floating-point numbers, got {found}")
 
 
+def check_tokens(name: str, value: Any) -> None:
+    """Refuse what is no tensor of token ids.
+
+    Raises:
+        TypeError: if it does not hold int64 numbers.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.long:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be clean tokens, int64 [B, L], got {found}; convert them by .long()")
+
+
 def check_mask(name: str, mask: Any, shape: Sequence[int], *, of: str = "tokens") -> None:
     """Refuse what is no bool tensor of one shape; None, no mask, passes. A mask of another shape would be repeated over
     rows or positions that it does not know.

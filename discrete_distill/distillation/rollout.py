@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import NO_MASK
+from ..checks import NO_MASK, check_tokens
 from ..distributed.collectives import mean_over_processes
 from ..kernels import TokenLosses, token_losses
 from ..process import Denoiser
@@ -339,9 +339,7 @@ class Rollout:
             TypeError: if they are not int64.
             ValueError: if their shape is not that of the samples.
         """
-        if not isinstance(reference, Tensor) or reference.dtype != torch.long:
-            got = reference.dtype if isinstance(reference, Tensor) else type(reference).__name__
-            raise TypeError(f"reference must be clean tokens, int64 [B, L], got {got}")
+        check_tokens("reference", reference)
         if reference.shape != self.sequences.shape:
             raise ValueError(
                 f"reference has shape {tuple(reference.shape)}, the rollout {tuple(self.sequences.shape)}; "

@@ -27,6 +27,7 @@ from .call_signature import POSITIONAL, CallSignature, input_table
 from .capabilities import forgo
 from .keywords import Keywords
 from .listed_cache import ListedCache
+from .longest_sequence import longest_sequence, refuse_longer
 from .lora import refuse_unmerged
 from .replaced import output_kept, replaced, set_aside
 from .token_dropout import finite_token_dropout, token_dropout_layers
@@ -72,6 +73,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
         self.schedule = schedule if schedule is not None else LogLinearSchedule()
         self.keywords = Keywords.of(unwrap(model)[0])
         self._token_dropout = token_dropout_layers(model)
+        self._longest = longest_sequence(unwrap(model)[0])
         absent: list[str] = []
         if self.vocabulary_head is None:
             absent += ["features", "project"]
@@ -309,18 +311,9 @@ class WrappedDenoiser(BlockReading, nn.Module):
             return self._call(x_t, t, attention_mask, model_kwargs, embedded=True, eager=True)
 
     def _call(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        attention_mask: Tensor | None,
-        model_kwargs: Mapping[str, Any],
-        *,
-        embedded: bool = False,
-        eager: bool = False,
+        self, x_t: Tensor, t: Tensor, attention_mask: Tensor | None, model_kwargs: Mapping[str, Any], **how: bool
     ) -> Tensor:
-        return self._send(
-            x_t, t, {**self._attention(x_t, attention_mask), **model_kwargs}, embedded=embedded, eager=eager
-        )
+        return self._send(x_t, t, {**self._attention(x_t, attention_mask), **model_kwargs}, **how)
 
     def _send(self, x_t: Tensor, t: Tensor, keywords: dict[str, Any], **how: bool) -> Tensor:
         return _logits_of(self._output(x_t, t, keywords, **how))
@@ -330,6 +323,7 @@ class WrappedDenoiser(BlockReading, nn.Module):
     ) -> Any:
         positional: list[Tensor] = []
         self.keywords.check(keywords, self.model)
+        refuse_longer(x_t, self._longest, keywords, unwrap(self.model)[0])
         arguments = [(self.call_signature.ids, x_t)]
         if self.call_signature.time is not None:
             sigma = self.schedule.sigma(t) if self.call_signature.time_conditioning else torch.zeros_like(t)

@@ -22,8 +22,11 @@ from ..checks import check_count
 from ..digests import weights_digest
 from ..distillation.trajectories import PADDING, Trajectories, draw_trajectories
 from ..files import read_json_object, write_text
+from ..models import DiTConfig
+from ..models.wrappers import unwrap
 from ..process import Denoiser
 from ..process.conditions import take_rows
+from ..process.sequences import real_tokens
 from ..samplers import Frame, Sampler
 from .seeding import step_generator
 from .stored_settings import Setting, flat_settings, refuse_changes
@@ -31,6 +34,7 @@ from .token_cache import cached_arrays
 
 SETTINGS_FILE = "trajectories.json"
 ARRAYS = ("x_0", "reveal_step")
+CALLED_BY = ("block_length", "time_conditioning")  # of a `DiT`: no weight tells them
 
 
 class TrajectoryStore(Dataset):
@@ -97,19 +101,22 @@ class TrajectoryStore(Dataset):
             device: of unconditional samples.
             batch_size: rows that are drawn, and written, at a time.
             seed: of the draws.
-            teacher_id: names the teacher; by default a digest of its weights, with how it is called.
+            teacher_id: names the teacher's weights; by default a digest of them.
             tokenizer: fingerprint of the tokenizer whose ids these are.
 
         Raises:
             TypeError: if a number is no integer, or the teacher is a function without ``teacher_id``.
-            ValueError: if the folder holds trajectories of another teacher, tokenizer, sampler, length or seed, or of
-                other prompts: names what differs.
+            ValueError: if the folder holds trajectories of another teacher, or of one that was called in another way,
+                of another tokenizer, sampler, length or seed, or of other prompts: names what differs; or if the
+                attention mask does not have the shape of the prompts.
         """
         check_count("batch_size", batch_size)
         check_count("seed", seed, minimum=0)
         if (shape is None) == (x_init is None):
             raise ValueError("give either shape=(rows, length) or x_init, and not both")
         count = check_count("number of rows", len(x_init) if x_init is not None else shape[0])  # type: ignore[index]
+        if attention_mask is not None and x_init is not None:
+            real_tokens(attention_mask, x_init.shape)  # refuses one of another shape
         given = {"prompts": x_init, "attention_mask": attention_mask}
         given |= {f"model_kwargs.{name}": value for name, value in (model_kwargs or {}).items()}
         settings: dict[str, Setting] = {
@@ -145,8 +152,11 @@ class TrajectoryStore(Dataset):
         store.folder = Path(folder)
         store.folder.mkdir(parents=True, exist_ok=True)
         file = store.folder / SETTINGS_FILE
-        if file.exists():
-            refuse_changes(read_json_object(file), settings, where=folder)
+        if file.exists() and any(store.folder.glob("part-*")):
+            saved = read_json_object(file)
+            # Earlier versions did not note how the teacher is called.
+            unnoted = {name for name in settings if name.startswith("teacher.")} - saved.keys()
+            refuse_changes(saved, {name: settings[name] for name in settings.keys() - unnoted}, where=folder)
         else:
             write_text(file, json.dumps(settings, indent=1))
         store._open(draw)
@@ -207,13 +217,16 @@ _WITHOUT_EFFECT = tuple(
 
 
 def _teacher_settings(teacher: Denoiser, teacher_id: str | None) -> dict[str, Setting]:
-    if teacher_id is not None:
-        return {"teacher": teacher_id}
-    if not isinstance(teacher, nn.Module):
+    """The weights, and how they are called: what a call signature says, or the configuration of a `DiT`."""
+    if teacher_id is None and not isinstance(teacher, nn.Module):
         raise TypeError("a function has no weights by which its trajectories could be known; give teacher_id")
+    inner = unwrap(teacher)[0]
+    config = getattr(inner, "config", None)
+    called = {name: getattr(config, name) for name in CALLED_BY} if isinstance(config, DiTConfig) else {}
     return {
-        "teacher": weights_digest(teacher),
-        **flat_settings(getattr(teacher, "call_signature", None), "teacher.call_signature"),
+        "teacher": weights_digest(teacher) if teacher_id is None else teacher_id,  # type: ignore[arg-type]
+        **flat_settings(getattr(inner, "call_signature", None), "teacher.call_signature"),
+        **flat_settings(called, "teacher"),
     }
 
 

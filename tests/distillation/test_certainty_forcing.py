@@ -89,6 +89,8 @@ def test_the_loss_is_that_of_the_paper() -> None:
     method.student.zero_grad()
     (cross_entropy + 2.0 * entropy).backward()
     torch.testing.assert_close(mine, method.student.weight.grad)
+    half = method.student_loss(rollout, num_tokens=2.0 * where.sum())
+    torch.testing.assert_close(half.loss, out.loss / 2)  # One of two equal parts, whose losses are added up.
 
 
 def optimum(labels: Tensor, entropy_weight: float) -> Tensor:

@@ -120,7 +120,7 @@ def test_the_loss_is_the_weighted_log_probability_of_its_own_fills() -> None:
     x_0 = torch.randint(K, (4, 6), generator=torch.Generator().manual_seed(2))
     loss_mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(3)) < 0.6
     loss_mask[0] = False
-    loss_mask[0, 2] = True  # one mask: nothing to compare
+    loss_mask[0, 2] = True  # one mask: nothing to compare, so that the mean is over the three others
     rollout = corrupted(x_0, loss_mask)
     out = method.student_loss(rollout, generator=torch.Generator().manual_seed(5))
     positions = rollout.positions
@@ -134,7 +134,7 @@ def test_the_loss_is_the_weighted_log_probability_of_its_own_fills() -> None:
     for row, n in enumerate(rollout.num_masked.tolist()):
         for g in range(4):
             own = log_prob_NM[start : start + n, 2 * g : 2 * g + 2]
-            expected -= float(advantages[row, g]) * float(own.sum().detach()) / (n * 4 * 2 * 4)
+            expected -= float(advantages[row, g]) * float(own.sum().detach()) / (n * 4 * 2 * 3)
         start += n
     assert bool((advantages[0] == 0).all())
     assert float(out.loss) == pytest.approx(expected, abs=1e-7)

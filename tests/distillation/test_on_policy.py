@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,8 +157,20 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(seed: int) -> Non
     (mine,) = torch.autograd.grad(out.loss, student.logits)
     (theirs,) = torch.autograd.grad(expected, student.logits)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    half = method.loss("student", rollout, num_tokens=2.0 * rollout.loss_mask.sum()).metrics
-    torch.testing.assert_close(half["anchor_kl"], out.metrics["anchor_kl"] / 2)
+    half = method.loss("student", rollout, num_tokens=2.0 * rollout.loss_mask.sum())
+    torch.testing.assert_close(half.loss, out.loss / 2)  # One of two equal parts, whose losses are added up.
+
+
+def test_sequences_that_are_all_prompt_change_nothing() -> None:
+    method = OnPolicyDistillation(Networks(mixed(1, 0.7), table(0)), PROCESS, OnPolicyConfig(num_steps=(2,)))
+    rollout = method.rollout(6, LENGTH, generator=seeded(0))
+    given = {name: torch.cat((value, value[:3])) for name, value in vars(rollout).items() if torch.is_tensor(value)}
+    for name in ("loss_mask", "committed"):
+        given[name][6:] = False
+    given["x_t"][6:] = 0
+    more = method.loss("student", replace(rollout, **given))
+    assert float(more.metrics["hinge"]) > 0.0
+    torch.testing.assert_close(more.loss, method.loss("student", rollout).loss)
 
 
 class Shifted(nn.Module):

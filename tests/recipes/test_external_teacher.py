@@ -79,7 +79,9 @@ def test_a_tokenizer_of_a_model_knows_its_mask_its_frame_and_what_is_no_text(kin
 
 @pytest.mark.parametrize("sharing", ["copies", "adapters"])
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_hugging_face_teacher_is_distilled_and_saved(kind: str, sharing: str, tmp_path: Path) -> None:
+def test_a_hugging_face_teacher_is_distilled_saved_and_sampled(
+    kind: str, sharing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if sharing == "adapters":
         pytest.importorskip("peft", reason="LoRA is an optional extra")
     flags = [*flags_of(tmp_path, kind), f"--distill.sharing={sharing}", "--distill.rank=2"]
@@ -92,6 +94,11 @@ def test_a_hugging_face_teacher_is_distilled_and_saved(kind: str, sharing: str, 
     x_t, t = torch.tensor([[CLS, MASK, 6, MASK, SEP]]), torch.ones(1)
     moved = (student(x_t, t) - teacher(x_t, t)).detach().abs().max()
     assert 0.0 < float(moved) < 0.1  # three updates of rate 3e-4
+    capsys.readouterr()
+    called = LLAMA if kind == "llama" else []
+    few = ["sample", f"--output={tmp_path}/runs", f"--teacher.path={tmp_path / kind}", "--precision=fp32", *called]
+    assert main(few) == 0
+    assert "10 tokens, 8 steps" in capsys.readouterr().out
     head = student.denoiser.vocabulary_head.state_dict()
     for name, weight in teacher.vocabulary_head.state_dict().items():
         assert torch.equal(head[name], weight) == (sharing == "adapters"), name

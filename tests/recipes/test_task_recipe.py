@@ -22,7 +22,7 @@ from discrete_distill.recipes.tasks.decoding import Decoding, decode, decodings
 from discrete_distill.recipes.tasks.evaluate import areas
 from discrete_distill.recipes.tasks.named_tasks import MAKERS, SymbolTokenizer, named_task, sudoku_peers
 from discrete_distill.recipes.tasks.report import collapse_warnings, summary
-from discrete_distill.recipes.tasks.settings import MeasureConfig
+from discrete_distill.recipes.tasks.settings import PRESETS, MeasureConfig
 from discrete_distill.recipes.tasks.stream import TaskStream
 from discrete_distill.samplers import AncestralSampler
 
@@ -68,6 +68,33 @@ def test_the_recipe_trains_measures_and_reports(tmp_path: Path, capsys: pytest.C
     puzzle = ["--sample.puzzles", "1.34 .... .... ...."]
     assert main(["sample", *flags, *puzzle, "--sample.watch", "--sample.seconds-per-step=0"]) == 0
     assert main(["sample", *flags, "--sample.method=teacher"]) == 0
+
+
+def test_runs_of_two_tasks_do_not_meet() -> None:
+    demo = PRESETS["demo"]()
+    folders = [
+        replace(demo, task=task, size=size, name=name).directory.name
+        for task, size, name in (
+            ("sudoku", 0, demo.name),
+            ("sudoku", 6, demo.name),
+            ("sudoku", 4, demo.name),
+            ("countdown", 0, PRESETS["long"]().name),
+            ("countdown", 0, "mine"),
+        )
+    ]
+    assert folders == ["sudoku", "sudoku", "sudoku-4", "countdown-long", "mine"]
+
+
+def test_the_student_that_was_trained_is_the_one_that_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, f"--output={tmp_path}", "--sample.count=1"]
+    assert main(["sample", *flags]) == 2
+    assert "didi" in capsys.readouterr().err
+    for name in ("sdtt", "alpha"):
+        saved_teacher(tmp_path / "sudoku-4" / name / "student")
+        assert main(["sample", *flags]) == 0
+        assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("task", "size", "tokens"), [("sudoku", "4", 16), ("countdown", "2", 8)])  # 4 blocks, and 3

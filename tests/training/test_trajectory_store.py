@@ -1,6 +1,7 @@
 """Stored trajectories: the same rows whenever and however often a run was stopped; others' stores are refused."""
 
 import copy
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from discrete_distill import AncestralSampler, BlockwiseSampler, ConfidenceSampler, Frame, MaskedDiffusion
 from discrete_distill.distillation.trajectories import GIVEN, PADDING
+from discrete_distill.models import DiT, DiTConfig
 from discrete_distill.training import TrajectoryStore
 
 V, MASK, LENGTH = 6, 5, 8
@@ -161,6 +163,27 @@ def test_samples_are_rows_drawn_evenly(tmp_path: Path) -> None:
         store.rows(torch.tensor([5]))
 
 
+def test_a_first_draw_that_failed_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        record(tmp_path, Teacher(fails_at=1), sampler=ConfidenceSampler(PROCESS, num_steps=5))
+    assert len(record(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("teacher_id", [None, "small"])
+def test_how_a_teacher_is_called_is_noted_beside_its_weights(teacher_id: str | None, tmp_path: Path) -> None:
+    shape = {"vocab_size": V, "max_length": LENGTH, "hidden_size": 8, "num_layers": 1, "num_heads": 1, "cond_size": 4}
+    whole, blocks = DiT(DiTConfig(**shape)), DiT(DiTConfig(**shape, block_length=4))
+    blocks.load_state_dict(whole.state_dict())
+    record(tmp_path, whole, teacher_id=teacher_id)
+    with pytest.raises(ValueError, match=r"teacher\.block_length was None and is 4"):
+        record(tmp_path, blocks, teacher_id=teacher_id)
+    file = tmp_path / "trajectories.json"
+    saved = json.loads(file.read_text())
+    earlier = {name: value for name, value in saved.items() if not name.startswith("teacher.")}
+    file.write_text(json.dumps(earlier))
+    record(tmp_path, whole, teacher_id=teacher_id)  # of a version that did not note it
+
+
 def test_rows_with_conditions_follow_them(tmp_path: Path) -> None:
     def conditional(x_t: Tensor, t: Tensor, word: Tensor) -> Tensor:
         return 50.0 * nn.functional.one_hot(word, V)[:, None].expand(-1, LENGTH, -1).float()
@@ -181,6 +204,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(tmp_path:
         (ValueError, {"seed": -1}),
         (ValueError, {"shape": (10, 8)}),
         (ValueError, {"x_init": None, "attention_mask": None}),
+        (ValueError, {"attention_mask": torch.ones(4, LENGTH, dtype=torch.bool)}),
     ):
         with pytest.raises(error):
             record(folder, **given)  # type: ignore[arg-type]

@@ -137,8 +137,9 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
 
         Args:
             rollout: of this step.
-            num_tokens: what the cross-entropy is divided by: masked positions of the whole batch, where the rollout is
-                a part of it. The entropy is a mean over the right ones of this part.
+            num_tokens: masked positions of the whole batch, where the rollout is a part of it: the cross-entropy is
+                divided by them, and the entropy, a mean over the right ones of this part, weighs as much as the part's
+                share of them.
             **given: the other keywords of `loss`; not read.
         """
         positions = rollout.positions
@@ -156,7 +157,7 @@ class CertaintyForcing(DataMethod[CertaintyForcingConfig]):
         sums = torch.stack(parts).sum(0)
         count = rollout.num_tokens() if num_tokens is None else num_tokens
         cross_entropy, entropy = sums[0] / count, sums[1] / sums[2].detach().clamp(min=1.0)
-        loss = cross_entropy + self.config.entropy_weight * entropy
+        loss = cross_entropy + self.config.entropy_weight * (rollout.num_counted() / count) * entropy
         metrics = {
             "cross_entropy": cross_entropy.detach(),
             "entropy_where_right": entropy.detach(),

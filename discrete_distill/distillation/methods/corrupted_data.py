@@ -14,12 +14,13 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...checks import NO_MASK
+from ...checks import NO_MASK, check_tokens
 from ...distributed.collectives import mean_over_processes
 from ...kernels.chunked import DEFAULT_CHUNK_ROWS, chunks
 from ...process import MaskedDiffusion, StratifiedTime
 from ...process.blocks import BlockRows
 from ...process.denoiser import LogitsOfPart
+from ...process.sequences import real_tokens
 from ...samplers import Frame
 
 
@@ -116,10 +117,12 @@ def clean_sequences(
         Tokens int64 ``[B, L]``, and bool ``[B, L]``, or None if all of them may be masked.
 
     Raises:
+        TypeError: if the reference is not int64, or the attention mask holds neither booleans nor integers.
         ValueError: if there is no reference, it is empty or of another shape than requested.
     """
     if reference is None:
         raise ValueError("this method corrupts reference sequences; pass reference=")
+    check_tokens("reference", reference)
     if reference.ndim != 2 or not reference.numel():
         raise ValueError(f"reference has shape {list(reference.shape)}: give one sequence and one token or more")
     if x_init is None and isinstance(shape[1], Frame):
@@ -133,11 +136,21 @@ def clean_sequences(
         generation_mask = process.is_masked(x_init)
         reference = torch.where(generation_mask, reference, x_init)
     if attention_mask is not None:
-        real = attention_mask.bool()
+        real = real_tokens(attention_mask, reference.shape)
         generation_mask = real if generation_mask is None else generation_mask & real
     if generation_mask is not None and not bool(generation_mask.any()):
         warnings.warn(NO_MASK, stacklevel=3)
     return reference, generation_mask
+
+
+def refuse_masks(process: MaskedDiffusion, reference: Tensor, generation_mask: Tensor | None) -> None:
+    """Refuse reference sequences that hold masks at generated positions; looked at where that waits for no device.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if reference.device.type == "cpu" and bool(process.is_masked(reference, generation_mask).any()):
+        raise ValueError(f"reference must be clean tokens, and holds masks (id {process.mask_token_id}); give data")
 
 
 def corrupt_data(

@@ -12,7 +12,7 @@ from ...process.denoiser import LogitsOfPart, logits_in_parts
 from ...samplers import Frame
 from ..trajectories import Trajectories
 from .base import BaseMethod
-from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data
+from .corrupted_data import MaskedBatch, clean_sequences, corrupt_data, refuse_masks
 from .method_config import MethodConfig
 from .protocol import UpdatePlan
 
@@ -74,7 +74,9 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
             model_kwargs: passed to the networks by keyword.
 
         Raises:
-            ValueError: if there is no reference, it is empty or of another shape than the other arguments.
+            TypeError: if the reference is not int64, or the attention mask holds neither booleans nor integers.
+            ValueError: if there is no reference, it is empty, of another shape than the other arguments, or holds masks
+                at positions that may be masked (looked at on a CPU alone).
         """
         recorded: dict[str, Tensor] = {}
         generated = None
@@ -85,6 +87,7 @@ class DataMethod(BaseMethod[ConfigT], Generic[ConfigT]):
         x_0, generation_mask = clean_sequences(self.process, reference, (batch_size, length), x_init, attention_mask)
         if generated is not None:
             generation_mask = generated if generation_mask is None else generated & generation_mask
+        refuse_masks(self.process, x_0, generation_mask)
         if self.block_length:
             model_kwargs = {**(model_kwargs or {}), "clean": x_0}
         return self.corrupt(

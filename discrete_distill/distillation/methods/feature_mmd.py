@@ -124,7 +124,7 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
     def corrupt(self, x_0: Tensor, **given: Any) -> PartedData:
         """See `DataMethod.corrupt`."""
         rollout: Any = super().corrupt(x_0, **given)
-        return PartedData(**vars(rollout), num_parts=torch.tensor(len(x_0), device=x_0.device))
+        return PartedData(**vars(rollout), num_parts=(rollout.num_masked >= self.minimum_masks).sum())
 
     def student_loss(
         self,
@@ -134,20 +134,22 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
         num_tokens: Tensor | float | None = None,
         **given: Any,
     ) -> StepOutput:
-        """Compute the score-function loss; its gradient is that of ``MMD^2`` in expectation, mean over sequences.
+        """Compute the score-function loss; its gradient is that of ``MMD^2`` in expectation, mean over the sequences
+        with two masks or more.
 
         A bandwidth by the median, and scaled advantages, are those of the rollout alone.
 
         Args:
             rollout: of this step.
             generator: draws the fills.
-            num_tokens: what sums over sequences are divided by: those of the whole batch where the rollout is a part of
-                it, as a mean over processes.
+            num_tokens: what sums over these sequences are divided by: those of the whole batch where the rollout is a
+                part of it, as a mean over processes.
             **given: the other keywords of `loss`; not read.
         """
         positions, length = rollout.positions, rollout.x_0.shape[1]
+        counted_B = rollout.num_masked >= self.minimum_masks
         if num_tokens is None:
-            num_tokens = mean_over_processes(torch.tensor(float(len(rollout.x_0)), device=positions.device))
+            num_tokens = mean_over_processes(counted_B.sum().float()).clamp(min=1.0)
         logits_of = self.student_logits(rollout)
         fills_NM = self.draw_fills(logits_of, positions, generator)
         rewards_BG = self.rewards(rollout, fills_NM)
@@ -155,14 +157,15 @@ class FeatureMMD(DataMethod[FeatureMMDConfig]):
             rewards_BG.flatten(), self.config.candidates, baseline="leave_one_out", scale="none"
         ).view_as(rewards_BG)
         if self.config.scaled_advantages:
-            advantages_BG = advantages_BG / advantages_BG.square().mean().sqrt().clamp(min=1e-12)
+            counted = counted_B.sum().clamp(min=1) * self.config.candidates
+            advantages_BG = advantages_BG / (advantages_BG.square().sum() / counted).sqrt().clamp(min=1e-12)
         row_N = positions // length
         weight_BG = advantages_BG / (rollout.num_masked.clamp(min=1)[:, None] * fills_NM.shape[1] * num_tokens)
         log_prob_NM = log_probs_of(self.process, logits_of, fills_NM)
         loss = -(weight_BG.repeat_interleave(self.config.fills, 1)[row_N] * log_prob_NM).sum()
         metrics = {
-            "reward": rewards_BG.mean(),
-            "reward_spread": rewards_BG.std(1).mean(),
+            "reward": (rewards_BG.mean(1) * counted_B).sum() / counted_B.sum().clamp(min=1),
+            "reward_spread": (rewards_BG.std(1) * counted_B).sum() / counted_B.sum().clamp(min=1),
             "log_prob": log_prob_NM.detach().mean() if len(log_prob_NM) else rewards_BG.new_zeros(()),
         }
         return StepOutput(loss, metrics)

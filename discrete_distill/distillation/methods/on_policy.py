@@ -227,13 +227,13 @@ class OnPolicyDistillation(DataMethod[OnPolicyConfig]):
     def student_loss(
         self, rollout: OnPolicyStates, *, num_tokens: Tensor | float | None = None, **given: Any
     ) -> StepOutput:
-        """Compute the hinge on committed tokens, a mean over sequences, and the KL from the teacher on the others, a
-        mean over all masked positions.
+        """Compute the hinge on committed tokens, a mean over sequences with a mask, and the KL from the teacher on the
+        others, a mean over all masked positions.
 
         Args:
             rollout: of this step.
-            num_tokens: what the sum of the KL is divided by: masked positions of the whole batch, where the rollout is
-                a part of it.
+            num_tokens: masked positions of the whole batch, where the rollout is a part of it: the sum of the KL is
+                divided by them, and the hinge weighs as much as the part's share of them.
             **given: the other keywords of `loss`; not read.
         """
         positions, (batch, length) = rollout.positions, rollout.x_t.shape
@@ -255,12 +255,14 @@ class OnPolicyDistillation(DataMethod[OnPolicyConfig]):
 
         parts = [checkpoint(part, rows, use_reentrant=False) for rows in chunks_of(len(positions))]
         hinge_N, kl_N = torch.cat(parts, dim=1)
-        none_B = hinge_N.new_zeros(batch)
-        hinge = none_B.scatter_reduce(0, positions // length, hinge_N, "amax", include_self=True).mean()
-        kl = kl_N.sum() / (rollout.num_tokens() if num_tokens is None else num_tokens)
+        hinge_B = hinge_N.new_zeros(batch).scatter_reduce(0, positions // length, hinge_N, "amax", include_self=True)
+        hinge = hinge_B.sum() / rollout.loss_mask.any(1).sum().clamp(min=1)
+        count = rollout.num_tokens() if num_tokens is None else num_tokens
+        kl = kl_N.sum() / count
         committed = rollout.committed.sum() / rollout.loss_mask.sum().clamp(min=1)
         metrics = {"hinge": hinge.detach(), "anchor_kl": kl.detach(), "committed": committed}
-        return StepOutput(hinge + self.config.anchor_weight * kl, metrics)
+        share = rollout.num_counted() / count
+        return StepOutput(share * hinge + self.config.anchor_weight * kl, metrics)
 
 
 def draw_state(history: Tensor, generator: Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ from ..networks import Networks
 from ..paths import IntermediateStateMatcher
 from ..rollout import Rollout
 from .base import BaseMethod
-from .corrupted_data import clean_sequences
+from .corrupted_data import clean_sequences, refuse_masks
 from .output import Credit, LogRatioOutput, StepOutput
 from .path_config import PathConfig
 from .path_metrics import agreement_metrics
@@ -193,15 +193,11 @@ class PathMethod(BaseMethod[ConfigT]):
         Raises:
             TypeError: if the reference is not int64.
             ValueError: if a log-probability of the path, or a reward, is not finite, or the reference is missing, of
-                another shape than the samples, or holds masks.
+                another shape than the samples, or holds masks at generated positions.
         """
         if reference is not None:
             rollout.check_reference(reference)
-            # Their content is looked at where that waits for no device.
-            if reference.device.type == "cpu" and bool(self.process.is_masked(reference).any()):
-                raise ValueError(
-                    f"reference must be clean tokens, and holds masks (id {self.process.mask_token_id}); give data"
-                )
+            refuse_masks(self.process, reference, rollout.generation_mask)
         tokens = divisor(rollout, num_tokens)
         return self._student_loss(rollout, credit, log_ratio_output, reference, generator, tokens)
 

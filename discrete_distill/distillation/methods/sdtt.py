@@ -151,9 +151,16 @@ class SDTT(DataMethod[SDTTConfig]):
         self.round = index
 
     def corrupt(
-        self, x_0: Tensor, *, generation_mask: Tensor | None, generator: Generator | None, **given: Any
+        self,
+        x_0: Tensor,
+        *,
+        generation_mask: Tensor | None,
+        generator: Generator | None,
+        reveal_step: Tensor | None = None,
+        **given: Any,
     ) -> TeacherTargets:
-        """The teacher's targets at the masks of corrupted sequences; see `targets`."""
+        """The teacher's targets at the masks of corrupted sequences; see `targets`. The order of ``reveal_step`` is not
+        read."""
         t, s = self.times(len(x_0), x_0.device, generator)
         x_t = self.process.corrupt(x_0, t, generation_mask=generation_mask, generator=generator)
         return self.targets(x_t, t, s, generation_mask=generation_mask, generator=generator, **given)

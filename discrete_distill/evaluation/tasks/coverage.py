@@ -112,18 +112,28 @@ def distinct_expected(num_samples: int, num_solutions: int) -> float:
 
 
 def distinct_deviation(num_samples: int, num_solutions: int) -> float:
-    """Standard deviation of the number of different answers among samples of a uniform sampler, to leading order in
-    ``1 / N`` at constant ``c = n / N``: ``sqrt(N (e^{-c} - (1 + c) e^{-2 c}))``.
+    """Standard deviation of the number of different answers among samples of a uniform sampler.
+
+    With the probabilities ``p = (1 - 1/N)^n`` and ``q = (1 - 2/N)^n`` that one answer, and that two, are not drawn, the
+    variance is ``N p (1 - p) + N (N - 1) (q - p^2)``; where ``n / N`` is small, ``n (n - 1) / (2 N)``.
 
     Args:
         num_samples: ``n``, 0 or more.
         num_solutions: ``N``.
+
+    Examples:
+        >>> distinct_deviation(2, 2)  # One or two, equally likely.
+        0.5
     """
     n, total = check_count("num_samples", num_samples, minimum=0), check_count("num_solutions", num_solutions)
-    c = n / total
-    # exp(c) - 1 - c, whose terms cancel where c is small.
-    difference = c * c / 2.0 + c**3 / 6.0 if c < 1e-4 else math.expm1(min(c, 700.0)) - c
-    return math.sqrt(total * math.exp(-2.0 * min(c, 700.0)) * difference)
+    if total == 1 or n < 2:
+        return 0.0
+    if n / total < 1e-4:  # The terms of the variance cancel.
+        return math.sqrt(n * (n - 1) / (2.0 * total))
+    p = math.exp(n * math.log1p(-1.0 / total))
+    # q / p^2 = (1 - 1 / (N - 1)^2)^n; of two answers one is always drawn.
+    excess = -1.0 if total == 2 else math.expm1(n * math.log1p(-1.0 / (total - 1.0) ** 2))
+    return math.sqrt(max(total * p * (1.0 - p) + total * (total - 1.0) * p * p * excess, 0.0))
 
 
 def plug_in_kl_of_uniform(num_samples: int, num_solutions: int) -> float:

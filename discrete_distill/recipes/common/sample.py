@@ -8,12 +8,15 @@ from functools import partial
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ...checks import check_count, check_number
+from ...files import read_json_object
 from ...process import MaskedDiffusion
 from ...samplers import Sampler, SamplerOutput, prompted
 from ...training import fold_seed
+from .distill import SETTINGS_FILE
+from .network_shape import network_shape
 from .plain_sampler import plain_sampler
 from .printing import printable
 from .run import Run
@@ -64,7 +67,7 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     run.compile(network)
     if config.guided and discriminator is None:
         raise ValueError("guided sampling needs a discriminator, and this network has none; leave --sample.guided out")
-    process, tokenizer, length = run.process, run.tokenizer, run.config.data.length
+    process, tokenizer, length = run.process, run.tokenizer, sample_length(run, network)
     ids = [*tokenizer.prefix, *(tokenizer.encode([config.prompt])[0] if config.prompt else [])]
     if len(ids) + len(tokenizer.suffix) >= length:
         raise ValueError(f"the prompt has {len(ids)} tokens and a sequence {length}; shorten the prompt")
@@ -97,8 +100,19 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
         for row in out.sequences.tolist():
             text = Text(printable(tokenizer.decode(row).strip()))  # Not read as markup.
             console.print(Panel(text, width=min(100, console.width)))
-    console.print(f"{config.steps} steps, {out.network_evaluations} network evaluations", style="dim")
+    console.print(f"{length} tokens, {config.steps} steps, {out.network_evaluations} network evaluations", style="dim")
     return out
+
+
+def sample_length(run: Run, network: nn.Module) -> int:
+    """Tokens of a sample: ``--data.length``, or, of a network that does not read as many, those that it was distilled
+    with."""
+    length, longest = run.config.data.length, network_shape(network).max_length
+    if longest is None or length <= longest:
+        return length
+    file = run.directory / "student" / SETTINGS_FILE
+    noted = read_json_object(file).get("text.length") if file.exists() else None
+    return min(noted, longest) if isinstance(noted, int) else longest
 
 
 def _frame(process: MaskedDiffusion, tokenizer: TextTokenizer, state: Tensor, before: Tensor, title: str) -> Panel:

@@ -44,7 +44,7 @@ class ComparedTask:
                 f"## {title_of(results)}",
                 provenance(self.run, results),
                 summary(results),
-                f"[All figures of this task]({self.run.config.name}/{path.name})",
+                f"[All figures of this task]({self.run.directory.name}/{path.name})",
             )
         )
 

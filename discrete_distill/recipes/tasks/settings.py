@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ...checks import check_all_counts, check_count, check_number
 from ...distillation.methods import (
@@ -25,7 +26,7 @@ from ..common.evaluation import EvaluateConfig
 from ..common.likelihood import from_scratch
 from ..common.methods import MethodsConfig
 from ..common.teacher import TeacherConfig
-from .named_tasks import NamedTask, TaskName, named_task
+from .named_tasks import MAKERS, NamedTask, TaskName, named_task
 
 DECODINGS = ("ancestral", "confidence", "entropy-bounded", "threshold")
 
@@ -81,7 +82,8 @@ class SolveConfig:
         puzzles: one text each, such as "1__4 __1_ _1__ 4__1"; empty for answers without a prompt, or, where the task
             has prompts, for random ones.
         count: answers where no puzzles are given.
-        method: whose student; "teacher" for the teacher.
+        method: whose student; empty for the first that was trained, those of ``--methods`` first; "teacher" for the
+            teacher.
         decoding: ancestral or confidence.
         forwards: evaluations of the network.
         watch: show the answers being filled in, step by step, or block by block where the network reads so.
@@ -90,7 +92,7 @@ class SolveConfig:
 
     puzzles: tuple[str, ...] = ()
     count: int = 2
-    method: str = "didi"
+    method: str = ""
     decoding: str = "confidence"
     forwards: int = 8
     watch: bool = False
@@ -99,7 +101,7 @@ class SolveConfig:
     def __post_init__(self) -> None:
         check_all_counts(self, "count", "forwards", flag="--sample")
         check_number("--sample.seconds-per-step", self.seconds_per_step, minimum=0.0)
-        if self.method not in ("teacher", *MethodsConfig.KNOWN):
+        if self.method not in ("", "teacher", *MethodsConfig.KNOWN):
             known = ", ".join(MethodsConfig.KNOWN)
             raise ValueError(f"unknown --sample.method {self.method!r}; choose one of teacher, {known}")
         if self.decoding not in ("ancestral", "confidence"):
@@ -111,12 +113,15 @@ class TaskConfig(MethodsConfig):
     """From a task with a verifier to students that solve it in few steps.
 
     Args:
+        name: folder of this run, under ``output``; "{task}" in it stands for the task, with its size where that is not
+            the task's own, so that runs of two tasks do not meet.
         task: sudoku, permutations, brackets, countdown or arithmetic.
         size: cells of a side (4, 6 or 9), letters, pairs of brackets, given numbers, or digits; 0 for the task's own.
         measure: what is measured.
         sample: what the stage "sample" draws.
     """
 
+    name: str = "{task}"
     task: TaskName = "sudoku"
     size: int = 0
     methods: tuple[str, ...] = ("didi", "feature-mmd", "alpha")
@@ -140,6 +145,12 @@ class TaskConfig(MethodsConfig):
                 f"--measure.num-clues {self.measure.num_clues} leaves nothing to solve of {named.length} "
                 "cells; lower it"
             )
+
+    @property
+    def directory(self) -> Path:
+        """``output / name``, with the task in the place of "{task}"."""
+        task = self.task if self.size in (0, MAKERS[self.task][0]) else f"{self.task}-{self.size}"
+        return self.output / self.name.replace("{task}", task)
 
     def named_task(self) -> NamedTask:
         """The task that the settings name."""
@@ -166,7 +177,6 @@ def distilled(method: MethodConfig, *, batch_size: int = 64, learning_rate: floa
 def demo() -> TaskConfig:
     """Sudoku of 6x6 with the shipped teacher; ten minutes on two cores."""
     return TaskConfig(
-        name="sudoku",
         precision="fp32",
         teacher=TeacherConfig(
             path="",
@@ -198,7 +208,7 @@ def demo() -> TaskConfig:
 def long() -> TaskConfig:
     """All methods, ten times as long, on more answers: hours on two cores."""
     config = demo()
-    config.name, config.amount, config.methods = "sudoku-long", 600_000.0, MethodsConfig.KNOWN
+    config.name, config.amount, config.methods = "{task}-long", 600_000.0, MethodsConfig.KNOWN
     config.measure.num_prompts = 2048
     return config
 

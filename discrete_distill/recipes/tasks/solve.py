@@ -16,6 +16,7 @@ from ...evaluation.tasks import Prompts
 from ...process import evaluation_mode
 from ...samplers import SamplerOutput
 from ...training import fold_seed
+from ..common.methods import MethodsConfig
 from ..common.plain_sampler import plain_sampler
 from ..common.watch import watch
 from .run import TaskRun
@@ -27,10 +28,18 @@ SIDE_BY_SIDE = 4
 def check_puzzles(run: TaskRun, config: SolveConfig) -> None:
     """Refuse puzzles that cannot be read or contradict themselves, and a network that is not there."""
     run.named.puzzles(config.puzzles)
+    load_solver(run, config)
+
+
+def load_solver(run: TaskRun, config: SolveConfig) -> tuple[str, Any]:
+    """The network of ``--sample.method``, and whose it is."""
     if config.method == "teacher":
-        run.load_teacher()
-    else:
-        run.load_student(run.directory / config.method / "student")
+        return config.method, run.load_teacher()
+    recipe: Any = run.config
+    folders = {name: run.directory / name / "student" for name in (*recipe.methods, *MethodsConfig.KNOWN)}
+    trained = [name for name, folder in folders.items() if (folder / "config.json").exists()]
+    chosen = config.method or next(iter(trained or folders))
+    return chosen, run.load_student(run.directory / chosen / "student")[0]
 
 
 def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
@@ -45,8 +54,7 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
     task = run.named.task
     prompts = run.named.puzzles(config.puzzles) if config.puzzles else task.sample_prompts(config.count, generator)
     placed = Prompts(*(each.to(run.accelerator.device) for each in prompts))
-    teacher = config.method == "teacher"
-    network = run.load_teacher() if teacher else run.load_student(run.directory / config.method / "student")[0]
+    method, network = load_solver(run, config)
     sampler = plain_sampler(
         run.process,
         network,
@@ -63,7 +71,7 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
             out = watch(sampler, network, placed.x_init, frame=few, console=console, pause=pause, **given)
         else:
             out = sampler(network, x_init=placed.x_init, **given)
-            console.print(frame(run, out.sequences.cpu(), prompts.x_init, config.method))
+            console.print(frame(run, out.sequences.cpu(), prompts.x_init, method))
     right = task.verify(out.sequences.cpu(), prompts).tolist()
     console.print(f"{sum(right)} of {len(right)} right, {out.nfe} evaluations of the network", style="dim")
     return out

@@ -1,6 +1,7 @@
 """Accuracy, accuracy under parallelism and coverage against definitions, simulation and the exact laboratory."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -98,6 +99,14 @@ def test_expectations_hold_where_numbers_are_large() -> None:
     assert plug_in_kl_of_uniform(100_000, 100) == pytest.approx(99 / 200_000, rel=1e-2)
     assert distinct_expected(10**6, 7) == pytest.approx(7)
     assert distinct_deviation(10**6, 7) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 1000, 20_000])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 50, 512])
+def test_the_deviation_of_distinct_answers_is_that_of_their_exact_distribution(n: int, total: int) -> None:
+    one, two = (max(1 - Fraction(k, total), Fraction(0)) ** n for k in (1, 2))  # not drawn among n
+    variance = total * one * (1 - one) + total * (total - 1) * (two - one * one)
+    assert distinct_deviation(n, total) == pytest.approx(math.sqrt(variance), rel=1e-6, abs=1e-9)
     assert distinct_expected(5, 1) == 1.0
 
 
