@@ -91,7 +91,7 @@ def demo_long() -> TextConfig:
 
 def demo_target() -> TextConfig:
     """The demo, its student held against an autoregressive network: the bundled teacher, trained further to read by
-    blocks of one token. Twenty minutes on two cores."""
+    blocks of one token. Half an hour on two cores."""
     config = demo()
     config.name = "demo-target"
     config.teacher.init = "bundled"
