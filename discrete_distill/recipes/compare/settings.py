@@ -91,7 +91,7 @@ class ComparisonConfig(MethodsConfig):
     texts: tuple[Path, ...] = ()
     bound_sequences: int = 64
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
-    didi_target: DistillConfig = field(default_factory=lambda: to_target(DistillConfig(discriminator=False)))
+    didi_target: DistillConfig = field(default_factory=lambda: to_target(DistillConfig()))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)

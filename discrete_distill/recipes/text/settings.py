@@ -106,11 +106,8 @@ def demo_target() -> TextConfig:
 
 def to_target(base: DistillConfig) -> DistillConfig:
     """The same distillation, its student of eight steps held against an autoregressive target."""
-    made = copy.deepcopy(base)
-    made.method = DiDiInstructConfig.autoregressive(
-        paths={"num_steps": (8,)}, advantages={"group_size": base.batch_size}
-    )
-    return made
+    method = DiDiInstructConfig.autoregressive(paths={"num_steps": (8,)}, advantages={"group_size": base.batch_size})
+    return replace(copy.deepcopy(base), method=method, discriminator=False)
 
 
 def paper(name: str, *, hidden_size: int, num_layers: int, num_heads: int, teacher: str) -> TextConfig:
