@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, repeatable hypothesis examples, seeds that no other test moves."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -32,6 +33,15 @@ def own_environment() -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("ACCELERATE")]:
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """Where bf16 is fast, recipes take it, and accelerate keeps the precision of the first Accelerator of a process."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
