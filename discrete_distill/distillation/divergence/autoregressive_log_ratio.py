@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ...process import MaskedDiffusion, evaluation_mode
 from ...process.blocks import PairedDenoiser, paired_logits, reads_blocks
-from ...process.sequences import check_sequences
-from .log_ratio import LogRatio, log_prob_of, summed
+from .log_ratio import LogRatio, log_prob_of, scored_tokens, summed
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,7 @@ class AutoregressiveLogRatio:
         """Raises ValueError without the clean tokens ``x_0``, or where shapes do not fit."""
         if x_0 is None:
             raise ValueError("an autoregressive network scores clean tokens; pass x_0=")
-        check_sequences(x_t, generation_mask)
-        check_sequences(x_0, None)
-        if x_0.shape != x_t.shape:
-            raise ValueError(f"x_0 has shape {list(x_0.shape)}, x_t {list(x_t.shape)}; they must agree")
-        positions = self.process.is_masked(x_t, generation_mask).flatten().nonzero().squeeze(1)
-        tokens_N = x_0.flatten()[positions]
+        positions, tokens_N = scored_tokens(self.process, x_t, x_0, generation_mask)
         log_probs = []
         with torch.no_grad(), evaluation_mode(self.auxiliary, self.target):
             for network in (self.auxiliary, self.target):
@@ -97,6 +91,6 @@ def check_autoregressive(network: Any, role: str) -> None:
     how = f"reads by blocks of {network.block_length}" if reads_blocks(network) else "attends both ways"
     raise ValueError(
         f"the {role} must be autoregressive, a network with block_length = 1, and this {type(network).__name__} {how}: "
-        "train one by DiTConfig(block_length=1), or wrap a causal one by as_denoiser(model, shifted=True, "
-        "block_length=1)"
+        'train one by DiTConfig(block_length=1), or wrap a causal one by as_denoiser(model, attention="full", '
+        "shifted=True, block_length=1)"
     )

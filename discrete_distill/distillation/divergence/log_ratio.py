@@ -147,18 +147,25 @@ class AuxiliaryDenoiserLogRatio:
         """Raises ValueError without the clean tokens ``x_0``, or where shapes do not fit."""
         if x_0 is None:
             raise ValueError("an auxiliary denoiser scores the clean tokens at masked positions; pass x_0=")
-        check_sequences(x_t, generation_mask)
-        check_sequences(x_0, None)
-        if x_0.shape != x_t.shape:
-            raise ValueError(f"x_0 has shape {list(x_0.shape)}, x_t {list(x_t.shape)}; they must agree")
-        masked = self.process.is_masked(x_t, generation_mask)
-        positions = masked.flatten().nonzero().squeeze(1)
+        positions, tokens_N = scored_tokens(self.process, x_t, x_0, generation_mask)
         with evaluation_mode(self.auxiliary, self.teacher):
             auxiliary_NV = logits_at(self.auxiliary, x_t, t, positions, s=s, model_kwargs=model_kwargs)
-            auxiliary_N = log_prob_of(self.process, auxiliary_NV, x_0.flatten()[positions])
+            auxiliary_N = log_prob_of(self.process, auxiliary_NV, tokens_N)
             teacher_NV = logits_at(self.teacher, x_t, t, positions, model_kwargs=model_kwargs)
-            values = auxiliary_N - log_prob_of(self.process, teacher_NV, x_0.flatten()[positions])
+            values = auxiliary_N - log_prob_of(self.process, teacher_NV, tokens_N)
         return summed(values, positions, x_t)
+
+
+def scored_tokens(
+    process: MaskedDiffusion, x_t: Tensor, x_0: Tensor, generation_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Flattened masked positions of ``x_t``, and the clean tokens there, ``[N]`` each."""
+    check_sequences(x_t, generation_mask)
+    check_sequences(x_0, None)
+    if x_0.shape != x_t.shape:
+        raise ValueError(f"x_0 has shape {list(x_0.shape)}, x_t {list(x_t.shape)}; they must agree")
+    positions = process.is_masked(x_t, generation_mask).flatten().nonzero().squeeze(1)
+    return positions, x_0.flatten()[positions]
 
 
 def log_prob_of(process: MaskedDiffusion, logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

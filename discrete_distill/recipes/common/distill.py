@@ -93,10 +93,8 @@ class Distillation:
         networks = {name: module_optimizer.network for name, module_optimizer in self.parts().items()}
         kind: Any = method.method_class
         self.teacher = self._place(made.teacher)
-        self.target = None if made.target is None else self._place(made.target)
-        self.method: BaseMethod[Any] = kind(
-            Networks(teacher=self.teacher, target=self.target, **networks), process, method
-        )
+        placed = None if made.target is None else self._place(made.target)
+        self.method: BaseMethod[Any] = kind(Networks(teacher=self.teacher, target=placed, **networks), process, method)
 
     @cached_property
     def trajectories(self) -> TrajectoryStore:
@@ -146,7 +144,7 @@ class Distillation:
 
     def networks(self) -> list[nn.Module]:
         """All networks that a step calls."""
-        frozen = [self.method.teacher] if self.target is None else [self.method.teacher, self.target]
+        frozen = [each for each in (self.method.teacher, self.method.target) if each is not None]
         return [*frozen, *(module_optimizer.module for module_optimizer in self.parts().values())]
 
     def step(self, index: int, generator: Generator) -> dict[str, float]:

@@ -111,7 +111,6 @@ def check_target_of(run: Run) -> None:
 def make_student(run: Run) -> None:
     """Distil the teacher; the student goes to ``student/``."""
     teacher, folder, config = run.load_teacher(), make_folder(run.directory), run.config.distill
-    check_target_of(run)
     seeded = replace(config, target=run.target, loop=replace(config.loop, seed=run.config.seed))
     try:
         distil(seeded, teacher, run.streams["train"], run.process, run.accelerator, folder, make_bar=run.clock.bar)
