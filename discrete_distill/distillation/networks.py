@@ -18,7 +18,7 @@ from ..models.shared_copy import shared_copy
 from ..models.step_conditioning import trainable_copy
 from ..models.wrappers import unwrap
 from ..process import Denoiser, FeatureDenoiser
-from ..process.blocks import reads_blocks
+from ..process.blocks import block_length_of, reads_blocks
 
 LogRatioKind = Literal["auxiliary", "discriminator"]
 
@@ -152,10 +152,10 @@ class Networks:
     def _check_same_blocks(self) -> None:
         """Raise ValueError if teacher or auxiliary condition a token on others than the student does; an auxiliary that
         is a copy of a target reads as the target does."""
-        blocks = _blocks_of(self.student)
+        blocks = block_length_of(self.student)
         for name in ("teacher", "auxiliary") if self.target is None else ("teacher",):
             network = self.named()[name]
-            if network is not None and (others := _blocks_of(network)) != blocks:
+            if network is not None and (others := block_length_of(network)) != blocks:
                 raise ValueError(
                     f"the {name} {_reading(others)} and the student {_reading(blocks)}, so that their predictions are "
                     "given other tokens: take networks with the same block_length, such as those of "
@@ -182,10 +182,6 @@ class Networks:
             )
         merged = copy.deepcopy(network)
         return merge_lora(merged) if has_lora(merged) else merged
-
-
-def _blocks_of(network: Any) -> int | None:
-    return network.block_length if reads_blocks(network) else None
 
 
 def _reading(block_length: int | None) -> str:

@@ -65,6 +65,11 @@ def reads_blocks(denoiser: Any) -> bool:
     return getattr(denoiser, "block_length", None) is not None and all(map(callable, methods))
 
 
+def block_length_of(denoiser: Any) -> int | None:
+    """Positions in a block of a denoiser that `reads_blocks`; None of one that does not."""
+    return denoiser.block_length if reads_blocks(denoiser) else None
+
+
 def paired_logits(
     denoiser: PairedDenoiser,
     x_t: Tensor,

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from ..checks import check_count
 from ..kernels import token_losses
-from .blocks import BlockRows, paired_logits, reads_blocks
+from .blocks import BlockRows, block_length_of, paired_logits, reads_blocks
 from .conditions import check_conditions, take_rows
 from .denoiser import Denoiser, check_ids, logits_in_parts
 from .outputs import NelboOutput
@@ -86,7 +86,7 @@ def nelbo(
 
 def _block_length(denoiser: Any, block_length: int | None) -> int | None:
     """Positions in a block: as stated, or of the denoiser; None for whole sequences."""
-    trained = denoiser.block_length if reads_blocks(denoiser) else None
+    trained = block_length_of(denoiser)
     if block_length is None:
         return trained
     check_count("block_length", block_length)

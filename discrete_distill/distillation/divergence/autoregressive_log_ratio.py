@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...process import MaskedDiffusion, evaluation_mode
-from ...process.blocks import PairedDenoiser, paired_logits, reads_blocks
+from ...process.blocks import PairedDenoiser, block_length_of, paired_logits
 from .log_ratio import LogRatio, log_prob_of, scored_tokens, summed
 
 
@@ -86,9 +86,10 @@ def check_autoregressive(network: Any, role: str) -> None:
         network: any denoiser.
         role: what it is called, such as "target".
     """
-    if reads_blocks(network) and network.block_length == 1:
+    block_length = block_length_of(network)
+    if block_length == 1:
         return
-    how = f"reads by blocks of {network.block_length}" if reads_blocks(network) else "attends both ways"
+    how = "attends both ways" if block_length is None else f"reads by blocks of {block_length}"
     raise ValueError(
         f"the {role} must be autoregressive, a network with block_length = 1, and this {type(network).__name__} {how}: "
         'train one by DiTConfig(block_length=1), or wrap a causal one by as_denoiser(model, attention="full", '

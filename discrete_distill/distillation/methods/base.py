@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from ...models.step_conditioning import trainable_copy
 from ...process import Denoiser, MaskedDiffusion
-from ...process.blocks import reads_blocks
+from ...process.blocks import block_length_of, reads_blocks
 from ..networks import Networks
 from ..rollout import DrawnBatch
 from .method_config import MethodConfig
@@ -74,8 +74,7 @@ class BaseMethod(Generic[ConfigT]):
                 f"{networks.student.block_length}, each given finished ones: take DiDiInstruct, IDLM, SDTT, AlphaLoss, "
                 "FeatureMMD or CertaintyForcing"
             )
-        student: Any = networks.student
-        self.block_length: int | None = student.block_length if reads_blocks(student) else None
+        self.block_length = block_length_of(networks.student)
         networks = networks.in_blocks(reads_teacher=self.reads_teacher)
         if config.step_conditioning:
             check_accepts_step(networks.student, "student", "step_conditioning")
