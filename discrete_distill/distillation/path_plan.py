@@ -5,19 +5,22 @@ Shape suffixes: B batch, L length, V vocabulary, N chosen positions, R revealed 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..process import MaskedDiffusion
 from ..samplers.counts import dealt_out, hidden_shares
 from ..samplers.grid import unmask_flags
-from ..samplers.order import certainty, rank_of
+from ..samplers.order import Order, certainty, rank_of
 from ..samplers.positions import Positions, positions_at
 from ..samplers.state import SamplerState
+from ..samplers.strided import Stride
 
-PathOrder = Literal["random", "margin", "entropy"]
+PathOrder = Literal["random", "strided", "margin", "entropy"]
+BY_CERTAINTY = ("margin", "entropy")
 
 
 class PlannedStep(NamedTuple):
@@ -42,9 +45,8 @@ def check_path_order(order: str, *, branching: bool) -> None:
             'order="confidence" ranks positions by the tokens that were drawn there, those thrown away included, so '
             'that the probability of a path is a sum over all of these; take "margin" or "entropy"'
         )
-    if order not in ("random", "margin", "entropy"):
-        raise ValueError(f'order is "random", "margin" or "entropy", got {order!r}')
-    if order != "random" and branching:
+    check_choice("order", order, get_args(PathOrder))
+    if order in BY_CERTAINTY and branching:
         raise ValueError(
             f"rows of a branching path share their unmasking draws, and order={order!r} has none; take one"
         )
@@ -56,7 +58,11 @@ def true_places(flags_N: Tensor, count: int) -> Tensor:
 
 
 def plan_by_draws(
-    state: SamplerState, times_KB: Tensor, first: int, positions: Literal["revealed", "masked"]
+    state: SamplerState,
+    times_KB: Tensor,
+    first: int,
+    positions: Literal["revealed", "masked"],
+    stride: Stride | None = None,
 ) -> list[PlannedStep]:
     """Positions of all steps from number ``first`` on: they depend on unmasking draws and not on tokens, so that the
     host waits for the device once, for their numbers.
@@ -66,11 +72,12 @@ def plan_by_draws(
         times_KB: their times, ``[K + 1, B]``.
         first: number of the first of them.
         positions: whether logits of "revealed" or of all "masked" positions are computed.
+        stride: of the strided order.
     """
     if len(times_KB) < 2:
         return []
     masked, length = state.masked(), state.tokens.shape[1]
-    reveals, _ = unmask_flags(state, times_KB, first=first)
+    reveals, _ = unmask_flags(state, times_KB, first=first, stride=stride)
     kept: list[Tensor] = []
     for flags in reveals:
         kept.append(masked if positions == "masked" else flags)
@@ -128,8 +135,7 @@ def most_certain(
     """
     distribution = state.token_distribution
     best = distribution.most_likely(logits_NV, return_entropy=order == "entropy")
-    assert order != "random"
-    scores_N = certainty(order, distribution)(logits_NV, best, slice(None))
+    scores_N = certainty(cast(Order, order), distribution)(logits_NV, best, slice(None))
     # Other positions score -inf; a position with bad logits does too, and must not come after them.
     scores_N = torch.nan_to_num(scores_N, nan=-1e30, neginf=-1e30)
     scores_BL = state.scatter(positions, scores_N, float("-inf"))

@@ -25,9 +25,11 @@ from ..process import Denoiser, MaskedDiffusion, TimeDistribution
 from ..samplers.positions import Positions
 from ..samplers.prompts import Frame
 from ..samplers.state import SamplerState
+from ..samplers.strided import Stride
 from .end_of_sequence import EndOfSequence, EndPolicy
 from .groups import first_of_each, first_of_each_kwarg
 from .path_plan import (
+    BY_CERTAINTY,
     PathOrder,
     PlannedStep,
     check_path_order,
@@ -61,7 +63,8 @@ class IntermediateStateMatcher:
             equal states: unbiased, with less variance, and the shared part is evaluated once for the group (vine, arXiv
             1502.05477).
         temperature: of the tokens, as in the samplers; log-probabilities are those of the tempered distribution.
-        order: how the positions of a step are chosen. "random" is the reverse process. By "margin" or "entropy" (see
+        order: how the positions of a step are chosen. "random" is the reverse process. "strided" reveals masks that lie
+            ``K`` apart, as `AncestralSampler` with this order does. By "margin" or "entropy" (see
             `ConfidenceSampler`) a step reveals a fixed number of positions, those of which the student is surest;
             which they are depends on its logits alone, so the probability of the path is the product over its tokens.
             The gradient leaves out that the choice depends on the weights. Logits of all masked positions are computed.
@@ -190,11 +193,12 @@ class IntermediateStateMatcher:
         times_KB, drawn_time = self._draw_times(batch, group_size, start.tokens.device, generator, num_steps)
         conditions = dict(model_kwargs or {})
         keep = torch.is_grad_enabled() or self.positions == "masked" if keep_logits is None else keep_logits
+        stride = Stride(len(times_KB) - 1, start=1.0) if self.order == "strided" else None
         if self.branching:
-            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions, keep)
+            steps, state = self._branching_path(start, times_KB, generator, tokens, conditions, keep, stride)
         else:
             weights = self._gradient_weights(len(times_KB) - 1, generator)
-            steps, state = self._walk(start, times_KB, tokens, weights, keep), start
+            steps, state = self._walk(start, times_KB, tokens, weights, keep, stride), start
         rollout = Rollout(
             steps, state.generation_mask, group_size, attention_mask, conditions, drawn_time, self._end, self.branching
         )
@@ -209,6 +213,7 @@ class IntermediateStateMatcher:
         tokens: Tensor | None,
         model_kwargs: Mapping[str, Any],
         keep: bool,
+        stride: Stride | None,
     ) -> tuple[list[TrajectoryStep], SamplerState]:
         """The steps of all rows, and their state; before the branch a step is taken once for its group."""
         copies = times_KB.shape[1] // trunk.batch
@@ -216,9 +221,11 @@ class IntermediateStateMatcher:
         branch = int(draws.randint(num_steps, (), device="cpu", generator=generator))
         trunk_times = times_KB[: branch + 2, ::copies]
         trunk_tokens = None if tokens is None else tokens[::copies]
-        plan = plan_by_draws(trunk, trunk_times, 0, self._positions(keep))
-        walked = self._walk(trunk, trunk_times[:-1], trunk_tokens, [0.0] * branch, keep, plan=plan)
-        shared = plan[branch] if self.end_policy != "stop" else self._plan(trunk, trunk_times[branch:], branch, keep)[0]
+        plan = self._plan(trunk, trunk_times, 0, keep, stride)
+        walked = self._walk(trunk, trunk_times[:-1], trunk_tokens, [0.0] * branch, keep, stride, plan=plan)
+        shared = plan[branch]
+        if self.end_policy == "stop":
+            shared = self._plan(trunk, trunk_times[branch:], branch, keep, stride)[0]
         state = trunk.repeated(copies, model_kwargs)
         positions, place = repeated_positions(shared.positions.index, trunk.tokens.shape[1], copies)
         every = torch.arange(len(positions), device=positions.device) if self._positions(keep) == "revealed" else None
@@ -231,15 +238,17 @@ class IntermediateStateMatcher:
         steps = [step.repeated(copies) for step in walked]
         steps.append(self._step(state, branch, at, float(num_steps), planned, evaluation, tokens, keep))
         weights = [0.0] * (num_steps - branch - 1)
-        rest = self._walk(state, times_KB[branch + 1 :], tokens, weights, keep, first=branch + 1)
+        rest = self._walk(state, times_KB[branch + 1 :], tokens, weights, keep, stride, first=branch + 1)
         return [*steps, *rest], state
 
     def _positions(self, keep: bool) -> Literal["revealed", "masked"]:
         """Logits of positions that a step does not reveal are computed where they are kept."""
         return self.positions if keep else "revealed"
 
-    def _plan(self, state: SamplerState, times_KB: Tensor, first: int, keep: bool) -> list[PlannedStep]:
-        return plan_by_draws(state, times_KB, first, self._positions(keep))
+    def _plan(
+        self, state: SamplerState, times_KB: Tensor, first: int, keep: bool, stride: Stride | None
+    ) -> list[PlannedStep]:
+        return plan_by_draws(state, times_KB, first, self._positions(keep), stride)
 
     def _walk(
         self,
@@ -248,23 +257,24 @@ class IntermediateStateMatcher:
         tokens: Tensor | None,
         weights: list[float],
         keep: bool,
+        stride: Stride | None,
         first: int = 0,
         plan: list[PlannedStep] | None = None,
     ) -> list[TrajectoryStep]:
         """Take all steps between the times, from number ``first`` on."""
-        by_order = self.order != "random"
+        by_order = self.order in BY_CERTAINTY
         # What a step reveals depends on tokens where an end or an order decides, and then it is looked up in each.
         by_state = by_order or (self._end is not None and self.end_policy == "stop")
         counts_KB = reveal_counts(self.process, times_KB, state.masked().sum(1)) if by_order else None
         if plan is None and not by_state:
-            plan = self._plan(state, times_KB, first, keep)
+            plan = self._plan(state, times_KB, first, keep, stride)
         steps = []
         for index, weight in enumerate(weights):
             times_2B = times_KB[index : index + 2]
             if counts_KB is not None:
                 planned = plan_by_order(state, counts_KB[index], times_2B)
             elif by_state or plan is None:
-                planned = self._plan(state, times_2B, first + index, keep)[0]
+                planned = self._plan(state, times_2B, first + index, keep, stride)[0]
             else:
                 planned = plan[index]
             t, s = times_2B

@@ -19,7 +19,7 @@ from .io.adapter_files import save_adapters
 from .io.card import ModelFacts
 from .io.distilled import push_distilled, save_distilled
 from .io.loading import load_denoiser, load_discriminator
-from .io.sampling_file import load_sampling, save_sampling
+from .io.sampling_file import Sampling, load_sampling, save_sampling
 from .io.weights import CheckpointError
 from .lora import add_lora, lora_weights, merge_lora
 from .prior_guidance import PriorGuided, guide_by_prior, prior_log_probs
@@ -40,6 +40,7 @@ __all__ = [
     "ModelFacts",
     "PriorGuided",
     "RatioNetwork",
+    "Sampling",
     "StepConditioned",
     "TrunkDiscriminator",
     "WrappedDenoiser",

@@ -13,6 +13,7 @@ from .schedules import (
     PolynomialSchedule,
 )
 from .time import BetaTime, StratifiedTime, TimeDistribution, TimeSample, UniformTime
+from .unmasking_order import UnmaskingOrder, check_unmasking_order
 from .weights import ConstantWeight, ElboWeight, TimeWeight
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "TimeSample",
     "TimeWeight",
     "UniformTime",
+    "UnmaskingOrder",
+    "check_unmasking_order",
     "evaluation_mode",
     "ignores_time",
     "logits_at",

@@ -16,6 +16,7 @@ from .ratio_score import Candidate, CandidateScorer, TeacherRatio
 from .remasking import ReMaskingSampler
 from .rga import RGASampler
 from .state import SamplerState
+from .strided import Stride
 
 __all__ = [
     "AnalyticSampler",
@@ -37,6 +38,7 @@ __all__ = [
     "SamplerOptions",
     "SamplerOutput",
     "SamplerState",
+    "Stride",
     "TeacherRatio",
     "in_blocks_of",
     "prompted",

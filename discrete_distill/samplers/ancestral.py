@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..process import UnmaskingOrder, check_unmasking_order
 from .grid import drawn_positions, walk_grid
 from .options import GridOptions
 from .state import SamplerState
@@ -21,7 +22,15 @@ class AncestralSampler(GridOptions):
     the first step; logits are computed for the revealed positions alone, in sequences that reveal any. A last step that
     ends at 0 reveals all that is left, so there is no extra pass.
 
-    The options are those of `GridOptions` and `SamplerOptions`.
+    Args:
+        order: "random", the reverse process: each mask is revealed at a time of its own; or "strided": masks that share
+            a step lie ``num_steps`` apart, so that neighbours are not drawn independently of one another (see
+            `Stride`).
+
+    The other options are those of `GridOptions` and `SamplerOptions`.
+
+    Raises:
+        ValueError: if the order is unknown.
 
     Examples:
         >>> sampler = AncestralSampler(process, num_steps=4, temperature=0.9)
@@ -30,8 +39,14 @@ class AncestralSampler(GridOptions):
         (torch.Size([2, 16]), 4, False)
     """
 
+    order: UnmaskingOrder = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unmasking_order(self.order)
+
     def fill(self, state: SamplerState, recorder: Recorder) -> None:
-        positions = drawn_positions(state, self.times)
+        positions = drawn_positions(state, self.times, self.order)
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             state.reveal(positions[step], t, s, step)

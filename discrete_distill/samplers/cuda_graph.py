@@ -25,6 +25,7 @@ from .output import SamplerOutput
 from .positions import Positions
 from .prompts import Frame
 from .state import SamplerState
+from .strided import stride_of
 
 AutocastSetting = tuple[bool, torch.dtype]
 
@@ -212,10 +213,14 @@ class FixedTrajectory:
 
     def _step_of_each(self, state: SamplerState) -> Tensor:
         """The step that reveals each position, int64 ``[N]``; the number of steps where none does."""
-        step_of_BL = torch.full_like(state.tokens, len(self.reveal_probabilities))
-        for step in reversed(range(len(self.reveal_probabilities))):
+        num_steps = len(self.reveal_probabilities)
+        step_of_BL = torch.full_like(state.tokens, num_steps)
+        stride = stride_of(self.sampler.order, self.sampler.times)
+        strided = [] if stride is None else stride.reveals(state, self.ends[: num_steps + 1])
+        for step in reversed(range(num_steps)):
             probability = self.sampler.process.unmask_probability(self.ends[step], self.ends[step + 1])
-            step_of_BL = torch.where(state.unmask_draws(step, probability.expand(state.batch)), step, step_of_BL)
+            reveals = strided[step] if strided else state.unmask_draws(step, probability.expand(state.batch))
+            step_of_BL = torch.where(reveals, step, step_of_BL)
         return step_of_BL.flatten()
 
     def _replay(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,9 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..process import UnmaskingOrder
 from .options import GridOptions
 from .positions import Positions, planned_positions
 from .state import SamplerState
+from .strided import Stride, stride_of
 from .trajectory import Recorder, ReverseStep, walk
 
 DRAWS_PER_CALL = 2**16
@@ -45,15 +47,21 @@ def walk_grid(
         recorder.after_step()
 
 
-def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[list[Tensor], Tensor]:
+def unmask_flags(
+    state: SamplerState, ends: Tensor, *, first: int = 0, stride: Stride | None = None
+) -> tuple[list[Tensor], Tensor]:
     """Bool ``[B, L]`` for each step: what its unmasking draws reveal; and what no step reveals.
 
     Args:
         state: before the first step.
         ends: times of the steps, ``[K + 1]`` or ``[K + 1, B]``.
         first: number of the first step.
+        stride: of the strided order, in place of a draw for each position and step.
     """
     masked, flags = state.masked(), []
+    if stride is not None:
+        flags = stride.reveals(state, ends)
+        return flags, masked & ~torch.stack(flags).any(0)
     # Counters are many small operations, so that the unmasking draws of several steps are drawn in one call.
     together = max(1, DRAWS_PER_CALL // max(1, state.tokens.numel()))
     for start in range(0, len(ends) - 1, together):
@@ -65,7 +73,7 @@ def unmask_flags(state: SamplerState, ends: Tensor, *, first: int = 0) -> tuple[
     return flags, masked
 
 
-def drawn_positions(state: SamplerState, times: Sequence[float]) -> list[Positions]:
+def drawn_positions(state: SamplerState, times: Sequence[float], order: UnmaskingOrder = "random") -> list[Positions]:
     """The positions that each step reveals, and at last those that are left."""
-    flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
+    flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device), stride=stride_of(order, times))
     return planned_positions([*flags, left])

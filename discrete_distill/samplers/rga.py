@@ -13,12 +13,14 @@ from ..checks import check_choice, check_count, check_number
 from ..kernels import STREAM_CANDIDATE, STREAM_REMASK, uniform
 from ..models.capabilities import EmbeddingDenoiser, require
 from ..models.discriminator import RatioNetwork, masked_mean
+from ..process import UnmaskingOrder, check_unmasking_order
 from ..process.conditions import call_network, check_keywords
 from .grid import walk_grid
 from .options import GridOptions
 from .positions import Positions
 from .ratio_score import Candidate, CandidateScorer
 from .state import SamplerState
+from .strided import stride_of
 from .tilt_plan import TiltGroup, TiltPlan
 from .trajectory import Recorder
 
@@ -53,6 +55,7 @@ class RGASampler(GridOptions):
         normalize: "mean" or "sum" of scores over positions, in tilting and re-ranking alike.
         rerank_positions: "all" positions, or those still "masked" (which leaves the last step unranked).
         rerank_scale: multiplies the scores before the softmax.
+        order: "random" or "strided", as in `AncestralSampler`.
 
     The other options are those of `GridOptions` and `SamplerOptions`.
 
@@ -74,9 +77,11 @@ class RGASampler(GridOptions):
     normalize: Literal["mean", "sum"] = "mean"
     rerank_positions: Literal["all", "masked"] = "all"
     rerank_scale: float = 1.0
+    order: UnmaskingOrder = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_unmasking_order(self.order)
         self._check_number_options()
         self._check_reward()
 
@@ -98,7 +103,7 @@ class RGASampler(GridOptions):
 
     def fill(self, state: SamplerState, recorder: Recorder) -> None:
         self._check_keywords(state)
-        plan = TiltPlan(state, self.times, self.tilted_steps, self.chunk_rows)
+        plan = TiltPlan(state, self.times, self.tilted_steps, self.chunk_rows, stride_of(self.order, self.times))
 
         def reverse_step(step: int, t: Tensor, s: Tensor) -> None:
             positions = plan.revealed[step]

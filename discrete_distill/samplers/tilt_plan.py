@@ -13,6 +13,7 @@ from torch import Tensor
 from .grid import unmask_flags
 from .positions import Positions, moved_positions, moved_together, positions_at
 from .state import SamplerState
+from .strided import Stride
 
 
 class TiltGroup(NamedTuple):
@@ -39,6 +40,7 @@ class TiltPlan:
         times: of the grid.
         tilted_steps: how many of the first steps tilt.
         group_positions: masked positions in a group, unless a single sequence has more.
+        stride: of the strided order.
 
     Attributes:
         revealed: what each step reveals, and at last what no step does.
@@ -46,8 +48,15 @@ class TiltPlan:
         groups: of each tilted step, the same in groups of whole sequences.
     """
 
-    def __init__(self, state: SamplerState, times: list[float], tilted_steps: int, group_positions: int) -> None:
-        flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device))
+    def __init__(
+        self,
+        state: SamplerState,
+        times: list[float],
+        tilted_steps: int,
+        group_positions: int,
+        stride: Stride | None = None,
+    ) -> None:
+        flags, left = unmask_flags(state, torch.tensor(times, device=state.tokens.device), stride=stride)
         device = left.device
         flags_KBL = torch.stack([*flags, left]).cpu()
         still_BL = flags_KBL.any(0)

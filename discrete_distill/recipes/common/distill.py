@@ -238,7 +238,8 @@ def distil(
     save_student(distillation, directory / "student")
     if accelerator.is_main_process:
         write_results(directory / "student" / SETTINGS_FILE, made_with)
-        save_sampling(directory / "student", process, getattr(getattr(config.method, "paths", None), "num_steps", ()))
+        paths = getattr(config.method, "paths", None)
+        save_sampling(directory / "student", process, () if paths is None else paths.num_steps, config.order)
     accelerator.wait_for_everyone()
     return history
 

@@ -13,6 +13,7 @@ from ...distillation.methods import (
     OnPolicyConfig,
     TrajectoryStates,
 )
+from ...process import UnmaskingOrder
 from ...training import LoopConfig, OptimizerConfig, ParallelConfig
 
 Sharing = Literal["copies", "adapters"]
@@ -124,6 +125,12 @@ class DistillConfig:
     def follows_order(self) -> bool:
         """Whether the method learns the order in which its teacher reveals tokens."""
         return isinstance(getattr(self.method, "corruption", None), TrajectoryStates)
+
+    @property
+    def order(self) -> UnmaskingOrder:
+        """In which the student's paths reveal their masks, and in which it is sampled."""
+        paths = getattr(self.method, "paths", None)
+        return "random" if paths is None else paths.order
 
     @property
     def learns_target(self) -> bool:

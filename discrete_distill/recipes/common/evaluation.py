@@ -21,7 +21,7 @@ from ...evaluation import (
     measure_frontier,
 )
 from ...models import TrunkDiscriminator
-from ...process import Denoiser, MaskedDiffusion
+from ...process import Denoiser, MaskedDiffusion, UnmaskingOrder
 from ...samplers import Frame, RGASampler, SamplerOutput
 from ...training import fold_seed
 from .plain_sampler import plain_sampler
@@ -105,7 +105,12 @@ class EvaluateConfig:
         return float(passes * self.num_samples * len(self.seeds))
 
     def guided_sampler(
-        self, process: MaskedDiffusion, discriminator: TrunkDiscriminator, steps: int, temperature: float
+        self,
+        process: MaskedDiffusion,
+        discriminator: TrunkDiscriminator,
+        steps: int,
+        temperature: float,
+        order: UnmaskingOrder = "random",
     ) -> RGASampler:
         """RGAS as it is measured."""
         return RGASampler(
@@ -116,6 +121,7 @@ class EvaluateConfig:
             rerank_scale=self.rerank_scale,
             tilt_fraction=self.tilt_fraction,
             temperature=temperature,
+            order=order,
         )
 
 
@@ -163,20 +169,28 @@ class Evaluation:
         self.precision = "bf16 network, fp32 draw" if accelerator.mixed_precision == "bf16" else "fp32"
         self.drawn: dict[tuple[str, int, float, int], SamplerOutput] = {}
 
-    def plain(self, name: str, denoiser: Denoiser) -> SamplerSpec:
+    def plain(self, name: str, denoiser: Denoiser, order: UnmaskingOrder = "random") -> SamplerSpec:
         """Ancestral sampling; see `plain_sampler`."""
 
         def draw(steps: int, temperature: float, shape: tuple[int, int | Frame], generator: Generator) -> SamplerOutput:
-            sampler = plain_sampler(self.process, denoiser, shape[1], num_steps=steps, temperature=temperature)
+            sampler = plain_sampler(
+                self.process, denoiser, shape[1], num_steps=steps, temperature=temperature, order=order
+            )
             return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 
         return SamplerSpec(name, draw)
 
-    def guided(self, name: str, denoiser: Denoiser, discriminator: TrunkDiscriminator) -> SamplerSpec:
+    def guided(
+        self,
+        name: str,
+        denoiser: Denoiser,
+        discriminator: TrunkDiscriminator,
+        order: UnmaskingOrder = "random",
+    ) -> SamplerSpec:
         """RGAS."""
 
         def draw(steps: int, temperature: float, shape: tuple[int, int | Frame], generator: Generator) -> SamplerOutput:
-            sampler = self.config.guided_sampler(self.process, discriminator, steps, temperature)
+            sampler = self.config.guided_sampler(self.process, discriminator, steps, temperature, order)
             return sampler(denoiser, shape, generator=generator, device=self.accelerator.device)
 
         return SamplerSpec(name, draw)

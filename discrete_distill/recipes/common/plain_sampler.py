@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...process import MaskedDiffusion
+from ...process import MaskedDiffusion, UnmaskingOrder
 from ...samplers import AncestralSampler, ConfidenceSampler, Frame, Sampler, in_blocks_of
 
 
@@ -32,6 +32,7 @@ def plain_sampler(
     num_steps: int,
     num_given: int = 0,
     temperature: float = 1.0,
+    order: UnmaskingOrder = "random",
     by_confidence: bool = False,
 ) -> Sampler:
     """Ancestral sampling; of a network that reads by blocks, of one block after another, on a cache.
@@ -43,16 +44,19 @@ def plain_sampler(
         num_steps: evaluations for a sequence; blocks share them, and each has one pass more that keeps its keys.
         num_given: tokens of the prompt that every sequence begins with; blocks of it have no share.
         temperature: of the tokens.
-        by_confidence: reveal the most certain tokens first.
+        order: of `AncestralSampler`.
+        by_confidence: reveal the most certain tokens first, in place of an order.
 
     Raises:
         ValueError: if there are more blocks than steps.
     """
-    kind = ConfidenceSampler if by_confidence else AncestralSampler
     blocks = blocks_to_draw(denoiser, length, num_given=num_given)
     if num_steps < blocks:
         raise ValueError(
             f"{blocks} blocks of {denoiser.block_length} tokens take {blocks} steps or more, got {num_steps}; raise "
             "the steps"
         )
-    return in_blocks_of(denoiser, kind(process, num_steps=num_steps // blocks, temperature=temperature))
+    options: Any = {"num_steps": num_steps // blocks, "temperature": temperature}
+    if by_confidence:
+        return in_blocks_of(denoiser, ConfidenceSampler(process, **options))
+    return in_blocks_of(denoiser, AncestralSampler(process, order=order, **options))

@@ -14,8 +14,8 @@ from torch import nn
 
 from ...distributed.parallel import save_memory
 from ...evaluation import measure_speeds
-from ...models import TrunkDiscriminator
-from ...process import FeatureDenoiser, MaskedDiffusion, evaluation_mode
+from ...models import TrunkDiscriminator, load_sampling
+from ...process import FeatureDenoiser, MaskedDiffusion, UnmaskingOrder, evaluation_mode
 from ...training import ParallelConfig, folder_lock
 from .assets import resolve
 from .corpus import TokenStream, load_streams
@@ -196,6 +196,14 @@ class Run:
         check_tokenizer(folder, network_shape(student).vocab_size, self.tokenizer, flag="--name")
         discriminator = read_discriminator(folder / "discriminator", self.load_teacher)
         return student, None if discriminator is None else discriminator.to(self.accelerator.device)
+
+    @property
+    def student_order(self) -> UnmaskingOrder:
+        """The order in which the student of this run is sampled, that of its paths."""
+        try:
+            return load_sampling(self.directory / "student").order
+        except FileNotFoundError:
+            return "random"
 
     def compile(self, *networks: nn.Module) -> None:
         """Compile the blocks, as in training; the names of weights do not change."""

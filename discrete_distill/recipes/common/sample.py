@@ -67,6 +67,7 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     run.compile(network)
     if config.guided and discriminator is None:
         raise ValueError("guided sampling needs a discriminator, and this network has none; leave --sample.guided out")
+    order = "random" if config.teacher else run.student_order
     process, tokenizer, length = run.process, run.tokenizer, sample_length(run, network)
     ids = [*tokenizer.prefix, *(tokenizer.encode([config.prompt])[0] if config.prompt else [])]
     if len(ids) + len(tokenizer.suffix) >= length:
@@ -78,7 +79,7 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
     sampler: Sampler
     if config.guided:
         assert discriminator is not None
-        sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature)
+        sampler = run.config.evaluate.guided_sampler(process, discriminator, config.steps, config.temperature, order)
     else:
         sampler = plain_sampler(
             process,
@@ -87,6 +88,7 @@ def show_samples(run: Run, config: SampleConfig) -> SamplerOutput | None:
             num_steps=config.steps,
             num_given=len(ids),
             temperature=config.temperature,
+            order=order,
         )
     console = Console()
     with run.accelerator.autocast():

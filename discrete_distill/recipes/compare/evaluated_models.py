@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator, nn
 
 from ...samplers import Frame, SamplerOutput
+from ..common.distill_config import DistillConfig
 from ..common.evaluation import Evaluation, SamplerSpec
 from ..common.fingerprint import check_tokenizer
 from ..common.run import Run
@@ -48,20 +49,25 @@ def evaluated_models(
     evaluation: Evaluation,
     teacher: Any,
 ) -> list[EvaluatedModel]:
-    """Teacher and trained methods, with and without RGAS, loaded from their folders."""
+    """Teacher and trained methods, with and without RGAS, loaded from their folders. Each student is drawn in the order
+    of its paths; where one is strided, the teacher is drawn in that order as well."""
     chosen = config.evaluate
     plain_teacher = [evaluation.plain("teacher", teacher)]
     teacher_steps = tuple(sorted({*chosen.steps, *chosen.teacher_frontier_steps}))
     found = [EvaluatedModel(name="teacher", samplers=plain_teacher, steps=teacher_steps, network=teacher)]
+    if any(isinstance(method, DistillConfig) and method.order == "strided" for method in methods.values()):
+        strided = [evaluation.plain("teacher, strided", teacher, "strided")]
+        found.append(EvaluatedModel(name="teacher, strided", samplers=strided, steps=chosen.steps, network=teacher))
     for name, method in methods.items():
         if isinstance(method, AutoregressiveConfig):
             found.append(_autoregressive(run, config, evaluation, name, method))
             continue
+        order = method.order
         loaded = [run.load_student(training_folder(run, name, seed) / "student") for seed in config.train_seeds]
-        plain = [evaluation.plain(f"{name}#{index}", student) for index, (student, _) in enumerate(loaded)]
+        plain = [evaluation.plain(f"{name}#{index}", student, order) for index, (student, _) in enumerate(loaded)]
         found.append(EvaluatedModel(name=name, samplers=plain, steps=chosen.steps, network=loaded[0][0]))
         guided = [
-            evaluation.guided(f"{name}+rgas#{index}", student, discriminator)
+            evaluation.guided(f"{name}+rgas#{index}", student, discriminator, order)
             for index, (student, discriminator) in enumerate(loaded)
             if discriminator is not None
         ]

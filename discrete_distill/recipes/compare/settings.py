@@ -29,7 +29,7 @@ from ..common.methods import MethodsConfig
 from ..tasks.named_tasks import TaskName
 from ..text.judge import JudgeConfig
 from ..text.settings import PRESETS as TEXT_PRESETS
-from ..text.settings import to_target
+from ..text.settings import in_strides, to_target
 from .ablation import variants
 from .autoregressive import AutoregressiveConfig
 
@@ -49,9 +49,9 @@ class ComparisonConfig(MethodsConfig):
     """Methods trained from one teacher under one budget, and evaluated alike.
 
     Args:
-        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, didi-target, idlm, mmd, feature-mmd, alpha,
-            certainty, on-policy and ar. The teacher is always there, and each method that has a discriminator is
-            sampled with RGAS too.
+        methods: which, out of sdtt, didi (``--distill.*``), didi-paper, didi-strided, didi-target, idlm, mmd,
+            feature-mmd, alpha, certainty, on-policy and ar. The teacher is always there, and each method that has a
+            discriminator is sampled with RGAS too.
         autoregressive_share: budgets that the autoregressive model is given, since it starts from nothing.
         train_seeds: trainings of each method; the seeds of sampling take turns over them. With one, spread is that of
             sampling alone.
@@ -66,6 +66,8 @@ class ComparisonConfig(MethodsConfig):
         texts: files whose likelihood bound is measured, beside held-out text (the paper: seven sets).
         bound_sequences: sequences of each text for the bound.
         didi_paper: the published method, ``didi-paper``, and what is ablated.
+        didi_strided: DiDi-Instruct along paths in the strided order, in which its student is sampled, and the teacher
+            as well.
         didi_target: DiDi-Instruct with an autoregressive target, which ``--didi-target.target`` names; the training of
             the target is in no budget.
         mmd: samples against unpaired data in frozen features; our own, see `RolloutMMD`.
@@ -74,7 +76,7 @@ class ComparisonConfig(MethodsConfig):
         judge: the first judge, whose path alone is read.
     """
 
-    KNOWN: ClassVar[tuple[str, ...]] = (*MethodsConfig.KNOWN, "didi-paper", "didi-target", "mmd", "ar")
+    KNOWN: ClassVar[tuple[str, ...]] = (*MethodsConfig.KNOWN, "didi-paper", "didi-strided", "didi-target", "mmd", "ar")
 
     methods: tuple[str, ...] = ("sdtt", "didi", "mmd", "ar")
     budget: BudgetKind = "seconds"
@@ -91,6 +93,7 @@ class ComparisonConfig(MethodsConfig):
     texts: tuple[Path, ...] = ()
     bound_sequences: int = 64
     didi_paper: DistillConfig = field(default_factory=lambda: DistillConfig(method=DiDiInstructConfig.paper()))
+    didi_strided: DistillConfig = field(default_factory=lambda: in_strides(DistillConfig()))
     didi_target: DistillConfig = field(default_factory=lambda: to_target(DistillConfig()))
     mmd: DistillConfig = field(default_factory=lambda: DistillConfig(method=RolloutMMDConfig(), discriminator=False))
     sdtt: DistillConfig = field(default_factory=paper_sdtt)
@@ -133,6 +136,7 @@ class ComparisonConfig(MethodsConfig):
         every: dict[str, DistillConfig | AutoregressiveConfig] = {
             **self.distillations(),
             "didi-paper": self.didi_paper,
+            "didi-strided": self.didi_strided,
             "didi-target": self.didi_target,
             "mmd": self.mmd,
             "ar": self.autoregressive,
@@ -169,6 +173,7 @@ def demo() -> ComparisonConfig:
         distill=base.distill,
         discriminator=replace(base.discriminator, updates=160),
         didi_paper=distilled(base.distill, DiDiInstructConfig.paper(), discriminator=True, learning_rate=1e-4),
+        didi_strided=in_strides(base.distill),
         didi_target=to_target(base.distill),
         idlm=distilled(
             base.distill,

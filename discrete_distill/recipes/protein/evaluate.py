@@ -91,13 +91,13 @@ def evaluate(run: Run, config: ProteinConfig, residues: ResidueTokenizer, judge:
     started = time.perf_counter()
     chosen, heldout = config.evaluate, run.streams["heldout"].packed(1024)
     evaluation = Evaluation(chosen, run.process, judge, run.accelerator, run.streams["heldout"].shape)
-    student, discriminator = run.load_student()
+    (student, discriminator), order = run.load_student(), run.student_order
     samplers: list[tuple[SamplerSpec, tuple[int, ...]]] = [
         (evaluation.plain("teacher", run.load_teacher()), chosen.steps),
-        (evaluation.plain("student", student), chosen.steps),
+        (evaluation.plain("student", student, order), chosen.steps),
     ]
     if discriminator is not None:
-        samplers.append((evaluation.guided("student + RGAS", student, discriminator), chosen.guided_steps))
+        samplers.append((evaluation.guided("student + RGAS", student, discriminator, order), chosen.guided_steps))
     # Half of the held-out windows stand for data, the other half is what everything is compared with.
     count = chosen.num_samples * len(chosen.seeds)
     figures = ProteinFigures(run, config, residues, judge, heldout[1::2])

@@ -44,9 +44,14 @@ def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
     # One half of the held-out text stands for data, the other is what reverse perplexity is measured on.
     data, reference = heldout[0::2], heldout[1::2]
     drawn = Evaluation(config, run.process, judge, run.accelerator, run.streams["heldout"].shape, reference=reference)
-    plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student)
+    order = run.student_order
+    plain_teacher, plain_student = drawn.plain("teacher", teacher), drawn.plain("student", student, order)
     lines = [(who, steps) for who in (plain_teacher, plain_student) for steps in config.steps]
     curves = [(plain_teacher, steps, config.teacher_temperatures) for steps in config.teacher_steps]
+    if order == "strided":  # In the student's order the teacher needs fewer steps too.
+        strided = drawn.plain("strided teacher", teacher, order)
+        lines += [(strided, steps) for steps in config.steps]
+        curves.append((strided, config.frontier_steps, config.teacher_temperatures))
     guidance = float(settings["distill.prior_guidance"] or 0.0)
     if guidance:  # What was distilled is compared too.
         guided_teacher = guide_by_prior(teacher, guidance, run.process.mask_token_id)
@@ -55,7 +60,7 @@ def evaluate(run: Run, judge: Judge) -> dict[str, Any]:
         curves += [(strong, steps, config.student_temperatures) for steps in config.teacher_steps]
     curves.append((plain_student, config.frontier_steps, config.student_temperatures))
     if discriminator is not None:
-        guided = drawn.guided("student + RGAS", student, discriminator.eval())
+        guided = drawn.guided("student + RGAS", student, discriminator.eval(), order)
         lines += [(guided, steps) for steps in config.guided_steps]
         curves.append((guided, config.frontier_steps, config.student_temperatures))
     quiet = not run.accelerator.is_main_process

@@ -104,6 +104,22 @@ def demo_target() -> TextConfig:
     return config
 
 
+def demo_strided() -> TextConfig:
+    """The demo along paths in the strided order, in which its student is sampled: ten minutes on two cores."""
+    config = demo()
+    config.name = "demo-strided"
+    config.distill = in_strides(config.distill)
+    return config
+
+
+def in_strides(base: DistillConfig) -> DistillConfig:
+    """The same distillation by DiDi-Instruct as recommended, along paths in the strided order."""
+    method = DiDiInstructConfig.recommended(
+        paths={"order": "strided"}, advantages={"group_size": base.batch_size}, credit={"window": 0}
+    )
+    return replace(copy.deepcopy(base), method=method, discriminator=False)
+
+
 def to_target(base: DistillConfig) -> DistillConfig:
     """The same distillation, its student of eight steps held against an autoregressive target."""
     method = DiDiInstructConfig.autoregressive(paths={"num_steps": (8,)}, advantages={"group_size": base.batch_size})
@@ -147,6 +163,7 @@ PRESETS: dict[str, Callable[[], TextConfig]] = {
     "demo": demo,
     "demo-paper": demo_paper,
     "demo-long": demo_long,
+    "demo-strided": demo_strided,
     "demo-target": demo_target,
     "small": lambda: paper("small", hidden_size=768, num_layers=12, num_heads=12, teacher="kuleshov-group/mdlm-owt"),
     "medium": lambda: paper("medium", hidden_size=1024, num_layers=24, num_heads=16, teacher=""),

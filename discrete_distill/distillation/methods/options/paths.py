@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ....checks import check_count, check_counts
-from ....process import BetaTime, MaskedDiffusion
+from ....process import BetaTime, MaskedDiffusion, UnmaskingOrder, check_unmasking_order
 from ...paths import IntermediateStateMatcher
 from .fields import check_fields
 
@@ -23,6 +23,8 @@ class Paths:
         gradient_steps: steps of a path that keep a graph, drawn at random and weighted; None for all.
         branching: rows of a group share their path up to the one step that keeps a graph, and the masks that their
             rewards are read with. See `IntermediateStateMatcher`.
+        order: "random", that of the reverse process, or "strided": masks that share a step lie apart, as they are then
+            to be sampled, by `AncestralSampler` with this order.
         step_conditioning: pass the student the end of its step; its initial outputs are the teacher's.
 
     Raises:
@@ -40,11 +42,13 @@ class Paths:
     time_distribution: BetaTime | None = field(default_factory=lambda: BetaTime(0.02, 0.98, a=1.0, b=1.0))
     gradient_steps: int | None = None
     branching: bool = False
+    order: UnmaskingOrder = "random"
     step_conditioning: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_counts("num_steps", self.num_steps)
+        check_unmasking_order(self.order)
         if self.gradient_steps is not None:
             check_count("gradient_steps", self.gradient_steps)
 
@@ -69,6 +73,7 @@ class Paths:
             positions=positions,
             gradient_steps=self.gradient_steps,
             branching=self.branching,
+            order=self.order,
         )
 
     def evaluations(self, batch: int, *, time_conditioning: bool = True) -> tuple[float, float, float]:
