@@ -187,7 +187,7 @@ def main(steps: int = 60, teacher_steps: int = 400) -> dict[str, float]:
         save_sampling(f"{folder}/student", process, (STEPS,))
         size, whole = (os.path.getsize(f"{folder}/{name}.safetensors") for name in ("student/adapters", "base/model"))
         loaded = load_denoiser(f"{folder}/student")
-        process, (num_steps,) = load_sampling(f"{folder}/student")
+        process, (num_steps,), _ = load_sampling(f"{folder}/student")
     print(f"adapters of {size} bytes on a base of {whole}")
 
     prompt, real = prompts(256, Generator().manual_seed(1))

@@ -25,8 +25,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import STREAM_UNMASK, uniform
-from ..process import UnmaskingOrder
+from ..process import MaskedDiffusion, UnmaskingOrder
 from .state import SamplerState
+
+WHOLE = 1e-4
+"""Shares are times in fp32, and ``K`` of them that are nearly a whole number are taken for one."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,23 @@ class Stride:
     num_steps: int
     start: float
 
-    def quantiles(self, state: SamplerState) -> Tensor:
-        """``u_r`` of each generated position, fp32 ``[B, L]`` in ``[0, 1)``."""
+    def places(self, state: SamplerState) -> Tensor:
+        """``K u_r`` of each generated position, fp64 ``[B, L]`` in ``[0, K)``."""
         first_B1 = state.draw_numbers.view(state.tokens.shape)[:, :1]
         v_B1 = uniform(state.seed, row=first_B1, stream=STREAM_UNMASK, dtype=torch.float32)
+        start_B1 = self.num_steps * v_B1.double()
         rank_BL = state.generation_mask.long().cumsum(1) - 1
-        return (v_B1 + (rank_BL % self.num_steps) / self.num_steps).frac()
+        # The whole part moves round and the rest stays, so that classes of positions meet no end of a step by rounding.
+        return (rank_BL + start_B1.long()) % self.num_steps + start_B1.frac()
+
+    def revealed(self, process: MaskedDiffusion, s: Tensor) -> Tensor:
+        """``K`` times the share of masks that are gone at times ``s``, ``1 - (1 - alpha_s) / (1 - alpha_start)``, fp64;
+        whole numbers on an even grid of a linear schedule."""
+        s = s.double()
+        hidden_s, at_start = (1.0 - process.schedule.alpha(each) for each in (s, torch.full_like(s, self.start)))
+        hidden = torch.where(s <= 0.0, 0.0, hidden_s / at_start)
+        gone = self.num_steps * (1.0 - hidden)
+        return torch.where((gone - gone.round()).abs() < WHOLE, gone.round(), gone)
 
     def reveals(self, state: SamplerState, ends: Tensor) -> list[Tensor]:
         """Bool ``[B, L]`` for each step: masks of the state that it reveals.
@@ -61,10 +75,9 @@ class Stride:
             state: before the first of the steps.
             ends: times of the steps, ``[K + 1]`` or ``[K + 1, B]``: all of the trajectory, or those of a part of it.
         """
-        quantiles_BL, masked, flags = self.quantiles(state), state.masked(), []
-        share_K = state.process.unmask_probability(torch.full_like(ends[1:], self.start), ends[1:])
-        for share in share_K:
-            flags.append(masked & (quantiles_BL < share.view(-1, 1)))
+        places_BL, masked, flags = self.places(state), state.masked(), []
+        for gone in self.revealed(state.process, ends[1:]):
+            flags.append(masked & (places_BL < gone.view(-1, 1)))
             masked = masked & ~flags[-1]
         return flags
 

@@ -45,7 +45,9 @@ def test_a_sampler_draws_what_it_draws_on_a_cpu(sampler: Any) -> None:
 
 
 @pytest.mark.parametrize("bf16_blocks", [False, True])
-@pytest.mark.parametrize("options", [{}, {"end": 0.1}, {"end": 0.1, "noise_removal": "greedy"}, {"top_k": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"end": 0.1}, {"end": 0.1, "noise_removal": "greedy"}, {"order": "strided"}], ids=str
+)
 def test_a_captured_graph_draws_what_the_sampler_draws(options: dict[str, Any], bf16_blocks: bool) -> None:
     sampler = AncestralSampler(PROCESS, num_steps=STEPS, **options)
     denoiser, graph = network(bf16_blocks=bf16_blocks).cuda(), CudaGraphSampler(sampler)

@@ -56,6 +56,7 @@ SAMPLERS = [
     AncestralSampler(PROCESS, num_steps=STEPS),
     AncestralSampler(PROCESS, num_steps=STEPS, end=0.1),
     AncestralSampler(PROCESS, num_steps=STEPS, end=0.1, noise_removal="greedy"),
+    AncestralSampler(PROCESS, num_steps=STEPS, order="strided"),
     AncestralSampler(PROCESS, num_steps=STEPS, top_k=20, top_p=0.9),
     AncestralSampler(PROCESS, num_steps=STEPS, precision=torch.float64),
     AnalyticSampler(PROCESS, num_steps=STEPS),
@@ -130,7 +131,7 @@ def test_a_ratio_of_two_networks_scores_on_the_device() -> None:
 @pytest.mark.parametrize("bf16_blocks", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"end": 0.1}, {"end": 0.1, "noise_removal": "greedy"}, {"top_k": 5}, {"precision": torch.float64}],
+    [{}, {"end": 0.1}, {"end": 0.1, "noise_removal": "greedy"}, {"order": "strided"}, {"precision": torch.float64}],
     ids=str,
 )
 def test_a_static_trajectory_never_waits(options, bf16_blocks) -> None:

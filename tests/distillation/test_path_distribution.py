@@ -30,8 +30,8 @@ def student(x_t: Tensor, t: Tensor) -> Tensor:
 def all_outcomes(order: str, temperature: float, forbidden: tuple[int, ...], end: EndOfSequence | None):
     """Every path of two even steps as ``{((state, revealed), ...): probability}``, in plain Python.
 
-    Of 3 masks the first step reveals 2 by an order (largest remainders, the first step first), and each with
-    probability 1/2 otherwise."""
+    Of 3 masks the first step reveals 2 by an order (largest remainders, the first step first), the outer two or the
+    inner one in strides, and each with probability 1/2 otherwise."""
     words = [v for v in range(3) if v not in forbidden]
 
     def rows(state, t):
@@ -52,6 +52,8 @@ def all_outcomes(order: str, temperature: float, forbidden: tuple[int, ...], end
             p = rows(state, 1.0 - step / STEPS)
             if last:
                 sets = [(1.0, masked)]
+            elif order == "strided":
+                sets = [(0.5, [0, 2]), (0.5, [1])]
             elif order == "random":
                 sets = [(0.5 ** len(masked), list(each)) for each in subsets(masked)]
             else:
@@ -88,6 +90,8 @@ def path_of(rollout: Rollout, row: int) -> tuple:
 CASES = {
     "temperature": ({"temperature": 0.5}, ()),
     "forbidden": ({}, (1,)),
+    "strided": ({"order": "strided"}, ()),
+    "stop in strides": ({"end_token_id": 0, "end_policy": "stop", "order": "strided"}, (2,)),
     "margin": ({"order": "margin"}, ()),
     "entropy, tempered": ({"order": "entropy", "temperature": 1.5}, ()),
     "stop": ({"end_token_id": 0, "end_policy": "stop"}, ()),
@@ -134,7 +138,7 @@ def test_paths_follow_the_enumerated_distribution_and_know_their_probability(cas
 
 def positions_share(path: tuple, order: str) -> float:
     """Probability of the positions that the first step revealed."""
-    return 1.0 if order != "random" else 0.5**LENGTH
+    return {"random": 0.5**LENGTH, "strided": 0.5}.get(order, 1.0)
 
 
 @pytest.mark.parametrize("order", ["margin", "entropy"])

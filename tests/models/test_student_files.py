@@ -80,7 +80,7 @@ def test_what_sampling_needs_is_read_back(tmp_path: Path) -> None:
     for schedule in (CosineSchedule(), PolynomialSchedule(exponent=3.0)):
         process = MaskedDiffusion(MASK, schedule, forbidden_token_ids=[0, 2])
         save_sampling(tmp_path, process, [4, 8])
-        assert load_sampling(tmp_path) == (process, (4, 8))
+        assert load_sampling(tmp_path) == (process, (4, 8), "random")
 
     class Mine(CosineSchedule):
         pass

@@ -8,6 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from discrete_distill import AncestralSampler
+from discrete_distill.models import load_sampling
 from discrete_distill.process import likelihood
 from discrete_distill.recipes.common.teacher import load_teacher
 from discrete_distill.recipes.owt import default_preset, main
@@ -383,3 +385,28 @@ def test_a_student_learns_from_an_autoregressive_target_that_the_run_trains(
     plain = [flag for flag in flags if not flag.startswith("--preset")]
     assert main(["distill", *plain, "--name=plain", f"--distill.target={target}"]) == 2
     assert "--preset demo-target" in capsys.readouterr().err
+
+
+def test_a_student_of_strided_paths_is_sampled_in_their_order(
+    trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, flags = trained
+    flags = [*flags, "--name=strided"]
+    assert main(["distill", *flags, "--distill.method.paths.order=strided"]) == 0
+    assert load_sampling(output / "strided" / "student").order == "strided"
+    orders = []
+
+    def noted(sampler: AncestralSampler, *inputs):
+        orders.append(sampler.order)
+        return fill(sampler, *inputs)
+
+    fill = AncestralSampler.fill
+    monkeypatch.setattr(AncestralSampler, "fill", noted)
+    assert main(["evaluate", *flags]) == 0  # The order is the student's, and no flag.
+    results = json.loads((output / "strided" / "evaluation.json").read_text())
+    assert {line["method"] for line in results["by_steps"]} >= {"teacher", "strided teacher", "student"}
+    assert set(orders) == {"random", "strided"}
+    for whose, order in (("--sample.no-teacher", "strided"), ("--sample.teacher", "random")):
+        orders.clear()
+        assert main(["sample", *flags, whose]) == 0
+        assert set(orders) == {order}

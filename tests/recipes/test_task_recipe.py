@@ -243,7 +243,9 @@ def test_a_forward_is_counted_for_each_sequence_where_it_reveals_something() -> 
     x_init = torch.tensor([[2, 0, 0, 0], [2, 2, 2, 2]])
     prompts = Prompts(x_init, x_init == 2)
     network = DiT(DiTConfig(vocab_size=3, max_length=4, hidden_size=8, num_layers=1, num_heads=1, cond_size=4))
-    config = MeasureConfig(decodings=("ancestral", "confidence", "entropy-bounded"), forwards=(2,), gammas=(0.0,))
+    config = MeasureConfig(
+        decodings=("ancestral", "strided", "confidence", "entropy-bounded"), forwards=(2,), gammas=(0.0,)
+    )
     for each in decodings(process, config, 4):
         out = decode(each, network, prompts, Generator().manual_seed(0))
         if each.setting == "4 steps" or each.name == "entropy-bounded":

@@ -39,6 +39,10 @@ SAMPLERS = {
     "ancestral": AncestralSampler(PROCESS, num_steps=4),
     "ancestral, leftovers": AncestralSampler(PROCESS, num_steps=4, end=0.3, grid="cosine"),
     "ancestral, greedy leftovers": AncestralSampler(PROCESS, num_steps=4, end=0.3, noise_removal="greedy"),
+    "strided": AncestralSampler(PROCESS, num_steps=4, order="strided"),
+    "strided, leftovers": AncestralSampler(PROCESS, num_steps=4, end=0.3, grid="cosine", order="strided"),
+    "blocks of strided": BlockwiseSampler(AncestralSampler(PROCESS, num_steps=2, order="strided"), block_length=3),
+    "guided, strided": RGASampler(PROCESS, reward=judge, num_steps=4, num_candidates=3, order="strided"),
     "analytic": AnalyticSampler(PROCESS, num_steps=4),
     "analytic, scores": AnalyticSampler(
         MaskedDiffusion(MASK, GeometricSchedule(0.1, 3.0)), num_steps=4, outputs="log_scores"

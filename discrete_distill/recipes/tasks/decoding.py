@@ -72,12 +72,14 @@ def decodings(process: MaskedDiffusion, config: MeasureConfig, length: int, num_
             if num_steps < length:
                 sampler = AncestralSampler(process, num_steps=num_steps // num_blocks)
             yield Decoding(name="ancestral", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
-    if "confidence" in config.decodings:
-        for num_steps in steps:
+    for name in ("strided", "confidence"):
+        for num_steps in steps if name in config.decodings else ():
             # One token a step is as many steps as the longest block has tokens, or more.
             in_block = num_steps if num_steps == length else -(-num_steps // num_blocks)
             sampler = ConfidenceSampler(process, num_steps=in_block)
-            yield Decoding(name="confidence", setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
+            if name == "strided":
+                sampler = AncestralSampler(process, num_steps=in_block, order="strided")
+            yield Decoding(name=name, setting=f"{num_steps} steps", sampler=sampler, num_steps=num_steps)
     if "entropy-bounded" in config.decodings:
         for gamma in sorted(config.gammas):
             sampler = EntropyBoundedSampler(process, gamma=gamma)

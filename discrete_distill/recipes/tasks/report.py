@@ -11,6 +11,7 @@ from ..common.report_page import bullets, write_page
 from ..common.tables import markdown_table, number
 from .evaluate import Line
 from .run import TaskRun
+from .settings import BY_STEPS
 
 TITLES = {
     "sudoku": "Sudoku in few steps",
@@ -93,7 +94,7 @@ def is_collapsed(line: Line) -> bool:
 def summary(results: dict[str, Any]) -> str:
     """Accuracy of each network by number of forwards, and its AUP; narrow enough for a terminal."""
     parts, mark = [], {False: "", True: " †"}
-    every = [line for line in results["lines"] if line["decoding"] in ("ancestral", "confidence")]
+    every = [line for line in results["lines"] if line["decoding"] in BY_STEPS]
     for prompts, decoding in dict.fromkeys((line["prompts"], line["decoding"]) for line in every):
         rows, header = [], []
         for network in networks_of(results):

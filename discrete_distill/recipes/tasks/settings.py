@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...checks import check_all_counts, check_count, check_number
+from ...checks import check_all_counts, check_choice, check_count, check_number
 from ...distillation.methods import (
     AlphaLossConfig,
     CertaintyForcingConfig,
@@ -28,7 +28,9 @@ from ..common.methods import MethodsConfig
 from ..common.teacher import TeacherConfig
 from .named_tasks import MAKERS, NamedTask, TaskName, named_task
 
-DECODINGS = ("ancestral", "confidence", "entropy-bounded", "threshold")
+DECODINGS = ("ancestral", "strided", "confidence", "entropy-bounded", "threshold")
+BY_STEPS = DECODINGS[:3]
+"""Those that take a number of steps."""
 
 
 @dataclass(kw_only=True)
@@ -38,9 +40,9 @@ class MeasureConfig:
     Args:
         num_prompts: answers of each network by each decoding.
         num_clues: cells that are given in the second set of prompts of Sudoku; 0 for no second set.
-        decodings: out of ancestral, confidence, entropy-bounded and threshold.
-        forwards: evaluations of the network for a sequence, of ancestral and confidence sampling; those above the
-            length are left out, and the length, one token a step, is always there.
+        decodings: out of ancestral, strided, confidence, entropy-bounded and threshold.
+        forwards: evaluations of the network for a sequence, of ancestral, strided and confidence sampling; those above
+            the length are left out, and the length, one token a step, is always there.
         gammas: bounds of entropy-bounded sampling, nats.
         thresholds: probabilities above which tokens are kept by threshold decoding.
         batch_size: sequences sampled at once.
@@ -84,7 +86,7 @@ class SolveConfig:
         count: answers where no puzzles are given.
         method: whose student; empty for the first that was trained, those of ``--methods`` first; "teacher" for the
             teacher.
-        decoding: ancestral or confidence.
+        decoding: ancestral, strided or confidence.
         forwards: evaluations of the network.
         watch: show the answers being filled in, step by step, or block by block where the network reads so.
         seconds_per_step: how long each state stays while watching.
@@ -104,8 +106,7 @@ class SolveConfig:
         if self.method not in ("", "teacher", *MethodsConfig.KNOWN):
             known = ", ".join(MethodsConfig.KNOWN)
             raise ValueError(f"unknown --sample.method {self.method!r}; choose one of teacher, {known}")
-        if self.decoding not in ("ancestral", "confidence"):
-            raise ValueError(f"--sample.decoding is ancestral or confidence, got {self.decoding!r}")
+        check_choice("--sample.decoding", self.decoding, BY_STEPS)
 
 
 @dataclass(kw_only=True)

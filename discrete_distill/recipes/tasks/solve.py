@@ -61,6 +61,7 @@ def solve(run: TaskRun, config: SolveConfig) -> SamplerOutput | None:
         run.named.length,
         num_steps=config.forwards,
         num_given=run.named.num_given,
+        order="strided" if config.decoding == "strided" else "random",
         by_confidence=config.decoding == "confidence",
     )
     console = Console()
