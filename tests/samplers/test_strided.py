@@ -1,6 +1,7 @@
 """The strided order: which masks share a step, the distribution of what is drawn, and the same on student paths."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from discrete_distill import AncestralSampler, CudaGraphSampler, IntermediateStateMatcher, MaskedDiffusion, RGASampler
+from discrete_distill import (
+    AncestralSampler,
+    CudaGraphSampler,
+    DiDiInstruct,
+    DiDiInstructConfig,
+    IntermediateStateMatcher,
+    MaskedDiffusion,
+    RGASampler,
+    as_denoiser,
+    exact,
+    make_networks,
+)
 from discrete_distill.process import CosineSchedule, LogLinearSchedule, UniformTime
 from discrete_distill.samplers import BlockwiseSampler, SamplerState, Stride
 from discrete_distill.samplers.grid import unmask_flags
 
+ROOT = Path(__file__).parents[2]
 MASK, WORDS = 3, 3
 PROCESS = MaskedDiffusion(MASK)
 DRAWS = 20_000
@@ -196,3 +209,64 @@ def test_a_path_between_random_times_reveals_every_mask_once() -> None:
     for step in rollout.steps:
         times.view(-1)[step.revealed_positions()] += 1
     assert bool((times == 1).all())
+
+
+def hugging_face(kind: str):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {
+        "vocab_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    if kind == "bert":
+        config = transformers.BertConfig(**size, max_position_embeddings=16, hidden_dropout_prob=0.3, pad_token_id=None)
+        return as_denoiser(transformers.BertForMaskedLM(config))
+    config = transformers.LlamaConfig(**size, max_position_embeddings=16)
+    return as_denoiser(transformers.LlamaForCausalLM(config), attention="full", shifted=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_models_of_other_libraries_are_distilled_along_strided_paths(kind) -> None:
+    """With dropout on, prompts and padding; the gradient reaches the student alone."""
+    process, teacher = MaskedDiffusion(7), hugging_face(kind).eval()
+    config = DiDiInstructConfig.recommended(
+        paths={"order": "strided", "num_steps": (3,)}, advantages={"group_size": 2}, log_ratio={"warmup": 0}
+    )
+    networks = make_networks(teacher, step_conditioning=True, log_ratio_conditioning=True)
+    networks.student.train()
+    with torch.no_grad():  # The auxiliary has learned something, so that rewards differ.
+        for parameter in networks.auxiliary.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(5)))
+    method = DiDiInstruct(networks, process, config)
+    x_init, real = torch.full((4, 12), 7), torch.ones(4, 12, dtype=torch.bool)
+    x_init[:, :3], real[2:, :2] = 1, False
+    rollout = method.rollout(x_init=x_init, attention_mask=real, generator=seeded(1))
+    for step in rollout.steps[:-1]:
+        revealed = torch.zeros(4, 12, dtype=torch.bool)
+        revealed.view(-1)[step.revealed_positions()] = True
+        assert not bool((revealed[:, 1:] & revealed[:, :-1]).any())
+    reference = torch.randint(7, (4, 12), generator=seeded(2))
+    reference[:, :3] = 1
+    method.loss("student", rollout, reference=reference, generator=seeded(3)).loss.backward()
+    norms = [each.grad.norm() for each in networks.student.parameters() if each.grad is not None]
+    assert sum(norms) > 0
+    out = AncestralSampler(process, num_steps=3, order="strided")(networks.student, x_init=x_init, attention_mask=real)
+    assert bool((out.sequences[real] != 7).all())
+
+
+def test_the_benchmark_enumerates_what_the_sampler_draws(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.orders import on_sudoku, strided_distribution
+
+    chain, length = exact.random_chain(WORDS, seeded(4)), 4
+    for num_steps in (1, 2, 4):
+        law = strided_distribution(chain.denoiser(MASK), MASK, WORDS, length, num_steps)
+        assert float(law.sum()) == pytest.approx(1.0)
+        sampler = AncestralSampler(PROCESS, num_steps=num_steps, order="strided")
+        out = sampler(chain.denoiser(MASK), (DRAWS, length), generator=seeded(6))
+        assert chi_square_p(counts_of(out.sequences, WORDS, MASK), law.flatten()) > 1e-3
+    torch.testing.assert_close(law, chain.distribution(length))
+    assert {row["order"] for row in on_sudoku((18,), 8)} == {"random", "strided", "confidence"}
