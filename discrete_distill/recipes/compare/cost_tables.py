@@ -71,6 +71,8 @@ def training_table(results: dict[str, Any]) -> str:
 
 def speed_table(results: dict[str, Any]) -> str:
     """Tokens per second of a batch, and seconds that a single sequence takes."""
+    if not results["speed"]:
+        return "Not measured."
     rows = [
         [
             line["method"],
