@@ -25,6 +25,10 @@ class Sampling(NamedTuple):
         process: mask, forbidden ids and schedule.
         num_steps: numbers of steps that it was made for.
         order: in which its paths revealed their masks; that of `AncestralSampler`.
+
+    Examples:
+        >>> Sampling(process, num_steps=(4, 8), order="strided").num_steps
+        (4, 8)
     """
 
     process: MaskedDiffusion

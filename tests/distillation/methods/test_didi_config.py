@@ -37,6 +37,7 @@ def test_the_defaults_are_the_papers_settings() -> None:
             "time_distribution": {"low": 0.02, "high": 0.98, "a": 1.0, "b": 1.0},
             "gradient_steps": None,
             "branching": False,
+            "order": "random",
             "step_conditioning": False,
         },
         "advantages": {"group_size": 4, "baseline": "group", "scale": "group", "clip": 3.0},
