@@ -21,6 +21,7 @@ from ..process import Denoiser
 from ..process.denoiser import device_of
 from .ancestral import AncestralSampler
 from .call import Sampler, SamplerCall
+from .grid import unmask_flags
 from .output import SamplerOutput
 from .positions import Positions
 from .prompts import Frame
@@ -216,11 +217,9 @@ class FixedTrajectory:
         num_steps = len(self.reveal_probabilities)
         step_of_BL = torch.full_like(state.tokens, num_steps)
         stride = stride_of(self.sampler.order, self.sampler.times)
-        strided = [] if stride is None else stride.reveals(state, self.ends[: num_steps + 1])
-        for step in reversed(range(num_steps)):
-            probability = self.sampler.process.unmask_probability(self.ends[step], self.ends[step + 1])
-            reveals = strided[step] if strided else state.unmask_draws(step, probability.expand(state.batch))
-            step_of_BL = torch.where(reveals, step, step_of_BL)
+        reveals, _ = unmask_flags(state, self.ends[: num_steps + 1], stride=stride)
+        for step, flags in enumerate(reveals):
+            step_of_BL = torch.where(flags, step, step_of_BL)
         return step_of_BL.flatten()
 
     def _replay(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -104,11 +104,11 @@ def test_samples_follow_the_distribution_by_enumeration(num_steps) -> None:
         for state, share in distribution.items():
             total[state] = total.get(state, 0.0) + share
     out = AncestralSampler(PROCESS, num_steps=num_steps, order="strided")(network, (DRAWS, length), generator=seeded(2))
-    counts, law = counts_of(out.sequences, WORDS, MASK), as_tensor(total, WORDS, MASK)
-    assert chi_square_p(counts, law) > 1e-3
+    counts, expected_distribution = counts_of(out.sequences, WORDS, MASK), as_tensor(total, WORDS, MASK)
+    assert chi_square_p(counts, expected_distribution) > 1e-3
     if num_steps > 1:  # In random order the same steps draw from another distribution.
         other = AncestralSampler(PROCESS, num_steps=num_steps)(network, (DRAWS, length), generator=seeded(2))
-        assert chi_square_p(counts_of(other.sequences, WORDS, MASK), law) < 1e-6
+        assert chi_square_p(counts_of(other.sequences, WORDS, MASK), expected_distribution) < 1e-6
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -263,10 +263,10 @@ def test_the_benchmark_enumerates_what_the_sampler_draws(monkeypatch) -> None:
 
     chain, length = exact.random_chain(WORDS, seeded(4)), 4
     for num_steps in (1, 2, 4):
-        law = strided_distribution(chain.denoiser(MASK), MASK, WORDS, length, num_steps)
-        assert float(law.sum()) == pytest.approx(1.0)
+        expected_distribution = strided_distribution(chain.denoiser(MASK), MASK, WORDS, length, num_steps)
+        assert float(expected_distribution.sum()) == pytest.approx(1.0)
         sampler = AncestralSampler(PROCESS, num_steps=num_steps, order="strided")
         out = sampler(chain.denoiser(MASK), (DRAWS, length), generator=seeded(6))
-        assert chi_square_p(counts_of(out.sequences, WORDS, MASK), law.flatten()) > 1e-3
-    torch.testing.assert_close(law, chain.distribution(length))
+        assert chi_square_p(counts_of(out.sequences, WORDS, MASK), expected_distribution.flatten()) > 1e-3
+    torch.testing.assert_close(expected_distribution, chain.distribution(length))
     assert {row["order"] for row in on_sudoku((18,), 8)} == {"random", "strided", "confidence"}
