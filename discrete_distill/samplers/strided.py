@@ -8,10 +8,10 @@ are gone passes
 .. math:: u_r = \operatorname{frac}(v + r / K), \qquad v \sim U(0, 1) \text{ for each sequence}.
 
 Each ``u_r`` is uniform, so each position is revealed at a time of the same distribution as in the reverse process, and
-each step reveals as many of them on average; only together they are no longer independent (systematic sampling). On an even grid
-of ``K`` steps a step reveals every ``K``-th mask, and the next step those to the right of them: ``L / K`` streams are
-written from left to right, side by side. That positions which are far apart should share a step is the idea of dilated
-unmasking (DUS, arXiv 2506.19037), which halves the distances from step to step; this order is our own.
+each step reveals as many of them on average; only together they are no longer independent (systematic sampling). On an
+even grid of ``K`` steps a step reveals every ``K``-th mask, and the next step those to the right of them: ``L / K``
+streams are written from left to right, side by side. That positions which are far apart should share a step is the idea
+of dilated unmasking (DUS, arXiv 2506.19037), which halves the distances from step to step; this order is our own.
 
 Shape suffixes: B batch, L length, K steps.
 """
